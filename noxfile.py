@@ -1,0 +1,86 @@
+"""Every command of this project: `nox -l` lists them, `nox -s NAME` runs one in an environment of its own.
+
+`uv` builds the environments (a second one is hard-linked, so torch is stored once); without it virtualenv serves.
+"""
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "types", "tests"]
+
+# The repository's root holds a folder `datasets`, the name of a library: keep the root off sys.path.
+ENVIRONMENT = {"PYTHONSAFEPATH": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def install(session: nox.Session, extra: str) -> None:
+    """This package with one extra, at the locked versions."""
+    session.install("-c", "constraints.txt", "-e", f".[{extra}]")
+
+
+@nox.session
+def reproduce_table1(session: nox.Session) -> None:
+    """Table 1. Default: mini scale, offline, CPU. `-- --profile paper` for the real test sets and models."""
+    install(session, "bench")
+    arguments = session.posargs if "--profile" in session.posargs else ["--profile", "mini", *session.posargs]
+    session.run("bench", "run", "--table", "table1", *arguments, env=ENVIRONMENT)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The whole test suite with coverage, two processes; arguments go to pytest."""
+    install(session, "dev")
+    threads = {"OMP_NUM_THREADS": "1"}  # two processes share the machine: more threads each would fight for it
+    coverage = ["--cov", "--cov-report=term:skip-covered", "--cov-fail-under=90"]
+    arguments = session.posargs or ["-n", "2", "--dist", "worksteal", *coverage]
+    session.run("pytest", *arguments, env=ENVIRONMENT | threads)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff: rules and formatting."""
+    session.install("-c", "constraints.txt", "ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """pyright over both packages."""
+    install(session, "dev")
+    session.run("pyright", env=ENVIRONMENT)
+
+
+@nox.session
+def ci_regression(session: nox.Session) -> None:
+    """Measures part of the mini table anew and fails where a number moved from the committed records."""
+    install(session, "bench")
+    out = session.create_tmp()
+    methods = ["bicubic", "lanczos", "tsd-sr-mini"]
+    run = ["bench", "run", "--table", "table1", "--profile", "mini", "--limit", "4", "--no-timing", "--out", out]
+    session.run(*run, "--methods", *methods, env=ENVIRONMENT)
+    session.run("bench", "compare", "reports/mini", out, "--subset", env=ENVIRONMENT)
+
+
+@nox.session
+def train_mini(session: nox.Session) -> None:
+    """The mini model again from nothing (about two hours on two cores). `-- --data-root DIR` holds kodak/."""
+    install(session, "train")
+    session.run("python", "-m", "tsd.mini.recipe", *session.posargs, env=ENVIRONMENT)
+
+
+@nox.session
+def mini_testset(session: nox.Session) -> None:
+    """The mini test set again from the photographs shipped in scikit-image and scikit-learn; compares the bytes."""
+    install(session, "dev")
+    session.run("python", "-m", "bench.mini_testset", *session.posargs, env=ENVIRONMENT)
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Writes constraints.txt anew: the newest versions the requirements allow, without index addresses."""
+    session.install("uv")
+    sources = ["pyproject.toml", "--all-extras", "--universal", "--python-version", "3.11", "--upgrade"]
+    output = ["--no-emit-index-url", "--no-annotate", "--no-header", "--output-file", "constraints.txt"]
+    session.run("uv", "pip", "compile", *sources, *output, silent=True)
