@@ -1,0 +1,178 @@
+"""A backbone: VAE, denoiser, noise process and prompts, behind one small interface.
+
+`load_backbone` turns a folder in diffusers layout (`transformer/`, `vae/`, `scheduler/`), or the hub id of one,
+into a `Backbone`. The mini model shipped in the package and SD3-medium on disk are two such folders: same classes,
+same code path. What differs between model families stands in `tsd/backbones/`.
+
+Latents are **scaled but not shifted**: z = encode(x) · scaling_factor. SD3's VAE also has a shift factor (0.0609),
+but TSD-SR's released weights were trained without it, so adding it would move every latent (facts of the release).
+"""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from tsd.backbones.base import Family, PromptEmbeds
+from tsd.backbones.sd3 import SD3
+from tsd.errors import UserError
+from tsd.loading import check_fit, load_prompts, resolve_model
+from tsd.process import FlowMatching
+
+__all__ = ["Backbone", "Family", "Posterior", "PromptEmbeds", "load_backbone", "mini_model_dir", "require_prompt"]
+
+Posterior = Literal["sample", "mode"]
+
+
+class Backbone:
+    """VAE + denoiser + process + prompts. Which adapters are active on the denoiser decides the role it plays.
+
+    Attributes:
+        vae: diffusers' `AutoencoderKL`.
+        denoiser: the family's denoiser (SD3: `SD3Transformer2DModel`), weights shared by all roles.
+        process: the noise process read from the scheduler's own configuration.
+        prompts: by name; `default` is the student's fixed prompt, `null` the empty prompt of guidance.
+        family: the module-like object of `tsd.backbones` that knows the denoiser.
+        source: where it was loaded from, for records and messages.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        denoiser: nn.Module,
+        process: FlowMatching,
+        prompts: dict[str, PromptEmbeds],
+        family: Family,
+        source: str,
+    ) -> None:
+        self.vae = vae
+        self.denoiser = denoiser
+        self.process = process
+        self.prompts = prompts
+        self.family = family
+        self.source = source
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per latent position along one side (8 for SD3)."""
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    @property
+    def pixel_multiple(self) -> int:
+        """Image sides must be multiples of this for the VAE and the denoiser's patches."""
+        return self.vae_factor * self.family.patch_size(self.denoiser)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.denoiser.parameters()).dtype
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Backbone":
+        """Moves everything, prompts included; returns self."""
+        self.vae.to(device=device, dtype=dtype)
+        self.denoiser.to(device=device, dtype=dtype)
+        self.prompts = {name: prompt.to(device, dtype) for name, prompt in self.prompts.items()}
+        return self
+
+    def encode(self, x: Tensor, *, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
+        """Images to latents: z = q(x) · scaling_factor, without shift.
+
+        Args:
+            x: (B, 3, H, W) in [-1, 1], sides multiples of `vae_factor`.
+            posterior: `sample` draws from the encoder's Gaussian (as the release does), `mode` takes its mean.
+            generator: source of that draw; drawn on the generator's own device, so CPU and CUDA agree.
+
+        Returns:
+            (B, C, H / vae_factor, W / vae_factor).
+        """
+        gaussian = self.vae.encode(x).latent_dist
+        if posterior == "mode":
+            z = gaussian.mode()
+        elif posterior == "sample":
+            z = gaussian.sample(generator=generator)
+        else:
+            raise ValueError(f"posterior is {posterior!r}; expected 'sample' or 'mode'")
+        return z * self.vae.config["scaling_factor"]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents to images (B, 3, H, W), nominally in [-1, 1] but not clamped."""
+        return self.vae.decode(z / self.vae.config["scaling_factor"], return_dict=False)[0]
+
+    def predict(self, z_t: Tensor, t: Tensor, prompt: PromptEmbeds) -> Tensor:
+        """The network's own prediction (flow: velocity) for noised latents, with the adapters now active.
+
+        Args:
+            z_t: (B, C, h, w).
+            t: Algorithm 1's time, (B,) or (1,), in [0, 1000].
+            prompt: batch size B or 1.
+        """
+        batch = z_t.shape[0]
+        timestep = self.process.timestep(t.to(z_t.device)).expand(batch)
+        return self.family.predict(self.denoiser, z_t, timestep, prompt.expand(batch))
+
+    def one_step(self, z_L: Tensor, prompt: PromptEmbeds | None = None) -> Tensor:
+        """The student's single step ẑ = z_L − σ v_θ(z_L, t = 1000), where σ = 1 (Algorithm 1, line 4).
+
+        The latent of the degraded image stands where the teacher would expect pure noise.
+        """
+        t = torch.full((1,), float(self.process.num_train_timesteps), device=z_L.device)
+        prediction = self.predict(z_L, t, prompt if prompt is not None else self.prompts["default"])
+        return self.process.x0(z_L, prediction, t)
+
+
+def mini_model_dir() -> Path:
+    """The mini model shipped in the package (`tsd/assets/mini`), in diffusers layout."""
+    return Path(__file__).parent / "assets" / "mini"
+
+
+def load_backbone(
+    source: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    prompt_embeds: str | Path | None = None,
+) -> Backbone:
+    """Loads a folder in diffusers layout, or a hub id, as a backbone in evaluation mode with frozen weights.
+
+    Args:
+        source: a folder with `transformer/`, `vae/`, `scheduler/`, or a hub id such as
+            `stabilityai/stable-diffusion-3-medium-diffusers`.
+        device, dtype: where and in what precision the weights are held.
+        prompt_embeds: a folder with the student's fixed prompt, as released (`prompt_embeds.pt` and
+            `pool_embeds.pt`), or with sub-folders `default/` and `null/` of that form. Without it, the
+            model folder's own `prompts/` is used, if there is one.
+
+    Raises:
+        UserError: the folder, a part of it or the prompts are missing, damaged or of another family.
+    """
+    folder = resolve_model(source)
+    family: Family = SD3()
+    scheduler_config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    process = family.process(scheduler_config)
+    try:
+        vae = AutoencoderKL.from_pretrained(str(folder), subfolder="vae", torch_dtype=dtype, local_files_only=True)
+        denoiser = family.load_denoiser(str(folder), dtype)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"the model in {folder} could not be loaded: {error}") from error
+    check_fit(folder, vae, denoiser)
+    prompts = load_prompts(folder, prompt_embeds, family.prompt_widths(denoiser))
+    for module in (vae, denoiser):
+        module.eval().requires_grad_(False)
+    return Backbone(vae, denoiser, process, prompts, family, str(source)).to(device, dtype)
+
+
+def require_prompt(backbone: Backbone, name: str) -> PromptEmbeds:
+    """The named prompt, or an error that says how to give one."""
+    if name not in backbone.prompts:
+        raise UserError(
+            f"the model {backbone.source} has no '{name}' prompt (found: {sorted(backbone.prompts) or 'none'}). "
+            f"Give a folder with prompt_embeds.pt and pool_embeds.pt (--prompt-embeds DIR), or one with "
+            f"sub-folders default/ and null/ of that form."
+        )
+    return backbone.prompts[name]

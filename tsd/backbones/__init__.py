@@ -1,0 +1,1 @@
+"""Model families: what differs between them, each behind the `Family` protocol of `tsd.backbone`."""

@@ -1,0 +1,58 @@
+"""The SD3 family: MMDiT denoiser (`SD3Transformer2DModel`), flow matching, two-part prompts."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import SD3Transformer2DModel
+from torch import Tensor, nn
+
+from tsd.backbones.base import PromptEmbeds
+from tsd.errors import UserError
+from tsd.process import FlowMatching
+
+
+@dataclass(frozen=True)
+class SD3:
+    """SD3-medium and every model of its architecture, whatever its size."""
+
+    name: str = "sd3"
+    denoiser_folder: str = "transformer"
+    # Suffix matches, as released: `proj` reaches pos_embed.proj and both feed-forwards' first layer, `linear` every
+    # AdaLN modulation. `to_add_out` and the feed-forwards' second layer are *not* adapted in the release.
+    student_targets: tuple[str, ...] = (
+        "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "proj", "linear", "proj_out",
+    )  # fmt: skip
+    critic_targets: tuple[str, ...] = (
+        "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj",
+    )  # fmt: skip
+
+    def load_denoiser(self, source: str, dtype: torch.dtype) -> nn.Module:
+        return SD3Transformer2DModel.from_pretrained(source, subfolder=self.denoiser_folder, torch_dtype=dtype)
+
+    def process(self, scheduler_config: dict[str, object]) -> FlowMatching:
+        """The process of a `FlowMatchEulerDiscreteScheduler` configuration (static shift only)."""
+        found = scheduler_config.get("_class_name")
+        if found != "FlowMatchEulerDiscreteScheduler":
+            raise UserError(f"the scheduler is {found}; an SD3-family model needs FlowMatchEulerDiscreteScheduler")
+        if scheduler_config.get("use_dynamic_shifting"):
+            raise UserError("the scheduler has use_dynamic_shifting on; SD3-family models use a static shift")
+        shift, steps = scheduler_config.get("shift", 1.0), scheduler_config.get("num_train_timesteps", 1000)
+        if not isinstance(shift, int | float) or shift <= 0 or not isinstance(steps, int):
+            raise UserError(f"the scheduler's shift is {shift!r} and num_train_timesteps {steps!r}; expected numbers")
+        return FlowMatching(shift=float(shift), num_train_timesteps=steps)
+
+    def predict(self, denoiser: nn.Module, z_t: Tensor, timestep: Tensor, prompt: PromptEmbeds) -> Tensor:
+        return denoiser(
+            hidden_states=z_t,
+            timestep=timestep,
+            encoder_hidden_states=prompt.embeds.to(z_t.dtype),
+            pooled_projections=prompt.pooled.to(z_t.dtype),
+            return_dict=False,
+        )[0]
+
+    def prompt_widths(self, denoiser: nn.Module) -> tuple[int, int]:
+        """Widths of the token embeddings and of the pooled vector (SD3-medium: 4096, 2048)."""
+        return denoiser.config["joint_attention_dim"], denoiser.config["pooled_projection_dim"]
+
+    def patch_size(self, denoiser: nn.Module) -> int:
+        return denoiser.config["patch_size"]

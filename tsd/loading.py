@@ -1,0 +1,138 @@
+"""Finding models and reading prompts, on disk or hub, checked before anything heavy loads.
+
+Nothing that could run code is loaded: safetensors, or `torch.load(weights_only=True)` for the released `.pt` prompts.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tsd.backbones.base import PromptEmbeds
+from tsd.errors import UserError
+
+PARTS = ("transformer", "vae", "scheduler")
+SD3_MEDIUM = "stabilityai/stable-diffusion-3-medium-diffusers"
+
+
+def resolve_model(source: str | Path) -> Path:
+    """The local folder of a model: `source` itself, or the (cached or fetched) snapshot of a hub id.
+
+    Raises:
+        UserError: neither; says what was found and, for a hub id without network, what to fetch and where to.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        found = sorted(entry.name for entry in folder.iterdir())
+        missing = [part for part in PARTS if not (folder / part).is_dir()]
+        if missing:
+            raise UserError(
+                f"{folder} is not a model of the SD3 family: missing {', '.join(p + '/' for p in missing)} "
+                f"(found: {', '.join(found[:12]) or 'nothing'}). Expected the diffusers layout of {SD3_MEDIUM}."
+            )
+        if not (folder / "scheduler" / "scheduler_config.json").is_file():
+            raise UserError(f"{folder}/scheduler has no scheduler_config.json; the model folder is incomplete")
+        return folder
+    text = str(source)
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise UserError(f"no model folder at {text!r}, and it is no hub id of the form owner/name")
+    return _snapshot(text)
+
+
+def _snapshot(hub_id: str) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = [f"{part}/*" for part in PARTS]
+    advice = (
+        f"Fetch it on a machine with network (`hf download {hub_id} --include 'transformer/*' 'vae/*' 'scheduler/*' "
+        f"--local-dir DIR`) and pass the folder DIR as the model."
+    )
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{hub_id} is not in the local hub cache and HF_HUB_OFFLINE is set. {advice}")
+    try:
+        _probe_hub(constants.ENDPOINT)
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
+    except GatedRepoError as error:
+        raise UserError(f"{hub_id} is gated: accept its licence on its hub page, then `hf auth login`.") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(f"{hub_id} is not on this machine and the hub could not be reached. {advice}") from error
+
+
+def _probe_hub(endpoint: str) -> None:
+    """Fails within seconds where there is no network; the hub client itself retries for most of a minute."""
+    import socket
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(endpoint)
+    address = (parts.hostname or endpoint, parts.port or (443 if parts.scheme == "https" else 80))
+    socket.create_connection(address, timeout=5).close()
+
+
+def check_fit(folder: Path, vae: nn.Module, denoiser: nn.Module) -> None:
+    """The denoiser must read what the VAE writes."""
+    written, read = vae.config["latent_channels"], denoiser.config["in_channels"]
+    if written != read:
+        raise UserError(f"{folder}: the VAE writes {written} latent channels but the denoiser reads {read}")
+
+
+def load_prompts(
+    model_folder: Path, prompt_embeds: str | Path | None, widths: tuple[int, int]
+) -> dict[str, PromptEmbeds]:
+    """Prompts by name from `prompt_embeds`, where given, over those of the model folder's `prompts/`."""
+    prompts: dict[str, PromptEmbeds] = {}
+    if (model_folder / "prompts").is_dir():
+        prompts |= _prompt_folder(model_folder / "prompts", widths)
+    if prompt_embeds is not None:
+        given = Path(prompt_embeds).expanduser()
+        if not given.is_dir():
+            raise UserError(f"no prompt folder at {given}; expected prompt_embeds.pt and pool_embeds.pt in it")
+        prompts |= _prompt_folder(given, widths)
+    return prompts
+
+
+def _prompt_folder(folder: Path, widths: tuple[int, int]) -> dict[str, PromptEmbeds]:
+    if _tensor_file(folder, "prompt_embeds") is not None or _tensor_file(folder, "pool_embeds") is not None:
+        return {"default": _prompt(folder, widths)}
+    named = {entry.name: _prompt(entry, widths) for entry in sorted(folder.iterdir()) if entry.is_dir()}
+    if not named:
+        raise UserError(f"{folder} holds neither prompt_embeds.pt and pool_embeds.pt nor sub-folders with them")
+    return named
+
+
+def _prompt(folder: Path, widths: tuple[int, int]) -> PromptEmbeds:
+    embeds, pooled = _tensor(folder, "prompt_embeds"), _tensor(folder, "pool_embeds")
+    # The release stores (1, L, D) and (1, P); per-image training files drop the leading 1.
+    embeds = embeds[None] if embeds.ndim == 2 else embeds
+    pooled = pooled[None] if pooled.ndim == 1 else pooled
+    if embeds.ndim != 3 or embeds.shape[-1] != widths[0]:
+        raise UserError(f"{folder}: prompt_embeds is {tuple(embeds.shape)}; this model reads (1, L, {widths[0]})")
+    if pooled.ndim != 2 or pooled.shape[-1] != widths[1]:
+        raise UserError(f"{folder}: pool_embeds is {tuple(pooled.shape)}; this model reads (1, {widths[1]})")
+    return PromptEmbeds(embeds, pooled)
+
+
+def _tensor_file(folder: Path, name: str) -> Path | None:
+    candidates = (folder / f"{name}.safetensors", folder / f"{name}.pt")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _tensor(folder: Path, name: str) -> Tensor:
+    path = _tensor_file(folder, name)
+    if path is None:
+        raise UserError(f"{folder} has no {name}.pt (or .safetensors); the released folder `default/` holds it")
+    try:
+        if path.suffix == ".safetensors":
+            (tensor,) = load_file(path).values()
+        else:
+            tensor = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged archives raise anything from EOFError to UnpicklingError
+        raise UserError(f"{path} could not be read as one tensor: {error}") from error
+    if not isinstance(tensor, Tensor):
+        raise UserError(f"{path} holds a {type(tensor).__name__}; expected one tensor")
+    return tensor.float()
