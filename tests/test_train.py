@@ -1,0 +1,222 @@
+"""The training loop on the tiny SD3-family model: turns, resumption, divergence, the command."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tsd.backbone import load_backbone
+from tsd.config import MINI, PRESETS, Phase, TrainConfig
+from tsd.errors import UserError
+from tsd.lora import adapter_parameters, attach, denoiser_targets, vae_targets
+from tsd.pixel_loss import charbonnier
+from tsd.train import DivergenceError, train
+from tsd.turns import Batch, critic_turn, student_turn
+
+TINY = dataclasses.replace(
+    MINI,
+    phases=(
+        Phase(steps=2, latent_mse=1.0, gamma2=0.0, point_weights=(1.0,)),
+        Phase(steps=2, latent_mse=0.5, gamma2=1.0, point_weights=(1.0, 0.3)),
+    ),
+    batch_size=2,
+    crop=32,
+    rank=4,
+    vae_rank=4,
+    critic_rank=4,
+    warmup_steps=1,
+    mixed_precision="no",
+    checkpoint_every=1,
+    validate_every=2,
+    random_bias=True,
+    posterior="sample",
+)
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[np.ndarray]:
+    rng = np.random.default_rng(3)
+    return [rng.integers(0, 256, (48, 40, 3), dtype=np.uint8) for _ in range(3)]
+
+
+def tiny_run(
+    model: Path, photos: list[np.ndarray], output: Path, config: TrainConfig = TINY, **options: object
+) -> Path:
+    return train(model, photos, output, config, trackers=False, cpu=True, **options)
+
+
+def same_student(a: Path, b: Path) -> bool:
+    files = ("transformer.safetensors", "vae.safetensors")
+    pairs = [(load_file(a / file), load_file(b / file)) for file in files]
+    return all(x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x) for x, y in pairs)
+
+
+def test_resume_equals_uninterrupted_bit_for_bit(tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path) -> None:
+    whole = tiny_run(tiny_sd3_dir, photos, tmp_path / "whole")
+    for stop in (1, 3, None):
+        parts = tiny_run(tiny_sd3_dir, photos, tmp_path / "parts", resume=True, stop_after=stop)
+    assert same_student(whole, parts)
+    rows = [
+        [json.loads(line) for line in (tmp_path / run / "log.jsonl").read_text().splitlines()]
+        for run in ("whole", "parts")
+    ]
+    assert [row["step"] for row in rows[0]] == [1, 2, 3, 4]
+    assert rows[0] == rows[1]
+
+
+def test_the_student_moves_and_seed_matters(tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path) -> None:
+    first = tiny_run(tiny_sd3_dir, photos, tmp_path / "a")
+    other = tiny_run(tiny_sd3_dir, photos, tmp_path / "b", dataclasses.replace(TINY, seed=TINY.seed + 1))
+    b = {k: v for k, v in load_file(first / "transformer.safetensors").items() if "lora_B" in k}
+    assert sum(float(v.abs().sum()) > 0 for v in b.values()) > len(b) * 0.8
+    assert not same_student(first, other)
+
+
+def test_gradients_flow_only_where_the_turn_says(tiny_sd3_dir: Path) -> None:
+    backbone = load_backbone(tiny_sd3_dir)
+    family = backbone.family
+    attach(backbone.denoiser, "student", denoiser_targets(backbone.denoiser, family.student_targets), 4, seed=1)
+    attach(backbone.vae, "student", vae_targets(backbone.vae), 4, seed=2)
+    attach(backbone.denoiser, "critic", denoiser_targets(backbone.denoiser, family.critic_targets), 4, seed=3)
+    adapters = {
+        "student.denoiser": adapter_parameters(backbone.denoiser, "student"),
+        "student.vae": adapter_parameters(backbone.vae, "student"),
+        "critic": adapter_parameters(backbone.denoiser, "critic"),
+    }
+    for group in adapters.values():
+        for parameter in group.values():
+            parameter.data.normal_(std=0.05)
+    everything = [*backbone.denoiser.named_parameters(), *backbone.vae.named_parameters()]
+    base = [parameter for name, parameter in everything if "lora_" not in name]
+    batch = Batch(torch.rand(2, 3, 32, 32) * 2 - 1, torch.rand(2, 3, 32, 32) * 2 - 1, [0, 1])
+    phase = TINY.phases[1]
+
+    turn = student_turn(backbone, batch, TINY, phase, 1.0, charbonnier)
+    turn.loss.backward()
+    student = [*adapters["student.denoiser"].values(), *adapters["student.vae"].values()]
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in student)
+    assert sum(float(p.grad.abs().sum()) > 0 for p in student) > len(student) * 0.8
+    assert all(p.grad is None for p in [*adapters["critic"].values(), *base])  # base: teacher and frozen decoder
+
+    for parameter in student:
+        parameter.grad = None
+    assert not turn.z_hat.requires_grad
+    critic_turn(backbone, turn.z_hat, batch.indices, TINY).backward()
+    assert all(p.grad is not None for p in adapters["critic"].values())
+    assert all(p.grad is None for p in [*student, *base])
+
+
+def test_turns_do_not_depend_on_the_batch(tiny_sd3_dir: Path) -> None:
+    backbone = load_backbone(tiny_sd3_dir)
+    family = backbone.family
+    attach(backbone.denoiser, "student", denoiser_targets(backbone.denoiser, family.student_targets), 4, seed=1)
+    attach(backbone.vae, "student", vae_targets(backbone.vae), 4, seed=2)
+    attach(backbone.denoiser, "critic", denoiser_targets(backbone.denoiser, family.critic_targets), 4, seed=3)
+    x_L, x_H = torch.rand(2, 2, 3, 32, 32) * 2 - 1
+    phase = TINY.phases[1]
+    both = student_turn(backbone, Batch(x_L, x_H, [7, 8]), TINY, phase, 1.0, charbonnier)
+    alone = [
+        student_turn(backbone, Batch(x_L[i : i + 1], x_H[i : i + 1], [7 + i]), TINY, phase, 1.0, charbonnier)
+        for i in range(2)
+    ]
+    torch.testing.assert_close(both.z_hat, torch.cat([turn.z_hat for turn in alone]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        both.logs["tsd"], torch.stack([t.logs["tsd"] for t in alone]).mean(), atol=1e-6, rtol=1e-4
+    )
+
+
+def test_divergence_stops_and_keeps_the_last_good_checkpoint(
+    tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path
+) -> None:
+    tiny_run(tiny_sd3_dir, photos, tmp_path / "run", dataclasses.replace(TINY, abort_grad_norm=1e4), stop_after=2)
+    broken = tmp_path / "broken"
+    config = dataclasses.replace(TINY, lr=1e30, checkpoint_every=1)
+    with pytest.raises(DivergenceError, match=r"diverged at step \d+.*Last good checkpoint"):
+        tiny_run(tiny_sd3_dir, photos, broken, config)
+    assert not (broken / "student").exists()
+
+
+def test_gradient_norm_limit_is_divergence(tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path) -> None:
+    with pytest.raises(DivergenceError, match="grad_norm"):
+        tiny_run(tiny_sd3_dir, photos, tmp_path / "x", dataclasses.replace(TINY, abort_grad_norm=1e-9))
+
+
+def test_wrong_use_is_refused_before_training(tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    tiny_run(tiny_sd3_dir, photos, run, stop_after=1)
+    with pytest.raises(UserError, match="--resume"):
+        tiny_run(tiny_sd3_dir, photos, run)
+    with pytest.raises(UserError, match=r"lambda_tsd: 0\.7 then, 0\.1 now"):
+        tiny_run(tiny_sd3_dir, photos, run, dataclasses.replace(TINY, lambda_tsd=0.1), resume=True)
+    with pytest.raises(UserError, match="multiple of 16"):
+        tiny_run(tiny_sd3_dir, photos, tmp_path / "odd", dataclasses.replace(TINY, crop=24))
+    with pytest.raises(UserError, match="alexnet"):
+        tiny_run(tiny_sd3_dir, photos, tmp_path / "lpips", dataclasses.replace(TINY, pixel_loss="lpips"))
+    state = next((run / "checkpoints").iterdir()) / "state.pt"
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(UserError, match="damaged"):
+        tiny_run(tiny_sd3_dir, photos, run, resume=True)
+
+
+def test_initial_student_and_validation(
+    tiny_sd3_dir: Path, tiny_lora_dir: Path, photos: list[np.ndarray], tmp_path: Path
+) -> None:
+    held_out = tmp_path / "held-out"
+    held_out.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 264, 3), dtype=np.uint8)).save(held_out / "a.png")
+    config = dataclasses.replace(TINY, phases=(Phase(1, 1.0, 0.0, (1.0,)),), lr=1e-12, gradient_accumulation=2)
+    student = tiny_run(tiny_sd3_dir, photos, tmp_path / "run", config, init_lora=tiny_lora_dir, val_data=held_out)
+    given, kept = (load_file(folder / "vae.safetensors") for folder in (tiny_lora_dir, student))
+    assert all(torch.allclose(given[k], kept[k], atol=1e-6) for k in given)
+    (row,) = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert row["val_gain_db"] == pytest.approx(row["val_psnr_y"] - row["val_psnr_y_bicubic"])
+    assert (tmp_path / "run" / "best" / "vae.safetensors").is_file()
+    with Image.open(tmp_path / "run" / "validation" / "step-0000001.png") as strip:
+        assert strip.width > 3 * 256
+    with pytest.raises(UserError, match="another rank"):
+        tiny_run(tiny_sd3_dir, photos, tmp_path / "r2", dataclasses.replace(config, rank=2), init_lora=tiny_lora_dir)
+
+
+def test_configuration_round_trip_and_refusals() -> None:
+    for preset in PRESETS.values():
+        assert TrainConfig.from_dict(json.loads(preset.to_json())) == preset
+    with pytest.raises(UserError, match="unknown"):
+        TrainConfig.from_dict({**json.loads(MINI.to_json()), "typo": 1})
+    with pytest.raises(UserError, match="lambda_tsd = 2"):
+        dataclasses.replace(MINI, lambda_tsd=2.0)
+    short = PRESETS["paper"].scaled_to(10)
+    assert [phase.steps for phase in short.phases] == [5, 5]
+    assert PRESETS["paper"].gamma1_at(0) == 1.0
+    assert PRESETS["paper"].gamma1_at(199_999) == 2.0
+    assert short.phase_at(4).latent_mse == 1.0
+    assert short.phase_at(5).latent_mse == 0.0
+
+
+@pytest.mark.slow
+def test_the_command(tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path) -> None:
+    data = tmp_path / "photos"
+    data.mkdir()
+    Image.fromarray(photos[0]).save(data / "a.png")
+    tsd = str(Path(sys.executable).with_name("tsd"))
+    arguments = [
+        tsd, "train", "--preset", "mini", "--model", str(tiny_sd3_dir), "--data", str(data),
+        "--output", str(tmp_path / "run"), "--crop", "32", "--max-train-steps", "2", "--batch-size", "1",
+        "--device", "cpu", "--rank", "4", "--vae-rank", "4",
+    ]  # fmt: skip
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "train: 100%" in done.stderr
+    assert (tmp_path / "run" / "student" / "transformer.safetensors").is_file()
+    assert list((tmp_path / "run" / "logs").rglob("events.*"))
+    again = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
+    printed = subprocess.run([tsd, "train", "--preset", "paper", "--print-config"], capture_output=True, text=True)
+    assert json.loads(printed.stdout)["lambda_tsd"] == 0.7

@@ -1,0 +1,48 @@
+"""The `tsd` command: one verb, one module under `tsd/commands/`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from tsd import __version__
+from tsd.commands import degrade, restore, train
+from tsd.errors import UserError
+
+EPILOG = """\
+examples:
+  tsd restore photo.jpg -o restored/            upscale x4 with the mini model shipped in the package
+  tsd degrade photos/ -o low/ --set full        make low-resolution test inputs
+  tsd train --preset mini --data photos/ --output run/
+`tsd VERB --help` has more.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tsd",
+        description="TSD-SR: one-step diffusion super-resolution by target score distillation.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"tsd-sr-bench {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb in (restore, train, degrade):
+        verb.add_parser(verbs)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status: 0 done, 1 partly failed, 2 bad input (one message on stderr)."""
+    args = build_parser().parse_args(argv)
+    try:
+        return args.func(args)
+    except UserError as error:
+        print(f"tsd {args.verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"tsd {args.verb}: interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

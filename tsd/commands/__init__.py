@@ -1,0 +1,1 @@
+"""The verbs of the `tsd` command, one module each."""

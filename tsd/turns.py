@@ -1,0 +1,123 @@
+"""The two turns of one iteration of Algorithm 1: what the student and the critic are each asked to minimise.
+
+All draws are per sample, from generators seeded by the sample's own running number, so neither batch size nor order
+nor resumption changes them. Gradients flow only where the turn says: in the student's turn teacher, critic and the
+frozen decoder's weights get none, in the critic's turn the student gets none.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from tsd.backbone import Backbone, PromptEmbeds
+from tsd.config import Phase, TrainConfig
+from tsd.dasm import Predict, trajectory, trajectory_gradient
+from tsd.lora import Role, role
+from tsd.objective import critic_loss, reconstruction_loss, student_loss, surrogate_loss
+from tsd.pixel_loss import PixelLoss
+from tsd.sampler import guided
+from tsd.seeds import generator_for
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`x_L` (LR resized x4) and `x_H`, (B, 3, S, S) in [-1, 1]; `indices`, the samples' running numbers."""
+
+    x_L: Tensor
+    x_H: Tensor
+    indices: list[int]
+
+
+@dataclass(frozen=True)
+class StudentTurn:
+    """Result of the student's turn: the loss to descend, ẑ detached for the critic's turn, and numbers to log."""
+
+    loss: Tensor
+    z_hat: Tensor
+    logs: dict[str, Tensor]
+
+
+def noise_for(seed: int, purpose: str, indices: list[int], like: Tensor) -> Tensor:
+    """Standard normal noise in the shape of `like`, every sample's from its own generator (CPU, so devices agree)."""
+    generators = [generator_for(seed, purpose, index) for index in indices]
+    return randn_tensor(like.shape, generator=generators, device=like.device, dtype=torch.float32)
+
+
+def times_for(seed: int, purpose: str, indices: list[int], low: float, high: float, device: torch.device) -> Tensor:
+    """(B,) uniform draws in [low, high], every sample's from its own generator."""
+    draws = [torch.rand((), generator=generator_for(seed, purpose, index)) for index in indices]
+    return (low + (high - low) * torch.stack(draws)).to(device)
+
+
+def predictor(
+    backbone: Backbone, who: Role, prompt: PromptEmbeds, null: PromptEmbeds, guidance_scale: float
+) -> Predict:
+    """ψ or φ with guidance, as `tsd.dasm` wants it: the adapters of `who` active on the shared base, no gradient."""
+
+    @torch.no_grad()
+    def predict(z_t: Tensor, t: Tensor) -> Tensor:
+        with role(backbone.denoiser, who):
+            return guided(backbone, z_t, t, prompt, null, guidance_scale).float()
+
+    return predict
+
+
+def student_turn(
+    backbone: Backbone, batch: Batch, config: TrainConfig, phase: Phase, gamma1: float, pixel_loss: PixelLoss
+) -> StudentTurn:
+    """Algorithm 1, lines 3–24: one step, reconstruction (Eq. 7), TSD along the trajectory (Eq. 5), Eq. 8."""
+    seed, process = config.seed, backbone.process
+    posterior = [generator_for(seed, "posterior of x_L", index) for index in batch.indices]
+    with role(backbone.vae, "student"), role(backbone.denoiser, "student"):
+        z_L = backbone.encode(batch.x_L, posterior=config.posterior, generator=posterior)
+        z_hat = backbone.one_step(z_L).float()
+    with torch.no_grad(), role(backbone.vae, "teacher"):
+        posterior = [generator_for(seed, "posterior of x_H", index) for index in batch.indices]
+        z = backbone.encode(batch.x_H, posterior=config.posterior, generator=posterior).float()
+    with role(backbone.vae, "teacher"):
+        x_hat = backbone.decode(z_hat.to(z_L.dtype))
+    loss, logs = reconstruction_loss(pixel_loss(x_hat, batch.x_H), z_hat, z, gamma1, phase.latent_mse)
+    if phase.gamma2 > 0:
+        prompt, null = backbone.prompts["default"], backbone.prompts["null"]
+        points = len(phase.point_weights)
+        stride = torch.full((len(batch.indices),), config.stride, device=z.device)
+        if config.random_bias:  # [R]: the end of the trajectory moves by up to ± s/2
+            half = config.stride / 2
+            stride = stride + times_for(seed, "bias", batch.indices, -half, half, z.device) / points
+        with torch.no_grad():
+            path = trajectory(
+                process,
+                predictor(backbone, "teacher", prompt, null, config.guidance_scale),
+                predictor(backbone, "critic", prompt, null, config.guidance_scale),
+                z_hat.detach(),
+                z,
+                noise_for(seed, "noise of TSD", batch.indices, z),
+                times_for(seed, "t of TSD", batch.indices, *config.t_range, z.device),
+                points=points,
+                stride=stride,
+            )
+            gradient, sizes = trajectory_gradient(
+                process,
+                path,
+                point_weights=phase.point_weights,
+                lambda_tsd=config.lambda_tsd,
+                residual=config.residual,
+                weighting=config.weighting,
+            )
+        regularisation = surrogate_loss(z_hat, gradient)
+        loss = student_loss(loss, regularisation, phase.gamma2)
+        logs |= {"tsd": regularisation.detach(), **sizes}
+    return StudentTurn(loss, z_hat.detach(), {"student": loss.detach(), **logs})
+
+
+def critic_turn(backbone: Backbone, z_hat: Tensor, indices: list[int], config: TrainConfig) -> Tensor:
+    """Algorithm 1, lines 25–28: fresh ε and t, and Eq. 9 on the student's detached latents."""
+    seed, process = config.seed, backbone.process
+    noise = noise_for(seed, "noise of the critic", indices, z_hat)
+    t = times_for(seed, "t of the critic", indices, *config.t_range, z_hat.device)
+    z_hat = z_hat.detach()
+    with role(backbone.denoiser, "critic"):
+        prediction = backbone.predict(process.add_noise(z_hat, noise, t), t, backbone.prompts["default"])
+    return critic_loss(prediction, process.target(z_hat, noise, t))

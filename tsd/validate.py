@@ -1,0 +1,87 @@
+"""Validation during training: PSNR-Y against bicubic on held-out photographs, and a strip one can look at."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from tsd.backbone import Backbone
+from tsd.data.degrade import DegradationConfig, degrade
+from tsd.data.pairs import SUFFIXES
+from tsd.errors import UserError
+from tsd.lora import STUDENT, role
+from tsd.seeds import seed_for
+
+
+@dataclass(frozen=True)
+class ValidationPair:
+    """One held-out crop: `lr_up` is the degraded image resized x4 (bicubic, clamped), both (1, 3, S, S) in [-1, 1]."""
+
+    name: str
+    lr_up: Tensor
+    hr: Tensor
+
+
+def luma_psnr(a: Tensor, b: Tensor) -> float:
+    """PSNR in dB on Y = 16 + (65.481 R + 128.553 G + 24.966 B)/255 of images in [-1, 1], rounded to 8 bit first."""
+
+    def luma(x: Tensor) -> Tensor:
+        rgb = ((x.double().clamp(-1, 1) + 1) * 127.5).round()
+        return (rgb * rgb.new_tensor([65.481, 128.553, 24.966]).view(3, 1, 1) / 255).sum(-3)
+
+    mse = float(F.mse_loss(luma(a), luma(b)))
+    return 10 * float(np.log10(255**2 / (mse + 1e-8)))
+
+
+def load_validation(
+    folder: Path, size: int, degradation: DegradationConfig, seed: int, crops_per_image: int = 1
+) -> list[ValidationPair]:
+    """Centre crops (and, if more are asked for, seeded ones) of every photograph, degraded once with fixed seeds."""
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    if not files:
+        raise UserError(f"no images in the validation folder {folder}; expected {', '.join(sorted(SUFFIXES))}")
+    pairs = []
+    for path in files:
+        with Image.open(path) as image:
+            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
+        height, width = pixels.shape[-2:]
+        if min(height, width) < size:
+            raise UserError(f"{path} is {width}x{height}; validation crops are {size}x{size}")
+        random = np.random.default_rng(seed_for(seed, "validation crop", path.stem))
+        corners = [((height - size) // 2, (width - size) // 2)] + [
+            (int(random.integers(height - size + 1)), int(random.integers(width - size + 1)))
+            for _ in range(crops_per_image - 1)
+        ]
+        for index, (top, left) in enumerate(corners):
+            hr = pixels[:, top : top + size, left : left + size].contiguous()
+            lr = degrade(hr, degradation, seed_for(seed, "validation", path.stem, index))
+            lr_up = F.interpolate(lr[None], size=(size, size), mode="bicubic", align_corners=False).clamp(0, 1)
+            pairs.append(ValidationPair(f"{path.stem}-{index}", lr_up * 2 - 1, hr[None] * 2 - 1))
+    return pairs
+
+
+@torch.no_grad()
+def validate(backbone: Backbone, pairs: list[ValidationPair]) -> tuple[dict[str, float], Tensor]:
+    """Restores every pair with the student's active weights (posterior mean).
+
+    Returns:
+        `psnr_y`, `psnr_y_bicubic` and `gain_db`, means over the pairs in dB; and the strip of the first four:
+        input, result, ground truth per row, uint8 (3, H, W).
+    """
+    results, rows = [], []
+    for pair in pairs:
+        x_L, x_H = pair.lr_up.to(backbone.device), pair.hr.to(backbone.device)
+        with role(backbone.vae, STUDENT), role(backbone.denoiser, STUDENT):
+            x_hat = backbone.decode(backbone.one_step(backbone.encode(x_L, posterior="mode"))).clamp(-1, 1)
+        results.append((luma_psnr(x_hat, x_H), luma_psnr(x_L, x_H)))
+        if len(rows) < 12:
+            rows += [x_L[0], x_hat[0].float(), x_H[0]]
+    psnr, bicubic = (float(np.mean(column)) for column in zip(*results, strict=True))
+    grid = make_grid(torch.stack([row.cpu() for row in rows]), nrow=3, value_range=(-1, 1), normalize=True)
+    strip = (grid * 255).round().to(torch.uint8)
+    return {"psnr_y": psnr, "psnr_y_bicubic": bicubic, "gain_db": psnr - bicubic}, strip
