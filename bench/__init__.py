@@ -1,0 +1,3 @@
+"""The evidence: methods × test sets × metrics → tables, every number backed by a per-image record."""
+
+__version__ = "0.1.0"

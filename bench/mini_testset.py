@@ -1,0 +1,140 @@
+"""Builds the mini test set again from the photographs it was cut from, and says whether it came out the same.
+
+The recipe is in `datasets/mini/manifest.json`: which photograph of which package, which corner, which degradation. The
+photographs ship inside scikit-image and scikit-learn; both must be installed. The low-resolution images come from the
+command `tsd degrade`, run as a process of its own, since this package does not import `tsd`.
+
+    python -m bench.mini_testset --out rebuilt/
+
+The new folder holds the images and a manifest with their hashes. To change the set, edit `photographs` and the boxes of
+`images` in the manifest, build, look at the result, and put it in place of the old one.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from bench.errors import UserError
+from bench.testsets import DATASETS, HR, LR
+
+COMMITTED = DATASETS / "mini"
+SIZE = 256
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: the same pixels as the committed set; 1: other pixels; 2: bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.mini_testset", description="Build the mini test set again and compare."
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
+    out = parser.parse_args(argv).out
+    try:
+        build(out)
+    except UserError as error:
+        print(f"bench.mini_testset: {error}", file=sys.stderr)
+        return 2
+    different = compare(out, COMMITTED)
+    for line in different:
+        print(line)
+    total = len(json.loads((out / "manifest.json").read_text(encoding="utf-8"))["images"])
+    other_pixels = [line for line in different if "same pixels" not in line]
+    print(f"{total} pairs in {out}: {len(other_pixels)} files with other pixels than {COMMITTED}")
+    return 1 if other_pixels else 0
+
+
+def build(out: Path) -> None:
+    """Writes `test_HR`, `test_LR` and `manifest.json` into `out`.
+
+    Raises UserError: `out` is not empty, a package or photograph is missing or is another version.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not an empty folder; name a new one")
+    manifest: dict[str, Any] = json.loads((COMMITTED / "manifest.json").read_text(encoding="utf-8"))
+    photographs = {photo["id"]: _photograph(photo) for photo in manifest["photographs"]}
+    (out / HR).mkdir(parents=True)
+    for entry in tqdm(manifest["images"], desc="crops", unit="image", delay=1, file=sys.stderr, leave=False):
+        left, top = entry["corner"]
+        crop = photographs[entry["photograph"]].crop((left, top, left + SIZE, top + SIZE))
+        crop.save(out / HR / entry["name"], optimize=True)
+    recipe = manifest["degradation"]
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        command = [sys.executable, "-m", "tsd.cli", "degrade", str(out / HR), "-o", scratch]
+        command += ["--set", recipe["set"], "--seed", str(recipe["seed"]), "--scale", str(manifest["scale"])]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+        if done.returncode:
+            raise UserError(f"`{' '.join(command[1:])}` ended with status {done.returncode}")
+        record = json.loads((Path(scratch) / "degrade.json").read_text(encoding="utf-8"))
+        (out / LR).mkdir()
+        for entry in manifest["images"]:
+            (Path(scratch) / entry["name"]).replace(out / LR / entry["name"])
+    recipe["parameters"] = record["degradation"]
+    for entry in manifest["images"]:
+        entry["seed"] = record["images"][Path(entry["name"]).stem]["seed"]
+        for side, key in ((LR, "lr_sha256"), (HR, "hr_sha256")):
+            entry[key] = hashlib.sha256((out / side / entry["name"]).read_bytes()).hexdigest()
+    manifest["count"] = len(manifest["images"])
+    manifest["bytes"] = sum(path.stat().st_size for side in (LR, HR) for path in (out / side).iterdir())
+    (out / "manifest.json").write_text(_to_json(manifest), encoding="utf-8")
+
+
+def compare(built: Path, committed: Path) -> list[str]:
+    """One line per file that differs: in its bytes alone (another PNG encoder), in its pixels, or by being absent."""
+    lines: list[str] = []
+    names = {path.relative_to(root) for root in (built, committed) for path in root.glob("test_?R/*.png")}
+    for name in sorted(names):
+        new, old = built / name, committed / name
+        if not (new.is_file() and old.is_file()):
+            lines.append(f"{name}: only in {built if new.is_file() else committed}")
+        elif new.read_bytes() != old.read_bytes():
+            lines.append(f"{name}: {_difference(new, old)}")
+    return lines
+
+
+def _difference(new: Path, old: Path) -> str:
+    a, b = (np.asarray(Image.open(path).convert("RGB")).astype(np.int16) for path in (new, old))
+    if a.shape != b.shape:
+        return f"{a.shape[1]}x{a.shape[0]} instead of {b.shape[1]}x{b.shape[0]}"
+    if np.array_equal(a, b):
+        return "same pixels, other bytes"
+    gap = np.abs(a - b)
+    return f"{100 * (gap > 0).any(axis=2).mean():.2f} % of the pixels differ, by {gap.max()} levels at most"
+
+
+def _photograph(photo: dict[str, Any]) -> Image.Image:
+    spec = importlib.util.find_spec(photo["package"])
+    if spec is None or spec.origin is None:
+        raise UserError(f"{photo['file']} ships inside {photo['distribution']}: `pip install {photo['distribution']}`")
+    path = Path(spec.origin).parent / photo["file"]
+    if not path.is_file():
+        raise UserError(f"{path} is missing: this version of {photo['distribution']} does not ship it")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != photo["sha256"]:
+        raise UserError(f"{path} is another file than the one the set was cut from (sha256 {found[:12]}…)")
+    return Image.open(path).convert("RGB")
+
+
+def _to_json(manifest: dict[str, Any]) -> str:
+    """JSON with one line per image and photograph, for readable differences."""
+    fields = []
+    for key, value in manifest.items():
+        if key in ("photographs", "images"):
+            rows = ",\n".join("    " + json.dumps(row, ensure_ascii=False) for row in value)
+            fields.append(f'  "{key}": [\n{rows}\n  ]')
+        else:
+            fields.append(f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
+    return "{\n" + ",\n".join(fields) + "\n}\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""What is not on this machine: one record per absent file, naming where it goes and how to get it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+UNITS = ("B", "kB", "MB", "GB")
+
+
+@dataclass(frozen=True)
+class Missing:
+    """One absent file or folder.
+
+    Attributes:
+        name: file or folder name ("alexnet-owt-7be5be79.pth").
+        where: where it goes, written with the variable that moves it ("$TORCH_HOME/hub/checkpoints/…").
+        source: where it comes from: a URL, "hf:<repository>/<file>" or a description of a manual download.
+        size_bytes: size of the download where it is known.
+        licence: licence of the file where it is known.
+        needed_by: what cannot run without it ("LPIPS").
+        fetch: argument of `bench fetch` that gets it; None when it has to be fetched by hand.
+    """
+
+    name: str
+    where: str
+    source: str
+    size_bytes: int | None
+    licence: str | None
+    needed_by: str
+    fetch: str | None = None
+
+    def line(self) -> str:
+        """One line for a footnote: the file, where it goes, how to get it."""
+        facts = [fact for fact in (human_size(self.size_bytes), self.licence) if fact]
+        about = f" ({', '.join(facts)})" if facts else ""
+        how = f"`bench fetch {self.fetch}`, or by hand from {self.source}" if self.fetch else f"from {self.source}"
+        return f"{self.needed_by} needs {self.name}{about} at {self.where}: {how}"
+
+
+def human_size(size_bytes: int | None) -> str:
+    """`233.1 MB` for 233_100_000 bytes (powers of ten, as on download pages); empty for None."""
+    if size_bytes is None:
+        return ""
+    value, unit = float(size_bytes), UNITS[0]
+    for larger in UNITS[1:]:
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit in ("B", "kB") else f"{value:.1f} {unit}"
+
+
+def describe(missing: Iterable[Missing]) -> str:
+    """Every missing file on a line of its own, in the order given, duplicates once."""
+    return "\n".join(dict.fromkeys(item.line() for item in missing))

@@ -1,0 +1,212 @@
+"""Test sets: what `datasets/<name>/manifest.json` promises, found on this machine and verified before use.
+
+A manifest names the files of a set with their sha256, where they are published, and under what licence. The images of
+`mini` lie beside their manifest; those of the other sets may not be redistributed and are looked for under a data root
+(`--data-root`, else `$TSD_DATA`), in the layout in which they are published or under our short names:
+
+    <root>/RealSRVal_crop128/{test_LR,test_HR}/    or    <root>/realsr/{test_LR,test_HR}/
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bench.errors import UserError
+from bench.missing import Missing, describe
+
+TESTSETS = ("mini", "realsr", "drealsr", "div2k-val")
+DATASETS = Path(__file__).resolve().parents[1] / "datasets"
+LR, HR = "test_LR", "test_HR"
+
+
+class MissingData(UserError):
+    """A test set, or a part of it, is not on this machine. `missing` says what, where it goes and how to get it."""
+
+    def __init__(self, missing: list[Missing]) -> None:
+        super().__init__(describe(missing))
+        self.missing = missing
+
+
+@dataclass(frozen=True)
+class TestImage:
+    """One pair. `name` is the file name without its suffix; `hr` is None where a set has no ground truth."""
+
+    __test__ = False  # not a test case, whatever pytest reads into the name
+
+    name: str
+    lr: Path
+    hr: Path | None
+    lr_sha256: str
+    hr_sha256: str | None
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A verified test set. `images` are sorted by name; `total` is the size of the whole set, limited or not."""
+
+    __test__ = False
+
+    name: str
+    display: str
+    images: tuple[TestImage, ...]
+    total: int
+    licence: str
+    source: str
+    manifest_sha256: str
+
+
+def load_testset(name: str, data_root: Path | None = None, limit: int | None = None) -> TestSet:
+    """The test set `name`, or its first `limit` images by name, each file verified by its sha256.
+
+    Where a manifest lists no files (DIV2K-Val), their number, pairing and sizes are verified instead.
+
+    Raises:
+        UserError: unknown name, bad limit, files that differ from the manifest.
+        MissingData: the set or some of its files are not there.
+    """
+    manifest, digest = _read_manifest(name)
+    if limit is not None and limit < 1:
+        raise UserError(f"the limit must be at least 1 image, got {limit}")
+    missing = missing_testset(name, data_root)
+    if missing:
+        raise MissingData(missing)
+    folder = _find(manifest, _root(data_root))
+    assert folder is not None  # else it were missing
+    listed: list[dict[str, Any]] | None = manifest["images"]
+    if listed is None:
+        listed = [{"name": file} for file in _paired_names(manifest, folder)]
+    entries = sorted(listed, key=lambda entry: Path(entry["name"]).stem)[:limit]
+    images: list[TestImage] = []
+    faults: list[str] = []
+    for entry in tqdm(entries, f"verify {name}", unit="pair", delay=1, file=sys.stderr, leave=False):
+        lr, hr = folder / LR / entry["name"], folder / HR / entry["name"]
+        lr_sha256, hr_sha256 = _sha256(lr), _sha256(hr)
+        images.append(TestImage(lr.stem, lr, hr, lr_sha256, hr_sha256))
+        for path, found, side in ((lr, lr_sha256, "lr"), (hr, hr_sha256, "hr")):
+            expected = entry.get(f"{side}_sha256")
+            if expected is None:
+                faults += _size_fault(path, manifest[f"{side}_size"])
+            elif found != expected:
+                faults.append(f"{path}: sha256 {found[:12]}…, expected {expected[:12]}…")
+    if faults:
+        raise UserError(
+            f"{len(faults)} files of {name} are not those of {DATASETS / name / 'manifest.json'} (another version, "
+            f"re-encoded or damaged): get them again from {manifest['source']}\n  {_some(faults)}"
+        )
+    return TestSet(
+        name=name,
+        display=manifest["display"],
+        images=tuple(images),
+        total=manifest["count"],
+        licence=manifest["licence"],
+        source=manifest["source"],
+        manifest_sha256=digest,
+    )
+
+
+def missing_testset(name: str, data_root: Path | None = None) -> list[Missing]:
+    """What of the test set is not on this machine; looks at file names only. Empty when the set can be used."""
+    manifest, _ = _read_manifest(name)
+    root = _root(data_root)
+    folder = _find(manifest, root)
+    if folder is None:
+        where = f"{root if root is not None else '$TSD_DATA'}/{manifest['folders'][0]}/"
+        if root is None:
+            where += " (set TSD_DATA to a folder of your choice)"
+        return [_missing(manifest, f"{LR}/ and {HR}/, {manifest['count']} pairs", where, manifest["bytes"])]
+    absent = {
+        side: [entry["name"] for entry in manifest["images"] or [] if not (folder / side / entry["name"]).is_file()]
+        for side in (LR, HR)
+    }
+    return [
+        _missing(
+            manifest,
+            f"{len(names)} of {manifest['count']} files ({_some(names, ', ')})",
+            f"{folder / side}/",
+            None,
+        )
+        for side, names in absent.items()
+        if names
+    ]
+
+
+def _read_manifest(name: str) -> tuple[dict[str, Any], str]:
+    """The manifest and the sha256 of its file."""
+    if name not in TESTSETS:
+        near = difflib.get_close_matches(name, TESTSETS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"unknown test set {name!r}; {hint}Known: {', '.join(TESTSETS)}")
+    path = DATASETS / name / "manifest.json"
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(
+            f"no manifest at {path}: the test sets are in the folder datasets/ of the repository. Run from a checkout, "
+            f"installed with `pip install -e .`"
+        ) from error
+    return json.loads(data), hashlib.sha256(data).hexdigest()
+
+
+def _root(data_root: Path | None) -> Path | None:
+    if data_root is not None:
+        return Path(data_root)
+    return Path(os.environ["TSD_DATA"]) if os.environ.get("TSD_DATA") else None
+
+
+def _find(manifest: dict[str, Any], root: Path | None) -> Path | None:
+    """The folder with `test_LR` and `test_HR`."""
+    if not manifest["folders"]:  # the images lie beside the manifest
+        return DATASETS / manifest["name"]
+    candidates = [root / folder for folder in manifest["folders"]] if root is not None else []
+    return next((c for c in candidates if (c / LR).is_dir() and (c / HR).is_dir()), None)
+
+
+def _missing(manifest: dict[str, Any], name: str, where: str, size_bytes: int | None) -> Missing:
+    return Missing(
+        name=name,
+        where=where,
+        source=manifest["source"],
+        size_bytes=size_bytes,
+        licence=manifest["licence"],
+        needed_by=f"the test set {manifest['display']}",
+        fetch=manifest["name"] if manifest["folders"] else None,
+    )
+
+
+def _paired_names(manifest: dict[str, Any], folder: Path) -> list[str]:
+    """File names of a set whose manifest lists none: the same in both folders, as many as promised."""
+    lr, hr = ({path.name for path in (folder / side).glob("*.png")} for side in (LR, HR))
+    if lr != hr or len(lr) != manifest["count"]:
+        alone = f"; without a partner: {_some(sorted(lr ^ hr), ', ')}" if lr ^ hr else ""
+        raise UserError(
+            f"{folder} holds {len(lr)} images in {LR} and {len(hr)} in {HR}, expected {manifest['count']} of the same "
+            f"names in both{alone}. Get the whole set from {manifest['source']}"
+        )
+    return sorted(lr)
+
+
+def _size_fault(path: Path, expected: list[int]) -> list[str]:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            size = image.size
+    except OSError as error:
+        return [f"{path}: {error}"]
+    return [] if list(size) == expected else [f"{path}: {size[0]}x{size[1]}, expected {expected[0]}x{expected[1]}"]
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _some(items: list[str], separator: str = "\n  ", most: int = 5) -> str:
+    more = [f"and {len(items) - most} more"] if len(items) > most else []
+    return separator.join([*items[:most], *more])

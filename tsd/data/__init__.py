@@ -1,0 +1,1 @@
+"""Training data: degradation and pairs."""
