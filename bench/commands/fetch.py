@@ -1,0 +1,108 @@
+"""`bench fetch`: gets, on request only, what metrics, test sets and methods need and this project cannot ship."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bench.fetch import Item
+    from bench.methods.base import MethodOptions
+
+EPILOG = """\
+examples:
+  bench fetch --list                                 everything there is: size, licence, what is here already
+  bench fetch lpips niqe                             weights of two metrics
+  bench fetch metrics                                weights of all metrics
+  bench fetch realsr --data-root data --accept-license
+  bench fetch sd3-medium tsd-sr --weights-root weights --accept-license
+
+Weights of metrics go to $TORCH_HOME/hub (default ~/.cache/torch/hub), where pyiqa and torchvision look for them.
+An interrupted download is continued by the same command. Hashes are checked before a file gets its name.
+Exit status: 0 all is here; 1 something remains to be done by hand; 2 failed, or a licence has to be accepted.
+"""
+ALL_METRICS = "metrics"
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "fetch",
+        help="download what a metric, a test set or a method needs",
+        description="Downloads what is missing of NAME: a metric, a test set or a method (see --list).",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", metavar="NAME", nargs="*", help="what to fetch; `metrics` is all weights of metrics")
+    parser.add_argument("--list", action="store_true", help="list what can be fetched, and fetch nothing")
+    parser.add_argument(
+        "--accept-license", action="store_true", help="you have read and accept the licences of what you name"
+    )
+    parser.add_argument("--data-root", type=Path, help="where test sets go (default: $TSD_DATA)")
+    parser.add_argument("--weights-root", type=Path, help="where weights go (default: $TSD_WEIGHTS, else ./weights)")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from bench.errors import UserError
+    from bench.fetch import items
+    from bench.methods.base import MethodOptions
+
+    options = MethodOptions(data_root=args.data_root, weights_root=args.weights_root)
+    known = items()
+    if args.list:
+        for item in known.values():
+            _show(item, options)
+        return 0
+    if not args.names:
+        raise UserError(f"name what to fetch: {ALL_METRICS}, {', '.join(known)} (`bench fetch --list` says more)")
+    wanted = [known[name] for name in _names(args.names, known)]
+    pending = [item for item in wanted if item.missing(options)]
+    refused = [item for item in pending if item.restricted and not args.accept_license]
+    if refused:
+        lines = [f"  {item.name}: {item.licence}" for item in refused]
+        raise UserError("\n".join(["read these licences, then repeat the command with --accept-license:", *lines]))
+    for item in wanted:
+        if item in pending and item.get is not None:
+            print(f"{item.name}: {item.summary} ({item.licence})")
+            item.get(options)
+        _show_state(item, options)
+    return 1 if any(item.missing(options) for item in wanted) else 0
+
+
+def _names(asked: list[str], known: "dict[str, Item]") -> list[str]:
+    """The items asked for, without repetition, `metrics` written out.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    import difflib
+
+    from bench.errors import UserError
+    from bench.metrics import METRICS
+
+    names = [name for ask in asked for name in ([n for n in METRICS if n in known] if ask == ALL_METRICS else [ask])]
+    for name in names:
+        if name in METRICS and name not in known:
+            raise UserError(f"{name} needs no weights: there is nothing to fetch")
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, ALL_METRICS], n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"nothing called {name!r} to fetch{hint} Known: {ALL_METRICS}, {', '.join(known)}")
+    return list(dict.fromkeys(names))
+
+
+def _show(item: "Item", options: "MethodOptions") -> None:
+    from bench.missing import human_size
+
+    state = "missing" if item.missing(options) else "here"
+    about = ", ".join(fact for fact in (human_size(item.size_bytes), item.licence) if fact)
+    print(f"{item.name:<18} {state:<8} {item.summary}\n{'':<27} {about}")
+
+
+def _show_state(item: "Item", options: "MethodOptions") -> None:
+    missing = item.missing(options)
+    if not missing:
+        print(f"{item.name}: here")
+        return
+    print(f"{item.name}: {item.by_hand or 'still missing'}")
+    for part in missing:
+        print(f"  {part.line()}")

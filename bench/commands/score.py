@@ -1,0 +1,69 @@
+"""`bench score`: any two folders of images, by file name."""
+
+import argparse
+from pathlib import Path
+
+EPILOG = """\
+examples:
+  bench score outputs --hr ground_truth
+  bench score outputs --hr ground_truth --metrics psnr ssim niqe --json > scores.json
+  bench score outputs --metrics niqe musiq            # no ground truth: no-reference metrics
+
+Files are paired by stem (a.png with a.jpg). 8-bit RGB or gray only. Metrics whose weights are not on this machine
+are listed with the file that is missing; nothing is downloaded (`bench fetch NAME` does).
+Exit status: 0, or 2 where the input cannot be scored, or 1 where no metric at all could be measured.
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "score",
+        help="score a folder of images against a folder of ground truth",
+        description="Scores the images of SR_DIR with the paper's metrics, against HR_DIR where one is given.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("sr_dir", metavar="SR_DIR", type=Path, help="folder of the images to score")
+    parser.add_argument("--hr", metavar="HR_DIR", type=Path, help="folder of the ground truth, same names")
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help="psnr ssim lpips dists fid niqe musiq maniqa clipiqa, and kid (default: the nine of the paper)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
+    parser.add_argument("--limit", type=int, metavar="N", help="score the first N images only")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+
+    from bench.errors import UserError
+    from bench.folders import find_pairs, format_scores, score_pairs
+    from bench.metrics import METRICS, get_metric
+
+    names = [name for group in args.metrics or METRICS for name in group.split(",") if name]
+    specs = [get_metric(name) for name in dict.fromkeys(names)]
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit {args.limit}: expected 1 or more")
+    _check_device(args.device)
+    pairs = find_pairs(args.sr_dir, args.hr, args.limit)
+    result = score_pairs(pairs, specs, args.device)
+    print(json.dumps(result, indent=2, allow_nan=False) if args.json else format_scores(result, get_metric))
+    return 0 if result["metrics"] else 1
+
+
+def _check_device(name: str) -> None:
+    """Raises UserError for a device that is none, or a GPU that torch does not find."""
+    import torch
+
+    from bench.errors import UserError
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"no device is called {name!r}; expected cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"the device is {name} but torch finds no CUDA device here; use cpu")

@@ -1,0 +1,124 @@
+"""One file from the network to its place: resumed after an interruption, verified, and only then given its name.
+
+While it is incomplete the file is called `<name>.part`, in the folder where it will lie, so that the last step is an
+atomic rename and a reader never sees half a file.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from time import sleep
+from typing import TYPE_CHECKING
+
+from bench.errors import UserError
+from bench.metrics.weights import file_sha256
+
+if TYPE_CHECKING:
+    import requests
+
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 30.0
+ATTEMPTS = 5
+PAUSE_SECONDS = 1.0
+CHUNK_BYTES = 1 << 20
+
+
+class BrokenTransferError(OSError):
+    """The connection ended before the file did."""
+
+
+def download(urls: Sequence[str], target: Path, sha256: str | None, title: str | None = None) -> None:
+    """Fetches `target` from the first of `urls` that has it.
+
+    An earlier `.part` is continued where a hash can tell whether the pieces fit together; a hash that is wrong after
+    that costs one more transfer from the start.
+
+    Args:
+        sha256: the hash, or its first digits; None where none is published (then nothing is resumed).
+        title: what the progress bar says; the file name by default.
+
+    Raises:
+        UserError: no address gave the file; the message says why for each. No network takes seconds, not minutes.
+    """
+    import requests
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    failures: list[str] = []
+    for url in urls:
+        for start_again in (False, True):
+            resumed = not start_again and sha256 is not None and part.is_file()
+            if not resumed:
+                part.unlink(missing_ok=True)
+            try:
+                with requests.Session() as session:
+                    _transfer(session, url, part, title or target.name)
+            except (requests.RequestException, OSError) as error:
+                failures.append(f"{url}: {_reason(error)}")
+                break
+            found = file_sha256(part)
+            if sha256 is None or found.startswith(sha256):
+                os.replace(part, target)
+                return
+            part.unlink()
+            if not resumed:
+                failures.append(f"{url}: sha256 {found[:16]}…, expected {sha256[:16]}…; the download was deleted")
+                break
+    raise UserError("\n  ".join([f"{target.name} could not be fetched:", *failures]))
+
+
+def _transfer(session: "requests.Session", url: str, part: Path, title: str) -> None:
+    """Appends to `part` until it is complete; a connection that breaks is taken up again while it makes progress."""
+    for attempt in range(ATTEMPTS):
+        before = _size(part)
+        try:
+            return _receive(session, url, part, title)
+        except OSError:  # requests' own exceptions are OSErrors too
+            if _size(part) == before or attempt == ATTEMPTS - 1:
+                raise
+            sleep(PAUSE_SECONDS)
+    return None
+
+
+def _receive(session: "requests.Session", url: str, part: Path, title: str) -> None:
+    from tqdm import tqdm
+
+    have = _size(part)
+    headers = {"Accept-Encoding": "identity"}  # a compressed body could neither be resumed nor counted
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    with session.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as answer:
+        if answer.status_code == 416 and have:
+            return  # the server has nothing beyond the part; the hash says whether that is the whole file
+        answer.raise_for_status()
+        if answer.status_code != 206:
+            have = 0  # the server does not resume: it sends the file from the start
+        length = answer.headers.get("Content-Length")
+        total = have + int(length) if length is not None else None
+        with (
+            part.open("ab" if have else "wb") as file,
+            tqdm(total=total, initial=have, desc=title, unit="B", unit_scale=True, file=sys.stderr) as bar,
+        ):
+            for chunk in answer.iter_content(CHUNK_BYTES):
+                file.write(chunk)
+                bar.update(len(chunk))
+    if total is not None and _size(part) < total:
+        raise BrokenTransferError(f"connection closed after {_size(part)} of {total} bytes")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _reason(error: Exception) -> str:
+    """One line for people instead of urllib3's nested exceptions."""
+    import requests
+
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"{error.response.status_code} {error.response.reason}"
+    if isinstance(error, requests.Timeout):
+        return "no answer in time (no network, or a firewall)"
+    if isinstance(error, requests.ConnectionError):
+        return "no connection (no network, or a name that cannot be resolved)"
+    return str(error)

@@ -1,0 +1,292 @@
+"""What `bench fetch` can get, and how: weights of the metrics, test sets, published outputs, weights of the methods.
+
+The name to fetch is the name of what needs it: a metric, a test set or a method. Each item knows what of it is missing
+on this machine, so that a second call costs nothing, and each goes where the code that needs it looks. Nothing else in
+this project opens a connection unasked.
+"""
+
+import json
+import os
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
+
+from bench.download import CONNECT_SECONDS, download
+from bench.errors import UserError
+from bench.methods import METHODS
+from bench.methods.base import MethodOptions
+from bench.methods.tsd_weights import MODEL_PARTS, RELEASE, SD3, SD3_HUB_ID
+from bench.metrics import EXTRA_METRICS, METRICS
+from bench.metrics.weights import WeightFile, file_sha256
+from bench.missing import Missing
+from bench.testsets import DATASETS, HR, LR, TESTSETS, missing_testset
+
+HUB = "https://huggingface.co"
+TESTSETS_REPO = "Iceclear/StableSR-TestSets"
+TESTSETS_ARCHIVE = "StableSR_testsets.zip"
+SIDES = {"test_LR": LR, "lq": LR, "test_HR": HR, "gt": HR}
+OSEDIFF = "https://raw.githubusercontent.com/cswry/OSEDiff/fcc4f09c7ed66a9bc0ba9433940d76b343142426/preset/datasets"
+OSEDIFF_MIRRORS = {"realsr": "benchmark_realsr", "drealsr": "benchmark_drealsr"}
+# sha256 over the lines "<name> <sha256>\n" of the 100 images, sorted by name.
+OSEDIFF_OUTPUTS_SHA256 = "94ec760dad96364c09322b1fa0c3a71b1ed150865d3e376e460d627398792044"
+REALESRGAN = "https://github.com/xinntao/Real-ESRGAN/releases/download/v0.2.5.0/realesr-general-x4v3.pth"
+REALESRGAN_SHA256 = "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to fetch.
+
+    Attributes:
+        name: the name on the command line.
+        summary: one line: what it is and from where.
+        licence: licence of the content.
+        size_bytes: size of the download where it is known.
+        restricted: not for every use, so that `--accept-license` is asked for.
+        missing: what of it is not on this machine; file names only.
+        get: fetches what is missing and leaves the rest alone; None where nothing can be fetched by a program.
+        by_hand: what a person has to do beyond or instead of `get`.
+    """
+
+    name: str
+    summary: str
+    licence: str
+    size_bytes: int | None
+    restricted: bool
+    missing: Callable[[MethodOptions], list[Missing]]
+    get: Callable[[MethodOptions], None] | None
+    by_hand: str | None = None
+
+
+def items() -> dict[str, Item]:
+    """Everything that can be fetched, by name, in the order of `bench fetch --list`."""
+    found = [_metric_item(spec.name, spec.display, spec.weights) for spec in (METRICS | EXTRA_METRICS).values()]
+    found = [item for item in found if item.size_bytes != 0]
+    found += [_testset_item(name) for name in TESTSETS if name != "mini"]
+    found += [
+        Item(
+            name="osediff-published",
+            summary="OSEDiff's published outputs for RealSR, 100 images, from its repository",
+            licence="Apache-2.0",
+            size_bytes=37_021_450,
+            restricted=False,
+            missing=METHODS["osediff-published"].missing,
+            get=_get_osediff_outputs,
+        ),
+        Item(
+            name="realesrgan-compact",
+            summary="Real-ESRGAN's general x4 v3 weights (SRVGGNetCompact), from its releases",
+            licence="BSD-3-Clause",
+            size_bytes=4_885_111,
+            restricted=False,
+            missing=METHODS["realesrgan-compact"].missing,
+            get=_get_realesrgan,
+        ),
+        Item(
+            name="sd3-medium",
+            summary=f"the base model of TSD-SR, hf:{SD3_HUB_ID} (gated)",
+            licence="Stability AI Community License",
+            size_bytes=4_340_000_000,
+            restricted=True,
+            missing=_missing_sd3,
+            get=_get_sd3,
+        ),
+        Item(
+            name="tsd-sr",
+            summary="the authors' adapters and prompt tensors, from their Google Drive folder",
+            licence="Apache-2.0",
+            size_bytes=None,
+            restricted=False,
+            missing=METHODS["tsd-sr"].missing,
+            get=None,
+            by_hand=f"download tsdsr-mse/ and default/ from {RELEASE} in a browser and put both folders into the "
+            "weights folder (--weights-root, $TSD_WEIGHTS, else ./weights); the base model is `bench fetch sd3-medium`",
+        ),
+    ]
+    return {item.name: item for item in found}
+
+
+def _metric_item(name: str, display: str, weights: tuple[WeightFile, ...]) -> Item:
+    def missing(options: MethodOptions) -> list[Missing]:
+        return [file.missing(display, name) for file in weights if not file.path().is_file()]
+
+    def get(options: MethodOptions) -> None:
+        for file in weights:
+            if not file.path().is_file():
+                download(file.urls, file.path(), file.sha256)
+
+    return Item(
+        name=name,
+        summary=f"weights of {display}: {', '.join(file.name for file in weights)}",
+        licence="; ".join(dict.fromkeys(file.licence for file in weights)),
+        size_bytes=sum(file.size_bytes or 10_000 for file in weights),
+        restricted=False,
+        missing=missing,
+        get=get,
+    )
+
+
+def _testset_item(name: str) -> Item:
+    manifest = _manifest(name)
+    return Item(
+        name=name,
+        summary=f"test set {manifest['display']}, {manifest['count']} pairs: {manifest['source']}",
+        licence=manifest["licence"],
+        size_bytes=manifest.get("bytes"),
+        restricted=True,
+        missing=lambda options: missing_testset(name, options.data_root),
+        get=partial(_get_testset, name),
+    )
+
+
+def _manifest(name: str) -> dict[str, Any]:
+    return json.loads((DATASETS / name / "manifest.json").read_text(encoding="utf-8"))
+
+
+def _data_root(options: MethodOptions) -> Path:
+    if options.data_root is None and not os.environ.get("TSD_DATA"):
+        raise UserError("say where test sets are to be kept: --data-root DIR, or the variable TSD_DATA")
+    return options.data()
+
+
+def _get_testset(name: str, options: MethodOptions) -> None:
+    """The set's own folder out of the hub's archive of all sets, read in place: only that folder is transferred.
+
+    Where the hub cannot be reached, RealSR and DRealSR come from the copies in the OSEDiff repository.
+    """
+    manifest = _manifest(name)
+    target = _data_root(options) / manifest["folders"][0]
+    try:
+        _from_hub(manifest["hub"]["folder"], target)
+    except UserError as error:
+        if name not in OSEDIFF_MIRRORS:
+            raise
+        print(f"{error}\n{name}: trying the copies at {OSEDIFF}", file=sys.stderr)
+        for entry in manifest["images"]:
+            for side, digest in ((LR, entry["lr_sha256"]), (HR, entry["hr_sha256"])):
+                path = target / side / entry["name"]
+                if not path.is_file():
+                    download([f"{OSEDIFF}/{OSEDIFF_MIRRORS[name]}/{side}/{entry['name']}"], path, digest)
+
+
+def _from_hub(folder: str, target: Path) -> None:
+    check_online(HUB)
+    try:
+        with _open_hub_archive() as archive:
+            extract_testset(archive, folder, target)
+    except UserError:
+        raise
+    except Exception as error:  # while it reads, the hub's client raises whatever its transport raises
+        raise UserError(f"hf:datasets/{TESTSETS_REPO}: {error}; the same command continues") from error
+
+
+def _open_hub_archive() -> IO[bytes]:
+    from huggingface_hub import HfFileSystem
+
+    return cast(IO[bytes], HfFileSystem().open(f"datasets/{TESTSETS_REPO}/{TESTSETS_ARCHIVE}", "rb"))
+
+
+def extract_testset(archive: IO[bytes], folder: str, target: Path) -> None:
+    """The images of `folder` in a zip file, into `target`/test_LR and `target`/test_HR.
+
+    Only the last component of a member's path is used, so that no archive can write elsewhere. An image that is
+    there with the size of the archive's is left alone; zipfile checks the CRC of every other.
+
+    Raises:
+        UserError: the archive is damaged, cannot be read, or has no such folder.
+    """
+    from tqdm import tqdm
+
+    try:
+        with zipfile.ZipFile(archive) as content:
+            members = [(member, path) for member in content.infolist() if (path := _place(member, folder, target))]
+            if not members:
+                raise UserError(f"the archive has no images in a folder {folder}/; it has changed")
+            for member, path in tqdm(members, desc=target.name, unit="file", file=sys.stderr):
+                if path.is_file() and path.stat().st_size == member.file_size:
+                    continue
+                path.parent.mkdir(parents=True, exist_ok=True)
+                part = path.with_name(f"{path.name}.part")
+                part.write_bytes(content.read(member))
+                os.replace(part, path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"the archive of test sets could not be read: {error}") from error
+
+
+def _place(member: zipfile.ZipInfo, folder: str, target: Path) -> Path | None:
+    parts = PurePosixPath(member.filename).parts
+    if member.is_dir() or len(parts) < 3 or parts[-3] != folder or parts[-2] not in SIDES:
+        return None
+    return target / SIDES[parts[-2]] / parts[-1]
+
+
+def _get_osediff_outputs(options: MethodOptions) -> None:
+    """The 100 images into a temporary folder, which gets its name once the hash over all of them is right."""
+    target = _data_root(options) / "realsr" / "osediff"
+    part = target.with_name("osediff.part")
+    names = sorted(entry["name"] for entry in _manifest("realsr")["images"])
+    for name in names:
+        if not (part / name).is_file():
+            download([f"{OSEDIFF}/benchmark_realsr/results_osediff/{name}"], part / name, None)
+    found = sha256("".join(f"{name} {file_sha256(part / name)}\n" for name in names).encode()).hexdigest()
+    if found != OSEDIFF_OUTPUTS_SHA256:
+        raise UserError(f"the images in {part} are not the published ones (or damaged); delete it and fetch again")
+    os.replace(part, target)
+
+
+def _get_realesrgan(options: MethodOptions) -> None:
+    download([REALESRGAN], options.weights() / "realesr-general-x4v3.pth", REALESRGAN_SHA256)
+
+
+def _missing_sd3(options: MethodOptions) -> list[Missing]:
+    folder = options.weights() / SD3
+    # Configurations arrive first: a folder without weights is a download that was interrupted.
+    patterns = {part: "*.json" if part == "scheduler" else "*.safetensors" for part in MODEL_PARTS}
+    if all(any((folder / part).glob(pattern)) for part, pattern in patterns.items()):
+        return []
+    return [
+        Missing(
+            name=f"{SD3}/",
+            where=options.weights_place(SD3),
+            source=f"hf:{SD3_HUB_ID}",
+            size_bytes=4_340_000_000,
+            licence="Stability AI Community License",
+            needed_by="TSD-SR",
+            fetch="sd3-medium",
+        )
+    ]
+
+
+def _get_sd3(options: MethodOptions) -> None:
+    check_online(HUB)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        snapshot_download(
+            SD3_HUB_ID,
+            local_dir=options.weights() / SD3,
+            allow_patterns=["model_index.json", *(f"{part}/*" for part in MODEL_PARTS)],
+        )
+    except (GatedRepoError, RepositoryNotFoundError) as error:
+        raise UserError(
+            f"{SD3_HUB_ID} is gated: log in at {HUB}/{SD3_HUB_ID}, accept its licence there, then `hf auth login` (or "
+            "set HF_TOKEN) on this machine and run the same command again"
+        ) from error
+    except Exception as error:  # as in _from_hub
+        raise UserError(f"{SD3_HUB_ID}: {error}; the same command continues the download") from error
+
+
+def check_online(url: str) -> None:
+    """Raises UserError within seconds where `url` cannot be reached; the hub's client would retry for minutes."""
+    import requests
+
+    try:
+        requests.head(url, timeout=CONNECT_SECONDS)
+    except requests.RequestException as error:
+        raise UserError(f"{url} cannot be reached: no network, or a firewall") from error

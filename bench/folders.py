@@ -1,0 +1,177 @@
+"""Scoring one folder of images against another, by file name: what `bench score` does.
+
+The rule of names: files are paired by stem, so `a.png` meets `a.jpg`; two files of one stem in a folder are an error,
+and so is a file without a partner. Files that are not images by extension, hidden files and sub-folders are ignored.
+Everything is checked before anything is scored, and every fault is reported at once: no mean over a part.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Any, cast
+
+from bench.errors import UserError
+from bench.metrics import CannotScoreError, ImageScorer, MetricSpec, SetScorer, missing_metric
+from bench.metrics.images import EXTENSIONS, UnusableImageError, read_rgb8
+from bench.missing import Missing
+
+
+class FolderError(UserError):
+    """Folders that cannot be scored; `.problems` has one line per fault."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        super().__init__("\n".join([f"nothing was scored: {count}", *(f"  {problem}" for problem in problems)]))
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image to score. `name` is the file name in the SR folder; `hr` is None without a ground truth."""
+
+    name: str
+    sr: Path
+    hr: Path | None
+
+
+def find_pairs(sr_dir: Path, hr_dir: Path | None = None, limit: int | None = None) -> list[Pair]:
+    """The images of `sr_dir`, sorted by stem, each with its partner; all read once to be sure.
+
+    Args:
+        limit: read and return the first `limit` pairs only; names are checked in full nevertheless.
+
+    Raises:
+        FolderError: lists every fault: no such folder, no images, equal stems, missing partners, images that are
+            empty, truncated, unreadable, 16-bit or with alpha, and pairs of different size.
+    """
+    problems: list[str] = []
+    sr = _images_by_stem(sr_dir, problems)
+    hr = _images_by_stem(hr_dir, problems) if hr_dir is not None else None
+    if hr is not None and sr and hr:
+        problems += [f"{sr[stem]}: no partner in {hr_dir}" for stem in sorted(sr.keys() - hr.keys())]
+        problems += [f"{hr[stem]}: no partner in {sr_dir}" for stem in sorted(hr.keys() - sr.keys())]
+    partners = hr if hr is not None else {}
+    stems = sorted(stem for stem in sr if hr is None or stem in hr)[:limit]
+    pairs = [Pair(sr[stem].name, sr[stem], partners.get(stem)) for stem in stems]
+    for pair in _progress(pairs, "reading"):
+        problems += _faults(pair)
+    if problems:
+        raise FolderError(problems)
+    return pairs
+
+
+def _images_by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:
+    if not folder.is_dir():
+        problems.append(f"{folder}: no such folder")
+        return {}
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and not path.is_dir()
+    )
+    if not files:
+        problems.append(f"{folder}: no images ({', '.join(sorted(EXTENSIONS))})")
+    found: dict[str, Path] = {}
+    for path in files:
+        if path.stem in found:
+            problems.append(f"{path}: same stem as {found[path.stem].name}")
+        found.setdefault(path.stem, path)
+    return found
+
+
+def _faults(pair: Pair) -> list[str]:
+    faults: list[str] = []
+    shapes: list[tuple[int, ...]] = []
+    for path in (pair.sr, pair.hr):
+        if path is None:
+            continue
+        try:
+            shapes.append(read_rgb8(path).shape)
+        except UnusableImageError as error:
+            faults.append(str(error))
+    if len(shapes) == 2 and shapes[0] != shapes[1]:
+        sizes = [f"{width}x{height}" for height, width, _ in shapes]
+        faults.append(f"{pair.sr}: {sizes[0]}, but {pair.hr} is {sizes[1]}")
+    return faults
+
+
+def score_pairs(pairs: Sequence[Pair], specs: Iterable[MetricSpec], device: str = "cpu") -> dict[str, Any]:
+    """Every metric over every pair.
+
+    Returns:
+        {"n": …, "metrics": {name: {"mean": …, "ci95": [low, high] or None, "per_image": {file name: value}}},
+        "missing": {name: reason}}. A metric of two sets (FID, KID) has its value as the mean, no interval and no
+        per-image values. A metric that fails for one image is missing as a whole.
+
+    Raises:
+        UserError: a weight file is not the published one, or an image changed since it was checked.
+    """
+    metrics: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+    for spec in specs:
+        reason = _why_not(spec, pairs)
+        if reason is not None:
+            missing[spec.name] = reason
+            continue
+        try:
+            metrics[spec.name] = _score(spec, pairs, device)
+        except CannotScoreError as error:
+            missing[spec.name] = str(error)
+    return {"n": len(pairs), "metrics": metrics, "missing": missing}
+
+
+def _why_not(spec: MetricSpec, pairs: Sequence[Pair]) -> str | None:
+    if spec.needs_reference and any(pair.hr is None for pair in pairs):
+        return f"{spec.display} compares with a ground truth: give its folder with --hr"
+    absent: list[Missing] = missing_metric(spec)
+    return "; ".join(item.line() for item in absent) or None
+
+
+def _score(spec: MetricSpec, pairs: Sequence[Pair], device: str) -> dict[str, Any]:
+    scorer = spec.load(device)
+    if spec.level == "set":
+        score_sets = cast(SetScorer, scorer)
+        hr = {pair.name: pair.hr for pair in pairs if pair.hr is not None}
+        return {"mean": score_sets({pair.name: pair.sr for pair in pairs}, hr), "ci95": None, "per_image": {}}
+    score_image = cast(ImageScorer, scorer)
+    values = {pair.name: score_image(pair.sr, pair.hr) for pair in _progress(pairs, spec.display)}
+    mean, interval = mean_ci95(list(values.values()))
+    return {"mean": mean, "ci95": interval, "per_image": values}
+
+
+def mean_ci95(values: Sequence[float]) -> tuple[float, list[float] | None]:
+    """Mean, and its 95 % interval by Student's t with n - 1 degrees of freedom; None instead for one value."""
+    from scipy.stats import t
+
+    count = len(values)
+    mean = sum(values) / count
+    if count < 2:
+        return mean, None
+    deviation = sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
+    half = float(t.ppf(0.975, count - 1)) * deviation / sqrt(count)
+    return mean, [mean - half, mean + half]
+
+
+def format_scores(result: Mapping[str, Any], get: Callable[[str], MetricSpec]) -> str:
+    """`score_pairs`'s result as a table for people; `get` finds a metric's facts by its name."""
+    count = result["n"]
+    rows = [("metric", "mean", "95 % interval")]
+    for name, found in result["metrics"].items():
+        spec = get(name)
+        digits = spec.decimals
+        interval = found["ci95"]
+        span = f"{interval[0]:.{digits}f} .. {interval[1]:.{digits}f}" if interval else f"- (N = {count})"
+        rows.append((f"{spec.display} {spec.arrow}", f"{found['mean']:.{digits}f}", span))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}" for row in rows] if len(rows) > 1 else []
+    lines.append(f"{count} image{'s' if count != 1 else ''}")
+    lines += [f"- {get(name).display}: {reason}" for name, reason in result["missing"].items()]
+    return "\n".join(lines)
+
+
+def _progress(items: Sequence[Pair], title: str) -> Iterable[Pair]:
+    from tqdm import tqdm
+
+    return tqdm(items, title, unit="image", file=sys.stderr, leave=False, delay=2)

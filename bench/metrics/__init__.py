@@ -1,0 +1,48 @@
+"""The nine metrics of the paper, in its order, and KID beside them. Importing this imports neither torch nor pyiqa."""
+
+import difflib
+
+from bench.errors import UserError
+from bench.metrics.base import (
+    CannotScoreError,
+    ImageScorer,
+    MetricSpec,
+    MissingWeightsError,
+    SetScorer,
+    missing_metric,
+    weight_hashes,
+)
+from bench.metrics.distribution import FID, KID
+from bench.metrics.per_image import CLIPIQA, DISTS, LPIPS, MANIQA_PIPAL, MUSIQ_KONIQ, NIQE, PSNR, SSIM
+
+__all__ = [
+    "EXTRA_METRICS",
+    "METRICS",
+    "CannotScoreError",
+    "ImageScorer",
+    "MetricSpec",
+    "MissingWeightsError",
+    "SetScorer",
+    "get_metric",
+    "missing_metric",
+    "weight_hashes",
+]
+
+METRICS: dict[str, MetricSpec] = {
+    spec.name: spec for spec in (PSNR, SSIM, LPIPS, DISTS, FID, NIQE, MUSIQ_KONIQ, MANIQA_PIPAL, CLIPIQA)
+}
+EXTRA_METRICS: dict[str, MetricSpec] = {KID.name: KID}
+
+
+def get_metric(name: str) -> MetricSpec:
+    """The metric of that name, one of the nine or an extra one.
+
+    Raises:
+        UserError: unknown; the message suggests the nearest name and lists all.
+    """
+    known = METRICS | EXTRA_METRICS
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise UserError(f"unknown metric {name!r}.{hint} Known: {', '.join(known)}")

@@ -1,0 +1,260 @@
+"""The eight metrics that give one value per image, computed by pyiqa in the settings behind the paper's tables.
+
+Every scorer reads both images back from disk, 8-bit RGB, no border cropped, one image at a time: a value cannot
+depend on the order or the company of the images.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bench.errors import UserError
+from bench.metrics.base import CannotScoreError, ImageScorer, MetricSpec
+from bench.metrics.images import read_tensor
+from bench.metrics.quiet import guarded_pyiqa
+from bench.metrics.weights import (
+    ALEXNET,
+    CLIP_RN50,
+    DISTS_HEADS,
+    LPIPS_HEADS,
+    MANIQA,
+    MUSIQ,
+    NIQE_MODEL,
+    VGG16,
+    hub_dir,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SSIM_WINDOW = 11
+SSIM_STRIP = 16
+NIQE_SHAPES = {"mu_prisparam": (1, 36), "cov_prisparam": (36, 36)}
+
+
+def pyiqa_scorer(spec: MetricSpec, device: str) -> ImageScorer:
+    """The pyiqa metric of `spec` as a function of paths.
+
+    The function raises:
+        CannotScoreError: the image is too small for the metric, or the metric has no finite value for it.
+        UserError: an image cannot be used, or the two differ in size.
+    """
+    with guarded_pyiqa():
+        import pyiqa
+        import torch
+
+        network = pyiqa.create_metric(spec.pyiqa_name, device=torch.device(device), **spec.settings)
+    return scorer_of(spec, network)
+
+
+def scorer_of(spec: MetricSpec, network: Callable[..., "Tensor"]) -> ImageScorer:
+    """Wraps `network(sr[, hr])`, tensors (1, 3, H, W) in [0, 1] to one number, as a function of paths."""
+    import torch
+
+    def score(sr_path: Path, hr_path: Path | None = None) -> float:
+        images = [read_tensor(sr_path)]
+        if spec.needs_reference:
+            if hr_path is None:
+                raise UserError(f"{spec.display} compares with a ground truth; none was given for {sr_path}")
+            images.append(read_tensor(hr_path))
+            if images[0].shape != images[1].shape:
+                raise UserError(
+                    f"{sr_path} is {size_of(images[0])}, {hr_path} is {size_of(images[1])}; sizes must agree"
+                )
+        short, long = sorted(images[0].shape[-2:])
+        if short < spec.min_sides[0] or long < spec.min_sides[1]:
+            raise CannotScoreError(
+                f"{spec.display} needs images of at least {spec.min_sides[0]}x{spec.min_sides[1]} pixels; "
+                f"{sr_path.name} is {size_of(images[0])}"
+            )
+        try:
+            value = float(network(*images))
+        except torch.linalg.LinAlgError as error:
+            raise CannotScoreError(f"{spec.display} is not defined for {sr_path.name} (flat image)") from error
+        if not np.isfinite(value):
+            raise CannotScoreError(f"{spec.display} is not defined for {sr_path.name} (pyiqa gives {value})")
+        return value
+
+    return score
+
+
+def size_of(image: "Tensor") -> str:
+    """`512x384`, width first, of a (1, 3, H, W) tensor."""
+    return f"{image.shape[-1]}x{image.shape[-2]}"
+
+
+def ssim_scorer(spec: MetricSpec, device: str) -> ImageScorer:
+    """SSIM in horizontal strips, seven times as fast at 512x512.
+
+    SSIM is the mean over all positions of an 11x11 window. Strips that overlap by 10 rows hold each position once, so
+    the mean of pyiqa's values, weighted by rows of positions, is the same mean (to 1e-15). The whole image at once
+    makes every float64 convolution unfold into 240 MB, and the time goes into mapping that memory.
+    """
+    with guarded_pyiqa():
+        import pyiqa
+        import torch
+
+        network = pyiqa.create_metric(spec.pyiqa_name, device=torch.device(device), **spec.settings)
+
+    def in_strips(sr: "Tensor", hr: "Tensor") -> "Tensor":
+        positions = sr.shape[-2] - (SSIM_WINDOW - 1)
+        total = torch.zeros((), dtype=torch.float64)
+        for top in range(0, positions, SSIM_STRIP):
+            rows = min(SSIM_STRIP, positions - top)
+            strip = slice(top, top + rows + SSIM_WINDOW - 1)
+            total += rows * network(sr[..., strip, :], hr[..., strip, :]).squeeze().cpu()
+        return total / positions
+
+    return scorer_of(spec, in_strips)
+
+
+def niqe_scorer(spec: MetricSpec, device: str) -> ImageScorer:
+    """NIQE, after a look at its model: a MATLAB file is checked by content, since copies differ in their header."""
+    from scipy.io import loadmat
+
+    path = hub_dir() / NIQE_MODEL.folder / NIQE_MODEL.name
+    try:
+        model = loadmat(path, variable_names=list(NIQE_SHAPES))
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise UserError(f"{path} is not a MATLAB file: {error}. Delete it and run `bench fetch niqe`") from error
+    for name, shape in NIQE_SHAPES.items():
+        found = model[name].shape if name in model else "absent"
+        if found != shape or not np.isfinite(model[name]).all():
+            raise UserError(f"{path}: {name} is {found}, expected finite {shape}. Delete it and run `bench fetch niqe`")
+    return pyiqa_scorer(spec, device)
+
+
+def maniqa_scorer(spec: MetricSpec, device: str) -> ImageScorer:
+    with untrained_timm():
+        return pyiqa_scorer(spec, device)
+
+
+@contextmanager
+def untrained_timm() -> Iterator[None]:
+    """`timm.create_model` ignores `pretrained=True`.
+
+    pyiqa builds MANIQA on a ViT with ImageNet weights and then loads MANIQA's file over the whole network, strictly,
+    ViT included: the ImageNet weights (346 MB, and a network round trip even when they are cached) never count.
+    """
+    import timm
+
+    create = timm.create_model
+    timm.create_model = lambda name, pretrained=False, **settings: create(name, pretrained=False, **settings)
+    try:
+        yield
+    finally:
+        timm.create_model = create
+
+
+LUMA = {"test_y_channel": True, "color_space": "ycbcr"}
+
+PSNR = MetricSpec(
+    name="psnr",
+    display="PSNR",
+    needs_reference=True,
+    higher_is_better=True,
+    level="image",
+    pyiqa_name="psnr",
+    settings=LUMA,
+    note="8-bit RGB, luma of BT.601 (16..235), unrounded, MSE + 1e-8, so that equal images give 80 dB; no crop",
+    decimals=2,
+    loader=pyiqa_scorer,
+)
+SSIM = MetricSpec(
+    name="ssim",
+    display="SSIM",
+    needs_reference=True,
+    higher_is_better=True,
+    level="image",
+    pyiqa_name="ssim",
+    settings=LUMA,
+    note="8-bit RGB, luma of BT.601 rounded to integers, float64, 11x11 Gaussian of sigma 1.5, valid, no crop",
+    decimals=4,
+    loader=ssim_scorer,
+    min_sides=(SSIM_WINDOW, SSIM_WINDOW),
+)
+LPIPS = MetricSpec(
+    name="lpips",
+    display="LPIPS",
+    needs_reference=True,
+    higher_is_better=False,
+    level="image",
+    pyiqa_name="lpips",
+    note="8-bit RGB, AlexNet, version 0.1, no crop",
+    decimals=4,
+    loader=pyiqa_scorer,
+    weights=(ALEXNET, LPIPS_HEADS),
+    min_sides=(31, 31),
+)
+DISTS = MetricSpec(
+    name="dists",
+    display="DISTS",
+    needs_reference=True,
+    higher_is_better=False,
+    level="image",
+    pyiqa_name="dists",
+    note="8-bit RGB, VGG-16, no resizing, no crop",
+    decimals=4,
+    loader=pyiqa_scorer,
+    weights=(VGG16, DISTS_HEADS),
+    min_sides=(8, 8),
+)
+NIQE = MetricSpec(
+    name="niqe",
+    display="NIQE",
+    needs_reference=False,
+    higher_is_better=False,
+    level="image",
+    pyiqa_name="niqe",
+    note="8-bit RGB, luma of YIQ rounded to integers, float64, blocks of 96 pixels at two scales, no crop",
+    decimals=4,
+    loader=niqe_scorer,
+    weights=(NIQE_MODEL,),
+    # Two blocks, the least from which a covariance of block features can be estimated.
+    min_sides=(96, 192),
+)
+MUSIQ_KONIQ = MetricSpec(
+    name="musiq",
+    display="MUSIQ",
+    needs_reference=False,
+    higher_is_better=True,
+    level="image",
+    pyiqa_name="musiq",
+    note="8-bit RGB, KonIQ-10k weights, full size and longer side 384 and 224, no crop",
+    decimals=2,
+    loader=pyiqa_scorer,
+    weights=(MUSIQ,),
+)
+MANIQA_PIPAL = MetricSpec(
+    name="maniqa",
+    display="MANIQA",
+    needs_reference=False,
+    higher_is_better=True,
+    level="image",
+    pyiqa_name="maniqa-pipal",
+    note="8-bit RGB, PIPAL weights, mean of 20 evenly spaced crops of 224 pixels (random before pyiqa 0.1.12)",
+    decimals=4,
+    loader=maniqa_scorer,
+    weights=(MANIQA,),
+)
+CLIPIQA = MetricSpec(
+    name="clipiqa",
+    display="CLIPIQA",
+    needs_reference=False,
+    higher_is_better=True,
+    level="image",
+    pyiqa_name="clipiqa",
+    note="8-bit RGB, CLIP RN50, five prompt pairs, no positional embedding, no resizing",
+    decimals=4,
+    loader=pyiqa_scorer,
+    weights=(CLIP_RN50,),
+    # The CLIP package pyiqa uses imports pkg_resources, which setuptools dropped in version 82.
+    modules=(
+        ("pyiqa", "pip install 'tsd-sr-bench[bench]'"),
+        ("pkg_resources", "pip install 'setuptools<81'"),
+    ),
+    min_sides=(32, 32),
+)

@@ -1,0 +1,164 @@
+"""The files the metrics need: where each is published, its hash, and where pyiqa, torchvision and CLIP look for it.
+
+All live under torch's hub folder ($TORCH_HOME/hub): `checkpoints` for torchvision's backbones, `pyiqa` for the
+metrics' own weights, `clip` for OpenAI's CLIP. pyiqa opens whatever file carries the right name, with an unpickler
+that can run code; here a file is hashed first, and it is opened only where the hash is the published one.
+
+MANIQA's file holds the whole network, backbone included, so the ImageNet ViT that pyiqa would fetch first (and then
+overwrite) is not needed: see `bench.metrics.per_image`.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from bench.errors import UserError
+from bench.missing import Missing
+
+CHUNK_BYTES = 1 << 20
+PYIQA_HUB = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main"
+PYIQA_RELEASE = "https://github.com/chaofengc/IQA-PyTorch/releases/download/v0.1-weights"
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One weight file of a metric.
+
+    Attributes:
+        name: file name, as the library that loads it expects it.
+        folder: folder under $TORCH_HOME/hub: "checkpoints", "pyiqa" or "clip".
+        urls: where it is published, mirrors after the original.
+        size_bytes: size, for the user's information; the hash alone decides.
+        sha256: the published hash: 64 hex digits, or fewer where only the prefix in the file name is published;
+            None for a plain table of numbers that exists in several containers (its hash is recorded instead).
+        licence: licence of the weights.
+    """
+
+    name: str
+    folder: str
+    urls: tuple[str, ...]
+    size_bytes: int | None
+    sha256: str | None
+    licence: str
+
+    def path(self) -> Path:
+        return hub_dir() / self.folder / self.name
+
+    def missing(self, display: str, fetch_name: str) -> Missing:
+        """The footnote for this file's absence; `fetch_name` is what `bench fetch` calls it."""
+        return Missing(
+            name=self.name,
+            where=f"$TORCH_HOME/hub/{self.folder}/{self.name}",
+            source=self.urls[0],
+            size_bytes=self.size_bytes,
+            licence=self.licence,
+            needed_by=display,
+            fetch=fetch_name,
+        )
+
+
+def hub_dir() -> Path:
+    """torch.hub.get_dir() without importing torch: $TORCH_HOME, else $XDG_CACHE_HOME/torch, else ~/.cache/torch."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser() / "hub"
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file in hex; remembered for as long as its size and modification time stay the same."""
+    stat = path.stat()
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: Path, size: int, modified_ns: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def verified_sha256(file: WeightFile) -> str:
+    """The hash of `file` on disk.
+
+    Raises:
+        UserError: it is absent, or its hash is not the published one.
+    """
+    path = file.path()
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; `bench fetch` gets it")
+    found = file_sha256(path)
+    if file.sha256 is not None and not found.startswith(file.sha256):
+        raise UserError(
+            f"{path} has sha256 {found}, expected {file.sha256}{'…' if len(file.sha256) < 64 else ''}: the file is "
+            "damaged or another one, and is not opened. Delete it and run `bench fetch` again"
+        )
+    return found
+
+
+def _pyiqa(name: str, size_bytes: int | None, sha256: str | None, licence: str) -> WeightFile:
+    urls = (f"{PYIQA_HUB}/{name}", f"{PYIQA_RELEASE}/{name}")
+    return WeightFile(name, "pyiqa", urls, size_bytes, sha256, licence)
+
+
+def _torchvision(name: str, size_bytes: int, sha256: str) -> WeightFile:
+    urls = (f"https://download.pytorch.org/models/{name}",)
+    return WeightFile(name, "checkpoints", urls, size_bytes, sha256, "BSD-3-Clause (torchvision)")
+
+
+ALEXNET = _torchvision(
+    "alexnet-owt-7be5be79.pth",
+    244_408_911,
+    "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+)
+VGG16 = _torchvision(
+    "vgg16-397923af.pth",
+    553_433_881,
+    "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+)
+LPIPS_HEADS = _pyiqa(
+    "LPIPS_v0.1_alex-df73285e.pth",
+    6_009,
+    "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+    "BSD-2-Clause (PerceptualSimilarity)",
+)
+DISTS_HEADS = _pyiqa(
+    "DISTS_weights-f5e65c96.pth",
+    None,
+    "f5e65c96230b7f6ca995691647d482237e4cab8a50c5c4a5784f219ef0748218",
+    "MIT (DISTS)",
+)
+INCEPTION = WeightFile(
+    "pt_inception-2015-12-05-6726825d.pth",
+    "pyiqa",
+    (
+        f"{PYIQA_HUB}/pt_inception-2015-12-05-6726825d.pth",
+        "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+    ),
+    95_628_359,
+    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    "Apache-2.0 (TensorFlow, pytorch-fid)",
+)
+# A MATLAB file of two matrices, loaded without unpickling. Copies differ in the header (it carries a date), so the
+# content is checked by shape when it is loaded and the hash goes into the records.
+NIQE_MODEL = _pyiqa("niqe_modelparameters.mat", None, None, "research use with citation (LIVE, UT Austin)")
+MUSIQ = _pyiqa(
+    "musiq_koniq_ckpt-e95806b9.pth",
+    108_610_983,
+    "e95806b9eae5f3814c410f574ba8e552362bd5bc63d758ed5b97860f5d6185aa",
+    "Apache-2.0 (google-research/musiq)",
+)
+MANIQA = _pyiqa("MANIQA_PIPAL-ae6d356b.pth", 543_335_435, "ae6d356b", "Apache-2.0 (IIGROUP/MANIQA)")
+CLIP_RN50 = WeightFile(
+    "RN50.pt",
+    "clip",
+    (
+        "https://openaipublic.azureedge.net/clip/models/"
+        "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762/RN50.pt",
+    ),
+    255_827_503,
+    "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
+    "MIT (openai/CLIP)",
+)

@@ -1,0 +1,433 @@
+"""`bench fetch` against a server on the loopback: resuming, hashes, mirrors, licences; and what happens offline."""
+
+import hashlib
+import io
+import json
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+import bench.download
+import bench.fetch
+from bench.cli import main
+from bench.download import download
+from bench.errors import UserError
+from bench.methods.base import MethodOptions
+from bench.metrics import METRICS
+from bench.metrics.weights import WeightFile
+from bench.missing import Missing, describe, human_size
+
+CONTENT = bytes(range(256)) * 4000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves CONTENT under any name that starts with `file`; keeps the requests it got.
+
+    cut: bytes after which the next answers break off, one entry per answer.
+    ranges: honours the Range header.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.cut: list[int] = []
+        self.ranges = True
+        self.content = CONTENT
+        self.requests: list[tuple[str, str | None]] = []
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/{name}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range")
+        self.server.requests.append((self.path, wanted))
+        if not self.path.startswith("/file"):
+            self.send_error(404)
+            return
+        content, start = self.server.content, 0
+        if wanted is not None and self.server.ranges:
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        if start >= len(content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(content)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        end = start + self.server.cut.pop(0) if self.server.cut else len(content)
+        self.wfile.write(content[start:end])
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(bench.download, "PAUSE_SECONDS", 0.01)
+    for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(proxy, raising=False)
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def test_a_file_is_fetched_verified_and_named_last(server: Server, tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "folder" / "file.bin"
+    download([server.url("file.bin")], target, SHA256)
+    assert target.read_bytes() == CONTENT
+    assert [path.name for path in target.parent.iterdir()] == ["file.bin"]
+
+
+def test_a_broken_transfer_is_resumed_where_it_broke(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.download, "CHUNK_BYTES", 1000)
+    server.cut = [300_000, 200_000]
+    download([server.url("file")], tmp_path / "file", SHA256)
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    ranges = [wanted for _, wanted in server.requests]
+    assert ranges == [None, "bytes=300000-", "bytes=500000-"]
+
+
+def test_a_later_call_resumes_what_an_earlier_one_left(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file.part").write_bytes(CONTENT[:123_456])
+    download([server.url("file")], tmp_path / "file", SHA256)
+    assert server.requests == [("/file", "bytes=123456-")]
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_a_part_that_is_complete_needs_no_transfer(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file.part").write_bytes(CONTENT)
+    download([server.url("file")], tmp_path / "file", SHA256)
+    assert server.requests == [("/file", f"bytes={len(CONTENT)}-")]
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_a_part_of_another_file_costs_one_more_transfer(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file.part").write_bytes(b"x" * 1000)
+    download([server.url("file")], tmp_path / "file", SHA256)
+    assert server.requests == [("/file", "bytes=1000-"), ("/file", None)]
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_a_part_longer_than_the_file_is_dropped(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file.part").write_bytes(CONTENT + b"x")
+    download([server.url("file")], tmp_path / "file", SHA256)
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_a_server_without_ranges_sends_the_file_again(server: Server, tmp_path: Path) -> None:
+    server.ranges = False
+    (tmp_path / "file.part").write_bytes(CONTENT[:5000])
+    download([server.url("file")], tmp_path / "file", SHA256)
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_without_a_hash_nothing_is_resumed(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file.part").write_bytes(b"x" * 1000)
+    download([server.url("file")], tmp_path / "file", None)
+    assert server.requests == [("/file", None)]
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_a_wrong_hash_leaves_nothing_behind(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"sha256 [0-9a-f]{16}…, expected 0000"):
+        download([server.url("file")], tmp_path / "file", "0" * 64)
+    assert list(tmp_path.iterdir()) == []
+    assert len(server.requests) == 1
+
+
+def test_mirrors_are_tried_in_order(server: Server, tmp_path: Path) -> None:
+    download([server.url("gone"), server.url("file-mirror"), server.url("file-3")], tmp_path / "file", SHA256[:8])
+    assert [path for path, _ in server.requests] == ["/gone", "/file-mirror"]
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_where_no_address_works_each_has_its_reason(server: Server, tmp_path: Path) -> None:
+    closed = "http://127.0.0.1:1/file"
+    with pytest.raises(UserError) as caught:
+        download([server.url("gone"), closed, "http://no-such-host.invalid/file"], tmp_path / "file", SHA256)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "file could not be fetched:"
+    assert lines[1].endswith("/gone: 404 Not Found")
+    assert "no connection" in lines[2]
+    assert "no connection" in lines[3]
+
+
+def test_a_transfer_that_makes_no_progress_ends(server: Server, tmp_path: Path) -> None:
+    server.cut = [0] * 10
+    with pytest.raises(UserError, match="could not be fetched"):
+        download([server.url("file")], tmp_path / "file", SHA256)
+    assert len(server.requests) == 1
+
+
+@pytest.fixture
+def torch_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.delenv("TSD_DATA", raising=False)
+    monkeypatch.setenv("TSD_WEIGHTS", str(tmp_path / "weights"))
+    return tmp_path / "torch"
+
+
+def test_fetch_puts_a_metrics_files_where_the_metric_looks(
+    server: Server, torch_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = tuple(
+        WeightFile(name, folder, (server.url("gone"), server.url(f"file-{name}")), len(CONTENT), SHA256, "MIT")
+        for name, folder in (("backbone.pth", "checkpoints"), ("heads.pth", "pyiqa"))
+    )
+    spec = replace(METRICS["lpips"], weights=files)
+    monkeypatch.setitem(METRICS, "lpips", spec)
+    assert main(["fetch", "lpips"]) == 0
+    assert (torch_home / "hub" / "checkpoints" / "backbone.pth").read_bytes() == CONTENT
+    assert (torch_home / "hub" / "pyiqa" / "heads.pth").read_bytes() == CONTENT
+    assert "lpips: here" in capsys.readouterr().out
+    count = len(server.requests)
+    assert main(["fetch", "lpips"]) == 0
+    assert len(server.requests) == count
+
+
+def test_fetch_names_what_it_knows(torch_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fetch", "lpisp"]) == 2
+    assert "did you mean lpips?" in capsys.readouterr().err
+    assert main(["fetch"]) == 2
+    assert "metrics, lpips, dists" in capsys.readouterr().err
+    assert main(["fetch", "psnr"]) == 2
+    assert "needs no weights" in capsys.readouterr().err
+
+
+def test_list_shows_state_size_and_licence_and_opens_no_connection(
+    torch_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection"))
+    niqe = METRICS["niqe"].weights[0].path()
+    niqe.parent.mkdir(parents=True)
+    niqe.touch()
+    assert main(["fetch", "--list"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")}
+    assert list(lines) == [
+        "lpips", "dists", "fid", "niqe", "musiq", "maniqa", "clipiqa", "kid", "realsr", "drealsr", "div2k-val",
+        "osediff-published", "realesrgan-compact", "sd3-medium", "tsd-sr",
+    ]  # fmt: skip
+    assert lines["niqe"].split()[1] == "here"
+    assert lines["sd3-medium"].split()[1] == "missing"
+
+
+def test_restricted_content_waits_for_the_licence(torch_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fetch", "realsr", "sd3-medium"]) == 2
+    error = capsys.readouterr().err
+    assert "--accept-license" in error
+    assert "realsr: S-Lab License 1.0" in error
+    assert "sd3-medium: Stability AI Community License" in error
+
+
+def test_what_has_to_be_done_by_hand_is_described(torch_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fetch", "tsd-sr"]) == 1
+    out = capsys.readouterr().out
+    assert "https://drive.google.com/drive/folders/1XJY9Qxhz0mqjTtgDXr07oFy9eJr8jphI" in out
+    assert "prompt_embeds.pt" in out
+
+
+@pytest.mark.parametrize("name", ["realsr", "div2k-val", "sd3-medium"])
+def test_offline_ends_in_seconds_with_a_clear_message(
+    name: str, torch_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench.fetch, "HUB", "http://hub.invalid")
+    monkeypatch.setattr(bench.fetch, "OSEDIFF", "http://osediff.invalid")
+    assert main(["fetch", name, "--accept-license", "--data-root", str(tmp_path / "data")]) == 2
+    error = capsys.readouterr().err
+    assert "http://hub.invalid cannot be reached: no network" in error
+    assert "Traceback" not in error
+
+
+def test_test_sets_need_a_place(torch_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fetch", "drealsr", "--accept-license"]) == 2
+    assert "--data-root DIR, or the variable TSD_DATA" in capsys.readouterr().err
+
+
+def archive(members: dict[str, bytes]) -> io.BytesIO:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as content:
+        for name, data in members.items():
+            content.writestr(name, data)
+    return file
+
+
+def test_a_test_set_is_taken_out_of_the_archive_of_all(tmp_path: Path) -> None:
+    file = archive(
+        {
+            "All/RealSRVal_crop128/": b"",
+            "All/RealSRVal_crop128/test_LR/a.png": b"lr a",
+            "All/RealSRVal_crop128/test_HR/a.png": b"hr a",
+            "All/RealSRVal_crop128/test_SR/a.png": b"no",
+            "All/RealSRVal_crop128/readme.txt": b"no",
+            "All/DIV2K_V2_val/lq/x.png": b"lr x",
+            "All/DIV2K_V2_val/gt/x.png": b"hr x",
+            "../../RealSRVal_crop128/test_LR/../../evil.png": b"no",
+        }
+    )
+    bench.fetch.extract_testset(file, "RealSRVal_crop128", tmp_path / "realsr")
+    bench.fetch.extract_testset(file, "DIV2K_V2_val", tmp_path / "div2k")
+    files = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == {
+        "realsr/test_LR/a.png": b"lr a",
+        "realsr/test_HR/a.png": b"hr a",
+        "div2k/test_LR/x.png": b"lr x",
+        "div2k/test_HR/x.png": b"hr x",
+    }
+
+
+def test_extraction_keeps_what_is_there_and_refuses_what_is_damaged(tmp_path: Path) -> None:
+    file = archive({"Set/test_LR/a.png": b"lr a", "Set/test_HR/a.png": b"hr a"})
+    bench.fetch.extract_testset(file, "Set", tmp_path)
+    before = (tmp_path / "test_LR" / "a.png").stat().st_mtime_ns
+    (tmp_path / "test_HR" / "a.png").unlink()
+    bench.fetch.extract_testset(file, "Set", tmp_path)
+    assert (tmp_path / "test_LR" / "a.png").stat().st_mtime_ns == before
+    assert (tmp_path / "test_HR" / "a.png").read_bytes() == b"hr a"
+    with pytest.raises(UserError, match="no images in a folder Other/"):
+        bench.fetch.extract_testset(file, "Other", tmp_path)
+    damaged = io.BytesIO(file.getvalue().replace(b"lr a", b"xx a"))
+    with pytest.raises(UserError, match="could not be read"):
+        bench.fetch.extract_testset(damaged, "Set", tmp_path / "new")
+    with pytest.raises(UserError, match="could not be read"):
+        bench.fetch.extract_testset(io.BytesIO(b"<html>"), "Set", tmp_path)
+
+
+def test_a_test_set_from_the_hub_lands_where_the_harness_looks(
+    server: Server, torch_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = archive({f"All/DIV2K_V2_val/{side}/x.png": b"image" for side in ("lq", "gt")})
+    monkeypatch.setattr(bench.fetch, "HUB", server.url(""))
+    monkeypatch.setattr(bench.fetch, "_open_hub_archive", lambda: file)
+    assert main(["fetch", "div2k-val", "--accept-license", "--data-root", str(tmp_path / "data")]) == 0
+
+
+def test_a_hub_that_breaks_off_is_an_error_without_traceback(
+    server: Server,
+    torch_home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise RuntimeError("peer closed connection")
+
+    monkeypatch.setattr(bench.fetch, "HUB", server.url(""))
+    monkeypatch.setattr(bench.fetch, "_open_hub_archive", lambda: Broken(archive({"a": b"b"}).getvalue()))
+    assert main(["fetch", "div2k-val", "--accept-license", "--data-root", str(tmp_path / "data")]) == 2
+    assert "peer closed connection; the same command continues" in capsys.readouterr().err
+
+
+def test_an_interrupted_base_model_is_still_missing(torch_home: Path, tmp_path: Path) -> None:
+    item, options = bench.fetch.items()["sd3-medium"], MethodOptions()
+    folder = tmp_path / "weights" / bench.fetch.SD3
+    for part in ("transformer", "vae", "scheduler"):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "config.json").write_text("{}")
+    assert [missing.fetch for missing in item.missing(options)] == ["sd3-medium"]
+    for part in ("transformer", "vae"):
+        (folder / part / "diffusion_pytorch_model.safetensors").touch()
+    assert item.missing(options) == []
+
+
+def test_a_gated_model_says_how_to_get_access(
+    server: Server, torch_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The hub's client against a hub that refuses: what a machine without a token meets."""
+    import huggingface_hub
+    import requests
+    from huggingface_hub.errors import GatedRepoError
+
+    def refuse(*args: object, **settings: object) -> None:
+        raise GatedRepoError("403 Client Error", response=requests.get(server.url("gone"), timeout=5))  # type: ignore
+
+    monkeypatch.setattr(bench.fetch, "HUB", server.url(""))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    assert main(["fetch", "sd3-medium", "--accept-license"]) == 2
+    error = capsys.readouterr().err
+    assert "is gated: log in at" in error
+    assert "`hf auth login` (or set HF_TOKEN)" in error
+
+
+def test_mirror_and_published_outputs_are_verified_image_by_image(
+    server: Server, torch_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set of two images whose manifest has the server's hashes; the hub is away."""
+    folder = tmp_path / "datasets" / "realsr"
+    folder.mkdir(parents=True)
+    manifest = json.loads((bench.fetch.DATASETS / "realsr" / "manifest.json").read_text())
+    manifest["images"] = [{"name": f"{n}.png", "lr_sha256": SHA256, "hr_sha256": SHA256} for n in "ab"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr(bench.fetch, "DATASETS", tmp_path / "datasets")
+    monkeypatch.setattr(bench.fetch, "HUB", "http://hub.invalid")
+    monkeypatch.setattr(bench.fetch, "OSEDIFF", server.url("file"))
+    options = MethodOptions(data_root=tmp_path / "data")
+    bench.fetch._get_testset("realsr", options)
+    images = sorted((tmp_path / "data").rglob("*.png"))
+    assert [f"{path.parent.name}/{path.name}" for path in images] == [
+        "test_HR/a.png", "test_HR/b.png", "test_LR/a.png", "test_LR/b.png",
+    ]  # fmt: skip
+    assert ("/file/benchmark_realsr/test_LR/a.png", None) in server.requests
+
+    get = partial(bench.fetch._get_osediff_outputs, options)
+    with pytest.raises(UserError, match="not the published ones"):
+        get()
+    lines = "".join(f"{n}.png {SHA256}\n" for n in "ab")
+    monkeypatch.setattr(bench.fetch, "OSEDIFF_OUTPUTS_SHA256", hashlib.sha256(lines.encode()).hexdigest())
+    get()
+    assert sorted(path.name for path in (tmp_path / "data" / "realsr" / "osediff").iterdir()) == ["a.png", "b.png"]
+
+
+def test_the_hash_over_the_published_outputs_is_that_of_the_images(shared_dir: Path) -> None:
+    images = sorted((shared_dir / "data" / "realsr" / "osediff").glob("*.png"))
+    lines = "".join(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n" for path in images)
+    assert hashlib.sha256(lines.encode()).hexdigest() == bench.fetch.OSEDIFF_OUTPUTS_SHA256
+
+
+def test_realesrgan_goes_to_the_weights_folder(
+    server: Server, torch_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.fetch, "REALESRGAN", server.url("file"))
+    monkeypatch.setattr(bench.fetch, "REALESRGAN_SHA256", SHA256)
+    assert main(["fetch", "realesrgan-compact"]) == 0
+    assert (tmp_path / "weights" / "realesr-general-x4v3.pth").read_bytes() == CONTENT
+
+
+def test_a_missing_file_in_one_line() -> None:
+    missing = Missing("net.pth", "$HOME/net.pth", "https://x/net.pth", 233_100_000, "MIT", "LPIPS", "lpips")
+    assert missing.line() == (
+        "LPIPS needs net.pth (233.1 MB, MIT) at $HOME/net.pth: `bench fetch lpips`, or by hand from https://x/net.pth"
+    )
+    by_hand = replace(missing, size_bytes=None, licence=None, fetch=None, source="their page")
+    assert by_hand.line() == "LPIPS needs net.pth at $HOME/net.pth: from their page"
+    assert describe([missing, by_hand, missing]).count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(None, ""), (0, "0 B"), (6009, "6 kB"), (244_408_911, "244.4 MB"), (4.34e9, "4.3 GB")]
+)
+def test_human_size(size: int | None, text: str) -> None:
+    assert human_size(size) == text

@@ -1,0 +1,436 @@
+"""The per-image metrics: protocol, direction, second opinions, and what happens without weights or with wrong ones."""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+from skimage.metrics import structural_similarity
+
+from bench.errors import UserError
+from bench.metrics import (
+    METRICS,
+    CannotScoreError,
+    MetricSpec,
+    MissingWeightsError,
+    get_metric,
+    missing_metric,
+    weight_hashes,
+)
+from bench.metrics.images import UnusableImageError, read_rgb8
+from bench.metrics.per_image import untrained_timm
+from bench.metrics.quiet import guarded_pyiqa
+from bench.metrics.weights import ALEXNET, LPIPS_HEADS, MUSIQ, file_sha256, hub_dir
+
+RUNNABLE_WITHOUT_WEIGHTS = ("psnr", "ssim")
+
+
+def photo(size: int = 256) -> np.ndarray:
+    return data.astronaut()[:size, :size].copy()
+
+
+def noisy(image: np.ndarray, sigma: float) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(0, sigma, image.shape)
+    return (image + noise).round().clip(0, 255).astype(np.uint8)
+
+
+def save(path: Path, image: np.ndarray) -> Path:
+    Image.fromarray(image).save(path)
+    return path
+
+
+def luma(image: np.ndarray) -> np.ndarray:
+    """BT.601 luma in 16..235 of 0..255 RGB, unrounded, float64."""
+    return 16 + image.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255
+
+
+@pytest.fixture
+def torch_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty $TORCH_HOME."""
+    home = tmp_path / "torch_home"
+    monkeypatch.setenv("TORCH_HOME", str(home))
+    return home
+
+
+@pytest.fixture
+def niqe_home(torch_home: Path, shared_dir: Path) -> Path:
+    """A $TORCH_HOME with NIQE's real model in it."""
+    shutil.copytree(shared_dir / "weights" / "pyiqa", torch_home / "hub" / "pyiqa")
+    return torch_home
+
+
+def unwrapped(spec: MetricSpec, **weights_sha256: str) -> MetricSpec:
+    """`spec` with other hashes, by file name up to the first dot or dash: stand-ins are not the published files."""
+    files = tuple(
+        replace(file, sha256=weights_sha256.get(file.name.split("-")[0].split(".")[0], file.sha256))
+        for file in spec.weights
+    )
+    return replace(spec, weights=files)
+
+
+def test_the_nine_metrics_of_the_paper_in_its_order() -> None:
+    assert list(METRICS) == ["psnr", "ssim", "lpips", "dists", "fid", "niqe", "musiq", "maniqa", "clipiqa"]
+    assert [spec.display for spec in METRICS.values()] == [
+        "PSNR", "SSIM", "LPIPS", "DISTS", "FID", "NIQE", "MUSIQ", "MANIQA", "CLIPIQA",
+    ]  # fmt: skip
+    assert {name for name, spec in METRICS.items() if spec.higher_is_better} == {
+        "psnr", "ssim", "musiq", "maniqa", "clipiqa",
+    }  # fmt: skip
+    assert {name for name, spec in METRICS.items() if spec.needs_reference} == {"psnr", "ssim", "lpips", "dists", "fid"}
+    assert METRICS["maniqa"].pyiqa_name == "maniqa-pipal"
+
+
+def test_directions_agree_with_pyiqa() -> None:
+    with guarded_pyiqa():
+        from pyiqa.default_model_configs import DEFAULT_CONFIGS
+    for spec in METRICS.values():
+        assert spec.higher_is_better == (not DEFAULT_CONFIGS[spec.pyiqa_name].get("lower_better", False)), spec.name
+
+
+def test_protocol_names_the_call_and_the_version() -> None:
+    from importlib.metadata import version
+
+    protocol = METRICS["psnr"].protocol
+    assert protocol.startswith(f"pyiqa {version('pyiqa')} psnr(test_y_channel=True, color_space='ycbcr')")
+    assert "\n" not in "".join(spec.protocol for spec in METRICS.values())
+
+
+def test_unknown_metric_suggests_and_lists() -> None:
+    with pytest.raises(UserError, match=r"Did you mean lpips\? Known: psnr, .*clipiqa, kid"):
+        get_metric("lpisp")
+    assert get_metric("kid").display == "KID"
+
+
+def test_specs_and_missing_files_cost_neither_torch_nor_pyiqa(torch_home: Path) -> None:
+    program = (
+        "import sys, time, json; from bench.metrics import METRICS, missing_metric; t = time.perf_counter();"
+        "names = {n: [m.name for m in missing_metric(s)] for n, s in METRICS.items()};"
+        "print(json.dumps([time.perf_counter() - t, names, sorted({'torch', 'pyiqa', 'requests'} & set(sys.modules))]))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    seconds, names, heavy = json.loads(result.stdout)
+    assert heavy == []
+    assert seconds < 0.5
+    assert names["psnr"] == names["ssim"] == []
+    assert names["lpips"] == ["alexnet-owt-7be5be79.pth", "LPIPS_v0.1_alex-df73285e.pth"]
+    assert names["fid"] == ["pt_inception-2015-12-05-6726825d.pth"]
+
+
+def test_hub_dir_is_torchs(torch_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert str(hub_dir()) == torch.hub.get_dir()
+    monkeypatch.delenv("TORCH_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(torch_home / "cache"))
+    assert str(hub_dir()) == torch.hub.get_dir()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert str(hub_dir()) == torch.hub.get_dir()
+
+
+@pytest.mark.parametrize("name", [name for name, spec in METRICS.items() if spec.weights])
+def test_without_weights_the_file_is_named_and_pyiqa_is_not_asked(name: str, torch_home: Path) -> None:
+    start = time.perf_counter()
+    with pytest.raises(MissingWeightsError) as caught:
+        METRICS[name].load("cpu")
+    assert time.perf_counter() - start < 2
+    assert [item.name for item in caught.value.missing] == [file.name for file in METRICS[name].weights]
+    message = str(caught.value)
+    assert f"`bench fetch {name}`" in message
+    assert "$TORCH_HOME/hub/" in message
+    assert not torch_home.exists()
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = replace(METRICS["psnr"], modules=(("no_such_package", "pip install it"),))
+    (missing,) = missing_metric(spec)
+    assert missing.line() == "PSNR needs the Python package no_such_package at this environment: from `pip install it`"
+
+
+def test_published_hashes_agree_with_the_names_of_the_files() -> None:
+    """torchvision and pyiqa put the first digits of the hash into the file name."""
+    checked = 0
+    for spec in METRICS.values():
+        for file in spec.weights:
+            prefix = Path(file.name).stem.rpartition("-")[2]
+            if file.sha256 is not None and len(prefix) == 8 and not prefix.isdigit():
+                assert file.sha256.startswith(prefix), file.name
+                checked += 1
+    assert checked == 7
+
+
+def test_urls_are_those_of_the_installed_pyiqa() -> None:
+    with guarded_pyiqa():
+        from pyiqa.archs import clip_model, dists_arch, inception, lpips_arch, maniqa_arch, musiq_arch, niqe_arch
+    from torchvision.models import AlexNet_Weights, VGG16_Weights
+
+    expected = {
+        "lpips": [AlexNet_Weights.IMAGENET1K_V1.url, lpips_arch.default_model_urls["0.1_alex"]],
+        "dists": [VGG16_Weights.IMAGENET1K_V1.url, dists_arch.default_model_urls["url"]],
+        "fid": [inception.FID_WEIGHTS_URL],
+        "niqe": [niqe_arch.default_model_urls["niqe"]],
+        "musiq": [musiq_arch.default_model_urls["koniq10k"]],
+        "maniqa": [maniqa_arch.default_model_urls["pipal"]],
+        "clipiqa": [clip_model._MODELS["RN50"]],
+    }
+    for name, urls in expected.items():
+        assert [file.urls[0] for file in METRICS[name].weights] == urls
+
+
+def test_a_file_with_another_hash_is_refused_before_it_is_opened(torch_home: Path) -> None:
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (torch_home / "executed",))
+
+    path = torch_home / "hub" / "pyiqa" / MUSIQ.name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(UserError, match=rf"{MUSIQ.name} has sha256 [0-9a-f]{{64}}, expected e95806b9"):
+        METRICS["musiq"].load("cpu")
+    assert not (torch_home / "executed").exists()
+
+
+def test_even_a_file_with_the_right_hash_cannot_run_code(torch_home: Path) -> None:
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (torch_home / "executed",))
+
+    path = torch_home / "hub" / "pyiqa" / MUSIQ.name
+    path.parent.mkdir(parents=True)
+    torch.save({"params": Bomb()}, path)
+    with pytest.raises(UserError, match="holds more than tensors"):
+        unwrapped(METRICS["musiq"], musiq_koniq_ckpt=file_sha256(path)).load("cpu")
+    assert not (torch_home / "executed").exists()
+
+
+def test_pyiqa_cannot_download_through_the_guard(torch_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with guarded_pyiqa():
+        import pyiqa
+
+        for name in ("brisque", "niqe", "lpips"):
+            with pytest.raises(UserError, match="wants to download https"):
+                pyiqa.create_metric(name, device="cpu")
+    assert capsys.readouterr().out == ""
+    assert list(torch_home.rglob("*.p*")) == []
+
+
+def test_the_guard_leaves_nothing_behind(torch_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    import pyiqa.utils.download_util as pyiqa_download
+
+    before = (torch.hub.download_url_to_file, pyiqa_download.DEFAULT_CACHE_DIR)
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0")
+    with guarded_pyiqa():
+        assert os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "1"
+        assert str(torch_home) in pyiqa_download.DEFAULT_CACHE_DIR
+    assert os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "0"
+    assert (torch.hub.download_url_to_file, pyiqa_download.DEFAULT_CACHE_DIR) == before
+
+
+def test_psnr_is_the_closed_form_on_unrounded_luma(tmp_path: Path) -> None:
+    clean, bad = photo(), noisy(photo(), 8)
+    score = METRICS["psnr"].load("cpu")
+    mse = np.mean((luma(clean) / 255 - luma(bad) / 255) ** 2)
+    expected = 10 * np.log10(1 / (mse + 1e-8))
+    assert score(save(tmp_path / "b.png", bad), save(tmp_path / "a.png", clean)) == pytest.approx(expected, abs=1e-4)
+
+
+def test_ssim_agrees_with_scikit_image(tmp_path: Path) -> None:
+    """Also that computing it in strips does not change it: sides that are no multiple of a strip."""
+    clean, bad = photo(256)[:201, :173], noisy(photo(256), 12)[:201, :173]
+    value = METRICS["ssim"].load("cpu")(save(tmp_path / "b.png", bad), save(tmp_path / "a.png", clean))
+    _, full = structural_similarity(
+        luma(clean).round(),
+        luma(bad).round(),
+        gaussian_weights=True,
+        sigma=1.5,
+        truncate=3.5,
+        use_sample_covariance=False,
+        data_range=255,
+        full=True,
+    )
+    assert value == pytest.approx(full[5:-5, 5:-5].mean(), abs=1e-6)
+
+
+def test_ssim_in_strips_is_pyiqas_ssim(tmp_path: Path) -> None:
+    with guarded_pyiqa():
+        import pyiqa
+
+        whole = pyiqa.create_metric("ssim", device="cpu", test_y_channel=True, color_space="ycbcr")
+    a, b = save(tmp_path / "a.png", photo(130)), save(tmp_path / "b.png", noisy(photo(130), 20))
+    assert METRICS["ssim"].load("cpu")(b, a) == pytest.approx(float(whole(str(b), str(a))), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", RUNNABLE_WITHOUT_WEIGHTS)
+def test_full_reference_metrics_fall_with_noise_and_peak_at_equality(name: str, tmp_path: Path) -> None:
+    score = METRICS[name].load("cpu")
+    clean = save(tmp_path / "clean.png", photo())
+    values = [score(save(tmp_path / f"{sigma}.png", noisy(photo(), sigma)), clean) for sigma in (0, 2, 8, 32)]
+    assert values == sorted(values, reverse=True)
+    assert values[0] == pytest.approx({"psnr": 80.0, "ssim": 1.0}[name], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", RUNNABLE_WITHOUT_WEIGHTS)
+def test_a_value_depends_on_its_image_alone(name: str, tmp_path: Path) -> None:
+    clean = save(tmp_path / "clean.png", photo())
+    bad = [save(tmp_path / f"{sigma}.png", noisy(photo(), sigma)) for sigma in (3, 9, 27)]
+    score, again = METRICS[name].load("cpu"), METRICS[name].load("cpu")
+    assert [score(path, clean) for path in bad] == [again(path, clean) for path in reversed(bad)][::-1]
+
+
+def test_niqe_prefers_the_photograph(niqe_home: Path, tmp_path: Path) -> None:
+    score = METRICS["niqe"].load("cpu")
+    sharp = score(save(tmp_path / "sharp.png", photo(384)), None)
+    small = Image.fromarray(photo(384)).resize((96, 96), Image.Resampling.BICUBIC)
+    blurred = score(save(tmp_path / "blur.png", np.array(small.resize((384, 384), Image.Resampling.BICUBIC))), None)
+    grainy = score(save(tmp_path / "noise.png", noisy(photo(384), 40)), None)
+    assert sharp < blurred
+    assert sharp < grainy
+
+
+@pytest.mark.filterwarnings("ignore:cov")
+def test_niqe_says_why_it_cannot_score(niqe_home: Path, tmp_path: Path) -> None:
+    score = METRICS["niqe"].load("cpu")
+    with pytest.raises(CannotScoreError, match=r"NIQE needs images of at least 96x192 pixels; small.png is 150x150"):
+        score(save(tmp_path / "small.png", photo(150)), None)
+    flat = np.full((256, 256, 3), 90, np.uint8)
+    with pytest.raises(CannotScoreError, match=r"NIQE is not defined for flat.png \(flat image\)"):
+        score(save(tmp_path / "flat.png", flat), None)
+
+
+def test_niqes_hash_goes_into_the_records(niqe_home: Path) -> None:
+    path = niqe_home / "hub" / "pyiqa" / "niqe_modelparameters.mat"
+    assert weight_hashes(METRICS["niqe"]) == {path.name: file_sha256(path)}
+
+
+@pytest.mark.parametrize("content", ["text", "wrong shape", "nan"])
+def test_a_niqe_model_that_is_none_is_refused(content: str, torch_home: Path) -> None:
+    from scipy.io import savemat
+
+    path = torch_home / "hub" / "pyiqa" / "niqe_modelparameters.mat"
+    path.parent.mkdir(parents=True)
+    if content == "text":
+        path.write_text("<html>404</html>" * 100)
+    else:
+        mean = np.zeros((1, 35)) if content == "wrong shape" else np.full((1, 36), np.nan)
+        savemat(path, {"mu_prisparam": mean, "cov_prisparam": np.eye(36)})
+    with pytest.raises(UserError, match="bench fetch niqe"):
+        METRICS["niqe"].load("cpu")
+
+
+def test_ssim_of_a_tiny_image_has_a_reason(tmp_path: Path) -> None:
+    tiny = save(tmp_path / "tiny.png", photo(10))
+    with pytest.raises(CannotScoreError, match=r"SSIM needs images of at least 11x11 pixels; tiny.png is 10x10"):
+        METRICS["ssim"].load("cpu")(tiny, tiny)
+    eleven = save(tmp_path / "eleven.png", photo(11))
+    assert METRICS["ssim"].load("cpu")(eleven, eleven) == pytest.approx(1)
+    assert METRICS["psnr"].load("cpu")(tiny, tiny) == pytest.approx(80, abs=1e-4)
+
+
+def test_a_reference_is_required_and_must_fit(tmp_path: Path) -> None:
+    score = METRICS["psnr"].load("cpu")
+    small, large = save(tmp_path / "s.png", photo(32)), save(tmp_path / "l.png", photo(64)[:, :48])
+    with pytest.raises(UserError, match=r"l.png is 48x64, .*s.png is 32x32; sizes must agree"):
+        score(large, small)
+    with pytest.raises(UserError, match="none was given"):
+        score(small, None)
+
+
+def test_images_are_read_as_they_are_or_refused(tmp_path: Path) -> None:
+    image = photo(16)
+    assert (read_rgb8(save(tmp_path / "rgb.png", image)) == image).all()
+    gray = read_rgb8(save(tmp_path / "gray.png", image[..., 0]))
+    assert gray.shape == (16, 16, 3)
+    assert (gray == image[..., :1]).all()
+    for mode in ("RGBA", "LA", "CMYK", "P"):
+        Image.fromarray(image).convert(mode).save(path := tmp_path / f"{mode}.tif")
+        with pytest.raises(UnusableImageError, match=f"{mode}.tif: "):
+            read_rgb8(path)
+    save(tmp_path / "deep.png", image[..., 0].astype(np.uint16) * 256)
+    with pytest.raises(UnusableImageError, match=r"deep\.png: 16-bit"):
+        read_rgb8(tmp_path / "deep.png")
+
+
+def test_16_bit_rgb_is_refused_although_pillow_reads_it_as_8_bit(tmp_path: Path) -> None:
+    import cv2
+
+    path = tmp_path / "deep_rgb.png"
+    cv2.imwrite(str(path), photo(16).astype(np.uint16) * 257)
+    with Image.open(path) as opened:
+        assert opened.mode == "RGB"
+    with pytest.raises(UnusableImageError, match=r"deep_rgb\.png: 16-bit"):
+        read_rgb8(path)
+
+
+def test_transparent_png_without_an_alpha_band_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trns.png"
+    Image.fromarray(photo(16)).save(path, transparency=(0, 0, 0))
+    with pytest.raises(UnusableImageError, match="alpha"):
+        read_rgb8(path)
+
+
+@pytest.mark.slow
+def test_lpips_from_its_two_files_agrees_with_the_lpips_package(torch_home: Path, tmp_path: Path) -> None:
+    """A random AlexNet in place of the published one (244 MB), the published heads, and the original implementation."""
+    import lpips
+    from torchvision.models import alexnet
+
+    backbone = alexnet()
+    alexnet_path = torch_home / "hub" / "checkpoints" / ALEXNET.name
+    alexnet_path.parent.mkdir(parents=True)
+    torch.save(backbone.state_dict(), alexnet_path)
+    heads = torch_home / "hub" / "pyiqa" / LPIPS_HEADS.name
+    heads.parent.mkdir()
+    shutil.copy(Path(lpips.__file__).parent / "weights" / "v0.1" / "alex.pth", heads)
+
+    spec = unwrapped(METRICS["lpips"], alexnet=file_sha256(alexnet_path))
+    score = spec.load("cpu")
+    clean, bad = photo(64), noisy(photo(64), 30)
+    value = score(save(tmp_path / "b.png", bad), save(tmp_path / "a.png", clean))
+
+    original = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
+    for index, layer in enumerate(backbone.features):
+        for part in (original.net.slice1, original.net.slice2, original.net.slice3, original.net.slice4,
+                     original.net.slice5):  # fmt: skip
+            if str(index) in dict(part.named_children()):
+                part.get_submodule(str(index)).load_state_dict(layer.state_dict())
+    tensors = [torch.from_numpy(i).permute(2, 0, 1)[None] / 127.5 - 1 for i in (bad, clean)]
+    with torch.no_grad():
+        assert value == pytest.approx(float(original(*tensors)), rel=1e-4)
+    assert value > score(tmp_path / "a.png", tmp_path / "a.png") == 0
+    alexnet_path.unlink()
+
+
+@pytest.mark.slow
+def test_musiq_loads_a_file_of_its_structure(torch_home: Path, tmp_path: Path) -> None:
+    """Random weights in place of the published ones: the scores mean nothing, the path is the real one."""
+    with guarded_pyiqa():
+        from pyiqa.archs.musiq_arch import MUSIQ as Network
+    path = torch_home / "hub" / "pyiqa" / MUSIQ.name
+    path.parent.mkdir(parents=True)
+    torch.save(Network(pretrained=False).state_dict(), path)
+    spec = unwrapped(METRICS["musiq"], musiq_koniq_ckpt=file_sha256(path))
+    first, second = save(tmp_path / "a.png", photo(64)), save(tmp_path / "b.png", noisy(photo(64), 30))
+    score = spec.load("cpu")
+    values = [score(first, None), score(second, None)]
+    assert [score(second, None), score(first, None)] == values[::-1]
+    assert values[0] != values[1]
+    path.unlink()
+
+
+def test_maniqas_backbone_is_built_without_its_own_weights() -> None:
+    """pyiqa asks timm for ImageNet weights that MANIQA's file then replaces; offline that request would fail."""
+    import timm
+
+    create = timm.create_model
+    with untrained_timm():
+        network = timm.create_model("vit_tiny_patch16_224", pretrained=True, depth=1)
+    assert isinstance(network, torch.nn.Module)
+    assert timm.create_model is create
