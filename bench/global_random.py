@@ -1,0 +1,37 @@
+"""The process-wide random generators of Python, numpy and torch: looked at, and given back as they were found.
+
+A method must leave them alone (bench/methods/base.py), and trying whether it does must not move them either.
+"""
+
+import pickle
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def states() -> dict[str, bytes]:
+    """The state of every generator, by the library's name, in a form that can be compared."""
+    found = {
+        "random": pickle.dumps(random.getstate()),
+        "numpy.random": pickle.dumps(np.random.get_state()),
+        "torch": torch.get_rng_state().numpy().tobytes(),
+    }
+    if torch.cuda.is_available():
+        found["torch.cuda"] = b"".join(state.numpy().tobytes() for state in torch.cuda.get_rng_state_all())
+    return found
+
+
+@contextmanager
+def kept_generators() -> Iterator[None]:
+    """Whatever happens to the generators inside the block, afterwards they are as before it."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

@@ -1,0 +1,154 @@
+"""The methods by name, in the order of the tables' rows, and the forms that make a method from a path.
+
+Adding one: a module in this folder with a `MethodSpec`, one line in `METHODS`, one test.
+"""
+
+import difflib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.errors import UserError
+from bench.methods.base import FolderMethod, Method, MethodOptions, MethodSpec
+from bench.methods.folder import OSEDIFF_PUBLISHED, folder_spec
+from bench.methods.function import function_spec
+from bench.methods.resize import BICUBIC, LANCZOS
+from bench.methods.spandrel import REALESRGAN_COMPACT, spandrel_spec
+from bench.methods.tsd_sr import (
+    OSEDIFF_MINI,
+    TEACHER_20,
+    TSD_SR,
+    TSD_SR_MINI,
+    TeacherSettings,
+    student_spec,
+    teacher_spec,
+)
+from bench.methods.tsd_weights import Weights
+
+__all__ = ["FORMS", "METHODS", "FolderMethod", "Method", "MethodOptions", "MethodSpec", "get_method"]
+
+METHODS: dict[str, MethodSpec] = {
+    "bicubic": BICUBIC,
+    "lanczos": LANCZOS,
+    "teacher-20": TEACHER_20,
+    "osediff-mini": OSEDIFF_MINI,
+    "tsd-sr-mini": TSD_SR_MINI,
+    "realesrgan-compact": REALESRGAN_COMPACT,
+    "osediff-published": OSEDIFF_PUBLISHED,
+    "tsd-sr": TSD_SR,
+}
+
+
+def get_method(name: str) -> MethodSpec:
+    """The method called `name`: one of `METHODS`, `teacher-N`, or one of the forms in `FORMS`.
+
+    A form may be given a name for records and tables: `my-net=spandrel:weights/net.pth`. Without one, the name is
+    made from the form and the file ("spandrel-net"). Nothing is loaded and no file is opened.
+
+    Raises:
+        UserError: no such name or form; lists what there is, and the likeliest meant.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    teacher = re.fullmatch(r"teacher-([1-9]\d*)", name)
+    if teacher:
+        return teacher_spec(TeacherSettings(steps=int(teacher[1])), name, TEACHER_20.display)
+    head, colon, argument = name.partition(":")
+    label, equals, form = head.rpartition("=")
+    if not colon or form not in FORMS:
+        raise UserError(_unknown(name, form if colon else name))
+    if equals and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", label):
+        raise UserError(f"the name {label!r} in {name!r} cannot name a folder; use letters, digits, '.', '_' and '-'")
+    _, build = FORMS[form]
+    spec = build(argument, label)
+    if spec.name in METHODS:
+        raise UserError(f"{name!r} would be called {spec.name!r}, a method already; choose a name: NAME={form}:...")
+    return spec
+
+
+def _spandrel(argument: str, label: str) -> MethodSpec:
+    path = _path(argument, "spandrel:PATH")
+    return spandrel_spec(path, *_names(label, "spandrel", path.stem))
+
+
+def _folder(argument: str, label: str) -> MethodSpec:
+    path = _path(argument, "folder:PATH")
+    return folder_spec(path, *_names(label, "folder", path.resolve().name))
+
+
+def _python(argument: str, label: str) -> MethodSpec:
+    file, colon, function = argument.rpartition(":")
+    if not colon or not function.isidentifier():
+        raise UserError(f"python:{argument} names no function; expected python:FILE.py:FUNCTION")
+    path = _path(file, "python:FILE.py:FUNCTION")
+    return function_spec(path, function, *_names(label, path.stem, function))
+
+
+def _student(argument: str, label: str) -> MethodSpec:
+    folders = [Path(part).expanduser() for part in argument.split(",") if part]
+    if len(folders) not in (2, 3):
+        raise UserError(f"tsd-sr:{argument} names {len(folders)} folders; expected tsd-sr:MODEL,LORA[,PROMPTS]")
+    weights = Weights(folders[0], folders[1], folders[2] if len(folders) == 3 else None)
+    return student_spec(weights, *_names(label, "tsd-sr", folders[1].resolve().name))
+
+
+def _teacher(argument: str, label: str) -> MethodSpec:
+    form = "teacher:steps=20,strength=0.3,guidance=1,model=DIR,prompts=DIR (any of these)"
+    settings: dict[str, str] = {}
+    for part in filter(None, argument.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or key not in ("steps", "strength", "guidance", "model", "prompts"):
+            raise UserError(f"{part!r} is no setting of the teacher; expected {form}")
+        settings[key] = value
+    default = TeacherSettings()
+    try:
+        teacher = TeacherSettings(
+            int(settings.get("steps", default.steps)),
+            float(settings.get("strength", default.strength)),
+            float(settings.get("guidance", default.guidance)),
+        )
+    except ValueError as error:
+        raise UserError(f"teacher:{argument}: {error}; expected {form}") from error
+    if "prompts" in settings and "model" not in settings:
+        raise UserError(f"teacher:{argument}: prompts belong to a model; expected {form}")
+    if teacher.steps < 1 or not 0 < teacher.strength <= 1:
+        raise UserError(f"teacher:{argument}: expected steps of at least 1 and 0 < strength <= 1")
+    model, prompts = (Path(settings[key]).expanduser() if key in settings else None for key in ("model", "prompts"))
+    parts = [f"teacher-{teacher.steps}", f"s{teacher.strength:g}", f"g{teacher.guidance:g}"]
+    parts += [model.resolve().name] if model else []
+    whose = "Mini" if model is None else model.name
+    display = label or f"{whose} teacher (σ {teacher.strength:g}, guidance {teacher.guidance:g})"
+    weights = None if model is None else Weights(model, prompts=prompts)
+    return teacher_spec(teacher, label or _slug("-".join(parts)), display, weights)
+
+
+# Form -> (how it is written, what builds its spec from the text after the colon and the user's own name for it).
+FORMS: dict[str, tuple[str, Callable[[str, str], MethodSpec]]] = {
+    "spandrel": ("spandrel:PATH", _spandrel),
+    "folder": ("folder:PATH", _folder),
+    "python": ("python:FILE.py:FUNCTION", _python),
+    "tsd-sr": ("tsd-sr:MODEL,LORA[,PROMPTS]", _student),
+    "teacher": ("teacher:steps=20,strength=0.3,guidance=1,model=DIR,prompts=DIR", _teacher),
+}
+
+
+def _path(argument: str, form: str) -> Path:
+    if not argument:
+        raise UserError(f"no path given; expected {form}")
+    return Path(argument).expanduser()
+
+
+def _names(label: str, prefix: str, stem: str) -> tuple[str, str]:
+    """Name and display of a method made from a path: the user's own, or "<prefix>-<stem>" and the stem."""
+    return (label, label) if label else (_slug(f"{prefix}-{stem}"), stem)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")
+
+
+def _unknown(name: str, wrong: str) -> str:
+    close = difflib.get_close_matches(wrong.lower(), [*METHODS, *FORMS], n=1, cutoff=0.6)
+    hint = f" Did you mean {FORMS[close[0]][0] if close[0] in FORMS else close[0]!r}?" if close else ""
+    forms = ", ".join(["teacher-N", *(text for text, _ in FORMS.values())])
+    return f"no method is called {name!r}.{hint} Methods: {', '.join(METHODS)}. Forms: {forms}."

@@ -1,0 +1,154 @@
+"""What a super-resolution method is to the harness: one small contract, and a light description of who offers it.
+
+The contract, clause by clause; `bench check METHOD` tries every one of them on synthetic images (bench/check.py).
+
+    sr = method.restore(lr, seed)
+
+    input         lr: float32 tensor (1, 3, h, w) on the CPU, RGB, values in [0, 1], h and w of at least
+                  MIN_SIDE pixels, odd sizes included; seed: int in [0, 2**63).
+    output        sr: float32 tensor (1, 3, 4h, 4w) on the CPU, RGB, values in [0, 1], finite, without gradient.
+                  The harness alone rounds to 8 bit, writes PNG, times and hashes; a method that works on a GPU
+                  moves the image there and back itself, so the time of `restore` is the time of the work.
+    content       sr shows what lr shows: same orientation, same channel order, same range.
+    determinism   the same lr and seed give the same sr: bit for bit on the CPU, within one 8-bit level on a GPU.
+    independence  sr depends on lr and seed alone: not on the images restored before, not on their order, not on
+                  the state of the global random generators (torch, numpy, random).
+    no traces     lr is not modified, the global random generators are left as they were found, and a returned sr
+                  keeps its values when the method is called again.
+    provenance    method.provenance() is a JSON-able dict with the sha256 of every weight file and every setting
+                  that changes a number; names of files, no absolute paths.
+
+Published outputs have no `restore`: a `FolderMethod` names one finished image per test image instead.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from bench.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from bench.missing import Missing
+    from bench.testsets import TestSet
+
+SCALE = 4
+MIN_SIDE = 16
+SEED_LIMIT = 2**63
+DTYPES = ("fp32", "bf16", "fp16")
+
+
+@runtime_checkable
+class Method(Protocol):
+    """Anything that turns one low-resolution image into one four times as large, by the contract above."""
+
+    def restore(self, lr: "Tensor", seed: int) -> "Tensor":
+        """(1, 3, h, w) float32 in [0, 1] on the CPU -> (1, 3, 4h, 4w) float32 in [0, 1] on the CPU."""
+        ...
+
+    def provenance(self) -> dict[str, object]:
+        """Hashes of the weights and every setting that changes a number, JSON-able."""
+        ...
+
+
+@runtime_checkable
+class FolderMethod(Protocol):
+    """Outputs that exist already, for a method whose authors published images."""
+
+    def outputs(self, testset: "TestSet") -> dict[str, Path]:
+        """The finished image of every image of `testset`, by its name (stem).
+
+        Raises:
+            UserError: a folder, an image or a size is not what `testset` needs; all faults are listed.
+        """
+        ...
+
+    def provenance(self) -> dict[str, object]:
+        """Where the images come from and one sha256 over all of them, JSON-able."""
+        ...
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """Where and how a method runs.
+
+    Attributes:
+        device: a torch device ("cpu", "cuda", "cuda:1").
+        dtype: arithmetic of the network: "fp32", "bf16" or "fp16".
+        data_root: folder of the test sets; None means $TSD_DATA.
+        weights_root: folder of weights that cannot be shipped; None means $TSD_WEIGHTS, else ./weights.
+        testset: name of the test set about to be restored, for methods that exist for some sets only.
+    """
+
+    device: str = "cpu"
+    dtype: str = "fp32"
+    data_root: Path | None = None
+    weights_root: Path | None = None
+    testset: str | None = None
+
+    def weights(self) -> Path:
+        """The folder of weights that are not shipped; it need not exist."""
+        return Path(self.weights_root or os.environ.get("TSD_WEIGHTS") or "weights")
+
+    def weights_place(self, name: str) -> str:
+        """Where the file or folder `name` belongs, in words for footnotes that may be published: no absolute path."""
+        return f"$TSD_WEIGHTS/{name} (or under --weights-root, else ./weights)"
+
+    def data(self) -> Path:
+        """The folder of the test sets; it need not exist."""
+        return Path(self.data_root or os.environ.get("TSD_DATA") or "data")
+
+    def require_device(self) -> None:
+        """Raises UserError for a GPU that torch does not find, before anything heavy is read."""
+        import torch
+
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"the device is {self.device} but torch finds no CUDA device here; use cpu")
+
+    def require_dtype(self) -> None:
+        """Raises UserError for a precision that is none; imports nothing."""
+        if self.dtype not in DTYPES:
+            raise UserError(f"no precision is named {self.dtype!r}; expected one of {', '.join(DTYPES)}")
+
+    def torch_dtype(self) -> "torch.dtype":
+        import torch
+
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.dtype]
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """One row's method, described without loading it: importing a spec imports no network library.
+
+    Attributes:
+        name: the name on the command line, in records and in paths ("bicubic"); letters, digits, ".", "_", "-".
+        display: the name in tables ("Bicubic").
+        steps: network evaluations per image as the paper counts them (teacher: sampling steps); None where the
+            word has no meaning (resizing, published images).
+        kind: "resize", "diffusion", "gan", "function" or "published".
+        summary: one line for `bench list`.
+        licence: licence of the weights or images, else of the code.
+        load: makes the method, may raise `bench.errors.UserError`. Every run calls it and `provenance`, also when all
+            work is done, so both hash files but leave building a network to the first `restore`.
+        missing: what is not on this machine, by looking at file names only: fast, no network, no hashing.
+        testsets: the only test sets it can serve; None for all.
+    """
+
+    name: str
+    display: str
+    steps: int | None
+    kind: str
+    summary: str
+    licence: str
+    load: Callable[[MethodOptions], Method | FolderMethod]
+    missing: Callable[[MethodOptions], "list[Missing]"]
+    testsets: tuple[str, ...] | None = None
+
+
+def nothing_missing(options: MethodOptions) -> "list[Missing]":
+    """For methods that need no file beyond the installed packages."""
+    return []

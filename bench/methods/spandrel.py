@@ -1,0 +1,249 @@
+"""Any network spandrel can load: a path to its weights is enough (ESRGAN, Compact, SwinIR, HAT, DAT, ...).
+
+spandrel recognises the architecture from the names and shapes in the state dict. The file is read here rather than
+by spandrel: once, so that the bytes that are hashed are the bytes that are loaded, and only as safetensors or with
+`weights_only=True`, so that nothing in it can run. Architectures with restrictive licences join in where the user
+has installed spandrel_extra_arches.
+"""
+
+import functools
+import hashlib
+import io
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.errors import UserError
+from bench.methods.base import SCALE, MethodOptions, MethodSpec
+from bench.missing import Missing
+
+if TYPE_CHECKING:
+    from spandrel import ImageModelDescriptor
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class KnownFile:
+    """A weight file under a name it is distributed by, with the hash it must have."""
+
+    name: str
+    sha256: str
+
+
+class SpandrelMethod:
+    """The network in a file, under the method contract.
+
+    The file is read and hashed at once, the network built when it is first needed. Images that break the network's
+    size rules are padded by reflection and cropped back by spandrel.
+
+    Args:
+        sha256: the hash the file must have; None accepts any.
+        facts: what `architecture_facts` would find, where it is known without building the network.
+
+    Raises:
+        UserError: no such file, or another hash.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        options: MethodOptions,
+        sha256: str | None = None,
+        facts: Mapping[str, object] | None = None,
+    ) -> None:
+        options.require_dtype()
+        self.path = path
+        self.options = options
+        self.known_facts = facts
+        self.data, self.sha256 = _read(path)
+        if sha256 is not None and self.sha256 != sha256:
+            raise UserError(
+                f"{path} has sha256 {self.sha256}, expected {sha256}: the file is damaged or another one. Put the "
+                f"right file there, or run this one under its own name with spandrel:{path}"
+            )
+
+    @functools.cached_property
+    def network(self) -> "ImageModelDescriptor":
+        """The network, in the precision and on the device asked for.
+
+        Raises:
+            UserError: not a plain state dict, an architecture spandrel does not know, not RGB x4, or no such device
+                or precision for it.
+        """
+        self.options.require_device()
+        network = _build(self.path, self.data)
+        self.data = b""
+        dtype = self.options.dtype
+        supported = {"fp32": True, "bf16": network.supports_bfloat16, "fp16": network.supports_half}
+        if not supported[dtype]:
+            able = ", ".join(name for name, runs in supported.items() if runs)
+            raise UserError(f"{network.architecture.name} ({self.path.name}) cannot run in {dtype}, only in {able}")
+        network.to(self.options.device, self.options.torch_dtype())
+        network.model.eval().requires_grad_(False)
+        return network
+
+    def restore(self, lr: "Tensor", seed: int) -> "Tensor":
+        import torch
+
+        # Copied, since an architecture may write into its input; cloned, since spandrel returns an inference tensor.
+        image = lr.to(self.options.device, self.network.dtype, copy=True)
+        return self.network(image).to("cpu", torch.float32).clone()
+
+    def provenance(self) -> dict[str, object]:
+        facts = architecture_facts(self.network) if self.known_facts is None else self.known_facts
+        return {"weights": {self.path.name: self.sha256}, **facts, "dtype": self.options.dtype}
+
+
+def architecture_facts(network: "ImageModelDescriptor") -> dict[str, object]:
+    """What spandrel made of the weights: JSON-able."""
+    rules = network.size_requirements
+    return {
+        "architecture": str(network.architecture.id),
+        "tags": list(network.tags),
+        "parameters": sum(p.numel() for p in network.model.parameters()),
+        "scale": network.scale,
+        "size_rules": {"minimum": rules.minimum, "multiple_of": rules.multiple_of, "square": rules.square},
+    }
+
+
+def _build(path: Path, data: bytes) -> "ImageModelDescriptor":
+    try:
+        from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError, canonicalize_state_dict
+    except ImportError as error:
+        raise UserError("spandrel is not installed; `pip install spandrel` (it is in the extra `bench`)") from error
+
+    _install_extra_architectures()
+    try:
+        network = ModelLoader().load_from_state_dict(canonicalize_state_dict(_state_dict(path, data)))
+    except UnsupportedModelError as error:
+        raise UserError(
+            f"spandrel does not recognise the network in {path} (its state dict fits no known architecture); some "
+            "need the package spandrel_extra_arches"
+        ) from error
+    if not isinstance(network, ImageModelDescriptor):
+        raise UserError(f"{path} is a {network.architecture.name} for {network.purpose}; expected an upscaler")
+    form = (network.scale, network.input_channels, network.output_channels)
+    if form != (SCALE, 3, 3):
+        raise UserError(
+            f"{path} is a {network.architecture.name} network with scale x{form[0]}, {form[1]} input and {form[2]} "
+            f"output channels; expected x{SCALE} from RGB to RGB"
+        )
+    return network
+
+
+def spandrel_spec(path: Path, name: str, display: str) -> MethodSpec:
+    """The row of `spandrel:PATH`."""
+
+    def load(options: MethodOptions) -> SpandrelMethod:
+        return SpandrelMethod(path, options)
+
+    def missing(options: MethodOptions) -> list[Missing]:
+        if path.is_file():
+            return []
+        return [Missing(path.name, str(path), "wherever its authors publish it", None, None, display)]
+
+    return MethodSpec(
+        name=name,
+        display=display,
+        steps=1,
+        kind="gan",
+        summary=f"network in {path.name}, loaded by spandrel",
+        licence="that of the weights",
+        load=load,
+        missing=missing,
+    )
+
+
+# Both are Real-ESRGAN's SRVGGNetCompact with 64 features and 32 convolutions; the second is the authors' release.
+COMPACT_FILES = (
+    KnownFile("realesrgan-compact-x4.pth", "0bb8f4f8c46233d974667359ecb0f421bd4c21cf89d073e59c1ead39aca0e60d"),
+    KnownFile("realesr-general-x4v3.pth", "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292"),
+)
+COMPACT_FACTS: dict[str, object] = {
+    "architecture": "Compact",
+    "tags": ["64nf", "32nc"],
+    "parameters": 1_213_296,
+    "scale": SCALE,
+    "size_rules": {"minimum": 0, "multiple_of": 1, "square": False},
+}
+
+
+def _compact_file(options: MethodOptions) -> KnownFile | None:
+    return next((known for known in COMPACT_FILES if (options.weights() / known.name).is_file()), None)
+
+
+def _load_compact(options: MethodOptions) -> SpandrelMethod:
+    known = _compact_file(options)
+    if known is None:
+        raise UserError(_missing_compact(options)[0].line())
+    return SpandrelMethod(options.weights() / known.name, options, known.sha256, COMPACT_FACTS)
+
+
+def _missing_compact(options: MethodOptions) -> list[Missing]:
+    if _compact_file(options) is not None:
+        return []
+    return [
+        Missing(
+            name=COMPACT_FILES[1].name,
+            where=options.weights_place(COMPACT_FILES[1].name) + f"; {COMPACT_FILES[0].name} serves too",
+            source="https://github.com/xinntao/Real-ESRGAN/releases/download/v0.2.5.0/realesr-general-x4v3.pth",
+            size_bytes=4_885_111,
+            licence="BSD-3-Clause",
+            needed_by="Real-ESRGAN (compact)",
+            fetch="realesrgan-compact",
+        )
+    ]
+
+
+REALESRGAN_COMPACT = MethodSpec(
+    name="realesrgan-compact",
+    display="Real-ESRGAN (compact)",
+    steps=1,
+    kind="gan",
+    summary="Real-ESRGAN's small network (SRVGGNetCompact, 64 features, 32 convolutions)",
+    licence="BSD-3-Clause",
+    load=_load_compact,
+    missing=_missing_compact,
+)
+
+
+def _read(path: Path) -> tuple[bytes, str]:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"no weights at {path}; expected a .pth, .pt, .ckpt or .safetensors file") from error
+    except OSError as error:
+        raise UserError(f"{path} could not be read: {error}; expected a file of network weights") from error
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def _state_dict(path: Path, data: bytes) -> dict[str, object]:
+    """The state dict in `data`, read without running anything."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load(data))
+        state_dict = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{path} is not a plain state dict ({reason}); expected tensors only, as safetensors or as a .pth that "
+            "loads with weights_only=True"
+        ) from error
+    if not isinstance(state_dict, dict):
+        raise UserError(f"{path} holds a {type(state_dict).__name__}; expected a state dict of tensors")
+    return state_dict
+
+
+def _install_extra_architectures() -> None:
+    """Adds spandrel_extra_arches to spandrel's registry, where that package is installed."""
+    try:
+        import spandrel_extra_arches  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return
+    spandrel_extra_arches.install(ignore_duplicates=True)

@@ -1,0 +1,291 @@
+"""This project's own models as rows: one-step students and the multi-step teacher. The only module that imports `tsd`.
+
+- `tsd-sr-mini`, `osediff-mini`: the mini base shipped in the package with the adapters trained by TSD, or by OSEDiff's
+  recipe (VSD alone, no TSM and no trajectory) on the same base.
+- `tsd-sr`: SD3-medium with the authors' weights `tsdsr-mse` and AdaIN colour, the pair behind the paper's tables (the
+  released script's own defaults, `tsdsr` and wavelet, give other numbers).
+- `tsd-sr:MODEL,LORA[,PROMPTS]`: the same code for any student of your own.
+- `teacher-20`, or `teacher:steps=20,strength=0.3,guidance=1,model=DIR,prompts=DIR`: the base model without adapters,
+  as image-to-image sampler from the encoded input.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from bench.errors import UserError
+from bench.methods.base import SCALE, MethodOptions, MethodSpec
+from bench.methods.tsd_weights import (
+    RELEASE_SETTINGS,
+    SD3_HUB_ID,
+    Weights,
+    missing_release,
+    recommended_settings,
+    release,
+)
+from bench.missing import Missing, describe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tsd.backbone import Backbone
+    from tsd.restore import Restorer
+
+
+class OneStepMethod:
+    """A student under the method contract, through the same `Restorer` as `tsd restore`.
+
+    The weights are hashed and the settings resolved at once; the model is built by the first `restore`, so that a run
+    that finds all its work done never imports a network library.
+    """
+
+    def __init__(self, weights: Weights, options: MethodOptions, row_settings: Mapping[str, object]) -> None:
+        self.weights = weights
+        self.options = options
+        self.settings = RELEASE_SETTINGS | recommended_settings(weights.lora) | dict(row_settings)
+
+    @functools.cached_property
+    def restorer(self) -> "Restorer":
+        from tsd.restore import RestoreConfig, Restorer
+
+        self.options.require_device()
+        with _as_bench_errors():
+            return Restorer.load(
+                model=self.weights.model,
+                lora=self.weights.lora,
+                prompt_embeds=self.weights.prompts,
+                config=RestoreConfig(**self.settings),  # pyright: ignore[reportArgumentType]
+                device=self.options.device,
+                dtype=self.options.torch_dtype(),
+            )
+
+    def restore(self, lr: "Tensor", seed: int) -> "Tensor":
+        # Cloned into an ordinary tensor: what is made in inference mode cannot be written to outside it.
+        return self.restorer.restore_tensor(lr, seed).clone()
+
+    def provenance(self) -> dict[str, object]:
+        return {"weights": self._sha256, "settings": self.settings, "dtype": self.options.dtype}
+
+    @functools.cached_property
+    def _sha256(self) -> dict[str, str]:
+        return self.weights.sha256()
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """How the teacher samples.
+
+    The defaults were looked at on the mini model's validation crops (8 of Kodak, FULL degradation, never the test
+    set), where bicubic has a PSNR-Y of 22.39 dB: σ_0 = .15 gives 22.34, .3 gives 22.20, .5 gives 21.54. Every noise
+    level costs fidelity; .3 is the highest that costs little. Guidance 2 and 4 add .03 and .06 dB for twice the time.
+
+    Attributes:
+        steps: Euler steps; with guidance, each is two evaluations in one batch.
+        strength: the noise level σ_0 in (0, 1] the input is noised to.
+        guidance: classifier-free guidance scale; 1 is none.
+    """
+
+    steps: int = 20
+    strength: float = 0.3
+    guidance: float = 1.0
+
+
+class TeacherMethod:
+    """The base model as an image-to-image sampler: SDEdit from the bicubically enlarged input."""
+
+    def __init__(self, weights: Weights, options: MethodOptions, settings: TeacherSettings) -> None:
+        self.weights = weights
+        self.options = options
+        self.settings = settings
+
+    @functools.cached_property
+    def backbone(self) -> "Backbone":
+        import torch
+
+        from tsd.backbone import load_backbone
+
+        self.options.require_device()
+        with _as_bench_errors():
+            backbone = load_backbone(
+                self.weights.model,
+                device=self.options.device,
+                dtype=self.options.torch_dtype(),
+                prompt_embeds=self.weights.prompts,
+            )
+        # As for the students: half the VAE's time on the CPU, the same mathematics.
+        backbone.vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return backbone
+
+    def restore(self, lr: "Tensor", seed: int) -> "Tensor":
+        import torch
+        from torch.nn.functional import interpolate, pad
+
+        from tsd.sampler import image_to_image
+
+        backbone = self.backbone
+        x = interpolate(lr, scale_factor=SCALE, mode="bicubic").clamp(0, 1) * 2 - 1
+        height, width = x.shape[-2:]
+        multiple = backbone.pixel_multiple
+        x = pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+        with torch.inference_mode():
+            z_L = backbone.encode(x.to(backbone.device, backbone.dtype), posterior="mode")
+            z = image_to_image(
+                backbone,
+                z_L,
+                steps=self.settings.steps,
+                strength=self.settings.strength,
+                guidance_scale=self.settings.guidance,
+                # On the CPU, so that every device starts from the same noise.
+                generator=torch.Generator().manual_seed(seed),
+            )
+            sr = backbone.decode(z)[..., :height, :width].to("cpu", torch.float32)
+        return (sr.clamp(-1, 1) / 2 + 0.5).clone()
+
+    def provenance(self) -> dict[str, object]:
+        settings = {**asdict(self.settings), "start": "bicubic x4, posterior mode", "color": "none"}
+        return {"weights": self._sha256, "settings": settings, "dtype": self.options.dtype}
+
+    @functools.cached_property
+    def _sha256(self) -> dict[str, str]:
+        return self.weights.sha256()
+
+
+def _load_student(
+    weights: Weights, options: MethodOptions, row_settings: Mapping[str, object] = MappingProxyType({})
+) -> OneStepMethod:
+    options.require_dtype()
+    for folder in (weights.model, weights.lora, weights.prompts):
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"no folder at {folder}; expected tsd-sr:MODEL,LORA[,PROMPTS]")
+    return OneStepMethod(weights, options, row_settings)
+
+
+def _load_mini(adapters: str, options: MethodOptions) -> OneStepMethod:
+    return _load_student(Weights(_mini(), _mini() / "lora" / adapters), options)
+
+
+def _load_release(options: MethodOptions) -> OneStepMethod:
+    absent = missing_release(options)
+    if absent:
+        raise UserError(f"TSD-SR cannot run here:\n{describe(absent)}")
+    return _load_student(release(options), options, {"color": "adain"})
+
+
+def _load_teacher(weights: Weights | None, settings: TeacherSettings, options: MethodOptions) -> TeacherMethod:
+    options.require_dtype()
+    weights = weights or Weights(_mini())
+    if not weights.model.is_dir():
+        raise UserError(f"no model folder at {weights.model}")
+    return TeacherMethod(weights, options, settings)
+
+
+def _missing_mini(folder: str, needed_by: str, options: MethodOptions) -> list[Missing]:
+    """The mini model is part of the package; a checkout before training, or a damaged install, may lack it."""
+    if (_mini() / folder).is_dir():
+        return []
+    source = "`nox -s train_mini`, which makes it"
+    return [Missing(f"{folder}/", f"tsd/assets/mini/{folder}/", source, None, "Apache-2.0", needed_by)]
+
+
+def student_spec(weights: Weights, name: str, display: str) -> MethodSpec:
+    """The row of `tsd-sr:MODEL,LORA[,PROMPTS]`."""
+
+    def missing(options: MethodOptions) -> list[Missing]:
+        folders = [folder for folder in (weights.model, weights.lora, weights.prompts) if folder is not None]
+        return [
+            Missing(folder.name, str(folder), "your own training run", None, None, display)
+            for folder in folders
+            if not folder.is_dir()
+        ]
+
+    return MethodSpec(
+        name=name,
+        display=display,
+        steps=1,
+        kind="diffusion",
+        summary=f"one-step student {weights.lora.name if weights.lora else ''} on {weights.model.name}",
+        licence="that of the weights",
+        load=functools.partial(_load_student, weights),
+        missing=missing,
+    )
+
+
+def teacher_spec(settings: TeacherSettings, name: str, display: str, weights: Weights | None = None) -> MethodSpec:
+    """The row of `teacher-N` or `teacher:…`; without `weights`, on the mini base."""
+
+    def missing(options: MethodOptions) -> list[Missing]:
+        if weights is None:
+            return _missing_mini("transformer", display, options)
+        folders = [folder for folder in (weights.model, weights.prompts) if folder is not None]
+        return [
+            Missing(folder.name, str(folder), f"hf:{SD3_HUB_ID}", None, None, display)
+            for folder in folders
+            if not folder.is_dir()
+        ]
+
+    return MethodSpec(
+        name=name,
+        display=display,
+        steps=settings.steps,
+        kind="diffusion",
+        summary=f"{'mini base' if weights is None else weights.model.name} as image-to-image sampler in "
+        f"{settings.steps} steps from noise level {settings.strength:g}, guidance {settings.guidance:g}",
+        licence="Apache-2.0" if weights is None else "that of the model",
+        load=functools.partial(_load_teacher, weights, settings),
+        missing=missing,
+    )
+
+
+TEACHER_20 = teacher_spec(TeacherSettings(), "teacher-20", "Mini teacher")
+OSEDIFF_MINI = MethodSpec(
+    name="osediff-mini",
+    display="OSEDiff recipe (VSD only), mini base",
+    steps=1,
+    kind="diffusion",
+    summary="one-step student distilled by VSD alone on the mini base",
+    licence="Apache-2.0",
+    load=functools.partial(_load_mini, "vsd"),
+    missing=functools.partial(_missing_mini, "lora/vsd", "OSEDiff recipe, mini base"),
+)
+TSD_SR_MINI = MethodSpec(
+    name="tsd-sr-mini",
+    display="TSD-SR, mini base",
+    steps=1,
+    kind="diffusion",
+    summary="one-step student distilled by TSD on the mini base",
+    licence="Apache-2.0",
+    load=functools.partial(_load_mini, "tsdsr"),
+    missing=functools.partial(_missing_mini, "lora/tsdsr", "TSD-SR, mini base"),
+)
+TSD_SR = MethodSpec(
+    name="tsd-sr",
+    display="TSD-SR",
+    steps=1,
+    kind="diffusion",
+    summary="the authors' weights tsdsr-mse on SD3-medium, AdaIN colour",
+    licence="Stability AI Community License (base), Apache-2.0 (adapters)",
+    load=_load_release,
+    missing=missing_release,
+)
+
+
+def _mini() -> Path:
+    """`tsd.backbone.mini_model_dir()`, found without importing what that module imports."""
+    import tsd
+
+    return Path(tsd.__file__).parent / "assets" / "mini"
+
+
+@contextmanager
+def _as_bench_errors() -> Iterator[None]:
+    """What `tsd` tells its user is told to the user of `bench` in the same words."""
+    from tsd.errors import UserError as TsdUserError
+
+    try:
+        yield
+    except TsdUserError as error:
+        raise UserError(str(error)) from error

@@ -1,0 +1,150 @@
+"""The table of methods and the forms that make one from a path."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.errors import UserError
+from bench.methods import FORMS, METHODS, MethodOptions, get_method
+from bench.methods.base import MethodSpec, nothing_missing
+
+
+def test_every_name_is_its_specs_own_and_can_name_a_folder():
+    assert list(METHODS) == [spec.name for spec in METHODS.values()]
+    assert list(METHODS)[:6] == [
+        "bicubic", "lanczos", "teacher-20", "osediff-mini", "tsd-sr-mini", "realesrgan-compact",
+    ]  # fmt: skip
+    for name, spec in METHODS.items():
+        assert Path(name).name == name
+        assert get_method(name) is spec
+        assert spec.display
+        assert spec.summary
+        assert spec.licence
+
+
+def test_specs_import_no_network_library():
+    code = (
+        "import sys, bench.methods; print([m for m in ('torch', 'spandrel', 'diffusers', 'tsd') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_missing_imports_no_network_library(tmp_path: Path):
+    code = (
+        "import sys; from pathlib import Path; from bench.methods import METHODS, MethodOptions\n"
+        f"options = MethodOptions(data_root=Path({str(tmp_path)!r}), weights_root=Path({str(tmp_path)!r}))\n"
+        "for spec in METHODS.values(): [item.line() for item in spec.missing(options)]\n"
+        "print([m for m in ('torch', 'spandrel', 'diffusers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [("bicubik", "'bicubic'"), ("tsdsr-mini", "'tsd-sr-mini'"), ("sprandrel:x.pth", "'spandrel:PATH'")],
+)
+def test_unknown_name_suggests_and_lists(wrong: str, meant: str):
+    with pytest.raises(UserError) as caught:
+        get_method(wrong)
+    message = str(caught.value)
+    assert f"Did you mean {meant}?" in message
+    assert "lanczos" in message
+    assert "folder:PATH" in message
+
+
+def test_unknown_name_far_from_all_gets_no_suggestion():
+    with pytest.raises(UserError, match="no method is called 'zzzz'") as caught:
+        get_method("zzzz")
+    assert "Did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "display", "kind"),
+    [
+        ("spandrel:nets/my net.pth", "spandrel-my-net", "my net", "gan"),
+        ("mine=spandrel:nets/net.pth", "mine", "mine", "gan"),
+        ("folder:outputs/StableSR", "folder-StableSR", "StableSR", "published"),
+        ("python:dir/mine.py:upscale", "mine-upscale", "upscale", "function"),
+        ("tsd-sr:models/base,runs/lora-3", "tsd-sr-lora-3", "lora-3", "diffusion"),
+        ("teacher-8", "teacher-8", "Mini teacher", "diffusion"),
+        ("teacher:steps=4,strength=0.5", "teacher-4-s0.5-g1", "Mini teacher (σ 0.5, guidance 1)", "diffusion"),
+        ("teacher:model=models/base", "teacher-20-s0.3-g1-base", "base teacher (σ 0.3, guidance 1)", "diffusion"),
+    ],
+)
+def test_forms_name_themselves(form: str, name: str, display: str, kind: str):
+    spec = get_method(form)
+    assert (spec.name, spec.display, spec.kind) == (name, display, kind)
+
+
+def test_a_path_with_an_equals_sign_is_a_path():
+    assert get_method("spandrel:a=b.pth").name == "spandrel-a-b"
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ("spandrel:", "no path given; expected spandrel:PATH"),
+        ("python:file.py", "names no function"),
+        ("python:file.py:two words", "names no function"),
+        ("tsd-sr:only-model", "names 1 folders; expected tsd-sr:MODEL,LORA"),
+        ("tsd-sr:models/base,runs/mini", "would be called 'tsd-sr-mini', a method already"),
+        ("bicubic=spandrel:x.pth", "would be called 'bicubic', a method already"),
+        ("a/b=spandrel:x.pth", "cannot name a folder"),
+        ("=spandrel:x.pth", "cannot name a folder"),
+        ("teacher:speed=3", "'speed=3' is no setting of the teacher"),
+        ("teacher:steps=many", "many"),
+        ("teacher:steps=0", "at least 1"),
+        ("teacher:strength=2", "0 < strength <= 1"),
+        ("teacher-0", "no method is called"),
+    ],
+)
+def test_wrong_forms_say_what_was_expected(form: str, message: str):
+    with pytest.raises(UserError) as caught:
+        get_method(form)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "form", ["spandrel:no.pth", "folder:no", "python:no.py:f", "tsd-sr:no,nor", "teacher:model=no"]
+)
+def test_absent_paths_are_missing_not_errors(form: str):
+    spec = get_method(form)
+    missing = spec.missing(MethodOptions())
+    assert missing
+    assert missing[0].name in ("no", "no.pth", "no.py")
+    assert missing[0].needed_by == spec.display
+    with pytest.raises(UserError):
+        spec.load(MethodOptions())
+
+
+def test_forms_describe_themselves():
+    for form, (text, _) in FORMS.items():
+        assert text.startswith(f"{form}:")
+
+
+def test_roots_come_from_options_then_environment(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TSD_WEIGHTS", "/env/weights")
+    monkeypatch.setenv("TSD_DATA", "/env/data")
+    assert MethodOptions().weights() == Path("/env/weights")
+    assert MethodOptions().data() == Path("/env/data")
+    assert MethodOptions(weights_root=Path("mine"), data_root=Path("too")).weights() == Path("mine")
+    assert MethodOptions(data_root=Path("too")).data() == Path("too")
+    monkeypatch.delenv("TSD_WEIGHTS")
+    assert MethodOptions().weights() == Path("weights")
+
+
+def test_absent_gpu_is_named_before_anything_is_read(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="no CUDA device"):
+        MethodOptions(device="cuda").require_device()
+    MethodOptions().require_device()
+
+
+def test_nothing_missing_is_for_methods_that_need_no_file():
+    free = [spec.name for spec in METHODS.values() if spec.missing is nothing_missing]
+    assert free == ["bicubic", "lanczos"]
+    assert all(isinstance(spec, MethodSpec) for spec in METHODS.values())

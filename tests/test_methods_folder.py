@@ -1,0 +1,170 @@
+"""Published outputs: matched by name, complete, in the right size, or an error that lists every fault."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bench.check import check_folder
+from bench.errors import UserError
+from bench.methods import METHODS, MethodOptions, get_method
+from bench.methods.base import FolderMethod, Method
+from bench.methods.folder import PublishedOutputs, images_by_stem
+
+NAMES = ("a", "b", "c")
+
+
+@dataclass(frozen=True)
+class Images:
+    """A test set's images as `bench.testsets` describes them: name, input, ground truth."""
+
+    name: str
+    lr: Path
+    hr: Path | None
+
+
+@dataclass(frozen=True)
+class Set:
+    name: str
+    images: tuple[Images, ...]
+
+
+def png(path: Path, size: tuple[int, int], color: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (color, color, color)).save(path)
+    return path
+
+
+@pytest.fixture
+def testset(tmp_path: Path) -> Set:
+    images = tuple(
+        Images(name, png(tmp_path / "lr" / f"{name}.png", (8, 6)), png(tmp_path / "hr" / f"{name}.png", (32, 24)))
+        for name in NAMES
+    )
+    return Set("toy", images)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for value, name in enumerate(NAMES):
+        png(tmp_path / "outputs" / f"{name}.png", (32, 24), value)
+    return tmp_path / "outputs"
+
+
+def load(folder: Path, testset: str | None = None) -> PublishedOutputs:
+    method = get_method(f"folder:{folder}").load(MethodOptions(testset=testset))
+    assert isinstance(method, PublishedOutputs)
+    return method
+
+
+def test_outputs_are_matched_by_name_whatever_their_format(folder: Path, testset: Set):
+    (folder / "b.png").unlink()
+    png(folder / "b.webp", (32, 24))
+    (folder / "notes.txt").write_text("no image")
+    (folder / ".hidden.png").write_text("no image either")
+    method = load(folder)
+    assert isinstance(method, FolderMethod)
+    assert not isinstance(method, Method)
+    assert method.outputs(testset) == {"a": folder / "a.png", "b": folder / "b.webp", "c": folder / "c.png"}
+    assert [finding.passed for finding in check_folder(method, testset)] == [True, True]
+
+
+def test_a_folder_per_test_set_inside_is_found(folder: Path, testset: Set, tmp_path: Path):
+    (tmp_path / "all").mkdir()
+    folder.rename(tmp_path / "all" / "toy")
+    method = load(tmp_path / "all", "toy")
+    assert set(method.outputs(testset)) == set(NAMES)
+    assert method.provenance()["images"] == 3
+
+
+def test_a_part_of_the_test_set_needs_only_its_images(folder: Path, testset: Set):
+    assert list(load(folder).outputs(Set("toy", testset.images[:1]))) == ["a"]
+
+
+def test_without_ground_truth_the_size_is_four_times_the_input(folder: Path, testset: Set):
+    unreferenced = Set("toy", tuple(Images(image.name, image.lr, None) for image in testset.images))
+    assert set(load(folder).outputs(unreferenced)) == set(NAMES)
+    png(folder / "a.png", (16, 12))
+    with pytest.raises(UserError, match=r"a: a\.png is 16x12, expected 32x24"):
+        load(folder).outputs(unreferenced)
+
+
+def test_every_fault_is_listed(folder: Path, testset: Set):
+    (folder / "a.png").rename(folder / "a_out.png")
+    png(folder / "b.png", (8, 6))
+    (folder / "c.png").write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        load(folder).outputs(testset)
+    message = str(caught.value)
+    assert "a: no image of this name" in message
+    assert "a_out.png" in message
+    assert "b: b.png is 8x6, expected 32x24" in message
+    assert "c: c.png is not a readable image" in message
+
+
+def test_many_spare_images_are_shown_in_part(folder: Path, testset: Set):
+    for name in NAMES:
+        (folder / f"{name}.png").rename(folder / f"{name}_x4.png")
+    png(folder / "d_x4.png", (32, 24))
+    with pytest.raises(UserError, match=r"a_x4\.png, b_x4\.png, c_x4\.png and 1 more"):
+        load(folder).outputs(testset)
+
+
+def test_two_images_of_one_name_are_refused(folder: Path, testset: Set):
+    png(folder / "a.bmp", (32, 24))
+    with pytest.raises(UserError, match=r"both a\.bmp and a\.png"):
+        load(folder).outputs(testset)
+
+
+def test_an_absent_folder_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match="no folder at"):
+        images_by_stem(tmp_path / "absent")
+
+
+def test_check_reports_incomplete_outputs_as_broken(folder: Path, testset: Set):
+    (folder / "a.png").unlink()
+    findings = check_folder(load(folder), testset)
+    assert [finding.passed for finding in findings] == [False, True]
+    assert "a: no image of this name" in findings[0].found
+
+
+def test_provenance_changes_with_any_byte_or_name(folder: Path):
+    before = load(folder).provenance()
+    lines = "".join(f"{hashlib.sha256((folder / f'{n}.png').read_bytes()).hexdigest()}  {n}\n" for n in NAMES)
+    assert before == {"images": 3, "images_sha256": hashlib.sha256(lines.encode()).hexdigest()}
+    png(folder / "a.png", (32, 24), 99)
+    changed = load(folder).provenance()
+    (folder / "c.png").rename(folder / "z.png")
+    assert len({str(facts["images_sha256"]) for facts in (before, changed, load(folder).provenance())}) == 3
+
+
+def test_osediff_is_there_for_realsr_only(tmp_path: Path):
+    spec = METHODS["osediff-published"]
+    png(tmp_path / "realsr" / "osediff" / "x.png", (4, 4))
+    assert spec.testsets == ("realsr",)
+    assert spec.missing(MethodOptions(data_root=tmp_path, testset="realsr")) == []
+    (other,) = spec.missing(MethodOptions(data_root=tmp_path, testset="drealsr"))
+    assert "drealsr" in other.line()
+    assert "realsr only" in other.line()
+    with pytest.raises(UserError, match="realsr only"):
+        spec.load(MethodOptions(data_root=tmp_path, testset="drealsr"))
+    facts = spec.load(MethodOptions(data_root=tmp_path, testset="realsr")).provenance()
+    assert facts["commit"] == "fcc4f09c7ed66a9bc0ba9433940d76b343142426"
+    assert facts["images"] == 1
+
+
+def test_absent_osediff_says_where_it_is_published(tmp_path: Path):
+    (missing,) = METHODS["osediff-published"].missing(MethodOptions(data_root=tmp_path))
+    assert "cswry/OSEDiff" in missing.source
+    assert missing.where.startswith("$TSD_DATA/realsr/osediff/")
+
+
+def test_the_published_osediff_images_fit_realsr(shared_dir: Path):
+    from bench.testsets import load_testset
+
+    root = shared_dir / "data"
+    method = METHODS["osediff-published"].load(MethodOptions(data_root=root, testset="realsr"))
+    assert isinstance(method, PublishedOutputs)
+    assert len(method.outputs(load_testset("realsr", root))) == 100

@@ -1,0 +1,164 @@
+"""Networks from a file: a tiny Compact through spandrel's own classes, saved, loaded and run."""
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from skimage.metrics import peak_signal_noise_ratio
+from spandrel import ModelLoader
+from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
+
+from bench.check import check_method
+from bench.errors import UserError
+from bench.methods import MethodOptions, get_method
+from bench.methods.base import Method
+from bench.methods.spandrel import COMPACT_FILES, REALESRGAN_COMPACT, SpandrelMethod, architecture_facts
+
+
+def tiny(upscale: int = 4, channels: int = 3) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return SRVGGNetCompact(
+        num_in_ch=channels, num_out_ch=channels, num_feat=8, num_conv=2, upscale=upscale, act_type="prelu"
+    ).eval()
+
+
+def save(network: torch.nn.Module, path: Path) -> Path:
+    torch.save({"params": network.state_dict()}, path)
+    return path
+
+
+def load(path: Path, **options: str) -> SpandrelMethod:
+    method = get_method(f"spandrel:{path}").load(MethodOptions(**options))
+    assert isinstance(method, SpandrelMethod)
+    return method
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".safetensors"])
+def test_result_is_the_networks_own(tmp_path: Path, suffix: str):
+    network, path = tiny(), tmp_path / f"net{suffix}"
+    if suffix == ".safetensors":
+        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)
+    else:
+        save(network, path)
+    lr = torch.rand(1, 3, 17, 23)
+    with torch.no_grad():
+        expected = network(lr).clamp(0, 1)
+    sr = load(path).restore(lr, 0)
+    assert torch.equal(sr, expected)
+    assert not sr.is_inference()
+
+
+def test_keeps_the_contract(tmp_path: Path):
+    method = load(save(tiny(), tmp_path / "net.pth"))
+    assert isinstance(method, Method)
+    assert [finding for finding in check_method(method) if finding.passed is False] == []
+
+
+def test_provenance_names_file_hash_and_architecture_but_no_folder(tmp_path: Path):
+    path = save(tiny(), tmp_path / "net.pth")
+    facts = load(path).provenance()
+    assert facts["weights"] == {"net.pth": hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert facts["architecture"] == "Compact"
+    assert facts["parameters"] == sum(p.numel() for p in tiny().parameters())
+    assert facts["size_rules"] == {"minimum": 0, "multiple_of": 1, "square": False}
+    assert str(tmp_path) not in str(facts)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_half_precision_runs_in_it_and_returns_fp32(tmp_path: Path, dtype: str):
+    path, lr = save(tiny(), tmp_path / "net.pth"), torch.rand(1, 3, 16, 16)
+    method = load(path, dtype=dtype)
+    assert method.network.dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    sr, full = method.restore(lr, 0), load(path).restore(lr, 0)
+    assert sr.dtype == torch.float32
+    assert 0 < (sr - full).abs().max() < 0.05
+
+
+def test_precision_a_network_cannot_run_in_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"no precision is named 'fp8'; expected one of fp32, bf16, fp16"):
+        load(save(tiny(), tmp_path / "net.pth"), dtype="fp8")
+    method = load(save(tiny(), tmp_path / "net.pth"), dtype="fp16")
+    single = ModelLoader().load_from_file(tmp_path / "net.pth")
+    single.supports_half = single.supports_bfloat16 = False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.methods.spandrel._build", lambda path, data: single)
+        with pytest.raises(UserError, match=r"Compact \(net\.pth\) cannot run in fp16, only in fp32"):
+            method.restore(torch.rand(1, 3, 16, 16), 0)
+
+
+@pytest.mark.parametrize(("upscale", "channels", "found"), [(2, 3, "scale x2"), (4, 1, "1 input and 1 output")])
+def test_other_scales_and_channels_are_refused(tmp_path: Path, upscale: int, channels: int, found: str):
+    method = load(save(tiny(upscale, channels), tmp_path / "net.pth"))
+    with pytest.raises(UserError, match=f"{found}.*expected x4 from RGB to RGB"):
+        method.provenance()
+
+
+class Payload:
+    def __reduce__(self):
+        return (print, ("code in a weight file was run",))
+
+
+def test_files_that_are_no_state_dict_are_refused_and_never_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    torch.save({"params": Payload()}, tmp_path / "evil.pth")
+    (tmp_path / "raw.pth").write_bytes(pickle.dumps(Payload()))
+    torch.jit.script(torch.nn.Linear(1, 1)).save(str(tmp_path / "script.pt"))
+    (tmp_path / "torn.pth").write_bytes(save(tiny(), tmp_path / "net.pth").read_bytes()[:500])
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "text.safetensors").write_text("not tensors")
+    for name in ("evil.pth", "raw.pth", "script.pt", "torn.pth", "empty.pth", "text.safetensors"):
+        with pytest.raises(UserError, match=rf"{name} is not a plain state dict"):
+            load(tmp_path / name).provenance()
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    with pytest.raises(UserError, match="holds a Tensor; expected a state dict"):
+        load(tmp_path / "tensor.pth").provenance()
+    assert "was run" not in capsys.readouterr().out
+
+
+def test_unknown_network_absent_file_and_folder_are_named(tmp_path: Path):
+    torch.save({"some.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="does not recognise the network"):
+        load(tmp_path / "other.pth").provenance()
+    with pytest.raises(UserError, match="no weights at"):
+        load(tmp_path / "absent.pth")
+    with pytest.raises(UserError, match="could not be read"):
+        load(tmp_path)
+
+
+def test_a_known_file_with_another_hash_is_refused_before_loading(tmp_path: Path):
+    path = save(tiny(), tmp_path / "net.pth")
+    with pytest.raises(UserError, match=r"has sha256 \w+, expected 0000"):
+        SpandrelMethod(path, MethodOptions(), sha256="0000")
+    save(tiny(), tmp_path / COMPACT_FILES[1].name)
+    with pytest.raises(UserError, match=COMPACT_FILES[1].sha256):
+        REALESRGAN_COMPACT.load(MethodOptions(weights_root=tmp_path))
+
+
+def test_compact_is_missing_with_name_place_and_source(tmp_path: Path):
+    options = MethodOptions(weights_root=tmp_path)
+    (missing,) = REALESRGAN_COMPACT.missing(options)
+    assert missing.name == "realesr-general-x4v3.pth"
+    assert "TSD_WEIGHTS" in missing.where
+    assert missing.source.startswith("https://github.com/xinntao/Real-ESRGAN/releases/")
+    with pytest.raises(UserError, match=r"realesr-general-x4v3\.pth"):
+        REALESRGAN_COMPACT.load(options)
+
+
+def test_compact_realesrgan_restores_a_real_photograph(shared_dir: Path):
+    options = MethodOptions(weights_root=shared_dir / "weights")
+    if REALESRGAN_COMPACT.missing(options):
+        pytest.skip("no compact Real-ESRGAN in ../shared/weights")
+    lr, hr = (
+        np.array(Image.open(shared_dir / "data" / "realsr" / folder / "Canon_001_LR4.png").convert("RGB"))
+        for folder in ("test_LR", "test_HR")
+    )
+    method = REALESRGAN_COMPACT.load(options)
+    assert isinstance(method, SpandrelMethod)
+    assert method.provenance() == method.provenance() | architecture_facts(method.network)
+    sr = method.restore(torch.from_numpy(lr).permute(2, 0, 1)[None].float() / 255, 0)
+    assert sr.shape == (1, 3, 512, 512)
+    assert peak_signal_noise_ratio(hr / 255, sr[0].permute(1, 2, 0).double().numpy(), data_range=1) > 23
