@@ -8,7 +8,6 @@ Everything is checked before anything is scored, and every fault is reported at 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ from bench.errors import UserError
 from bench.metrics import CannotScoreError, ImageScorer, MetricSpec, SetScorer, missing_metric
 from bench.metrics.images import EXTENSIONS, UnusableImageError, read_rgb8
 from bench.missing import Missing
+from bench.summarize import mean_ci95
 
 
 class FolderError(UserError):
@@ -137,21 +137,8 @@ def _score(spec: MetricSpec, pairs: Sequence[Pair], device: str) -> dict[str, An
         return {"mean": score_sets({pair.name: pair.sr for pair in pairs}, hr), "ci95": None, "per_image": {}}
     score_image = cast(ImageScorer, scorer)
     values = {pair.name: score_image(pair.sr, pair.hr) for pair in _progress(pairs, spec.display)}
-    mean, interval = mean_ci95(list(values.values()))
-    return {"mean": mean, "ci95": interval, "per_image": values}
-
-
-def mean_ci95(values: Sequence[float]) -> tuple[float, list[float] | None]:
-    """Mean, and its 95 % interval by Student's t with n - 1 degrees of freedom; None instead for one value."""
-    from scipy.stats import t
-
-    count = len(values)
-    mean = sum(values) / count
-    if count < 2:
-        return mean, None
-    deviation = sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
-    half = float(t.ppf(0.975, count - 1)) * deviation / sqrt(count)
-    return mean, [mean - half, mean + half]
+    mean, low, high = mean_ci95(list(values.values()))
+    return {"mean": mean, "ci95": None if low is None else [low, high], "per_image": values}
 
 
 def format_scores(result: Mapping[str, Any], get: Callable[[str], MetricSpec]) -> str:

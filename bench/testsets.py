@@ -155,9 +155,12 @@ def _read_manifest(name: str) -> tuple[dict[str, Any], str]:
 
 
 def _root(data_root: Path | None) -> Path | None:
+    """--data-root, else $TSD_DATA, else ./data where it exists: there `bench fetch` puts what it gets."""
     if data_root is not None:
         return Path(data_root)
-    return Path(os.environ["TSD_DATA"]) if os.environ.get("TSD_DATA") else None
+    if os.environ.get("TSD_DATA"):
+        return Path(os.environ["TSD_DATA"])
+    return Path("data") if Path("data").is_dir() else None
 
 
 def _find(manifest: dict[str, Any], root: Path | None) -> Path | None:

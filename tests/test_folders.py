@@ -12,7 +12,7 @@ from scipy import stats
 from skimage import data
 
 from bench.cli import main
-from bench.folders import FolderError, find_pairs, format_scores, mean_ci95, score_pairs
+from bench.folders import FolderError, find_pairs, format_scores, score_pairs
 from bench.metrics import METRICS, MetricSpec, SetScorer, get_metric
 
 NAMES = ("b", "a", "c")
@@ -182,11 +182,6 @@ def test_equal_images_keep_the_json_valid(folders: tuple[Path, Path], capsys: py
     assert result["metrics"]["psnr"]["mean"] == pytest.approx(80, abs=1e-4)
     assert result["metrics"]["psnr"]["ci95"] == [result["metrics"]["psnr"]["mean"]] * 2
     assert result["metrics"]["ssim"]["mean"] == pytest.approx(1)
-
-
-def test_mean_and_interval_of_one_value_and_of_equal_values() -> None:
-    assert mean_ci95([3.0]) == (3.0, None)
-    assert mean_ci95([2.0, 2.0]) == (2.0, [2.0, 2.0])
 
 
 def test_a_metric_of_sets_shows_n_in_place_of_an_interval() -> None:

@@ -186,3 +186,13 @@ def test_without_a_checkout_the_error_says_so(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(bench.testsets, "DATASETS", tmp_path)
     with pytest.raises(UserError, match="Run from a checkout"):
         missing_testset("mini")
+
+
+def test_the_folder_that_fetch_fills_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TSD_DATA", raising=False)
+    (without,) = missing_testset("realsr")
+    assert without.where.startswith("$TSD_DATA/")
+    (tmp_path / "data").mkdir()
+    (with_folder,) = missing_testset("realsr")
+    assert with_folder.where.startswith("data/")

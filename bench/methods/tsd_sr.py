@@ -249,7 +249,7 @@ OSEDIFF_MINI = MethodSpec(
     summary="one-step student distilled by VSD alone on the mini base",
     licence="Apache-2.0",
     load=functools.partial(_load_mini, "vsd"),
-    missing=functools.partial(_missing_mini, "lora/vsd", "OSEDiff recipe, mini base"),
+    missing=functools.partial(_missing_mini, "lora/vsd", "OSEDiff recipe (VSD only), mini base"),
 )
 TSD_SR_MINI = MethodSpec(
     name="tsd-sr-mini",

@@ -1,0 +1,51 @@
+"""The `bench` command: one verb, one module under `bench/commands/`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from bench import __version__
+from bench.commands import check, compare, fetch, restore, run, score, table
+from bench.commands import list as list_
+from bench.errors import UserError
+
+EPILOG = """\
+examples:
+  bench run --table table1 --profile mini             the paper's Table 1 at mini scale, on any machine
+  bench run --methods spandrel:weights/net.pth        one more row in that table
+  bench table                                         print it again, from records alone
+  bench score outputs/ --hr ground_truth/             score any two folders
+  bench list                                          methods, test sets, metrics: available, or what is missing
+`bench VERB --help` has more.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bench",
+        description="Measures super-resolution methods: methods × test sets × metrics → tables with their evidence.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"tsd-sr-bench {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb in (run, table, list_, check, restore, score, compare, fetch):
+        verb.add_parser(verbs)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status: 0 done, 1 something failed, 2 bad input or a missing requirement."""
+    args = build_parser().parse_args(argv)
+    try:
+        return args.func(args)
+    except UserError as error:
+        print(f"bench {args.verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"bench {args.verb}: interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""`bench compare`: fails when a change moved a number."""
+
+import argparse
+from pathlib import Path
+
+EPILOG = """\
+examples:
+  bench compare reports/mini new/mini
+  bench compare reports/mini new/mini --tolerance psnr=0.05 ssim=0.002
+
+exit status: 0 every value of OLD is in NEW within its tolerance, 1 one moved or disappeared, 2 bad input
+"""
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "compare",
+        help="fail when a per-image number moved",
+        description="Compares the records of two runs value by value: a change beyond the metric's tolerance, another "
+        "protocol, or a missing value is a failure. New rows and columns are not.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("old", type=Path, metavar="OLD", help="--out folder of the run that is taken as right")
+    parser.add_argument("new", type=Path, metavar="NEW", help="--out folder of the run to judge")
+    parser.add_argument(
+        "--tolerance", nargs="+", default=[], metavar="METRIC=VALUE", help="allowed absolute change of a value"
+    )
+    parser.add_argument("--show", type=int, default=20, metavar="N", help="failures to list (default: 20)")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from bench.compare import TOLERANCES, compare
+    from bench.records import Records
+
+    tolerances = dict(_tolerance(text) for text in args.tolerance)
+    outcome = compare(Records(args.old), Records(args.new), tolerances)
+    for metric, change in sorted(outcome.largest.items()):
+        print(f"{metric}: largest change {change:.3g}, allowed {({**TOLERANCES, **tolerances})[metric]:g}")
+    for failure in outcome.failures[: args.show]:
+        print(failure.line())
+    if len(outcome.failures) > args.show:
+        print(f"and {len(outcome.failures) - args.show} more")
+    print(f"{outcome.compared} values compared, {len(outcome.failures)} failures")
+    return 1 if outcome.failures else 0
+
+
+def _tolerance(text: str) -> tuple[str, float]:
+    from bench.errors import UserError
+
+    metric, _, value = text.partition("=")
+    try:
+        return metric, float(value)
+    except ValueError:
+        raise UserError(f"--tolerance {text}: expected METRIC=VALUE, e.g. psnr=0.05") from None

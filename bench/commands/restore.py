@@ -1,0 +1,38 @@
+"""`bench restore`: the first stage alone, for a machine with a GPU and without the metrics."""
+
+import argparse
+
+from bench.commands.run import add_common
+
+EPILOG = """\
+examples:
+  bench restore --methods tsd-sr --testsets realsr --data-root data --device cuda --out reports/paper
+  bench restore --methods lanczos --limit 3 --out out
+
+`bench run` with the same --out scores what is there and adds the rest.
+exit status: 0 every image is restored, 1 a method failed on some image, 2 bad input or a missing requirement
+"""
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "restore",
+        help="only restore: images and their rows, no scores",
+        description="Restores the test sets with the methods named: images under DIR/images, rows under DIR/records.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_common(parser)
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from bench.pipeline import Stages
+
+    args.table, args.metrics, args.reference, args.allow_missing = "table1", None, None, None
+    stages = Stages.from_args(args, scoring=False)
+    with stages.records.lock():
+        stages.restore()
+    for line in stages.report():
+        print(line)
+    return stages.status()

@@ -1,0 +1,86 @@
+"""`bench run`: restore, score, summarize, render; whatever is recorded already is not done again."""
+
+import argparse
+from pathlib import Path
+
+EPILOG = """\
+examples:
+  bench run                                                   Table 1 at mini scale, into reports/mini
+  bench run --methods spandrel:weights/net.pth                one more row in it
+  bench run --methods my-net=folder:outputs --testsets realsr --data-root data --out reports/realsr
+  bench run --metrics psnr ssim --limit 3                     a quick look, into reports/mini-first3
+  bench run --profile paper --data-root data --device cuda    the real test sets and models
+  bench run --redo tsd-sr-mini                                after its weights or settings have changed
+
+The same command continues after an interruption. Seconds differ from run to run; with --no-timing the table is the
+same byte for byte. Nothing is downloaded: what is missing is named, and `bench fetch` gets it.
+
+exit status: 0 everything that can be measured here is in the table, 1 a method or metric failed on some image (its
+cell says so), 2 bad input or a missing requirement
+"""
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "run",
+        help="measure a table of the paper: restore, score, summarize, render",
+        description="Measures a table: restores the test sets with every method, scores the images, and writes "
+        "TABLE.md, TABLE.csv and TABLE.png with the per-image records they come from.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--table", default="table1", help="table of the paper (default: table1)")
+    add_common(parser)
+    parser.add_argument("--metrics", "--metric", nargs="+", metavar="NAME", help="columns (default: the profile's)")
+    parser.add_argument(
+        "--timing", action=argparse.BooleanOptionalAction, default=True, help="with the column of seconds per image"
+    )
+    parser.add_argument(
+        "--figure", action=argparse.BooleanOptionalAction, default=True, help="draw TABLE.png beside the table"
+    )
+    parser.add_argument("--reference", metavar="METHOD", help="row for paired differences (default: bicubic)")
+    parser.add_argument(
+        "--allow-missing",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="measure what can be measured and put dashes for the rest (default: in the profile mini)",
+    )
+    parser.set_defaults(func=run)
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The options that `bench run` and `bench restore` share."""
+    parser.add_argument("--profile", default="mini", choices=("mini", "paper"), help="scale (default: mini)")
+    parser.add_argument(
+        "--methods", "--method", nargs="+", metavar="METHOD", help="rows: names of `bench list`, spandrel:PATH, ..."
+    )
+    parser.add_argument("--testsets", "--testset", nargs="+", metavar="NAME", help="test sets (default: the profile's)")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N images of each test set")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="results (default: reports/PROFILE)")
+    parser.add_argument("--seed", type=int, default=42, help="seed of the run (default: 42)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: auto)")
+    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16", "fp16"), help="precision of the networks")
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of test sets (default: $TSD_DATA)")
+    parser.add_argument("--weights-root", type=Path, metavar="DIR", help="folder of weights (default: $TSD_WEIGHTS)")
+    parser.add_argument(
+        "--redo", nargs="+", default=[], metavar="METHOD", help="measure these again; their records are moved aside"
+    )
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a number of images; expected 1 or more")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    from bench.pipeline import Stages
+
+    stages = Stages.from_args(args)
+    with stages.records.lock():
+        stages.begin()
+        stages.restore()
+        stages.score()
+    print(stages.render(timing=args.timing, figure=args.figure), end="")
+    return stages.status()

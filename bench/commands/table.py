@@ -1,0 +1,43 @@
+"""`bench table`: a table again from its records alone, without torch, images or data."""
+
+import argparse
+from pathlib import Path
+
+EPILOG = """\
+examples:
+  bench table                                  Table 1 of reports/mini, printed; its files are written again
+  bench table --out reports/realsr --no-timing
+  bench table --out reports/mini --reference lanczos
+"""
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "table",
+        help="render a table again from its records",
+        description="Renders TABLE.md and TABLE.csv from the records in DIR and prints the table.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--table", default="table1", help="table of the paper (default: table1)")
+    parser.add_argument("--out", type=Path, default=Path("reports/mini"), metavar="DIR", help="default: reports/mini")
+    parser.add_argument(
+        "--timing", action=argparse.BooleanOptionalAction, default=True, help="with the column of seconds per image"
+    )
+    parser.add_argument("--reference", metavar="METHOD", help="row for paired differences (default: as measured)")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from bench.errors import UserError
+    from bench.records import Records
+    from bench.render import write_table
+
+    records = Records(args.out)
+    plan = records.read_plan(args.table)
+    if plan is None:
+        raise UserError(
+            f"no records of {args.table} in {args.out}: `bench run --table {args.table} --out {args.out}` makes them"
+        )
+    print(write_table(records, plan, timing=args.timing, reference=args.reference), end="")
+    return 0

@@ -1,0 +1,96 @@
+"""Two sets of records, value by value: what a change of the code moved. For CI.
+
+Every per-image value of the old records must be in the new ones, under the same protocol, and within the metric's
+tolerance. Seconds are not compared. Averages are not looked at: they hide what cancels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bench.errors import UserError
+from bench.records import Records
+
+# Twice to ten times what the same code was seen to move between processors (one 8-bit level at single pixels).
+TOLERANCES: dict[str, float] = {
+    "psnr": 0.02,
+    "ssim": 0.001,
+    "lpips": 0.002,
+    "dists": 0.002,
+    "fid": 0.5,
+    "kid": 0.001,
+    "niqe": 0.05,
+    "musiq": 0.2,
+    "maniqa": 0.003,
+    "clipiqa": 0.005,
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One value that moved or disappeared. `change` is None where there is no new value."""
+
+    testset: str
+    method: str
+    metric: str
+    name: str
+    change: float | None
+    text: str
+
+    def line(self) -> str:
+        return f"{self.testset} · {self.method} · {self.metric} · {self.name}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outcome: how many values were compared, which failed, the largest change by metric."""
+
+    compared: int
+    failures: tuple[Difference, ...]
+    largest: Mapping[str, float]
+
+
+def compare(old: Records, new: Records, tolerances: Mapping[str, float]) -> Comparison:
+    """Compares every recorded score of `old` with `new`.
+
+    Args:
+        tolerances: largest allowed absolute change by metric, over the defaults in `TOLERANCES`.
+
+    Raises:
+        UserError: a folder has no records, or a metric has no tolerance.
+    """
+    for records in (old, new):
+        if not records.measured():
+            raise UserError(f"no records in {records.root}; expected the --out folder of a `bench run`")
+    allowed = {**TOLERANCES, **tolerances}
+    compared, failures, largest = 0, [], {}
+    for testset, method in old.measured():
+        before_images, after_images = old.read_images(testset, method), new.read_images(testset, method)
+        for name, row in before_images.items():
+            after = after_images.get(name)
+            if row.error is None and (after is None or after.error is not None):
+                text = "image is gone" if after is None else f"restoration fails now: {after.error}"
+                failures.append(Difference(testset, method, "image", name, None, text))
+        for metric in old.metrics(testset, method):
+            if metric not in allowed:
+                raise UserError(f"no tolerance for the metric {metric!r}: add --tolerance {metric}=VALUE")
+            after_rows = new.read_scores(testset, method, metric)
+            for name, row in old.read_scores(testset, method, metric).items():
+                if row.value is None:
+                    continue
+                after = after_rows.get(name)
+                text, change = None, None
+                if after is None:
+                    text = f"was {row.value:.6g}, is gone"
+                elif after.value is None:
+                    text = f"was {row.value:.6g}, fails now: {after.error}"
+                elif after.protocol != row.protocol:
+                    text = f"not comparable: was measured as `{row.protocol}`, now as `{after.protocol}`"
+                else:
+                    compared += 1
+                    change = after.value - row.value
+                    largest[metric] = max(largest.get(metric, 0.0), abs(change))
+                    if abs(change) > allowed[metric]:
+                        text = f"{row.value:.6g} → {after.value:.6g} ({change:+.3g}, allowed ±{allowed[metric]:g})"
+                if text is not None:
+                    failures.append(Difference(testset, method, metric, name, change, text))
+    return Comparison(compared, tuple(failures), largest)

@@ -1,0 +1,176 @@
+"""The picture beside a table: input, every method and the ground truth, each with one detail enlarged below it.
+
+Nothing is chosen by hand: the images are spread evenly over the test set, and the enlarged window is where the ground
+truth has most of what a x4 smaller image cannot hold. Every tile is drawn from the PNG whose hash is in the records,
+and carries the PSNR recorded for it.
+"""
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from bench.provenance import sha256_json
+from bench.records import Records, write_atomic
+from bench.restore import is_restored
+from bench.schema import Plan, valid_scores
+
+if TYPE_CHECKING:
+    from bench.testsets import TestImage, TestSet
+
+TILE = 240
+"""Width and height in pixels of a whole image and of its detail."""
+WINDOW = 80
+"""Side of the detail in pixels of the ground truth: shown three times enlarged, pixel by pixel."""
+ROWS = 3
+GAP = 6
+HEADER = 60
+CAPTION = 30
+STEP = 4
+FRAME = (235, 50, 40)
+TAG = "inputs-sha256"
+
+
+def draw_figure(records: Records, plan: Plan, testset: "TestSet", path: Path) -> bool:
+    """Writes the grid of `testset` to `path`, unless it is there already, drawn from the same images.
+
+    Returns False, and writes nothing, where there is no ground truth or no method's images are on disk as recorded.
+    """
+    images = spread(list(testset.images), ROWS)
+    methods = [method for method in plan.methods if _complete(records, testset.name, method.name, images)]
+    if not methods or any(image.hr is None for image in images):
+        return False
+    psnr = {method.name: _psnr(records, plan, testset.name, method.name) for method in methods}
+    drawn = [
+        (method.display, records.read_images(testset.name, method.name)[image.name].sr_sha256, psnr[method.name])
+        for method in methods
+        for image in images
+    ]
+    layout = [TILE, WINDOW, ROWS, GAP, HEADER, CAPTION, STEP, FRAME]
+    inputs = sha256_json([layout, drawn, [(image.name, image.lr_sha256, image.hr_sha256) for image in images]])
+    if path.exists() and _inputs_of(path) == inputs:
+        return True
+    titles = ["Input", *[method.display for method in methods], "Ground truth"]
+    width = len(titles) * (TILE + GAP) + GAP
+    block = 2 * TILE + CAPTION + 3 * GAP
+    sheet = Image.new("RGB", (width, HEADER + len(images) * block + GAP), "white")
+    for column, title in enumerate(titles):
+        _write(sheet, title, column, 0, HEADER)
+    for number, image in enumerate(images):
+        hr = _open(image.hr)
+        window = busiest_window(fine_detail(hr), min(WINDOW, *hr.size))
+        top = HEADER + number * block
+        input_view = _open(image.lr).resize(hr.size, Image.Resampling.NEAREST)
+        outputs = [_open(records.image_path(testset.name, method.name, image.name)) for method in methods]
+        captions = ["", *[psnr[method.name].get(image.name, "") for method in methods], image.name]
+        for column, (view, caption) in enumerate(zip([input_view, *outputs, hr], captions, strict=True)):
+            _tile(sheet, view, window, column, top)
+            _write(sheet, caption, column, top + 2 * TILE + 2 * GAP, CAPTION)
+    buffer = io.BytesIO()
+    tag = PngInfo()
+    tag.add_text(TAG, inputs)
+    sheet.save(buffer, format="PNG", optimize=True, pnginfo=tag)
+    write_atomic(path, buffer.getvalue())
+    return True
+
+
+def _inputs_of(path: Path) -> str | None:
+    """The hash of what a picture was drawn from, as `draw_figure` left it in the file."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get(TAG)
+    except OSError:
+        return None
+
+
+def spread(images: "list[TestImage]", count: int) -> "list[TestImage]":
+    """At most `count` images, evenly spread over the list, in its order."""
+    count = min(count, len(images))
+    return [images[int((index + 0.5) * len(images) / count)] for index in range(count)]
+
+
+def fine_detail(image: Image.Image) -> np.ndarray:
+    """(H, W) luma without its coarse structure, which every method gets right."""
+    luma = image.convert("L")
+    coarse = luma.filter(ImageFilter.GaussianBlur(4))
+    return np.asarray(luma, dtype=np.float64) - np.asarray(coarse, dtype=np.float64)
+
+
+def busiest_window(values: np.ndarray, side: int) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the square window of (H, W) `values` with the highest variance.
+
+    Windows start at multiples of STEP pixels, so that they fall on whole pixels of the x4 smaller input; the first of
+    equals wins.
+    """
+    total, squares = _integral(values), _integral(values**2)
+    height, width = values.shape
+    tops, lefts = np.arange(0, height - side + 1, STEP), np.arange(0, width - side + 1, STEP)
+
+    def sums(table: np.ndarray) -> np.ndarray:
+        below, right = tops[:, None] + side, lefts[None, :] + side
+        inner = table[tops[:, None], lefts[None, :]]
+        return table[below, right] - table[below, lefts[None, :]] - table[tops[:, None], right] + inner
+
+    variance = sums(squares) / side**2 - (sums(total) / side**2) ** 2
+    row, column = np.unravel_index(int(np.argmax(variance)), variance.shape)
+    left, top = int(lefts[column]), int(tops[row])
+    return left, top, left + side, top + side
+
+
+def _integral(values: np.ndarray) -> np.ndarray:
+    return np.pad(values.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+
+
+def _complete(records: Records, testset: str, method: str, images: "list[TestImage]") -> bool:
+    rows = records.read_images(testset, method)
+    return all(is_restored(records, testset, method, rows, image) for image in images)
+
+
+def _psnr(records: Records, plan: Plan, testset: str, method: str) -> dict[str, str]:
+    """The recorded PSNR by image, as text; empty where it was not measured."""
+    for metric in plan.metrics:
+        if metric.name == "psnr":
+            scores = records.read_scores(testset, method, metric.name)
+            valid = valid_scores(scores, records.read_images(testset, method), metric.protocol)
+            return {name: f"{row.value:.2f} dB" for name, row in valid.items()}
+    return {}
+
+
+def _tile(sheet: Image.Image, view: Image.Image, window: tuple[int, int, int, int], column: int, top: int) -> None:
+    """The whole image with the window framed, and below it the window alone, enlarged."""
+    left = GAP + column * (TILE + GAP)
+    scale = TILE / max(view.size)
+    small = view.resize((round(view.width * scale), round(view.height * scale)), Image.Resampling.LANCZOS)
+    framed = [round(edge * scale) for edge in window]
+    ImageDraw.Draw(small).rectangle((framed[0], framed[1], framed[2] - 1, framed[3] - 1), outline=FRAME, width=2)
+    sheet.paste(small, (left, top))
+    detail = view.crop(window).resize((TILE, TILE), Image.Resampling.NEAREST)
+    sheet.paste(detail, (left, top + TILE + GAP))
+
+
+def _write(sheet: Image.Image, text: str, column: int, top: int, height: int) -> None:
+    """Text centred in a column, on two lines where one is too short, smaller where two are."""
+    draw = ImageDraw.Draw(sheet)
+    words = text.split()
+    for size in (22, 19, 16, 13):
+        font = ImageFont.load_default(size)
+        lines = [""]
+        for word in words:
+            longer = f"{lines[-1]} {word}".strip()
+            if draw.textlength(longer, font) <= TILE:
+                lines[-1] = longer
+            else:
+                lines.append(word)
+        if len(lines) * (size + 4) <= height:
+            break
+    center = GAP + column * (TILE + GAP) + TILE // 2
+    draw.multiline_text((center, top + height // 2), "\n".join(lines), "black", font, anchor="mm", align="center")
+
+
+def _open(path: Path | None) -> Image.Image:
+    assert path is not None
+    with Image.open(path) as image:
+        return image.convert("RGB")

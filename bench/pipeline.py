@@ -1,0 +1,249 @@
+"""The stages of a run in their order, over one output folder. Every stage reads what the one before wrote.
+
+What is missing is found before anything heavy is imported; with `allow_missing` it costs cells, else it ends the run.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from ctypes.util import find_library
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+from tqdm import tqdm
+
+from bench.errors import UserError
+from bench.methods.base import MethodOptions
+from bench.missing import describe
+from bench.plan import Choice, choose, default_out, make_plan
+from bench.records import Records
+from bench.schema import Plan, PlanSet
+from bench.tables import get_profile
+
+if TYPE_CHECKING:
+    from bench.restore import StageReport
+    from bench.testsets import TestSet
+
+
+class Stages:
+    """One run: a choice of rows, columns and test sets, and the folder its records go to."""
+
+    def __init__(
+        self,
+        choice: Choice,
+        testsets: list["TestSet"],
+        plan: Plan,
+        records: Records,
+        options: MethodOptions,
+        redo: list[str],
+    ) -> None:
+        self.choice = choice
+        self.testsets = testsets
+        self.plan = plan
+        self.records = records
+        self.options = options
+        self.redo = redo
+        self.failed: list[str] = []
+        self.restored: dict[tuple[str, str], StageReport] = {}
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace, *, scoring: bool = True) -> "Stages":
+        """Checks everything that can be checked early; loads and verifies the test sets.
+
+        Raises:
+            UserError: an unknown name, something missing that is required, a test set that is not what it should be.
+        """
+        table, profile = get_profile(args.table, args.profile)
+        options = MethodOptions("cpu", args.dtype, args.data_root, args.weights_root)
+        choice = choose(
+            table, args.profile, options, testsets=args.testsets, methods=args.methods, metrics=args.metrics
+        )
+        if not scoring:
+            choice = replace(choice, missing_metrics={})
+        allow = profile.allow_missing if args.allow_missing is None else args.allow_missing
+        choice = _required(choice, allow, asked=args.testsets is not None)
+        _own_methods_exist(choice, args.methods or [])
+        redo = [_redo_name(choice, name) for name in args.redo]
+        reference = args.reference or profile.reference
+
+        from bench.testsets import load_testset
+
+        testsets = [load_testset(name, args.data_root, args.limit) for name in choice.testsets]
+        records = Records(args.out or default_out(args.profile, args.limit))
+        sets = [
+            PlanSet(testset.name, testset.display, [image.name for image in testset.images], testset.total)
+            for testset in testsets
+        ]
+        plan = make_plan(choice, sets, seed=args.seed, reference=reference, old=records.read_plan(table.name))
+        names = [method.name for method in plan.methods]
+        if args.reference and args.reference not in names:
+            raise UserError(f"no row {args.reference!r} to refer differences to; the table has {', '.join(names)}")
+        options = replace(options, device=_device(args.device))
+        return cls(choice, testsets, plan, records, options, redo)
+
+    def begin(self) -> None:
+        """Records what the table consists of, so that it can be rendered whatever happens next."""
+        self.records.write_plan(self.plan)
+
+    def restore(self) -> None:
+        """Stage 1 for every row that can run here."""
+        from bench.restore import restore_set
+
+        jobs = [
+            (testset, row.spec)
+            for testset in self.testsets
+            for row in self.choice.rows
+            if row.spec is not None and (testset.name, row.name) not in self.choice.missing_methods
+        ]
+        for testset, spec in _stage("restore", jobs, lambda job: f"{job[1].name} on {job[0].name}"):
+            report = restore_set(
+                self.records,
+                testset,
+                spec,
+                self.options,
+                seed=self.plan.seed,
+                redo=spec.name in self.redo,
+                say=_say,
+            )
+            self.restored[testset.name, spec.name] = report
+            self._note(f"{spec.name} on {testset.name}", report)
+
+    def score(self) -> None:
+        """Stage 2 for every column that can be computed here."""
+        from bench.score import score_set
+
+        jobs = [
+            (testset, spec)
+            for testset in self.testsets
+            for spec in self.choice.metrics
+            if spec.name not in self.choice.missing_metrics
+            and (not spec.needs_reference or all(image.hr is not None for image in testset.images))
+        ]
+        for testset, spec in _stage("score", jobs, lambda job: f"{job[1].name} on {job[0].name}"):
+            methods = [row.name for row in self.choice.rows if self._on_disk(testset, row.name)]
+            for method, report in score_set(self.records, testset, methods, spec, self.options.device).items():
+                self._note(f"{spec.name} of {method} on {testset.name}", report)
+
+    def render(self, *, timing: bool, figure: bool) -> str:
+        """Stages 3 and 4: writes the table and its picture; returns the Markdown."""
+        from bench.render import write_table
+
+        markdown = write_table(self.records, self.plan, timing=timing)
+        written = [self.records.out / f"{self.plan.table}.{ending}" for ending in ("md", "csv")]
+        if figure:
+            from bench.figures import draw_figure
+
+            for testset in tqdm(self.testsets, desc="figure", delay=1, file=sys.stderr, leave=False):
+                first = testset.name == self.plan.testsets[0].name
+                name = self.plan.table if first else f"{self.plan.table}-{testset.name}"
+                path = self.records.out / f"{name}.png"
+                if draw_figure(self.records, self.plan, testset, path):
+                    written.append(path)
+        _say(f"written: {', '.join(str(path) for path in written)}")
+        return markdown
+
+    def report(self) -> list[str]:
+        """One line per row: what was restored, what was there."""
+        return [
+            f"{method} on {testset}: {report.made} restored, {report.kept} there already, {len(report.failed)} failed"
+            for (testset, method), report in self.restored.items()
+        ]
+
+    def status(self) -> int:
+        """Exit status: 1 when something failed, with one line on stderr for each; else 0."""
+        for line in self.failed:
+            _say(f"failed: {line}")
+        return 1 if self.failed else 0
+
+    def _note(self, what: str, report: "StageReport") -> None:
+        if report.failed:
+            name, reason = next(iter(report.failed.items()))
+            self.failed.append(f"{what}: {len(report.failed)} images, first {name}: {reason}")
+
+    def _on_disk(self, testset: "TestSet", method: str) -> bool:
+        """Whether the method was restored by this run, or all its recorded images still lie there."""
+        if (testset.name, method) in self.restored:
+            return True
+        rows = self.records.read_images(testset.name, method)
+        made = [row for row in rows.values() if row.error is None]
+        return bool(made) and all(self.records.image_path(testset.name, method, row.name).exists() for row in made)
+
+
+def _required(choice: Choice, allow_missing: bool, *, asked: bool) -> Choice:
+    """`choice` without the test sets that are absent, where that is allowed.
+
+    Raises:
+        UserError: something required is missing; lists every file with its source, size, licence and place.
+    """
+    missing = choice.missing()
+    if missing and not allow_missing:
+        raise UserError(
+            f"{choice.table.name} in the profile {choice.profile} needs what is not on this machine:\n"
+            f"{describe(missing)}\n"
+            "Nothing is downloaded unasked: `bench fetch NAME` gets what says so. --allow-missing measures what can be "
+            "measured here."
+        )
+    absent = list(choice.missing_sets)
+    if absent and (asked or len(absent) == len(choice.testsets)):
+        listed = describe(item for items in choice.missing_sets.values() for item in items)
+        raise UserError(f"test sets that are not on this machine:\n{listed}")
+    for name in absent:
+        _say(f"left out: {describe(choice.missing_sets[name])}")
+    return replace(choice, testsets=tuple(name for name in choice.testsets if name not in absent))
+
+
+def _own_methods_exist(choice: Choice, methods: list[str]) -> None:
+    """A path on the command line that leads nowhere is a mistake, not a missing download.
+
+    Raises:
+        UserError: names the file.
+    """
+    from bench.methods import get_method
+
+    for name in methods:
+        if ":" in name:
+            for testset in choice.testsets:
+                missing = choice.missing_methods.get((testset, get_method(name).name))
+                if missing:
+                    raise UserError(f"--methods {name}: not there: {describe(missing)}")
+
+
+def _redo_name(choice: Choice, name: str) -> str:
+    """The row that `--redo NAME` means, given as in --methods or as in the table."""
+    from bench.methods import get_method
+
+    rows = {row.name for row in choice.rows}
+    found = name if name in rows else get_method(name).name
+    if found not in rows:
+        raise UserError(f"--redo {name}: not among the rows of this run ({', '.join(sorted(rows))})")
+    return found
+
+
+def _device(name: str) -> str:
+    """`auto` resolved: cuda where torch finds a GPU, else cpu.
+
+    Importing torch takes seconds that a run with nothing left to do need not spend, and without the driver's library
+    its answer is known.
+    """
+    if name != "auto":
+        return name
+    if not any(find_library(library) for library in ("cuda", "nvcuda", "amdhip64")):
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+JobT = TypeVar("JobT")
+
+
+def _stage(name: str, jobs: list[JobT], label: Callable[[JobT], str]) -> Iterator[JobT]:
+    """Yields the jobs under a progress bar that names the one in hand."""
+    with tqdm(jobs, desc=name, unit="job", file=sys.stderr) as bar:
+        for job in bar:
+            bar.set_postfix_str(label(job))
+            yield job
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)

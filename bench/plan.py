@@ -1,0 +1,182 @@
+"""From a command line to a `Plan`: rows, columns and test sets, what is missing for them, what was there before.
+
+Looks at file names only: no network library is imported, so that a missing requirement is named within a second.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+from bench.errors import UserError
+from bench.methods import METHODS, MethodOptions, MethodSpec, get_method
+from bench.metrics import MetricSpec, get_metric, missing_metric
+from bench.missing import Missing
+from bench.schema import Plan, PlanMethod, PlanMetric, PlanSet
+from bench.tables import PaperRow, Profile, TableSpec
+from bench.testsets import TESTSETS, missing_testset
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row to be: `spec` is None where the harness has no adapter for the method."""
+
+    name: str
+    display: str
+    steps: int | None
+    spec: MethodSpec | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a run consists of, and what is missing for it.
+
+    Attributes:
+        missing_sets, missing_metrics: by name; nothing for what is complete.
+        missing_methods: by (test set, method).
+    """
+
+    table: TableSpec
+    profile: str
+    testsets: tuple[str, ...]
+    rows: tuple[Row, ...]
+    metrics: tuple[MetricSpec, ...]
+    missing_sets: dict[str, list[Missing]] = field(default_factory=dict)
+    missing_methods: dict[tuple[str, str], list[Missing]] = field(default_factory=dict)
+    missing_metrics: dict[str, list[Missing]] = field(default_factory=dict)
+
+    def missing(self) -> list[Missing]:
+        """Everything missing, each once, test sets first."""
+        groups = [*self.missing_sets.values(), *self.missing_methods.values(), *self.missing_metrics.values()]
+        return list(dict.fromkeys(item for group in groups for item in group))
+
+
+def choose(
+    table: TableSpec,
+    profile_name: str,
+    options: MethodOptions,
+    *,
+    testsets: Sequence[str] | None,
+    methods: Sequence[str] | None,
+    metrics: Sequence[str] | None,
+) -> Choice:
+    """The run that the arguments ask for; what they leave out is the profile's.
+
+    Raises:
+        UserError: an unknown name (with the nearest known one).
+    """
+    profile = table.profiles[profile_name]
+    names = tuple(dict.fromkeys(testsets or profile.testsets))
+    for name in names:
+        if name not in TESTSETS:
+            raise UserError(f"unknown test set {name!r}. Known: {', '.join(TESTSETS)}")
+    rows = _rows(profile, methods)
+    specs = tuple(get_metric(name) for name in dict.fromkeys(metrics or profile.metrics))
+    return Choice(
+        table=table,
+        profile=profile_name,
+        testsets=names,
+        rows=rows,
+        metrics=specs,
+        missing_sets={name: found for name in names if (found := missing_testset(name, options.data_root))},
+        missing_methods={
+            (name, row.name): found
+            for name in names
+            for row in rows
+            if row.spec and (found := row.spec.missing(replace(options, testset=name)))
+        },
+        missing_metrics={spec.name: found for spec in specs if (found := missing_metric(spec))},
+    )
+
+
+def _rows(profile: Profile, methods: Sequence[str] | None) -> tuple[Row, ...]:
+    if methods is None:
+        return tuple(_row(row) for row in profile.rows)
+    known = {row.method: row for row in profile.rows}
+    rows = {}
+    for name in methods:
+        row = _row(known[name]) if name in known else _asked(name)
+        rows[row.name] = row
+    return tuple(rows.values())
+
+
+def _row(paper: PaperRow) -> Row:
+    spec = METHODS.get(paper.method)
+    if spec is None:
+        return Row(paper.method, paper.display, paper.steps, None)
+    return Row(spec.name, spec.display, spec.steps, spec)
+
+
+def _asked(name: str) -> Row:
+    spec = get_method(name)
+    return Row(spec.name, spec.display, spec.steps, spec)
+
+
+def make_plan(choice: Choice, sets: Sequence[PlanSet], *, seed: int, reference: str, old: Plan | None) -> Plan:
+    """The plan of the table: this run's rows and columns, and those of earlier runs into the same folder.
+
+    The table's own order comes first, then what was added, in the order it was added.
+
+    Raises:
+        UserError: the folder's table was made with another seed or profile.
+    """
+    if old is not None and (old.seed, old.profile) != (seed, choice.profile):
+        raise UserError(
+            f"the {old.table} in this folder was made with --profile {old.profile} --seed {old.seed}, now "
+            f"--profile {choice.profile} --seed {seed}: choose another --out for another table"
+        )
+    before = {method.name: method.missing for method in (old.methods if old else [])}
+    methods = [
+        PlanMethod(row.name, row.display, row.steps, {**before.get(row.name, {}), **_why_not(choice, row)})
+        for row in choice.rows
+    ]
+    metrics = [
+        PlanMetric(
+            name=spec.name,
+            display=spec.display,
+            level=spec.level,
+            needs_reference=spec.needs_reference,
+            higher_is_better=spec.higher_is_better,
+            decimals=spec.decimals,
+            protocol=spec.protocol,
+            missing=[item.line() for item in choice.missing_metrics.get(spec.name, [])],
+        )
+        for spec in choice.metrics
+    ]
+    profile = choice.table.profiles[choice.profile]
+    order = [row.method for row in profile.rows]
+    return Plan(
+        table=choice.table.name,
+        title=choice.table.title,
+        profile=choice.profile,
+        seed=seed,
+        paper=choice.table.paper,
+        reference=reference,
+        testsets=_merged(old.testsets if old else [], list(sets), list(profile.testsets)),
+        methods=_merged(old.methods if old else [], methods, order),
+        metrics=_merged(old.metrics if old else [], metrics, list(profile.metrics)),
+    )
+
+
+def _why_not(choice: Choice, row: Row) -> dict[str, list[str]]:
+    """By test set of this run, what keeps the method from running, one line per file."""
+    if row.spec is None:
+        return {name: [f"{row.display}: this harness has no adapter for it yet"] for name in choice.testsets}
+    return {
+        name: [item.line() for item in choice.missing_methods.get((name, row.name), [])] for name in choice.testsets
+    }
+
+
+EntryT = TypeVar("EntryT", PlanSet, PlanMethod, PlanMetric)
+
+
+def _merged(old: list[EntryT], new: list[EntryT], order: list[str]) -> list[EntryT]:
+    """Old and new entries by name, the new replacing the old; those in `order` first."""
+    entries = {entry.name: entry for entry in [*old, *new]}
+    known = [entries[name] for name in order if name in entries]
+    return known + [entry for name, entry in entries.items() if name not in order]
+
+
+def default_out(profile: str, limit: int | None) -> Path:
+    """`reports/<profile>`; a run of the first N images gets a folder of its own beside it."""
+    return Path("reports") / (profile if limit is None else f"{profile}-first{limit}")

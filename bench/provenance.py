@@ -1,0 +1,102 @@
+"""Where a number comes from: hashes of files, versions of libraries, the machine, the commit.
+
+Nothing here imports torch before `environment` is called.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import bench
+
+RESTORE_LIBRARIES = (
+    "torch", "torchvision", "diffusers", "transformers", "peft", "spandrel", "numpy", "pillow",
+)  # fmt: skip
+SCORE_LIBRARIES = ("pyiqa", "torch", "torchvision", "timm", "numpy", "scipy", "pillow")
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sha256_json(content: Any) -> str:
+    """Hex sha256 of a JSON-able value, independent of the order of keys."""
+    text = json.dumps(content, sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def versions(libraries: tuple[str, ...]) -> dict[str, str]:
+    """Installed versions by distribution name, without importing anything; what is not installed is left out."""
+    found = {}
+    for name in libraries:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of the repository this package runs from, with "+changes" where bench or tsd differ from it.
+
+    None for an installed package and outside git.
+    """
+    root = Path(bench.__file__).resolve().parent.parent
+    if _git(root, "ls-files", "--error-unmatch", "bench/__init__.py") is None:
+        return None
+    commit = _git(root, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return commit + ("+changes" if _git(root, "status", "--porcelain", "--", "bench", "tsd") else "")
+
+
+def environment(device: str, dtype: str) -> dict[str, Any]:
+    """The surroundings of a number: machine, device, threads, dtype, versions and commit. Imports torch."""
+    import torch
+
+    return {
+        "bench": bench.__version__,
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "device": device,
+        "accelerator": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
+        "threads": torch.get_num_threads(),
+        "dtype": dtype,
+        "versions": versions(RESTORE_LIBRARIES),
+    }
+
+
+def environment_key(content: dict[str, Any]) -> str:
+    """Twelve hex digits that name an environment in a row."""
+    return sha256_json(content)[:12]
+
+
+def processor() -> str:
+    """The CPU's model name where the system tells it, else its architecture."""
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo") as handle:
+            for line in handle:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,247 @@
+"""The only reader and writer of records: what was restored, what was scored, and what a table consists of.
+
+Under the output folder of a run:
+
+    records/<table>.json                              the plan of a table: its test sets, rows and columns
+    records/<test set>/<method>/run.json              what produced the images: method, weights, settings, environments
+    records/<test set>/<method>/images.jsonl          one line per restored image
+    records/<test set>/<method>/scores.<metric>.jsonl one line per score
+    images/<test set>/<method>/<name>.png             the images (not tracked by git)
+    superseded/                                       records moved aside by `--redo`
+
+A row is appended with one write and flushed to disk, so a kill at any instant leaves whole lines and at most one torn
+line without its newline at the end. Reading ignores that torn line (its work is done again) and the next append
+removes it. Any other line that is not a valid row is an error with file and line number: a record that cannot be
+read is never skipped. Of two rows for one key the later counts; a finished file is rewritten in order, atomically.
+
+Standard library only: a table must be renderable without torch.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bench.errors import UserError
+from bench.schema import (
+    SCHEMA,
+    ImageRow,
+    Plan,
+    PlanMethod,
+    PlanMetric,
+    PlanSet,
+    RecordError,
+    Run,
+    ScoreRow,
+    check_schema,
+    from_json,
+)
+
+RowT = TypeVar("RowT", ImageRow, ScoreRow)
+
+
+class Records:
+    """The records under one output folder. Nothing is created before something is written."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = Path(out)
+        self.root = self.out / "records"
+
+    # -- where things are -------------------------------------------------------------------------------------
+
+    def folder(self, testset: str, method: str) -> Path:
+        for name in (testset, method):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise RecordError(f"{name!r} cannot name a folder; use letters, digits, '.', '_' and '-'")
+        return self.root / testset / method
+
+    def image_path(self, testset: str, method: str, name: str) -> Path:
+        return self.out / "images" / testset / method / f"{name}.png"
+
+    def measured(self) -> list[tuple[str, str]]:
+        """(test set, method) of everything that has a run, in alphabetical order."""
+        found = []
+        for path in sorted(self.root.glob("*/*/run.json")):
+            run = from_json(Run, _read_object(path), path)
+            found.append((run.testset, run.method))
+        return found
+
+    def metrics(self, testset: str, method: str) -> list[str]:
+        """Names of the metrics that have a file of scores."""
+        paths = sorted(self.folder(testset, method).glob("scores.*.jsonl"))
+        return [path.name.removeprefix("scores.").removesuffix(".jsonl") for path in paths]
+
+    # -- plans and runs ---------------------------------------------------------------------------------------
+
+    def read_plan(self, table: str) -> Plan | None:
+        path = self.root / f"{table}.json"
+        if not path.exists():
+            return None
+        raw = _read_object(path)
+        for key, cls in (("testsets", PlanSet), ("methods", PlanMethod), ("metrics", PlanMetric)):
+            if not isinstance(raw.get(key), list):
+                raise RecordError(f"{path}: `{key}` must be a list")
+            raw[key] = [from_json(cls, item, path) for item in raw[key]]
+        return from_json(Plan, raw, path)
+
+    def write_plan(self, plan: Plan) -> None:
+        _write_object(self.root / f"{plan.table}.json", asdict(plan))
+
+    def read_run(self, testset: str, method: str) -> Run | None:
+        path = self.folder(testset, method) / "run.json"
+        return from_json(Run, _read_object(path), path) if path.exists() else None
+
+    def write_run(self, run: Run) -> None:
+        _write_object(self.folder(run.testset, run.method) / "run.json", asdict(run))
+
+    # -- rows -------------------------------------------------------------------------------------------------
+
+    def read_images(self, testset: str, method: str) -> dict[str, ImageRow]:
+        return _read_rows(ImageRow, self._images(testset, method))
+
+    def add_image(self, testset: str, method: str, row: ImageRow) -> None:
+        _append(self._images(testset, method), row)
+
+    def finish_images(self, testset: str, method: str, order: Iterable[str]) -> None:
+        _finish(ImageRow, self._images(testset, method), order)
+
+    def read_scores(self, testset: str, method: str, metric: str) -> dict[str, ScoreRow]:
+        return _read_rows(ScoreRow, self._scores(testset, method, metric))
+
+    def add_score(self, testset: str, method: str, row: ScoreRow) -> None:
+        _append(self._scores(testset, method, row.metric), row)
+
+    def finish_scores(self, testset: str, method: str, metric: str, order: Iterable[str]) -> None:
+        _finish(ScoreRow, self._scores(testset, method, metric), order)
+
+    def set_aside(self, testset: str, method: str) -> Path:
+        """Moves the records of one method on one test set to `superseded/`; returns where they are now."""
+        source = self.folder(testset, method)
+        for number in range(1, 10_000):
+            target = self.out / "superseded" / testset / f"{source.name}.{number}"
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(source, target)
+                return target
+        raise RecordError(f"{self.out / 'superseded' / testset} holds 9999 sets of old records of {method}: tidy it up")
+
+    # -- one writer at a time ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the output folder for this process; the kernel lets go when the process ends, however it ends.
+
+        Raises:
+            UserError: another process holds it. On systems without `fcntl` (Windows) nothing is checked.
+        """
+        try:
+            import fcntl
+        except ImportError:
+            yield
+            return
+        path = self.out / "images" / ".lock"  # beside the images, which git ignores
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another `bench` run is writing to {self.out}: wait for it, or choose another --out"
+                ) from None
+            for folder in (self.root, path.parent):
+                for leftover in folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
+                    leftover.unlink()
+            yield
+
+    def _images(self, testset: str, method: str) -> Path:
+        return self.folder(testset, method) / "images.jsonl"
+
+    def _scores(self, testset: str, method: str, metric: str) -> Path:
+        return self.folder(testset, method) / f"scores.{metric}.jsonl"
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replaces `path` by `data`: a reader, and whoever comes after a kill, sees the old bytes or the new ones."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _append(path: Path, row: ImageRow | ScoreRow) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps({"schema": SCHEMA, **asdict(row)}, allow_nan=False, ensure_ascii=False) + "\n"
+    with open(path, "a+b", buffering=0) as handle:
+        size = handle.seek(0, os.SEEK_END)
+        if size:
+            handle.seek(size - 1)
+            if handle.read(1) != b"\n":  # torn by a kill in the middle of the last append
+                handle.seek(0)
+                handle.truncate(_whole_lines(handle.read()))
+        handle.write(line.encode())
+        os.fsync(handle.fileno())
+
+
+def _whole_lines(data: bytes) -> int:
+    """Length of `data` up to and including its last newline."""
+    return data.rfind(b"\n") + 1
+
+
+def _finish(cls: type[RowT], path: Path, order: Iterable[str]) -> None:
+    """Rewrites a file with one row per key, in `order`, then rows that `order` does not name, as they came."""
+    if not path.exists():
+        return
+    rows = _read_rows(cls, path)
+    keys = dict.fromkeys([key for key in order if key in rows])
+    keys |= dict.fromkeys(rows)
+    lines = [json.dumps({"schema": SCHEMA, **asdict(rows[key])}, allow_nan=False, ensure_ascii=False) for key in keys]
+    data = "".join(line + "\n" for line in lines).encode()
+    if data != path.read_bytes():
+        write_atomic(path, data)
+
+
+def _read_rows(cls: type[RowT], path: Path) -> dict[str, RowT]:
+    if not path.exists():
+        return {}
+    data = path.read_bytes()
+    rows: dict[str, RowT] = {}
+    for number, line in enumerate(data[: _whole_lines(data)].splitlines(), start=1):
+        where = f"{path}, line {number}"
+        try:
+            raw = json.loads(line)
+        except ValueError as error:
+            raise RecordError(
+                f"{where}: not a record ({error}). The file was damaged; delete that line to have its work done again"
+            ) from None
+        row = from_json(cls, check_schema(raw, where), where)
+        if (row.error is None) != ((row.sr_sha256 if isinstance(row, ImageRow) else row.value) is not None):
+            raise RecordError(f"{where}: a row has either a result or an error")
+        rows[row.key] = row
+    return rows
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise RecordError(
+            f"{path}: not JSON ({error}). The file was damaged; restore it from git, or delete it"
+        ) from None
+    return check_schema(raw, path)
+
+
+def _write_object(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps({"schema": SCHEMA, **content}, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    data = text.encode()
+    if not path.exists() or path.read_bytes() != data:
+        write_atomic(path, data)

@@ -1,0 +1,300 @@
+"""Stage 3: records → a `Table` of cells, as data. Nothing is formatted here and nothing is rounded.
+
+Every average is over exactly the images of the table's plan; one image without a value makes the cell a dash with the
+reason, never a shorter average. Intervals are Student's t, 95 %, over per-image values. Between methods what counts
+is the paired difference, image by image: most differences of means are smaller than the spread between images, while
+a paired interval that excludes zero says that one method really is better on images like these.
+
+No torch, no pandas: `Table` is plain data for every renderer.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from scipy.special import stdtrit
+
+from bench.records import Records
+from bench.schema import (
+    Plan,
+    PlanMethod,
+    PlanMetric,
+    PlanSet,
+    ScoreRow,
+    valid_scores,
+    valid_set_score,
+)
+
+SECONDS = "seconds"
+
+
+@dataclass(frozen=True)
+class HeaderCell:
+    """A column: its name in records, in tables, its direction and its digits."""
+
+    name: str
+    display: str
+    higher_is_better: bool
+    decimals: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value with its evidence, or the reason why there is none.
+
+    Attributes:
+        value: mean of per-image values, or the value of the set; None where nothing could be measured.
+        n: number of images behind it.
+        low, high: 95 % interval; None for one image and for values of a whole set.
+        reasons: one line per cause, empty where there is a value.
+        rank: 1 for the best and 2 for the second best value of the column, by unrounded values; ties share it.
+    """
+
+    value: float | None
+    n: int
+    low: float | None = None
+    high: float | None = None
+    reasons: tuple[str, ...] = ()
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A method: one cell per column, and per image-level column the paired difference to the reference row."""
+
+    method: str
+    display: str
+    steps: int | None
+    cells: Mapping[str, Cell]
+    differences: Mapping[str, Cell] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One test set. `reference` is the display name of the row that differences refer to, None without one."""
+
+    testset: str
+    display: str
+    n: int
+    total: int
+    rows: tuple[TableRow, ...]
+    reference: str | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Everything a renderer needs. `protocols`: (column, protocol line); `versions` and `machines` as recorded."""
+
+    name: str
+    title: str
+    profile: str
+    seed: int
+    columns: tuple[HeaderCell, ...]
+    sections: tuple[Section, ...]
+    protocols: tuple[tuple[str, str], ...]
+    versions: tuple[str, ...]
+    machines: tuple[str, ...]
+
+
+def mean_ci95(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """Mean of `values` and its 95 % interval by Student's t; the interval is None for a single value."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n < 2:
+        return mean, None, None
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    half = float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def summarize(records: Records, plan: Plan, *, timing: bool = True) -> Table:
+    """The table of `plan` from whatever records there are.
+
+    Args:
+        timing: with the column of seconds. Seconds differ from run to run; everything else is reproducible.
+    """
+    measured = [
+        _Measured(records, testset, method, plan.metrics) for testset in plan.testsets for method in plan.methods
+    ]
+    columns = [HeaderCell(m.name, m.display, m.higher_is_better, m.decimals) for m in plan.metrics]
+    if timing:
+        columns.append(HeaderCell(SECONDS, "s/image", False, 3))
+    sections = [
+        _section(testset, [item for item in measured if item.testset is testset], plan, timing)
+        for testset in plan.testsets
+    ]
+    return Table(
+        name=plan.table,
+        title=plan.title,
+        profile=plan.profile,
+        seed=plan.seed,
+        columns=tuple(columns),
+        sections=tuple(sections),
+        protocols=tuple((metric.display, metric.protocol) for metric in plan.metrics),
+        versions=_versions(measured),
+        machines=_machines(measured) if timing else (),
+    )
+
+
+class _Measured:
+    """All records of one method on one test set, read once."""
+
+    def __init__(self, records: Records, testset: PlanSet, method: PlanMethod, metrics: list[PlanMetric]) -> None:
+        self.testset = testset
+        self.method = method
+        rows = records.read_images(testset.name, method.name)
+        self.images = {name: rows[name] for name in testset.names if name in rows}
+        self.scores = {metric.name: records.read_scores(testset.name, method.name, metric.name) for metric in metrics}
+        run = records.read_run(testset.name, method.name)
+        used = {row.environment for row in self.images.values()}
+        self.environments = {key: run.environments[key] for key in run.environments if key in used} if run else {}
+        self.protocols = {metric.name: metric.protocol for metric in metrics}
+
+    def used_scores(self) -> list[dict[str, Any]]:
+        """What computed the scores that count by their protocol."""
+        return [
+            {"versions": row.versions}
+            for name, rows in self.scores.items()
+            for row in rows.values()
+            if row.value is not None and row.protocol == self.protocols[name]
+        ]
+
+    def values(self, metric: PlanMetric) -> dict[str, float]:
+        """Valid per-image values, by image, in the order of the test set."""
+        valid = valid_scores(self.scores[metric.name], self.images, metric.protocol)
+        return {name: valid[name].value for name in self.testset.names if name in valid}  # type: ignore[misc]
+
+    def unrestored(self) -> tuple[str, ...]:
+        """Why there are not all images; empty where there are."""
+        total = len(self.testset.names)
+        failed = [row for row in self.images.values() if row.error is not None]
+        absent = total - len(self.images)
+        if failed:
+            return (f"{self.method.display} {_failures(failed, total)}",)
+        if absent and self.method.missing.get(self.testset.name):
+            return tuple(self.method.missing[self.testset.name])
+        if absent:
+            return (f"{self.method.display}: {total - absent} of {total} images restored; `bench run` does the rest",)
+        return ()
+
+
+def _failures(failed: list[Any], total: int) -> str:
+    first = failed[0]
+    return f"failed on {len(failed)} of {total} images, first on {first.name}: {first.error}"
+
+
+def _section(testset: PlanSet, measured: list[_Measured], plan: Plan, timing: bool) -> Section:
+    reference = next((item for item in measured if item.method.name == plan.reference), None)
+    if reference is not None and reference.unrestored():
+        reference = None
+    rows = []
+    for item in measured:
+        cells = {metric.name: _cell(item, metric) for metric in plan.metrics}
+        if timing:
+            cells[SECONDS] = _seconds(item)
+        differences = {}
+        if reference is not None and item is not reference:
+            for metric in plan.metrics:
+                cell = _difference(item, reference, metric)
+                if cell is not None:
+                    differences[metric.name] = cell
+        rows.append(TableRow(item.method.name, item.method.display, item.method.steps, cells, differences))
+    for metric in plan.metrics:
+        _rank(rows, metric)
+    return Section(
+        testset.name,
+        testset.display,
+        len(testset.names),
+        testset.total,
+        tuple(rows),
+        reference.method.display if reference else None,
+    )
+
+
+def _cell(item: _Measured, metric: PlanMetric) -> Cell:
+    names = item.testset.names
+    why = item.unrestored()
+    if why:
+        return Cell(None, 0, reasons=why)
+    rows = item.scores[metric.name]
+    if metric.level == "set":
+        row = valid_set_score(rows, item.images, names, metric.protocol)
+        if row is not None:
+            return Cell(row.value, row.n)
+    else:
+        values = item.values(metric)
+        if len(values) == len(names):
+            mean, low, high = mean_ci95(list(values.values()))
+            return Cell(mean, len(values), low, high)
+    return Cell(None, 0, reasons=_unscored(item, metric, rows))
+
+
+def _unscored(item: _Measured, metric: PlanMetric, rows: Mapping[str, ScoreRow]) -> tuple[str, ...]:
+    if metric.missing:
+        return tuple(metric.missing)
+    failed = [row for row in rows.values() if row.error is not None]
+    if failed:
+        return (f"{metric.display} of {item.method.display} {_failures(failed, len(item.testset.names))}",)
+    if metric.needs_reference and any(row.hr_sha256 is None for row in item.images.values()):
+        return (f"{metric.display} needs a ground truth, and {item.testset.display} has none",)
+    return (f"{metric.display} of {item.method.display} is not scored yet; `bench run` does the rest",)
+
+
+def _seconds(item: _Measured) -> Cell:
+    why = item.unrestored()
+    if why:
+        return Cell(None, 0, reasons=why)
+    seconds = [row.seconds for row in item.images.values() if row.seconds is not None]
+    if len(seconds) < len(item.images):
+        return Cell(None, 0, reasons=(f"{item.method.display}: published images, the time is not measured here",))
+    mean, low, high = mean_ci95(seconds)
+    return Cell(mean, len(seconds), low, high)
+
+
+def _difference(item: _Measured, reference: _Measured, metric: PlanMetric) -> Cell | None:
+    """Mean of the per-image differences to the reference row, with its interval; None where one has no value."""
+    if metric.level == "set":
+        return None
+    own, base = item.values(metric), reference.values(metric)
+    if not len(own) == len(base) == len(item.testset.names):
+        return None
+    mean, low, high = mean_ci95([own[name] - base[name] for name in item.testset.names])
+    return Cell(mean, len(own), low, high)
+
+
+def _rank(rows: list[TableRow], metric: PlanMetric) -> None:
+    """Marks best and second best in `rows`, by unrounded values, where at least two rows have one."""
+    values = [value for row in rows if (value := row.cells[metric.name].value) is not None]
+    if len(values) < 2:
+        return
+    ordered = sorted(set(values), reverse=metric.higher_is_better)
+    for index, row in enumerate(rows):
+        cell = row.cells[metric.name]
+        if cell.value in ordered[:2]:
+            ranked = replace(cell, rank=ordered.index(cell.value) + 1)
+            rows[index] = replace(row, cells={**row.cells, metric.name: ranked})
+
+
+def _versions(measured: list[_Measured]) -> tuple[str, ...]:
+    """Every library version behind the numbers, as "name version", each once, by name."""
+    found = {
+        pair
+        for item in measured
+        for content in [*item.environments.values(), *item.used_scores()]
+        for pair in content["versions"].items()
+    }
+    return tuple(f"{name} {version}" for name, version in sorted(found))
+
+
+def _machines(measured: list[_Measured]) -> tuple[str, ...]:
+    """One line per machine and setting on which seconds were measured."""
+    lines = []
+    for item in measured:
+        timed = {row.environment for row in item.images.values() if row.seconds is not None}
+        for key, content in item.environments.items():
+            if key in timed:
+                threads = f"{content['threads']} thread{'' if content['threads'] == 1 else 's'}"
+                place = content["accelerator"] or f"{content['processor']}, {threads}"
+                lines.append(f"{place}, {content['dtype']}")
+    return tuple(dict.fromkeys(lines))

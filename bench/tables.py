@@ -1,0 +1,169 @@
+"""The paper's tables as data: which rows and columns each has, on which test sets, and where its own figures stand.
+
+A profile says what is measured: `mini` on any machine with what the repository ships, `paper` with the real test sets
+and models. A table without profiles cannot be measured by this version; its published figures are in `bench/paper`.
+A row whose method the harness has no adapter for stays in the table, as dashes with that reason.
+"""
+
+import csv
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.errors import UserError
+
+PAPER_DIR = Path(__file__).parent / "paper"
+NINE = ("psnr", "ssim", "lpips", "dists", "fid", "niqe", "musiq", "maniqa", "clipiqa")
+REAL_SETS = ("drealsr", "realsr", "div2k-val")
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of the paper: the method's name in `METHODS`, how the paper writes it, its steps."""
+
+    method: str
+    display: str
+    steps: int | None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a table measures by default.
+
+    Attributes:
+        rows: methods from top to bottom.
+        allow_missing: whether absent weights or data cost a cell (True) or end the run with a list (False).
+        reference: the row that paired differences refer to.
+    """
+
+    testsets: tuple[str, ...]
+    rows: tuple[PaperRow, ...]
+    metrics: tuple[str, ...]
+    allow_missing: bool
+    reference: str = "bicubic"
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """One table of the paper. `paper` is the CSV of its published figures."""
+
+    name: str
+    title: str
+    paper: str
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+
+
+BICUBIC = PaperRow("bicubic", "Bicubic", None)
+TSD_SR = PaperRow("tsd-sr", "TSD-SR", 1)
+
+TABLES: dict[str, TableSpec] = {
+    spec.name: spec
+    for spec in (
+        TableSpec(
+            "table1",
+            "Table 1: one-step methods",
+            "table1.csv",
+            {
+                "mini": Profile(
+                    ("mini",),
+                    (
+                        BICUBIC,
+                        PaperRow("lanczos", "Lanczos", None),
+                        PaperRow("teacher-20", "Mini teacher", 20),
+                        PaperRow("osediff-mini", "OSEDiff recipe (VSD only), mini base", 1),
+                        PaperRow("tsd-sr-mini", "TSD-SR, mini base", 1),
+                        PaperRow("realesrgan-compact", "Real-ESRGAN (compact)", 1),
+                    ),
+                    NINE,
+                    allow_missing=True,
+                ),
+                "paper": Profile(
+                    REAL_SETS,
+                    (
+                        BICUBIC,
+                        PaperRow("osediff", "OSEDiff", 1),
+                        PaperRow("addsr", "AddSR", 1),
+                        PaperRow("sinsr", "SinSR", 1),
+                        TSD_SR,
+                    ),
+                    NINE,
+                    allow_missing=False,
+                ),
+            },
+        ),
+        TableSpec(
+            "table2",
+            "Table 2: multi-step methods",
+            "table2.csv",
+            {
+                "paper": Profile(
+                    REAL_SETS,
+                    (
+                        BICUBIC,
+                        PaperRow("stablesr", "StableSR", 200),
+                        PaperRow("diffbir", "DiffBIR", 50),
+                        PaperRow("seesr", "SeeSR", 50),
+                        PaperRow("supir", "SUPIR", 50),
+                        PaperRow("pasd", "PASD", 20),
+                        PaperRow("resshift", "ResShift", 15),
+                        PaperRow("addsr-4", "AddSR", 4),
+                        TSD_SR,
+                    ),
+                    NINE,
+                    allow_missing=False,
+                )
+            },
+        ),
+        TableSpec("table3", "Table 3: computational complexity", "table3.csv"),
+        TableSpec("table4", "Table 4: ablation of TSM and DASM", "table4.csv"),
+        TableSpec("table5", "Table 5: the same base model", "table5.csv"),
+        TableSpec("table6", "Table 6: N and s of DASM", "table6.csv"),
+        TableSpec(
+            "table7",
+            "Table 7: GAN-based methods",
+            "table7.csv",
+            {
+                "paper": Profile(
+                    REAL_SETS,
+                    (
+                        BICUBIC,
+                        PaperRow("bsrgan", "BSRGAN", 1),
+                        PaperRow("realesrgan", "Real-ESRGAN", 1),
+                        PaperRow("ldl", "LDL", 1),
+                        PaperRow("femasr", "FeMASR", 1),
+                        TSD_SR,
+                    ),
+                    NINE,
+                    allow_missing=False,
+                )
+            },
+        ),
+    )
+}
+
+
+def get_profile(table: str, profile: str) -> tuple[TableSpec, Profile]:
+    """The table and its profile.
+
+    Raises:
+        UserError: no such table or profile; the message lists what there is.
+    """
+    if table not in TABLES:
+        near = difflib.get_close_matches(table, TABLES, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"unknown table {table!r}.{hint} Known: {', '.join(TABLES)}")
+    spec = TABLES[table]
+    if profile not in spec.profiles:
+        able = [f"--table {name} --profile {known}" for name, other in TABLES.items() for known in other.profiles]
+        raise UserError(
+            f"{table} cannot be measured in the profile {profile!r} by this version (the paper's own figures are in "
+            f"bench/paper/{spec.paper}). What can: {'; '.join(able)}"
+        )
+    return spec, spec.profiles[profile]
+
+
+def paper_figures(file: str) -> list[dict[str, str]]:
+    """Rows of one of the paper's tables as printed there, column name -> text."""
+    with open(PAPER_DIR / file, newline="") as handle:
+        return list(csv.DictReader(handle))

@@ -1,0 +1,80 @@
+"""A test set of three small images, verified through its own manifest like any other, and the command line on it."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench import cli, testsets
+from bench.testsets import TestSet, load_testset
+
+
+def write_testset(root: Path, name: str = "mini", count: int = 3) -> Path:
+    """`root/<name>` with a manifest and `count` pairs: HR 80x64, LR 20x16 by integer block means.
+
+    Made with integer arithmetic alone, so that the files' pixels are the same on every machine.
+    """
+    folder = root / name
+    entries = []
+    for index in range(count):
+        y, x = np.mgrid[0:64, 0:80]
+        noise = np.random.default_rng(index).integers(0, 40, (64, 80, 3))
+        waves = np.stack([(x * (3 + index) + y * 2) % 160, (x * y // 7) % 160, ((x // 9 + y // 7) % 2) * 150], axis=-1)
+        hr = (waves + noise).astype(np.uint8)
+        lr = hr.reshape(16, 4, 20, 4, 3).astype(np.int64).sum(axis=(1, 3)) // 16
+        entry = {"name": f"photo{index}.png"}
+        for side, pixels in (("lr", lr.astype(np.uint8)), ("hr", hr)):
+            path = folder / f"test_{side.upper()}" / entry["name"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+            entry[f"{side}_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        entries.append(entry)
+    manifest = {
+        "schema": 1,
+        "name": name,
+        "display": name.capitalize(),
+        "count": count,
+        "scale": 4,
+        "lr_size": [20, 16],
+        "hr_size": [80, 64],
+        "source": "tests/harness/conftest.py",
+        "licence": "Apache-2.0",
+        "folders": [],
+        "images": entries,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A datasets folder with the tiny set under the name `mini`, in place of the repository's."""
+    root = tmp_path / "datasets"
+    write_testset(root)
+    monkeypatch.setattr(testsets, "DATASETS", root)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.delenv("TSD_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return root
+
+
+@pytest.fixture
+def tiny(datasets: Path) -> TestSet:
+    return load_testset("mini")
+
+
+@pytest.fixture
+def bench(datasets: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command line in this process; returns exit status, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run

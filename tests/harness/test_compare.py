@@ -1,0 +1,94 @@
+"""bench/compare.py and `bench compare`: a moved number fails, and the list says which."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.compare import TOLERANCES, compare
+from bench.errors import UserError
+from bench.metrics import EXTRA_METRICS, METRICS
+from bench.records import Records
+from bench.schema import ImageRow, Run, ScoreRow
+
+
+def write(out: Path, values: dict[str, float], metric: str = "psnr", **changes) -> Records:
+    records = Records(out)
+    records.write_run(Run("bicubic", "mini", "m", 42, {}, {}))
+    for name, value in values.items():
+        records.add_image("mini", "bicubic", ImageRow(name, 1, "l", "h", "s", 8, 8, 0.1, "e", None))
+        row = ScoreRow(metric, name, value, "s", "h", 1, "luma", {}, {}, None)
+        records.add_score("mini", "bicubic", replace(row, **changes))
+    return records
+
+
+def test_every_metric_has_a_tolerance() -> None:
+    assert set(TOLERANCES) == set(METRICS) | set(EXTRA_METRICS)
+
+
+def test_equal_records_pass_and_every_value_is_counted(tmp_path: Path) -> None:
+    old, new = (write(tmp_path / side, {"a": 20.0, "b": 30.0}) for side in ("old", "new"))
+    outcome = compare(old, new, {})
+    assert (outcome.compared, outcome.failures, outcome.largest) == (2, (), {"psnr": 0.0})
+
+
+def test_one_moved_value_fails_even_where_the_mean_stays(tmp_path: Path) -> None:
+    old = write(tmp_path / "old", {"a": 20.0, "b": 30.0})
+    new = write(tmp_path / "new", {"a": 20.5, "b": 29.5})
+    lines = [failure.line() for failure in compare(old, new, {}).failures]
+    assert lines == [
+        "mini · bicubic · psnr · a: 20 → 20.5 (+0.5, allowed ±0.02)",
+        "mini · bicubic · psnr · b: 30 → 29.5 (-0.5, allowed ±0.02)",
+    ]
+    assert compare(old, new, {"psnr": 0.5}).failures == ()
+
+
+def test_what_disappeared_or_fails_now_is_a_failure_and_what_is_new_is_not(tmp_path: Path) -> None:
+    old = write(tmp_path / "old", {"a": 20.0, "b": 30.0, "c": 40.0})
+    new = write(tmp_path / "new", {"a": 20.0, "z": 1.0})
+    row = replace(new.read_images("mini", "bicubic")["a"], name="b", sr_sha256=None, error="ValueError: NaN")
+    new.add_image("mini", "bicubic", row)
+    failed = replace(new.read_scores("mini", "bicubic", "psnr")["a"], name="c", value=None, error="too small")
+    new.add_score("mini", "bicubic", failed)
+    texts = [failure.line() for failure in compare(old, new, {}).failures]
+    assert texts == [
+        "mini · bicubic · image · b: restoration fails now: ValueError: NaN",
+        "mini · bicubic · image · c: image is gone",
+        "mini · bicubic · psnr · b: was 30, is gone",
+        "mini · bicubic · psnr · c: was 40, fails now: too small",
+    ]
+
+
+def test_another_protocol_is_not_comparable(tmp_path: Path) -> None:
+    old = write(tmp_path / "old", {"a": 20.0})
+    new = write(tmp_path / "new", {"a": 20.0}, protocol="rgb")
+    (failure,) = compare(old, new, {}).failures
+    assert failure.text == "not comparable: was measured as `luma`, now as `rgb`"
+
+
+def test_a_folder_without_records_and_a_metric_without_tolerance_are_errors(tmp_path: Path) -> None:
+    old = write(tmp_path / "old", {"a": 20.0}, metric="own")
+    with pytest.raises(UserError, match="no records in"):
+        compare(old, Records(tmp_path / "none"), {})
+    with pytest.raises(UserError, match="--tolerance own=VALUE"):
+        compare(old, old, {})
+    assert compare(old, old, {"own": 0.0}).compared == 1
+
+
+def test_the_command_lists_and_fails(bench: Callable, tmp_path: Path) -> None:
+    write(tmp_path / "old", {"a": 20.0, "b": 30.0})
+    write(tmp_path / "new", {"a": 21.0, "b": 31.0})
+    status, out, _ = bench("compare", tmp_path / "old", tmp_path / "new", "--show", 1)
+    assert status == 1
+    assert out.splitlines() == [
+        "psnr: largest change 1, allowed 0.02",
+        "mini · bicubic · psnr · a: 20 → 21 (+1, allowed ±0.02)",
+        "and 1 more",
+        "2 values compared, 2 failures",
+    ]
+    status, out, _ = bench("compare", tmp_path / "old", tmp_path / "new", "--tolerance", "psnr=1")
+    assert (status, out.splitlines()[-1]) == (0, "2 values compared, 0 failures")
+    status, _, err = bench("compare", tmp_path / "old", tmp_path / "new", "--tolerance", "psnr")
+    assert status == 2
+    assert "expected METRIC=VALUE" in err

@@ -1,0 +1,247 @@
+"""bench/records.py, bench/schema.py: what is written is read back; what is damaged is said, or redone."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.errors import UserError
+from bench.records import Records, write_atomic
+from bench.schema import (
+    WHOLE_SET,
+    ImageRow,
+    Plan,
+    PlanMethod,
+    PlanMetric,
+    PlanSet,
+    RecordError,
+    Run,
+    ScoreRow,
+    set_sha256,
+    valid_scores,
+    valid_set_score,
+)
+
+
+def image(name: str, **changes) -> ImageRow:
+    return replace(ImageRow(name, 7, "l" + name, "h" + name, "s" + name, 80, 64, 0.25, "env", None), **changes)
+
+
+def score(name: str, **changes) -> ScoreRow:
+    row = ScoreRow("psnr", name, 30.125, "s" + name, "h" + name, 1, "p", {"w.mat": "0a"}, {"torch": "2"}, None)
+    return replace(row, **changes)
+
+
+PLAN = Plan(
+    table="table1",
+    title="Table 1",
+    profile="mini",
+    seed=42,
+    paper="table1.csv",
+    reference="bicubic",
+    testsets=[PlanSet("mini", "Mini", ["a", "b"], 2)],
+    methods=[PlanMethod("bicubic", "Bicubic", None, {"mini": ["x"]})],
+    metrics=[PlanMetric("psnr", "PSNR", "image", True, True, 2, "p", [])],
+)
+RUN = Run("bicubic", "mini", "m", 42, {"resize": {"a": -0.75}}, {"env": {"threads": 1}})
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    return Records(tmp_path / "out")
+
+
+def rows_file(records: Records) -> Path:
+    return records.folder("mini", "bicubic") / "images.jsonl"
+
+
+def test_what_is_written_is_read_back(records: Records) -> None:
+    failed = image("b", sr_sha256=None, width=None, height=None, seconds=None, error="ValueError: NaN — ä")
+    records.write_plan(PLAN)
+    records.write_run(RUN)
+    for row in (image("a"), failed):
+        records.add_image("mini", "bicubic", row)
+    records.add_score("mini", "bicubic", score("a"))
+    assert records.read_plan("table1") == PLAN
+    assert records.read_run("mini", "bicubic") == RUN
+    assert records.read_images("mini", "bicubic") == {"a": image("a"), "b": failed}
+    assert records.read_scores("mini", "bicubic", "psnr") == {"a": score("a")}
+    assert records.measured() == [("mini", "bicubic")]
+    assert records.metrics("mini", "bicubic") == ["psnr"]
+
+
+def test_nothing_is_there_before_something_is_written(records: Records) -> None:
+    assert records.read_plan("table1") is None
+    assert records.read_run("mini", "bicubic") is None
+    assert records.read_images("mini", "bicubic") == {}
+    assert records.measured() == []
+    records.finish_images("mini", "bicubic", ["a"])
+    assert not records.out.exists()
+
+
+def test_a_row_torn_by_a_kill_is_ignored_and_then_replaced(records: Records) -> None:
+    records.add_image("mini", "bicubic", image("a"))
+    whole = rows_file(records).read_bytes()
+    for torn in (b'{"schema": 1, "na', b"{", json.dumps({"schema": 1}).encode()):
+        rows_file(records).write_bytes(whole + torn)
+        assert list(records.read_images("mini", "bicubic")) == ["a"]
+    records.add_image("mini", "bicubic", image("b"))
+    assert rows_file(records).read_bytes().startswith(whole + b'{"schema": 1, "name": "b"')
+    assert list(records.read_images("mini", "bicubic")) == ["a", "b"]
+
+
+def test_a_file_that_is_only_a_torn_row_is_empty(records: Records) -> None:
+    rows_file(records).parent.mkdir(parents=True)
+    rows_file(records).write_bytes(b'{"schema": 1, "name"')
+    assert records.read_images("mini", "bicubic") == {}
+    records.add_image("mini", "bicubic", image("a"))
+    assert list(records.read_images("mini", "bicubic")) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b"not json", "not a record"),
+        (b"[1]", "expected a JSON object"),
+        (b'{"schema": 2}', "schema 2, this version reads schema 1"),
+        (b'{"name": "a"}', "schema None"),
+        (b'{"schema": 1, "name": "a"}', "has the keys"),
+        (b"\x00\x00\x00", "not a record"),
+    ],
+)
+def test_a_damaged_line_is_an_error_with_file_and_line(records: Records, line: bytes, says: str) -> None:
+    records.add_image("mini", "bicubic", image("a"))
+    rows_file(records).write_bytes(rows_file(records).read_bytes() + line + b"\n")
+    with pytest.raises(RecordError, match=r"images\.jsonl, line 2") as error:
+        records.read_images("mini", "bicubic")
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("name", 3), ("seed", "7"), ("seed", True), ("width", 1.5), ("seconds", "fast"), ("environment", None)],
+)
+def test_a_field_of_another_type_is_an_error_that_names_it(records: Records, field: str, value: object) -> None:
+    records.add_image("mini", "bicubic", image("a"))
+    row = json.loads(rows_file(records).read_text()) | {field: value}
+    rows_file(records).write_text(json.dumps(row) + "\n")
+    with pytest.raises(RecordError, match=f"`{field}` must be"):
+        records.read_images("mini", "bicubic")
+
+
+def test_a_row_has_a_result_or_an_error_never_both_or_neither(records: Records) -> None:
+    records.add_image("mini", "bicubic", image("a", error="but it failed"))
+    with pytest.raises(RecordError, match="either a result or an error"):
+        records.read_images("mini", "bicubic")
+    records.add_score("mini", "bicubic", score("a", value=None))
+    with pytest.raises(RecordError, match="either a result or an error"):
+        records.read_scores("mini", "bicubic", "psnr")
+
+
+def test_a_value_that_is_not_a_number_cannot_be_written(records: Records) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        records.add_score("mini", "bicubic", score("a", value=float("nan")))
+
+
+def test_a_damaged_plan_or_run_is_an_error(records: Records) -> None:
+    records.write_plan(PLAN)
+    path = records.root / "table1.json"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(RecordError, match="not JSON"):
+        records.read_plan("table1")
+    path.write_text('{"schema": 1, "methods": 3}')
+    with pytest.raises(RecordError, match="must be a list"):
+        records.read_plan("table1")
+
+
+def test_finishing_keeps_the_last_row_of_each_image_in_the_order_of_the_test_set(records: Records) -> None:
+    for row in (image("c"), image("a", seconds=9.0), image("x"), image("a")):
+        records.add_image("mini", "bicubic", row)
+    records.finish_images("mini", "bicubic", ["a", "b", "c"])
+    assert list(records.read_images("mini", "bicubic").values()) == [image("a"), image("c"), image("x")]
+    assert len(rows_file(records).read_text().splitlines()) == 3
+
+
+def test_old_records_are_moved_not_deleted(records: Records) -> None:
+    for round_ in (1, 2):
+        records.write_run(RUN)
+        records.add_image("mini", "bicubic", image("a"))
+        aside = records.set_aside("mini", "bicubic")
+        assert aside == records.out / "superseded" / "mini" / f"bicubic.{round_}"
+        assert (aside / "images.jsonl").exists()
+        assert records.read_run("mini", "bicubic") is None
+
+
+@pytest.mark.parametrize("name", ["../etc", "a/b", "", ".hidden", "a b"])
+def test_a_name_that_would_leave_the_folder_is_refused(records: Records, name: str) -> None:
+    with pytest.raises(RecordError, match="cannot name a folder"):
+        records.folder("mini", name)
+
+
+def test_a_second_process_is_refused_until_the_first_ends(records: Records) -> None:
+    code = (
+        "import sys; from pathlib import Path; from bench.records import Records\n"
+        "with Records(Path(sys.argv[1])).lock(): print('in', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(records.out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(UserError, match="another `bench` run"), records.lock():
+            pass
+        other.kill()
+    leftover = records.root / ".run.json.123.tmp"
+    leftover.parent.mkdir(parents=True, exist_ok=True)
+    leftover.write_bytes(b"torn")
+    with records.lock():
+        assert not leftover.exists()
+
+
+def test_an_atomic_write_that_fails_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+
+    def refuse(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_score_counts_for_its_images_and_protocol_alone() -> None:
+    images = {"a": image("a"), "b": image("b", sr_sha256="changed"), "c": image("c")}
+    rows = {name: score(name) for name in "abc"} | {"c": score("c", value=None, error="no")}
+    assert list(valid_scores(rows, images, "p")) == ["a"]
+    assert valid_scores(rows, images, "another protocol") == {}
+
+
+def test_a_set_score_is_stale_when_any_image_or_the_number_changes() -> None:
+    images = {"a": image("a"), "b": image("b")}
+    row = score(WHOLE_SET, sr_sha256=set_sha256(images, ["a", "b"]), hr_sha256=None, n=2)
+    assert valid_set_score({WHOLE_SET: row}, images, ["b", "a"], "p") == row
+    assert valid_set_score({WHOLE_SET: row}, images, ["a"], "p") is None
+    assert valid_set_score({WHOLE_SET: row}, images | {"b": image("b", sr_sha256="x")}, ["a", "b"], "p") is None
+    assert valid_set_score({WHOLE_SET: row}, images | {"b": image("b", hr_sha256="x")}, ["a", "b"], "p") is None
+    assert valid_set_score({WHOLE_SET: row}, images, ["a", "b", "c"], "p") is None
+    assert valid_set_score({WHOLE_SET: row}, images, ["a", "b"], "q") is None
+    assert valid_set_score({}, images, ["a", "b"], "p") is None
+
+
+def test_records_of_schema_1_stay_readable() -> None:
+    """The files under tests/golden/schema1 were written by version 0.1.0; every later version must read them."""
+    records = Records(Path(__file__).parents[1] / "golden" / "schema1")
+    assert records.measured() == [("mini", "bicubic")]
+    assert records.read_plan("table1") == PLAN
+    assert records.read_run("mini", "bicubic") == RUN
+    assert records.read_images("mini", "bicubic") == {"a": image("a"), "b": image("b")}
+    assert records.read_scores("mini", "bicubic", "psnr") == {"a": score("a"), "b": score("b")}

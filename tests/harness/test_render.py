@@ -1,0 +1,181 @@
+"""bench/render.py: what a reader and a program see of a table."""
+
+import csv
+import io
+import re
+
+import pandas as pd
+import pytest
+
+from bench.render import to_csv, to_markdown
+from bench.summarize import SECONDS, Cell, HeaderCell, Section, Table, TableRow
+
+PSNR = HeaderCell("psnr", "PSNR", True, 2)
+LPIPS = HeaderCell("lpips", "LPIPS", False, 4)
+TIME = HeaderCell(SECONDS, "s/image", False, 3)
+WHY = ("LPIPS needs alexnet.pth at X",)
+PAPER = [
+    {"dataset": "RealSR", "method": "OSEDiff", "steps": "1", "psnr": "25.15", "lpips": "0.2920"},
+    {"dataset": "DRealSR", "method": "OSEDiff", "steps": "1", "psnr": "27.92", "lpips": "0.2968"},
+]
+
+
+def table(
+    *rows: TableRow, display: str = "Mini", n: int = 3, total: int = 3, reference: str | None = "Bicubic"
+) -> Table:
+    return Table(
+        name="table1",
+        title="Table 1: one-step methods",
+        profile="mini",
+        seed=42,
+        columns=(PSNR, LPIPS, TIME),
+        sections=(Section(display.lower(), display, n, total, rows, reference),),
+        protocols=(("PSNR", "luma"), ("LPIPS", "alex")),
+        versions=("torch 2.6",),
+        machines=("CPU, 2 threads, fp32",),
+    )
+
+
+BICUBIC = TableRow(
+    "bicubic",
+    "Bicubic",
+    None,
+    {"psnr": Cell(26.123456789, 3, 25.0, 27.246913578, rank=2), "lpips": Cell(None, 0, reasons=WHY)}
+    | {SECONDS: Cell(0.0123, 3, 0.01, 0.0146)},
+)
+NET = TableRow(
+    "net",
+    "Net",
+    1,
+    {"psnr": Cell(27.0, 3, 26.0, 28.0, rank=1), "lpips": Cell(None, 0, reasons=WHY)}
+    | {SECONDS: Cell(None, 0, reasons=("published",))},
+    {"psnr": Cell(0.876, 3, 0.5, 1.252), "lpips": Cell(0.01, 3, -0.01, 0.03)},
+)
+
+
+def grids(markdown: str) -> list[list[list[str]]]:
+    """Every Markdown table as rows of stripped cells, without the ruler."""
+    found: list[list[list[str]]] = [[]]
+    for line in markdown.splitlines():
+        if line.startswith("|"):
+            if not re.fullmatch(r"[|:-]+", line):
+                found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+        elif found[-1]:
+            found.append([])
+    return [grid for grid in found if grid]
+
+
+def test_values_are_rounded_and_marked_and_dashes_are_numbered() -> None:
+    means = grids(to_markdown(table(BICUBIC, NET), []))[0]
+    assert means == [
+        ["Method", "Steps", "PSNR ↑", "LPIPS ↓", "s/image ↓"],
+        ["Bicubic", "—", "*26.12*", "— [1]", "0.012"],
+        ["Net", "1", "**27.00**", "— [1]", "— [2]"],
+    ]
+
+
+def test_cells_with_one_reason_share_a_footnote() -> None:
+    text = to_markdown(table(BICUBIC, NET), [])
+    assert text.count("LPIPS needs alexnet.pth at X") == 1
+    assert "- [1] LPIPS needs alexnet.pth at X\n- [2] published\n" in text
+    assert "[3]" not in text
+
+
+def test_paired_differences_say_which_way_and_whether_beyond_the_interval() -> None:
+    text = to_markdown(table(BICUBIC, NET), [])
+    assert "Paired difference to Bicubic" in text
+    assert grids(text)[1] == [
+        ["Method", "PSNR ↑", "LPIPS ↓"],
+        ["Net", "+0.88 [+0.50, +1.25] ▲", "+0.0100 [-0.0100, +0.0300]"],
+    ]
+    worse = TableRow("net", "Net", 1, NET.cells, {"lpips": Cell(0.02, 3, 0.01, 0.03), "psnr": Cell(-1.0, 1)})
+    assert grids(to_markdown(table(BICUBIC, worse), []))[1][1] == ["Net", "-1.00", "+0.0200 [+0.0100, +0.0300] ▼"]
+
+
+def test_half_widths_stand_in_a_table_of_their_own() -> None:
+    assert grids(to_markdown(table(BICUBIC, NET), []))[2] == [
+        ["Method", "PSNR", "s/image"],
+        ["Bicubic", "±1.12", "±0.002"],
+        ["Net", "±1.00", "—"],
+    ]
+
+
+def test_without_a_reference_or_measured_values_those_tables_are_left_out() -> None:
+    empty = TableRow("x", "X", 1, {name: Cell(None, 0, reasons=WHY) for name in ("psnr", "lpips", SECONDS)})
+    text = to_markdown(table(empty, reference=None), [])
+    assert len(grids(text)) == 1
+    assert "Paired" not in text
+
+
+def test_the_heading_names_the_set_and_how_much_of_it() -> None:
+    assert to_markdown(table(NET), []).startswith("# Table 1: one-step methods, measured on Mini (N = 3)\n")
+    limited = to_markdown(table(NET, display="RealSR", n=3, total=100), [])
+    assert limited.startswith(
+        "# Table 1: one-step methods, measured on RealSR (N = 3 of 100)\n\nProfile `mini`, seed 42."
+    )
+    for fact in ("FID depends on N", "- PSNR: luma", "torch 2.6", "CPU, 2 threads, fp32", "uncounted warm-up"):
+        assert fact in limited
+    assert "alex" not in limited.split("How it was measured")[1], "nothing was measured by that protocol"
+
+
+def test_several_test_sets_get_a_heading_each() -> None:
+    one = table(NET)
+    two = Table(**{**vars(one), "sections": (one.sections[0], table(NET, display="RealSR").sections[0])})
+    text = to_markdown(two, [])
+    assert "\n## Mini (N = 3)\n" in text
+    assert "\n## RealSR (N = 3)\n" in text
+
+
+def test_the_papers_figures_stand_apart_as_printed_and_only_those_of_the_set() -> None:
+    text = to_markdown(table(NET, display="RealSR"), PAPER)
+    measured, papers = text.split("## The paper's own figures")
+    assert "not measured here" in papers
+    assert "25.15" not in measured
+    assert grids(papers)[0] == [
+        ["Dataset", "Method", "Steps", "PSNR ↑", "LPIPS ↓"],
+        ["RealSR", "OSEDiff", "1", "25.15", "0.2920"],
+    ]
+    everything = to_markdown(table(NET), PAPER)
+    assert "27.92" in everything, "for a set that the paper does not have, all of its figures"
+
+
+def test_columns_are_aligned_for_a_terminal() -> None:
+    for line_group in re.findall(r"(?:^\|.*\n)+", to_markdown(table(BICUBIC, NET), PAPER), flags=re.M):
+        assert len({len(line) for line in line_group.splitlines()}) == 1
+
+
+def test_csv_has_full_precision_n_intervals_and_nothing_where_nothing_was_measured() -> None:
+    frame = pd.read_csv(io.StringIO(to_csv(table(BICUBIC, NET), PAPER)), float_precision="round_trip")
+    measured = frame[frame.source == "measured"].set_index("method")
+    assert measured.loc["bicubic", "psnr"] == 26.123456789
+    assert measured.loc["bicubic", "psnr_ci95_high"] == 27.246913578
+    assert (measured.psnr_n == 3).all()
+    assert measured.lpips.isna().all()
+    assert (measured.lpips_n == 0).all()
+    assert measured.loc["net", "psnr_diff"] == 0.876
+    assert measured.loc["net", "diff_reference"] == "Bicubic"
+    assert pd.isna(measured.loc["bicubic", "diff_reference"])
+    assert measured.loc["net", "not_measured"] == "lpips: LPIPS needs alexnet.pth at X | seconds: published"
+    assert (measured.seed == 42).all()
+    assert (measured.images == 3).all()
+
+
+def test_csv_keeps_the_papers_figures_out_of_the_measured_columns() -> None:
+    frame = pd.read_csv(io.StringIO(to_csv(table(BICUBIC, NET, display="RealSR"), PAPER)))
+    papers = frame[frame.source == "paper"]
+    assert list(papers.paper_psnr) == [25.15]
+    assert papers.psnr.isna().all()
+    assert papers.method.isna().all()
+    assert frame[frame.source == "measured"].paper_psnr.isna().all()
+
+
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 26.546786308288574, 1e-12])
+def test_csv_floats_are_read_back_exactly(value: float) -> None:
+    row = TableRow("x", "X", 1, {"psnr": Cell(value, 1), "lpips": Cell(value, 1), SECONDS: Cell(value, 1)})
+    (line,) = csv.DictReader(io.StringIO(to_csv(table(row), [])))
+    assert float(line["psnr"]) == value
+
+
+def test_a_true_zero_is_printed_as_zero() -> None:
+    row = TableRow("x", "X", 0, {"psnr": Cell(0.0, 1), "lpips": Cell(0.0, 1), SECONDS: Cell(0.0, 1)})
+    assert grids(to_markdown(table(row), []))[0][1] == ["X", "0", "0.00", "0.0000", "0.000"]

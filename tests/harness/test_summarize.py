@@ -1,0 +1,234 @@
+"""bench/summarize.py: averages, intervals, marks and reasons, on records written by hand."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bench.records import Records
+from bench.schema import WHOLE_SET, ImageRow, Plan, PlanMethod, PlanMetric, PlanSet, Run, ScoreRow, set_sha256
+from bench.summarize import SECONDS, Cell, mean_ci95, summarize
+
+NAMES = ["a", "b", "c"]
+PSNR = PlanMetric("psnr", "PSNR", "image", True, True, 2, "luma", [])
+LPIPS = PlanMetric("lpips", "LPIPS", "image", True, False, 4, "alex", [])
+FID = PlanMetric("fid", "FID", "set", True, False, 2, "inception", [])
+
+
+def plan(methods: list[str], metrics: list[PlanMetric], names: list[str] = NAMES) -> Plan:
+    return Plan(
+        table="table1",
+        title="Table 1",
+        profile="mini",
+        seed=42,
+        paper=None,
+        reference="bicubic",
+        testsets=[PlanSet("mini", "Mini", names, 3)],
+        methods=[PlanMethod(name, name.upper(), 1, {}) for name in methods],
+        metrics=metrics,
+    )
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    return Records(tmp_path)
+
+
+def restored(records: Records, method: str, names: list[str] = NAMES, **changes) -> None:
+    machine = {"processor": "CPU", "accelerator": None, "threads": 2, "dtype": "fp32", "versions": {"torch": "2.6"}}
+    records.write_run(Run(method, "mini", "m", 42, {}, {"e": machine}))
+    for number, name in enumerate(names):
+        row = ImageRow(name, 1, "l" + name, "h" + name, method + name, 8, 8, 0.5 + number, "e", None)
+        records.add_image("mini", method, replace(row, **changes))
+
+
+def scored(records: Records, method: str, metric: PlanMetric, values: list[float], **changes) -> None:
+    for name, value in zip(NAMES, values, strict=False):
+        row = ScoreRow(
+            metric.name, name, value, method + name, "h" + name, 1, metric.protocol, {}, {"pyiqa": "0.1"}, None
+        )
+        records.add_score("mini", method, replace(row, **changes))
+
+
+def cell(records: Records, plan: Plan, method: str, metric: str) -> Cell:
+    (section,) = summarize(records, plan).sections
+    (row,) = [row for row in section.rows if row.method == method]
+    return row.cells[metric]
+
+
+def test_the_interval_is_students_t() -> None:
+    values = list(np.random.default_rng(0).normal(27, 3, 12))
+    mean, low, high = mean_ci95(values)
+    expected = stats.t.interval(0.95, 11, loc=np.mean(values), scale=stats.sem(values))
+    assert mean == pytest.approx(np.mean(values), rel=1e-12)
+    assert (low, high) == pytest.approx(expected, rel=1e-12)
+    assert mean_ci95([3.0]) == (3.0, None, None)
+
+
+def test_a_mean_does_not_depend_on_the_order_of_images() -> None:
+    values = [*np.random.default_rng(1).normal(0, 1e9, 50), 1e-9]
+    assert mean_ci95(values) == mean_ci95(values[::-1])
+
+
+def test_a_cell_is_the_mean_over_exactly_the_planned_images(records: Records) -> None:
+    restored(records, "bicubic")
+    scored(records, "bicubic", PSNR, [20.0, 21.0, 25.0])
+    found = cell(records, plan(["bicubic"], [PSNR]), "bicubic", "psnr")
+    assert (found.value, found.n) == (22.0, 3)
+    assert (found.low, found.high) == pytest.approx(mean_ci95([20.0, 21.0, 25.0])[1:])
+    first = cell(records, plan(["bicubic"], [PSNR], ["a", "b"]), "bicubic", "psnr")
+    assert (first.value, first.n) == (20.5, 2)
+    seconds = cell(records, plan(["bicubic"], [PSNR]), "bicubic", SECONDS)
+    assert (seconds.value, seconds.n) == (1.5, 3)
+
+
+def test_one_missing_value_makes_a_dash_not_a_shorter_average(records: Records) -> None:
+    restored(records, "bicubic")
+    scored(records, "bicubic", PSNR, [20.0, 21.0])
+    found = cell(records, plan(["bicubic"], [PSNR]), "bicubic", "psnr")
+    assert (found.value, found.n) == (None, 0)
+    assert found.reasons == ("PSNR of BICUBIC is not scored yet; `bench run` does the rest",)
+
+
+@pytest.mark.parametrize("change", [{"protocol": "rgb"}, {"sr_sha256": "old"}, {"hr_sha256": "other"}])
+def test_scores_of_other_images_or_another_protocol_do_not_count(records: Records, change: dict[str, str]) -> None:
+    restored(records, "bicubic")
+    scored(records, "bicubic", PSNR, [20.0, 21.0, 25.0], **change)
+    assert cell(records, plan(["bicubic"], [PSNR]), "bicubic", "psnr").value is None
+
+
+def test_reasons_say_what_is_missing(records: Records) -> None:
+    missing = replace(LPIPS, missing=["LPIPS needs alexnet.pth at X", "LPIPS needs heads.pth at Y"])
+    restored(records, "bicubic")
+    scored(records, "bicubic", PSNR, [20.0, 21.0, 25.0])
+    table = plan(["bicubic", "net", "partial"], [PSNR, missing, FID])
+    table = replace(table, methods=[*table.methods[:1], replace(table.methods[1], missing={"mini": ["net.pth"]})])
+    table = replace(table, methods=[*table.methods, PlanMethod("partial", "Partial", 1, {"other": ["x"]})])
+    restored(records, "partial", ["a"])
+    assert cell(records, table, "bicubic", "lpips").reasons == tuple(missing.missing)
+    assert cell(records, table, "bicubic", "fid").reasons[0].startswith("FID of BICUBIC is not scored yet")
+    assert cell(records, table, "net", "psnr").reasons == ("net.pth",)
+    assert cell(records, table, "net", SECONDS).reasons == ("net.pth",)
+    expected = ("Partial: 1 of 3 images restored; `bench run` does the rest",)
+    assert cell(records, table, "partial", "psnr").reasons == expected
+
+
+def test_recorded_values_show_even_where_the_weights_are_no_longer_there(records: Records) -> None:
+    restored(records, "net")
+    scored(records, "net", LPIPS, [0.25, 0.25, 0.25])
+    table = plan(["net"], [replace(LPIPS, missing=["gone"])])
+    table = replace(table, methods=[replace(table.methods[0], missing={"mini": ["gone"]})])
+    assert cell(records, table, "net", "lpips").value == 0.25
+
+
+def test_failures_are_counted_and_the_first_is_told(records: Records) -> None:
+    restored(records, "bicubic", ["a"])
+    failed = {"sr_sha256": None, "seconds": None, "error": "ValueError: NaN"}
+    restored(records, "bicubic", ["b", "c"], **failed)
+    scored(records, "bicubic", PSNR, [20.0])
+    reasons = cell(records, plan(["bicubic"], [PSNR]), "bicubic", "psnr").reasons
+    assert reasons == ("BICUBIC failed on 2 of 3 images, first on b: ValueError: NaN",)
+
+    restored(records, "net")
+    scored(records, "net", PSNR, [20.0, 20.0, 20.0])
+    row = records.read_scores("mini", "net", "psnr")["c"]
+    records.add_score("mini", "net", replace(row, value=None, error="too small"))
+    reasons = cell(records, plan(["net"], [PSNR]), "net", "psnr").reasons
+    assert reasons == ("PSNR of NET failed on 1 of 3 images, first on c: too small",)
+
+
+def test_published_images_have_no_time(records: Records) -> None:
+    restored(records, "theirs", seconds=None)
+    found = cell(records, plan(["theirs"], []), "theirs", SECONDS)
+    assert found.reasons == ("THEIRS: published images, the time is not measured here",)
+
+
+def test_without_a_ground_truth_a_reference_metric_is_a_dash_that_says_so(records: Records) -> None:
+    restored(records, "net", hr_sha256=None)
+    assert cell(records, plan(["net"], [PSNR]), "net", "psnr").reasons == (
+        "PSNR needs a ground truth, and Mini has none",
+    )
+
+
+def test_a_set_level_value_has_n_and_no_interval(records: Records) -> None:
+    restored(records, "net")
+    digest = set_sha256(records.read_images("mini", "net"), NAMES)
+    records.add_score("mini", "net", ScoreRow("fid", WHOLE_SET, 120.5, digest, None, 3, "inception", {}, {}, None))
+    assert cell(records, plan(["net"], [FID]), "net", "fid") == Cell(120.5, 3)
+    assert cell(records, plan(["net"], [FID], ["a", "b"]), "net", "fid").value is None
+
+
+def test_best_and_second_best_are_marked_on_unrounded_values_in_the_metrics_direction(records: Records) -> None:
+    values = {"a1": [20.0] * 3, "a2": [20.001] * 3, "a3": [20.002] * 3, "a4": [20.002] * 3}
+    for method, psnr in values.items():
+        restored(records, method)
+        scored(records, method, PSNR, psnr)
+        scored(records, method, LPIPS, psnr)
+    restored(records, "empty", [])
+    (section,) = summarize(records, plan([*values, "empty"], [PSNR, LPIPS])).sections
+    assert [row.cells["psnr"].rank for row in section.rows] == [None, 2, 1, 1, None]
+    assert [row.cells["lpips"].rank for row in section.rows] == [1, 2, None, None, None]
+    assert {row.cells[SECONDS].rank for row in section.rows} == {None}
+
+
+def test_a_single_value_is_not_called_the_best(records: Records) -> None:
+    restored(records, "net")
+    scored(records, "net", PSNR, [20.0, 20.0, 20.0])
+    assert cell(records, plan(["net", "other"], [PSNR]), "net", "psnr").rank is None
+
+
+def test_differences_are_paired_by_image(records: Records) -> None:
+    base, own = [10.0, 30.0, 50.0], [11.0, 31.5, 50.5]
+    for method, values in (("bicubic", base), ("net", own)):
+        restored(records, method)
+        scored(records, method, PSNR, values)
+        scored(records, method, LPIPS, values if method == "net" else values[:2])
+    (section,) = summarize(records, plan(["bicubic", "net"], [PSNR, LPIPS, FID])).sections
+    reference, row = section.rows
+    assert section.reference == "BICUBIC"
+    assert reference.differences == {}
+    assert list(row.differences) == ["psnr"], "LPIPS lacks an image in the reference row, FID has no images"
+    found = row.differences["psnr"]
+    interval = stats.ttest_rel(own, base).confidence_interval()
+    assert found.value == pytest.approx(1.0)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_without_a_complete_reference_row_there_are_no_differences(records: Records) -> None:
+    restored(records, "net")
+    scored(records, "net", PSNR, [1.0, 2.0, 3.0])
+    for methods in (["net"], ["bicubic", "net"]):
+        (section,) = summarize(records, plan(methods, [PSNR])).sections
+        assert section.reference is None
+        assert all(row.differences == {} for row in section.rows)
+
+
+def test_versions_and_machines_are_those_of_the_rows_that_count(records: Records) -> None:
+    restored(records, "net")
+    scored(records, "net", PSNR, [1.0, 2.0, 3.0])
+    scored(records, "net", LPIPS, [1.0, 2.0, 3.0], protocol="old", versions={"pyiqa": "0.0.1"})
+    restored(records, "theirs", seconds=None)
+    table = summarize(records, plan(["net", "theirs"], [PSNR, LPIPS]))
+    assert table.versions == ("pyiqa 0.1", "torch 2.6")
+    assert table.machines == ("CPU, 2 threads, fp32",)
+    run = records.read_run("mini", "net")
+    assert run is not None
+    machine = run.environments["e"] | {"accelerator": "H200"}
+    records.write_run(replace(run, environments={"e": machine, "unused": machine | {"accelerator": "A100"}}))
+    assert summarize(records, plan(["net"], [PSNR])).machines == ("H200, fp32",)
+
+
+def test_without_timing_no_trace_of_time_is_left(records: Records) -> None:
+    restored(records, "net")
+    table = summarize(records, plan(["net"], [PSNR]), timing=False)
+    assert [column.name for column in table.columns] == ["psnr"]
+    assert table.machines == ()
+    assert SECONDS not in table.sections[0].rows[0].cells
+
+
+def test_a_mean_of_large_values_is_exact() -> None:
+    assert mean_ci95([1e16, 1.0, -1e16])[0] == pytest.approx(1 / 3)
+    assert math.isfinite(mean_ci95([0.0, 0.0])[1])  # type: ignore[arg-type]

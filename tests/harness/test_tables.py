@@ -1,0 +1,160 @@
+"""bench/tables.py, bench/plan.py: the paper's tables as data, and from a command line to a plan."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.errors import UserError
+from bench.methods import METHODS, MethodOptions
+from bench.metrics import METRICS
+from bench.plan import choose, default_out, make_plan
+from bench.schema import Plan, PlanSet
+from bench.tables import NINE, TABLES, get_profile, paper_figures
+from bench.testsets import TESTSETS
+
+TABLE1, MINI = get_profile("table1", "mini")
+SETS = [PlanSet("mini", "Mini", ["a"], 1)]
+
+
+def choice(**chosen):
+    return choose(TABLE1, "mini", MethodOptions(), **({"testsets": None, "methods": None, "metrics": None} | chosen))
+
+
+def plan(chosen, old: Plan | None = None, **more) -> Plan:
+    return make_plan(chosen, SETS, **({"seed": 42, "reference": "bicubic", "old": old} | more))
+
+
+def test_the_nine_metrics_are_the_papers_in_its_order() -> None:
+    assert tuple(METRICS) == NINE
+    assert tuple(paper_figures("table1.csv")[0]) == ("dataset", "method", "steps", *NINE)
+
+
+def test_every_table_has_the_papers_figures_and_every_profile_known_names() -> None:
+    assert list(TABLES) == [f"table{number}" for number in range(1, 8)]
+    for spec in TABLES.values():
+        assert paper_figures(spec.paper)
+        for profile in spec.profiles.values():
+            assert set(profile.testsets) <= set(TESTSETS)
+            assert set(profile.metrics) <= set(METRICS)
+            assert profile.reference in [row.method for row in profile.rows]
+
+
+def test_table_1_can_be_measured_in_both_profiles() -> None:
+    assert [row.method for row in MINI.rows] == [
+        "bicubic",
+        "lanczos",
+        "teacher-20",
+        "osediff-mini",
+        "tsd-sr-mini",
+        "realesrgan-compact",
+    ]
+    assert all(row.method in METHODS for row in MINI.rows)
+    _, paper = get_profile("table1", "paper")
+    assert [row.display for row in paper.rows] == ["Bicubic", "OSEDiff", "AddSR", "SinSR", "TSD-SR"]
+    assert paper.testsets == ("drealsr", "realsr", "div2k-val")
+
+
+def test_rows_of_the_paper_profiles_are_those_of_the_papers_tables() -> None:
+    for name in ("table1", "table2", "table7"):
+        spec, profile = get_profile(name, "paper")
+        printed = {(row["method"], row["steps"]) for row in paper_figures(spec.paper)}
+        rows = {(row.display, str(row.steps)) for row in profile.rows if row.method != "bicubic"}
+        assert rows == printed
+
+
+@pytest.mark.parametrize(
+    ("table", "profile", "says"),
+    [
+        ("tabel1", "mini", "Did you mean 'table1'?"),
+        ("x", "mini", "Known: table1, table2"),
+        ("table4", "mini", "bench/paper/table4.csv"),
+        ("table2", "mini", "--table table2 --profile paper"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_with_what_can(table: str, profile: str, says: str) -> None:
+    with pytest.raises(UserError) as error:
+        get_profile(table, profile)
+    assert says in str(error.value)
+
+
+def test_a_run_without_names_is_the_profile() -> None:
+    chosen = choice()
+    assert chosen.testsets == ("mini",)
+    assert [row.name for row in chosen.rows] == [row.method for row in MINI.rows]
+    assert tuple(spec.name for spec in chosen.metrics) == NINE
+
+
+def test_names_are_taken_in_the_order_given_and_once() -> None:
+    chosen = choice(methods=["lanczos", "bicubic", "lanczos"], metrics=["ssim", "psnr", "ssim"])
+    assert [row.name for row in chosen.rows] == ["lanczos", "bicubic"]
+    assert [spec.name for spec in chosen.metrics] == ["ssim", "psnr"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "says"),
+    [
+        ({"testsets": ["realSR"]}, "unknown test set 'realSR'"),
+        ({"methods": ["bicubik"]}, "bicubic"),
+        ({"metrics": ["pnsr"]}, "psnr"),
+    ],
+)
+def test_an_unknown_name_is_an_error_with_the_nearest_known(chosen: dict, says: str) -> None:
+    with pytest.raises(UserError) as error:
+        choice(**chosen)
+    assert says in str(error.value)
+
+
+def test_missing_weights_are_found_by_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv("TSD_WEIGHTS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    chosen = choice(methods=["bicubic", "realesrgan-compact", f"net=spandrel:{tmp_path / 'no.pth'}"])
+    assert set(chosen.missing_methods) == {("mini", "realesrgan-compact"), ("mini", "net")}
+    assert {"psnr", "ssim"}.isdisjoint(chosen.missing_metrics)
+    assert set(chosen.missing_metrics) == set(NINE) - {"psnr", "ssim"}
+    made = plan(chosen)
+    reasons = {method.name: method.missing["mini"] for method in made.methods}
+    assert reasons["bicubic"] == []
+    assert "no.pth" in reasons["net"][0]
+    assert any("alexnet" in line for metric in made.metrics if metric.name == "lpips" for line in metric.missing)
+    assert len(chosen.missing()) == len(set(chosen.missing()))
+
+
+def test_a_method_without_an_adapter_keeps_its_row_and_says_so() -> None:
+    table, _ = get_profile("table1", "paper")
+    chosen = choose(table, "paper", MethodOptions(), testsets=["realsr"], methods=None, metrics=["psnr"])
+    by_name = {method.name: method for method in plan(chosen).methods}
+    assert by_name["sinsr"].missing == {"realsr": ["SinSR: this harness has no adapter for it yet"]}
+    assert ("realsr", "sinsr") not in chosen.missing_methods, "that is nothing a user can fetch"
+
+
+def test_what_was_measured_before_stays_in_the_table_in_the_tables_order(tmp_path: Path) -> None:
+    first = plan(choice(methods=["lanczos"], metrics=["ssim"]))
+    own = tmp_path / "own.pth"
+    own.write_bytes(b"")
+    second = plan(choice(methods=["bicubic", f"own=spandrel:{own}"], metrics=["psnr"]), old=first)
+    assert [method.name for method in second.methods] == ["bicubic", "lanczos", "own"]
+    assert [metric.name for metric in second.metrics] == ["psnr", "ssim"]
+    assert second.testsets == SETS
+    again = plan(choice(methods=["lanczos"], metrics=["ssim"]), old=second)
+    assert again == second
+
+
+def test_reasons_of_other_test_sets_are_kept(tmp_path: Path) -> None:
+    chosen = choice(methods=["osediff-published"], metrics=["psnr"])
+    first = plan(chosen)
+    assert "realsr only" in first.methods[0].missing["mini"][0]
+    other = replace(chosen, testsets=("realsr",), missing_methods={})
+    assert set(plan(other, old=first).methods[0].missing) == {"mini", "realsr"}
+
+
+def test_a_folder_holds_one_seed_and_one_profile() -> None:
+    first = plan(choice(methods=["bicubic"], metrics=["psnr"]))
+    with pytest.raises(UserError, match="--profile mini --seed 42, now --profile mini --seed 7"):
+        plan(choice(methods=["bicubic"], metrics=["psnr"]), old=first, seed=7)
+
+
+def test_a_limited_run_does_not_touch_the_full_table() -> None:
+    assert default_out("mini", None) == Path("reports/mini")
+    assert default_out("mini", 3) == Path("reports/mini-first3")
