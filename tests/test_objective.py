@@ -119,7 +119,7 @@ def test_vsd_in_velocity_form_differs_by_one_minus_sigma(grid: Grid) -> None:
 
 @pytest.mark.parametrize("t", [100.0, 500.0, 900.0])
 def test_tsm_in_both_forms_follows_its_closed_form(grid: Grid, t: float) -> None:
-    """An affine teacher makes Eq. 4 a multiple of ẑ − z: always positive for epsilon, negative for velocity at low σ."""
+    """An affine teacher makes Eq. 4 a multiple of ẑ − z: positive for epsilon, negative for velocity at low σ."""
     sigma, a, b = t / 1000, 0.2, 0.9
     variance = (1 - sigma) ** 2 * S**2 + sigma**2
     slopes: dict[Residual, float] = {

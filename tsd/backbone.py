@@ -10,11 +10,11 @@ but TSD-SR's released weights were trained without it, so adding it would move e
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 
 from tsd.backbones.base import Family, PromptEmbeds
 from tsd.backbones.sd3 import SD3
@@ -25,13 +25,14 @@ from tsd.process import FlowMatching
 __all__ = ["Backbone", "Family", "Posterior", "PromptEmbeds", "load_backbone", "mini_model_dir", "require_prompt"]
 
 Posterior = Literal["sample", "mode"]
+Generators = torch.Generator | list[torch.Generator] | None
 
 
 class Backbone:
     """VAE + denoiser + process + prompts. Which adapters are active on the denoiser decides the role it plays.
 
     Attributes:
-        vae: diffusers' `AutoencoderKL`.
+        vae: diffusers' `AutoencoderKL` (typed Any: its annotations hide what it returns).
         denoiser: the family's denoiser (SD3: `SD3Transformer2DModel`), weights shared by all roles.
         process: the noise process read from the scheduler's own configuration.
         prompts: by name; `default` is the student's fixed prompt, `null` the empty prompt of guidance.
@@ -41,8 +42,8 @@ class Backbone:
 
     def __init__(
         self,
-        vae: AutoencoderKL,
-        denoiser: nn.Module,
+        vae: Any,
+        denoiser: Any,
         process: FlowMatching,
         prompts: dict[str, PromptEmbeds],
         family: Family,
@@ -75,18 +76,21 @@ class Backbone:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Backbone":
         """Moves everything, prompts included; returns self."""
-        self.vae.to(device=device, dtype=dtype)
-        self.denoiser.to(device=device, dtype=dtype)
+        for module in (self.vae, self.denoiser):
+            module.to(device)
+            if dtype is not None and dtype != module.dtype:  # diffusers warns on every cast, needed or not
+                module.to(dtype)
         self.prompts = {name: prompt.to(device, dtype) for name, prompt in self.prompts.items()}
         return self
 
-    def encode(self, x: Tensor, *, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
+    def encode(self, x: Tensor, *, posterior: Posterior, generator: Generators = None) -> Tensor:
         """Images to latents: z = q(x) · scaling_factor, without shift.
 
         Args:
             x: (B, 3, H, W) in [-1, 1], sides multiples of `vae_factor`.
             posterior: `sample` draws from the encoder's Gaussian (as the release does), `mode` takes its mean.
-            generator: source of that draw; drawn on the generator's own device, so CPU and CUDA agree.
+            generator: source of that draw, one for all or one per sample; drawn on the generator's own device,
+                so CPU and CUDA agree.
 
         Returns:
             (B, C, H / vae_factor, W / vae_factor).

@@ -157,17 +157,18 @@ def write_picture(picture: Picture, path: str | Path) -> tuple[str, ...]:
     """Writes a picture in the format of the suffix: whole or not at all. Returns notes on what the format cannot hold.
 
     PNG and TIFF keep 16 bits; JPEG (quality 95, no chroma subsampling), WebP (lossless) and BMP are 8-bit. JPEG has no
-    alpha: the picture is laid on white. OpenCV's 16-bit colour TIFF cannot carry a colour profile.
+    alpha, nor has BMP as most readers take it: the picture is laid on white. The 16-bit colour TIFF that OpenCV writes
+    carries no colour profile.
     """
     path = Path(path)
     kind = READABLE.get(path.suffix.lower())
     if kind is None:
         raise ImageError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; use {', '.join(READABLE)}")
     notes: list[str] = []
-    if kind == "JPEG" and picture.alpha is not None:
+    if kind in ("JPEG", "BMP") and picture.alpha is not None:
         alpha = picture.alpha[..., None]
         picture = replace(picture, color=picture.color * alpha + (1 - alpha), alpha=None)
-        notes.append("JPEG has no alpha: the picture was laid on white")
+        notes.append(f"{kind} has no alpha: the picture was laid on white")
     depth = picture.depth if kind in _DEEP_FORMATS else 8
     if depth < picture.depth:
         notes.append(f"{kind} holds 8 bits per channel: reduced from 16")
@@ -249,7 +250,7 @@ def _deepened(path: Path, picture: Picture) -> Picture:
         cv2.utils.logging.setLogLevel(level)
     if array is None or array.dtype != np.uint16 or array.ndim != 3 or array.shape[2] not in (3, 4):
         return shallow
-    array = array[..., [2, 1, 0, 3][: array.shape[2]]]
+    array = array[..., [2, 1, 0, 3][: array.shape[2]]].astype(np.uint16)
     if path_orientation := _png_orientation(path):
         array = _UPRIGHT[path_orientation](array)
     eight = picture.color if picture.alpha is None else np.dstack([picture.color, picture.alpha])
@@ -268,8 +269,6 @@ def _png_orientation(path: Path) -> int | None:
 
 def _encode(array: np.ndarray, kind: str, profile: bytes | None) -> bytes:
     image = Image.fromarray(array)
-    if image.mode == "LA" and kind in ("WEBP", "BMP"):
-        image = image.convert("RGBA")
     settings = {
         "PNG": {},
         "JPEG": {"quality": 95, "subsampling": 0},

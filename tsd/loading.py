@@ -4,10 +4,11 @@ Nothing that could run code is loaded: safetensors, or `torch.load(weights_only=
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from tsd.backbones.base import PromptEmbeds
 from tsd.errors import UserError
@@ -74,7 +75,7 @@ def _probe_hub(endpoint: str) -> None:
     socket.create_connection(address, timeout=5).close()
 
 
-def check_fit(folder: Path, vae: nn.Module, denoiser: nn.Module) -> None:
+def check_fit(folder: Path, vae: Any, denoiser: Any) -> None:
     """The denoiser must read what the VAE writes."""
     written, read = vae.config["latent_channels"], denoiser.config["in_channels"]
     if written != read:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig
@@ -52,7 +52,7 @@ def _layers(module: nn.Module) -> list[str]:
     ]
 
 
-def attach(module: nn.Module, role: Role, targets: list[str], rank: int, seed: int) -> None:
+def attach(module: Any, role: Role, targets: list[str], rank: int, seed: int) -> None:
     """Adds a LoRA adapter named after its role to a diffusers model; B = 0, so the function is unchanged at first.
 
     A is Gaussian with standard deviation 1 / rank, as released (`init_lora_weights="gaussian"`), drawn from `seed`
@@ -70,7 +70,7 @@ def attach(module: nn.Module, role: Role, targets: list[str], rank: int, seed: i
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several roles are the point
         torch.manual_seed(seed)
-        module.add_adapter(config, adapter_name=role)  # pyright: ignore[reportCallIssue]
+        module.add_adapter(config, adapter_name=role)
     for parameter in trained_before:
         parameter.requires_grad_(True)  # peft freezes everything but the newest adapter
     for parameter in adapter_parameters(module, role).values():
@@ -94,16 +94,18 @@ def role(module: nn.Module, active: Role) -> Iterator[None]:
     Only which weights the forward pass reads is changed: `requires_grad` is left as it was, so switching roles can
     neither unfreeze a frozen adapter nor freeze a trained one (peft's own `set_adapter` does both).
     """
-    layers = [layer for layer in module.modules() if hasattr(layer, "lora_A") and hasattr(layer, "base_layer")]
-    before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]  # pyright: ignore
+    layers: list[Any] = [
+        layer for layer in module.modules() if hasattr(layer, "lora_A") and hasattr(layer, "base_layer")
+    ]
+    before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
     for layer in layers:
-        layer._active_adapter = [active] if active in layer.lora_A else []  # pyright: ignore
-        layer._disable_adapters = active not in layer.lora_A  # pyright: ignore
+        layer._active_adapter = [active] if active in layer.lora_A else []
+        layer._disable_adapters = active not in layer.lora_A
     try:
         yield
     finally:
         for layer, (adapter, disabled) in zip(layers, before, strict=True):
-            layer._active_adapter, layer._disable_adapters = adapter, disabled  # pyright: ignore
+            layer._active_adapter, layer._disable_adapters = adapter, disabled
 
 
 def read_lora(path: Path) -> dict[str, Tensor]:
@@ -195,10 +197,10 @@ def load_student(backbone: Backbone, folder: str | Path, *, merge: bool = True) 
             module.to(backbone.device)
 
 
-def merge_adapter(module: nn.Module, role: Role) -> None:
+def merge_adapter(module: Any, role: Role) -> None:
     """Adds B·A to the base weights and removes the adapter; in fp32 per layer, rounded to the base's dtype once."""
-    module.fuse_lora(adapter_names=[role])  # pyright: ignore[reportCallIssue]
-    module.unload_lora()  # pyright: ignore[reportCallIssue]
+    module.fuse_lora(adapter_names=[role])
+    module.unload_lora()
 
 
 def save_student(backbone: Backbone, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:

@@ -211,13 +211,13 @@ def prepare(
     if init_lora is not None:
         load_initial(denoiser, Path(init_lora) / DENOISER_FILE)
         load_initial(vae, Path(init_lora) / VAE_FILE)
-    tensors: dict[str, dict[str, Tensor]] = {
-        "student.denoiser": dict(adapter_parameters(denoiser, "student")),
-        "student.vae": dict(adapter_parameters(vae, "student")),
-        "critic.denoiser": dict(adapter_parameters(denoiser, "critic")),
+    adapters = {
+        "student.denoiser": adapter_parameters(denoiser, "student"),
+        "student.vae": adapter_parameters(vae, "student"),
+        "critic.denoiser": adapter_parameters(denoiser, "critic"),
     }
-    student = [*tensors["student.denoiser"].values(), *tensors["student.vae"].values()]
-    critic = list(tensors["critic.denoiser"].values())
+    student = [*adapters["student.denoiser"].values(), *adapters["student.vae"].values()]
+    critic = list(adapters["critic.denoiser"].values())
     stateful: dict[str, Any] = {}
     critic_steps = max(sum(phase.steps for phase in config.phases if phase.gamma2 > 0), 1)
     plans = (("", student, config.lr, config.total_steps), ("critic_", critic, config.critic_lr, critic_steps))
@@ -227,7 +227,7 @@ def prepare(
             config.lr_schedule, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps
         )
         stateful[f"{prefix}optimizer"] = accelerator.prepare_optimizer(optimizer)
-    state = TrainState(tensors, stateful)
+    state = TrainState({name: dict(group) for name, group in adapters.items()}, stateful)
     if config.ema_decay:
         start_ema(state)
     return state, student, critic

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -14,6 +13,7 @@ from tsd.backbone import Backbone
 from tsd.data.degrade import DegradationConfig, degrade
 from tsd.data.pairs import SUFFIXES
 from tsd.errors import UserError
+from tsd.images import read_picture
 from tsd.lora import STUDENT, role
 from tsd.seeds import seed_for
 
@@ -47,8 +47,7 @@ def load_validation(
         raise UserError(f"no images in the validation folder {folder}; expected {', '.join(sorted(SUFFIXES))}")
     pairs = []
     for path in files:
-        with Image.open(path) as image:
-            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
+        pixels = torch.from_numpy(read_picture(path).color).permute(2, 0, 1).contiguous()
         height, width = pixels.shape[-2:]
         if min(height, width) < size:
             raise UserError(f"{path} is {width}x{height}; validation crops are {size}x{size}")

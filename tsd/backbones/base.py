@@ -1,10 +1,10 @@
 """What every family shares: the form of a prompt, and what a family must know about its own denoiser."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tsd.process import FlowMatching
 
@@ -38,12 +38,12 @@ class Family(Protocol):
     student_targets: tuple[str, ...]
     critic_targets: tuple[str, ...]
 
-    def load_denoiser(self, source: str, dtype: torch.dtype) -> nn.Module: ...
+    def load_denoiser(self, source: str, dtype: torch.dtype) -> Any: ...
 
     def process(self, scheduler_config: dict[str, object]) -> FlowMatching: ...
 
-    def predict(self, denoiser: nn.Module, z_t: Tensor, timestep: Tensor, prompt: PromptEmbeds) -> Tensor: ...
+    def predict(self, denoiser: Any, z_t: Tensor, timestep: Tensor, prompt: PromptEmbeds) -> Tensor: ...
 
-    def prompt_widths(self, denoiser: nn.Module) -> tuple[int, int]: ...
+    def prompt_widths(self, denoiser: Any) -> tuple[int, int]: ...
 
-    def patch_size(self, denoiser: nn.Module) -> int: ...
+    def patch_size(self, denoiser: Any) -> int: ...

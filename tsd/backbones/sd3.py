@@ -1,10 +1,11 @@
 """The SD3 family: MMDiT denoiser (`SD3Transformer2DModel`), flow matching, two-part prompts."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import SD3Transformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from tsd.backbones.base import PromptEmbeds
 from tsd.errors import UserError
@@ -26,7 +27,7 @@ class SD3:
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj",
     )  # fmt: skip
 
-    def load_denoiser(self, source: str, dtype: torch.dtype) -> nn.Module:
+    def load_denoiser(self, source: str, dtype: torch.dtype) -> Any:
         return SD3Transformer2DModel.from_pretrained(source, subfolder=self.denoiser_folder, torch_dtype=dtype)
 
     def process(self, scheduler_config: dict[str, object]) -> FlowMatching:
@@ -41,7 +42,7 @@ class SD3:
             raise UserError(f"the scheduler's shift is {shift!r} and num_train_timesteps {steps!r}; expected numbers")
         return FlowMatching(shift=float(shift), num_train_timesteps=steps)
 
-    def predict(self, denoiser: nn.Module, z_t: Tensor, timestep: Tensor, prompt: PromptEmbeds) -> Tensor:
+    def predict(self, denoiser: Any, z_t: Tensor, timestep: Tensor, prompt: PromptEmbeds) -> Tensor:
         return denoiser(
             hidden_states=z_t,
             timestep=timestep,
@@ -50,9 +51,9 @@ class SD3:
             return_dict=False,
         )[0]
 
-    def prompt_widths(self, denoiser: nn.Module) -> tuple[int, int]:
+    def prompt_widths(self, denoiser: Any) -> tuple[int, int]:
         """Widths of the token embeddings and of the pooled vector (SD3-medium: 4096, 2048)."""
         return denoiser.config["joint_attention_dim"], denoiser.config["pooled_projection_dim"]
 
-    def patch_size(self, denoiser: nn.Module) -> int:
+    def patch_size(self, denoiser: Any) -> int:
         return denoiser.config["patch_size"]

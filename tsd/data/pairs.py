@@ -70,14 +70,18 @@ class PairDataset(Dataset[dict[str, Tensor | int]]):
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
+        lr, hr = self.pair(index)
+        lr_up = F.interpolate(lr[None], size=hr.shape[-2:], mode="bicubic")[0].clamp(0, 1)
+        return {"hr": hr * 2 - 1, "lr_up": lr_up * 2 - 1, "index": index}
+
+    def pair(self, index: int) -> tuple[Tensor, Tensor]:
+        """(low-quality, original) of a sample at their own sizes: (3,S/scale,S/scale) and (3,S,S), in [0,1]."""
         if not 0 <= index < self.length:
             raise IndexError(f"sample {index} of {self.length}")
         hr = self._crop(index)
         if self.usm:
             hr = usm_sharpen(hr)
-        lr = degrade(hr, self.degradation, seed_for(self.seed, "degrade", index), scale=self.scale)
-        lr_up = F.interpolate(lr[None], size=hr.shape[-2:], mode="bicubic")[0].clamp(0, 1)
-        return {"hr": hr * 2 - 1, "lr_up": lr_up * 2 - 1, "index": index}
+        return degrade(hr, self.degradation, seed_for(self.seed, "degrade", index), scale=self.scale), hr
 
     def _crop(self, index: int) -> Tensor:
         """(3,S,S) in [0,1]."""
