@@ -1,0 +1,365 @@
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms
+
+from tsd.errors import UserError
+from tsd.images import READABLE, ImageError, Picture, from_array, from_image, read_picture, write_picture
+
+HEIGHT, WIDTH = 12, 17
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def noise(*channels: int, dtype: type = np.uint8) -> np.ndarray:
+    return np.random.default_rng(7).integers(0, np.iinfo(dtype).max + 1, (HEIGHT, WIDTH, *channels)).astype(dtype)
+
+
+def smooth(*channels: int) -> np.ndarray:
+    """Something a lossy format keeps."""
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    layers = [60 + 8 * x, 200 - 9 * y, 40 + 5 * x + 6 * y, 255 - 6 * x][: channels[0] if channels else 1]
+    array = np.stack(layers, axis=-1).astype(np.uint8)
+    return array if channels else array[..., 0]
+
+
+def eight(picture: Picture) -> np.ndarray:
+    return np.rint(picture.color * 255).astype(np.uint8)
+
+
+class TestReading:
+    @pytest.mark.parametrize("suffix", [".png", ".tif", ".tiff", ".bmp"])
+    def test_lossless_colour(self, tmp_path: Path, suffix: str) -> None:
+        Image.fromarray(noise(3)).save(tmp_path / f"a{suffix}")
+        picture = read_picture(tmp_path / f"a{suffix}")
+        assert np.array_equal(eight(picture), noise(3))
+        assert picture.color.dtype == np.float32
+        assert (picture.alpha, picture.gray, picture.depth, picture.notes) == (None, False, 8, ())
+        assert picture.size == (WIDTH, HEIGHT)
+
+    @pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".webp"])
+    def test_lossy_colour(self, tmp_path: Path, suffix: str) -> None:
+        Image.fromarray(smooth(3)).save(tmp_path / f"a{suffix}", quality=95)
+        assert np.abs(eight(read_picture(tmp_path / f"a{suffix}")).astype(int) - smooth(3)).mean() < 4
+
+    def test_the_content_decides_not_the_suffix(self, tmp_path: Path) -> None:
+        Image.fromarray(noise(3)).save(tmp_path / "a.bmp")
+        (tmp_path / "a.bmp").rename(tmp_path / "a.jpg")
+        assert np.array_equal(eight(read_picture(tmp_path / "a.jpg")), noise(3))
+
+    def test_gray(self, tmp_path: Path) -> None:
+        Image.fromarray(noise()).save(tmp_path / "a.png")
+        picture = read_picture(tmp_path / "a.png")
+        assert picture.gray
+        assert picture.color.shape == (HEIGHT, WIDTH, 3)
+        assert np.array_equal(eight(picture)[..., 1], noise())
+
+    def test_one_bit(self, tmp_path: Path) -> None:
+        Image.fromarray(noise()).convert("1").save(tmp_path / "a.png")
+        assert set(np.unique(eight(read_picture(tmp_path / "a.png")))) == {0, 255}
+
+    def test_palette(self, tmp_path: Path) -> None:
+        image = Image.fromarray(noise(3)).quantize(16)
+        image.save(tmp_path / "a.png")
+        picture = read_picture(tmp_path / "a.png")
+        assert np.array_equal(eight(picture), np.asarray(image.convert("RGB")))
+        assert picture.alpha is None
+
+    def test_palette_with_a_transparent_entry(self, tmp_path: Path) -> None:
+        image = Image.fromarray(noise(3)).quantize(16)
+        image.save(tmp_path / "a.png", transparency=3)
+        alpha = read_picture(tmp_path / "a.png").alpha
+        assert alpha is not None
+        assert np.array_equal(alpha == 0, np.asarray(image) == 3)
+
+    @pytest.mark.parametrize("channels", [2, 4])
+    def test_alpha(self, tmp_path: Path, channels: int) -> None:
+        Image.fromarray(noise(channels)).save(tmp_path / "a.png")
+        picture = read_picture(tmp_path / "a.png")
+        assert picture.gray == (channels == 2)
+        assert picture.alpha is not None
+        assert np.array_equal(np.rint(picture.alpha * 255), noise(channels)[..., -1])
+        assert np.array_equal(eight(picture)[..., 0], noise(channels)[..., 0])
+
+    @pytest.mark.parametrize("mode", ["L", "RGB"])
+    def test_a_colour_declared_transparent(self, tmp_path: Path, mode: str) -> None:
+        image = Image.new(mode, (9, 9), 0)
+        image.putpixel((4, 4), 255 if mode == "L" else (255, 255, 255))
+        image.save(tmp_path / "a.png", transparency=0 if mode == "L" else (0, 0, 0))
+        alpha = read_picture(tmp_path / "a.png").alpha
+        assert alpha is not None
+        assert alpha.sum() == 1
+
+    @pytest.mark.parametrize("suffix", [".png", ".tiff"])
+    def test_sixteen_bit_gray(self, tmp_path: Path, suffix: str) -> None:
+        Image.fromarray(noise(dtype=np.uint16)).save(tmp_path / f"a{suffix}")
+        picture = read_picture(tmp_path / f"a{suffix}")
+        assert (picture.depth, picture.gray) == (16, True)
+        assert np.array_equal(picture.to_uint(16), noise(dtype=np.uint16))
+
+    @pytest.mark.parametrize("options", [{"byteorder": ">"}, {"photometric": "miniswhite"}])
+    def test_sixteen_bit_gray_tiff_variants(self, tmp_path: Path, options: dict[str, str]) -> None:
+        tifffile.imwrite(tmp_path / "a.tif", noise(dtype=np.uint16), **options)
+        expected = noise(dtype=np.uint16)
+        expected = 65535 - expected if "photometric" in options else expected
+        assert np.array_equal(read_picture(tmp_path / "a.tif").to_uint(16), expected)
+
+    @pytest.mark.parametrize("suffix", [".png", ".tif"])
+    @pytest.mark.parametrize("channels", [3, 4])
+    def test_sixteen_bit_colour_is_read_in_full(self, tmp_path: Path, suffix: str, channels: int) -> None:
+        array = noise(channels, dtype=np.uint16)
+        if suffix == ".png":
+            cv2.imwrite(str(tmp_path / "a.png"), array[..., [2, 1, 0, 3][:channels]])
+        else:
+            extra = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
+            tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb", compression="zlib", **extra)
+        picture = read_picture(tmp_path / f"a{suffix}")
+        assert picture.depth == 16
+        assert picture.notes == ()
+        assert np.array_equal(picture.to_uint(16), array)
+
+    @pytest.mark.parametrize("kind", ["planar", "premultiplied"])
+    def test_sixteen_bit_colour_that_the_two_readers_see_differently_is_read_at_eight(
+        self, tmp_path: Path, kind: str
+    ) -> None:
+        array = noise(3, dtype=np.uint16)
+        if kind == "planar":
+            tifffile.imwrite(tmp_path / "a.tif", np.moveaxis(array, -1, 0), photometric="rgb", planarconfig="separate")
+        else:
+            array = np.dstack([array, noise(dtype=np.uint16)])
+            tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb", extrasamples=["assocalpha"])
+        picture = read_picture(tmp_path / "a.tif")
+        assert picture.depth == 8
+        assert "read at 8 bits" in picture.notes[0]
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+    def test_exif_orientation_is_applied(self, tmp_path: Path, suffix: str, orientation: int) -> None:
+        corners = Image.new("RGB", (16, 8))
+        corners.paste((255, 0, 0), (0, 0, 8, 4))
+        corners.paste((0, 255, 0), (8, 0, 16, 4))
+        corners.paste((0, 0, 255), (0, 4, 8, 8))
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        corners.save(tmp_path / f"a{suffix}", exif=exif, **({"lossless": True} if suffix == ".webp" else {}))
+        # By the EXIF standard, where the stored top-left, top-right and bottom-left corners belong.
+        top_left, top_right, bottom_left = {
+            1: ("tl", "tr", "bl"), 2: ("tr", "tl", "br"), 3: ("br", "bl", "tr"), 4: ("bl", "br", "tl"),
+            5: ("tl", "bl", "tr"), 6: ("tr", "br", "tl"), 7: ("br", "tr", "bl"), 8: ("bl", "tl", "br"),
+        }[orientation]  # fmt: skip
+        color = read_picture(tmp_path / f"a{suffix}").color
+        assert color.shape == ((8, 16, 3) if orientation < 5 else (16, 8, 3))
+        at = {"tl": color[1, 1], "tr": color[1, -2], "bl": color[-2, 1], "br": color[-2, -2]}
+        assert (at[top_left].argmax(), at[top_right].argmax(), at[bottom_left].argmax()) == (0, 1, 2)
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("suffix", [".png", ".tif"])
+    def test_exif_orientation_of_sixteen_bit_colour(self, tmp_path: Path, suffix: str, orientation: int) -> None:
+        shallow, deep = tmp_path / f"shallow{suffix}", tmp_path / f"deep{suffix}"
+        array = noise(3, dtype=np.uint16)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray((array >> 8).astype(np.uint8)).save(shallow, exif=exif)
+        if suffix == ".tif":
+            tifffile.imwrite(deep, array, photometric="rgb", extratags=[(0x0112, 3, 1, orientation, True)])
+        else:
+            plain = cv2.imencode(".png", array[..., ::-1])[1].tobytes()
+            body = b"eXIf" + exif.tobytes()[6:]  # without the JPEG prefix "Exif\0\0"
+            chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+            deep.write_bytes(plain[:33] + chunk + plain[33:])
+        picture = read_picture(deep)
+        assert np.abs(picture.color * 65535 // 256 - eight(read_picture(shallow))).max() <= 1
+        assert picture.depth == 16
+
+    def test_cmyk_without_profile(self, tmp_path: Path) -> None:
+        Image.new("CMYK", (20, 20), (255, 0, 0, 0)).save(tmp_path / "a.tif")
+        Image.new("CMYK", (20, 20), (255, 0, 0, 0)).save(tmp_path / "a.jpg")
+        for name in ("a.tif", "a.jpg"):
+            picture = read_picture(tmp_path / name)
+            assert np.abs(eight(picture)[10, 10].astype(int) - [0, 255, 255]).max() < 4
+            assert picture.icc_profile is None
+
+    def test_cmyk_with_a_damaged_profile_is_still_read(self, tmp_path: Path) -> None:
+        Image.new("CMYK", (20, 20), (0, 255, 0, 0)).save(tmp_path / "a.tif", icc_profile=b"no profile" * 20)
+        assert np.array_equal(eight(read_picture(tmp_path / "a.tif"))[0, 0], [255, 0, 255])
+
+    def test_a_profile_of_these_channels_is_kept_another_dropped(self, tmp_path: Path) -> None:
+        Image.fromarray(noise(3)).save(tmp_path / "rgb.png", icc_profile=SRGB)
+        Image.fromarray(noise()).save(tmp_path / "gray.png", icc_profile=SRGB)
+        assert read_picture(tmp_path / "rgb.png").icc_profile == SRGB
+        assert read_picture(tmp_path / "gray.png").icc_profile is None
+
+    @pytest.mark.parametrize("suffix", [".tif", ".webp", ".png"])
+    def test_of_several_frames_the_first_with_a_note(self, tmp_path: Path, suffix: str) -> None:
+        frames = [Image.new("RGB", (9, 9), color) for color in ((250, 0, 0), (0, 250, 0), (0, 0, 250))]
+        frames[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=frames[1:])
+        picture = read_picture(tmp_path / f"a{suffix}")
+        assert picture.color[4, 4].argmax() == 0
+        assert "first of 3" in picture.notes[0]
+
+
+class TestUnreadable:
+    @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp", ".webp"])
+    def test_truncated(self, tmp_path: Path, suffix: str) -> None:
+        path = tmp_path / f"a{suffix}"
+        big = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(big).save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(ImageError, match=str(path)):
+            read_picture(path)
+
+    def test_truncated_sixteen_bit(self, tmp_path: Path) -> None:
+        cv2.imwrite(str(tmp_path / "a.png"), noise(3, dtype=np.uint16))
+        (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:600])
+        with pytest.raises(ImageError, match="truncated"):
+            read_picture(tmp_path / "a.png")
+
+    @pytest.mark.parametrize("content", [b"", b"not an image", b"GIF89a" + bytes(30)])
+    def test_no_image(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "a.png").write_bytes(content)
+        with pytest.raises(ImageError, match="not a readable PNG, JPEG, WebP, TIFF or BMP"):
+            read_picture(tmp_path / "a.png")
+
+    def test_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(ImageError, match="no such file"):
+            read_picture(tmp_path / "a.png")
+
+    def test_floating_point_has_no_range(self, tmp_path: Path) -> None:
+        Image.fromarray(np.ones((9, 9), np.float32)).save(tmp_path / "a.tif")
+        with pytest.raises(ImageError, match="convert to 8 or 16 bit"):
+            read_picture(tmp_path / "a.tif")
+
+    def test_32_bit_integers_have_no_range(self) -> None:
+        with pytest.raises(ImageError, match="convert to 8 or 16 bit"):
+            from_image(Image.fromarray(np.full((9, 9), 70000, np.int32)))
+
+    def test_lab_has_no_conversion(self, tmp_path: Path) -> None:
+        Image.new("LAB", (9, 9)).save(tmp_path / "a.tif")
+        with pytest.raises(ImageError, match="colour mode LAB"):
+            read_picture(tmp_path / "a.tif")
+
+    def test_a_decompression_bomb_is_one_bad_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        Image.new("L", (60, 60)).save(tmp_path / "a.png")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+        with pytest.raises(ImageError, match="decompression bomb"):
+            read_picture(tmp_path / "a.png")
+
+
+class TestWriting:
+    @pytest.mark.parametrize(
+        ("suffix", "channels"),
+        [(suffix, channels) for suffix in (".png", ".webp", ".tif", ".tiff") for channels in ((), (2,), (3,), (4,))]
+        + [(".bmp", ()), (".bmp", (3,))],
+    )
+    def test_lossless_formats_return_the_values(self, tmp_path: Path, suffix: str, channels: tuple[int, ...]) -> None:
+        assert write_picture(from_array(noise(*channels)), tmp_path / f"a{suffix}") == ()
+        again = read_picture(tmp_path / f"a{suffix}")
+        expected = from_array(noise(*channels))
+        assert np.array_equal(eight(again), eight(expected))
+        if expected.alpha is not None:
+            assert again.alpha is not None
+            assert np.array_equal(again.alpha, expected.alpha)
+
+    def test_gray_is_written_with_one_channel(self, tmp_path: Path) -> None:
+        for suffix in (".png", ".jpg", ".tif"):
+            write_picture(from_array(smooth()), tmp_path / f"a{suffix}")
+            with Image.open(tmp_path / f"a{suffix}") as image:
+                assert image.mode == "L"
+
+    @pytest.mark.parametrize("suffix", [".png", ".tif"])
+    @pytest.mark.parametrize("channels", [(), (2,), (3,), (4,)])
+    def test_sixteen_bit_round_trip(self, tmp_path: Path, suffix: str, channels: tuple[int, ...]) -> None:
+        array = noise(*channels, dtype=np.uint16)
+        assert write_picture(from_array(array), tmp_path / f"a{suffix}") == ()
+        again, expected = read_picture(tmp_path / f"a{suffix}"), from_array(array)
+        assert again.depth == 16
+        assert np.array_equal(again.color, expected.color)
+        assert (again.alpha is None) == (expected.alpha is None)
+        if expected.alpha is not None:
+            assert np.array_equal(again.alpha, expected.alpha)
+
+    @pytest.mark.parametrize("suffix", [".jpg", ".bmp"])
+    def test_formats_without_alpha_lay_it_on_white_and_say_so(self, tmp_path: Path, suffix: str) -> None:
+        array = np.zeros((16, 16, 4), np.uint8)
+        array[:, 8:, 3] = 255
+        notes = write_picture(from_array(array), tmp_path / f"a{suffix}")
+        assert "laid on white" in notes[0]
+        result = eight(read_picture(tmp_path / f"a{suffix}"))
+        assert result[:, :7].min() > 245
+        assert result[:, 9:].max() < 10
+
+    def test_sixteen_bit_in_an_eight_bit_format_says_so(self, tmp_path: Path) -> None:
+        notes = write_picture(from_array(noise(3, dtype=np.uint16)), tmp_path / "a.webp")
+        assert "reduced from 16" in notes[0]
+
+    def test_profiles_are_written(self, tmp_path: Path) -> None:
+        for dtype, suffix in (
+            (np.uint8, ".png"),
+            (np.uint8, ".jpg"),
+            (np.uint8, ".webp"),
+            (np.uint8, ".tif"),
+            (np.uint16, ".png"),
+        ):
+            given = from_array(noise(3, dtype=dtype))
+            picture = Picture(given.color, depth=given.depth, icc_profile=SRGB)
+            assert write_picture(picture, tmp_path / f"a{suffix}") == ()
+            again = read_picture(tmp_path / f"a{suffix}")
+            assert again.icc_profile == SRGB
+            assert again.depth == given.depth
+
+    def test_a_profile_that_cannot_be_written_is_named(self, tmp_path: Path) -> None:
+        picture = Picture(from_array(noise(3)).color, depth=16, icc_profile=SRGB)
+        assert "colour profile was not kept" in write_picture(picture, tmp_path / "a.tif")[0]
+
+    def test_values_are_rounded_once_and_clipped(self) -> None:
+        color = np.array([[[-0.2, 0.4999 / 255, 0.5001 / 255]], [[254.6 / 255, 1.0, 1.7]]], np.float32)
+        assert Picture(color).to_uint(8).ravel().tolist() == [0, 0, 1, 255, 255, 255]
+
+    def test_an_unknown_suffix_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ImageError, match=r"cannot write \.gif"):
+            write_picture(from_array(noise(3)), tmp_path / "a.gif")
+
+    def test_what_a_format_cannot_hold_is_an_error_and_leaves_nothing(self, tmp_path: Path) -> None:
+        too_wide = Picture(np.zeros((1, 17000, 3), np.float32))  # WebP ends at 16383
+        with pytest.raises(ImageError, match="17000x1 image could not be written as WEBP"):
+            write_picture(too_wide, tmp_path / "a.webp")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_folders_are_made_and_no_partial_file_is_left(self, tmp_path: Path) -> None:
+        write_picture(from_array(noise(3)), tmp_path / "deep" / "er" / "a.png")
+        assert [path.name for path in (tmp_path / "deep" / "er").iterdir()] == ["a.png"]
+
+
+class TestArrays:
+    def test_floats_are_taken_as_they_are(self) -> None:
+        array = np.random.default_rng(0).random((5, 6, 3))
+        assert np.allclose(from_array(array).color, array)
+
+    @pytest.mark.parametrize(
+        ("array", "message"),
+        [
+            (np.zeros((4, 4, 5), np.uint8), "found \\(4, 4, 5\\)"),
+            (np.zeros(4, np.uint8), "found \\(4,\\)"),
+            (np.full((4, 4), 255.0), "values in \\[0, 1\\]; found 255"),
+            (np.full((4, 4), np.nan), "values in \\[0, 1\\]"),
+            (np.zeros((4, 4), np.int64), "found int64"),
+        ],
+    )
+    def test_others_are_refused(self, array: np.ndarray, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            from_array(array)
+
+    def test_to_image_keeps_the_profile(self) -> None:
+        image = Picture(from_array(noise(3)).color, icc_profile=SRGB).to_image()
+        assert image.info["icc_profile"] == SRGB
+        assert from_image(image).icc_profile == SRGB
+
+
+def test_every_readable_suffix_can_be_written(tmp_path: Path) -> None:
+    for suffix in READABLE:
+        write_picture(from_array(noise(3)), tmp_path / f"a{suffix}")
+        assert read_picture(tmp_path / f"a{suffix}").size == (WIDTH, HEIGHT)

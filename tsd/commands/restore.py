@@ -1,0 +1,240 @@
+"""`tsd restore`: files and folders in, restored images out, each written whole or not at all."""
+
+import argparse
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tsd.errors import UserError
+
+DESCRIPTION = """\
+Restores and enlarges images in one step. Folders are searched with their sub-folders, which are kept in OUT.
+Without --model the mini model shipped in the package is used: no download, no GPU.
+"""
+EPILOG = """\
+examples:
+  tsd restore photo.jpg                                    the mini model; writes restored/photo.png
+  tsd restore photos/ scan.tif -o restored/ --skip-existing      go on after an interruption
+  tsd restore photo.jpg -o photo_x4.webp --color adain
+  tsd restore photo.png -o out/ --model sd3/ --lora tsdsr/ --prompt-embeds default/ --device cuda --dtype bf16
+
+files:
+  Reads PNG, JPEG, WebP, TIFF and BMP: gray, palette, alpha (enlarged with the picture), CMYK (converted to sRGB),
+  16 bit (kept in PNG and TIFF). EXIF orientation is applied, the colour profile kept, other metadata dropped.
+  Of several frames or pages the first is read, with a warning. A file that cannot be read is listed at the end, the
+  others are still done, and the exit status is 1.
+
+settings:
+  Explicit options win over what the LoRA folder's restore.json recommends, and that over the defaults, which are
+  those of the TSD-SR authors' script: wavelet colour, sampled posterior, 512 pixels least processing size, seed 42,
+  tiles of 64 latent positions with an overlap of 8. SD3-medium is the hub id
+  stabilityai/stable-diffusion-3-medium-diffusers (gated), or a folder with the same files.
+"""
+SUFFIXES = ("png", "jpg", "webp", "tiff", "bmp")
+SETTINGS = ("scale", "color", "posterior", "process_size", "seed", "tile", "tile_overlap", "vae_tile")
+
+LARGE = 2048**2  # pixels worked at, from which on enlarging a small input costs more than a moment
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to restore. `name` is its path below the given input without suffix; it seeds the posterior draw."""
+
+    source: Path
+    name: str
+    target: Path
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the verb to `tsd`."""
+    parser = subparsers.add_parser(
+        "restore",
+        help="restore and enlarge images with a trained student",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="image files or folders")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("restored"), metavar="OUT",
+        help="folder for the results, or a file name where the only input is a file (default: restored/)",
+    )  # fmt: skip
+    parser.add_argument("--format", choices=SUFFIXES, help="format of the results (default: png, or that of OUT)")
+    exists = parser.add_mutually_exclusive_group()
+    exists.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    exists.add_argument("--skip-existing", action="store_true", help="leave results that exist as they are")
+    weights = parser.add_argument_group("weights")
+    weights.add_argument("--model", metavar="DIR", help="model folder in diffusers layout, or hub id (default: mini)")
+    weights.add_argument("--lora", metavar="DIR", help="student folder (default: lora/tsdsr of the model folder)")
+    weights.add_argument("--prompt-embeds", metavar="DIR", help="prompt tensors (default: the model folder's)")
+    settings = parser.add_argument_group("settings")
+    settings.add_argument("--scale", type=int, metavar="N", help="enlargement (default: 4)")
+    settings.add_argument("--color", choices=("wavelet", "adain", "none"), help="colour alignment with the input")
+    settings.add_argument("--posterior", choices=("sample", "mode"), help="how the input is encoded")
+    settings.add_argument("--process-size", type=int, metavar="N", help="least short side worked at; 0: no least")
+    settings.add_argument("--seed", type=int, metavar="N", help="with the image's name, seeds --posterior sample")
+    settings.add_argument("--tile", type=int, metavar="N", help="side of the denoiser's tiles, in latents; 0: no tiles")
+    settings.add_argument("--tile-overlap", type=int, metavar="N", help="overlap of the tiles, in latents")
+    settings.add_argument(
+        "--vae-tile", action=argparse.BooleanOptionalAction, default=None,
+        help="tile the VAE too: less memory for very large images, slightly different results (default: no)",
+    )  # fmt: skip
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", metavar="cpu|cuda", help="default: cuda where there is one, else cpu")
+    machine.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write settings, weight hashes and results as JSON")
+    parser.add_argument("--verbose", action="store_true", help="print settings and weight hashes before starting")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Restores every input; 0 when all are done, 1 when some failed."""
+    jobs = _plan(args)
+    if args.report is not None and args.report.exists() and not args.overwrite:
+        raise UserError(f"the report {args.report} exists; name another file or give --overwrite")
+    if not jobs:
+        return 0
+
+    import torch
+    from tqdm import tqdm
+
+    from tsd.atomic import write_text
+    from tsd.images import ImageError, read_picture, write_picture
+    from tsd.restore import DTYPES, Restorer
+    from tsd.restore_settings import config_for, find_student
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device != "cpu" and device.partition(":")[0] != "cuda":
+        raise UserError(f"the device is {device!r}; expected cpu, cuda or cuda:N")
+    overrides = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    model, lora = find_student(args.model, args.lora)
+    config = config_for(lora, overrides)
+    print(f"loading {model} with {lora} on {device}", file=sys.stderr)
+    restorer = Restorer.load(model, lora, args.prompt_embeds, config=config, device=device, dtype=DTYPES[args.dtype])
+    provenance: dict[str, object] = {}
+    if args.verbose or args.report is not None:
+        print("hashing the weight files", file=sys.stderr)
+        provenance = restorer.provenance()
+    if args.verbose:
+        print(json.dumps(provenance, indent=2), file=sys.stderr)
+
+    done: list[dict[str, object]] = []
+    failed: dict[str, str] = {}
+    with tqdm(jobs, unit="image", file=sys.stderr) as bar:
+        for job in bar:
+            bar.set_postfix_str(job.name)
+            start = time.perf_counter()
+            try:
+                picture = read_picture(job.source)
+                work = restorer.processing_size(*picture.size)
+                if math.prod(work) > max(LARGE, 2 * config.scale**2 * math.prod(picture.size)):
+                    bar.write(
+                        f"warning: {job.source}: this long, narrow image is worked at {work[0]}x{work[1]}, which may "
+                        f"take long and much memory; --process-size 0 works at the size of the result",
+                        file=sys.stderr,
+                    )
+                restored = restorer.restore_picture(
+                    picture, job.name, lambda n, of, name=job.name: bar.set_postfix_str(f"{name}, tile {n} of {of}")
+                )
+                notes = (*picture.notes, *write_picture(restored, job.target))
+            except ImageError as error:
+                failed[str(job.source)] = str(error)
+                continue
+            except (UserError, OSError) as error:
+                failed[str(job.source)] = f"{job.source}: {error}"
+                continue
+            seconds = time.perf_counter() - start
+            width, height = restored.size
+            bar.write(f"{job.source} -> {job.target} ({width}x{height}, {seconds:.1f} s)", file=sys.stdout)
+            for note in notes:
+                bar.write(f"warning: {job.source}: {note}", file=sys.stderr)
+            done.append({
+                "input": str(job.source), "output": str(job.target), "name": job.name, "size": [width, height],
+                "seconds": round(seconds, 3), "notes": list(notes),
+            })  # fmt: skip
+    if args.report is not None:
+        report = {**provenance, "images": done, "failed": failed}
+        write_text(args.report, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    if failed:
+        print(f"{len(failed)} of {len(jobs)} images failed:", file=sys.stderr)
+        for message in failed.values():
+            print(f"  {message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> list[Job]:
+    """Pairs inputs and outputs and refuses, before any work, what could not end well."""
+    jobs = _named_file(args) or _in_folder(args)
+    by_target: dict[Path, list[Path]] = {}
+    for job in jobs:
+        by_target.setdefault(job.target, []).append(job.source)
+    for target, sources in by_target.items():
+        if len(sources) > 1:
+            raise UserError(
+                f"{' and '.join(map(str, sources[:3]))} would both be written to {target}; rename one, or restore them "
+                f"into different folders"
+            )
+    resolved = {job.source.resolve() for job in jobs}
+    own = [job.target for job in jobs if job.target.resolve() in resolved]
+    if own:
+        raise UserError(f"{own[0]} is one of the inputs and would be replaced by a result; choose another output (-o)")
+    existing = [job for job in jobs if job.target.exists()]
+    if args.skip_existing:
+        if existing:
+            print(f"{len(existing)} of {len(jobs)} results exist and are left as they are", file=sys.stderr)
+        return [job for job in jobs if not job.target.exists()]
+    if existing and not args.overwrite:
+        raise UserError(
+            f"{existing[0].target} exists{f', and {len(existing) - 1} more' if len(existing) > 1 else ''}; give "
+            f"--overwrite to replace, --skip-existing to do only what is missing, or another output (-o)"
+        )
+    return jobs
+
+
+def _named_file(args: argparse.Namespace) -> list[Job]:
+    """The one job whose output is named as a file; none where the output is a folder."""
+    from tsd.images import READABLE
+
+    out, (source, *others) = args.output, args.inputs
+    if out.suffix.lower() not in READABLE or out.is_dir():
+        if out.is_file():
+            raise UserError(f"the output {out} is a file without an image's suffix; give a folder or an image's name")
+        return []
+    if others or source.is_dir():
+        raise UserError(f"the output {out} is a file name, but there is more than one input; give a folder")
+    if not source.is_file():
+        raise UserError(f"no such file or folder: {source}")
+    if args.format is not None and READABLE[out.suffix.lower()] != READABLE[f".{args.format}"]:
+        raise UserError(f"the output {out} and --format {args.format} disagree; leave one away")
+    return [Job(source, source.stem, out)]
+
+
+def _in_folder(args: argparse.Namespace) -> list[Job]:
+    from tsd.images import READABLE
+
+    suffix, out = f".{args.format or 'png'}", args.output
+    jobs: dict[Path, Job] = {}
+    for given in args.inputs:
+        if given.is_dir():
+            found = sorted(
+                path
+                for path in given.rglob("*")
+                if path.suffix.lower() in READABLE
+                and path.is_file()
+                and not any(part.startswith(".") for part in path.relative_to(given).parts)
+                and out.resolve() not in path.resolve().parents  # earlier results are no inputs
+            )
+            if not found:
+                raise UserError(f"no images in {given} or its sub-folders; looked for {', '.join(READABLE)}")
+            names = [path.relative_to(given).with_suffix("") for path in found]
+        elif given.is_file():
+            found, names = [given], [Path(given.stem)]
+        else:
+            raise UserError(f"no such file or folder: {given}")
+        for path, name in zip(found, names, strict=True):
+            jobs.setdefault(path.resolve(), Job(path, name.as_posix(), (out / name).with_name(name.name + suffix)))
+    return list(jobs.values())

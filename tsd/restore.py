@@ -1,0 +1,266 @@
+"""One-step restoration of one image: x_L → ẑ = z_L − v(z_L, 1000) → image, with the release's rules of size and colour.
+
+The arithmetic is the released script's; what differs is where numbers are rounded. The release cuts to 8 bits after
+decoding and again after colour alignment (and rounds where it resizes); here everything is float, and whoever writes
+the file rounds once. Both agree within 3 levels at any pixel and 1 level on average.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from tsd.backbone import Backbone, load_backbone, require_prompt
+from tsd.color import adain, wavelet
+from tsd.errors import UserError
+from tsd.groupnorm import use_two_pass_group_norm
+from tsd.images import Picture, from_array, from_image, read_picture
+from tsd.loading import PARTS, resolve_model
+from tsd.lora import load_student
+from tsd.restore_settings import RestoreConfig, check_parts, config_for, find_student
+from tsd.seeds import seed_for
+from tsd.tiling import blend_tiles
+
+SMALLEST_SIDE = 8
+SIDE_MULTIPLE = 8  # the release cuts target sides to multiples of 8 pixels
+VAE_TILE_PIXELS = 1024
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+__all__ = ["DTYPES", "RestoreConfig", "Restorer", "processing_size", "resize"]
+
+Progress = Callable[[int, int], None]
+
+
+def processing_size(width: int, height: int, config: RestoreConfig, multiple: int) -> tuple[int, int]:
+    """(width, height) in pixels at which the network works for an input of this size.
+
+    The release's arithmetic with its integer truncations; only a side that would be cut to nothing is kept at one
+    `multiple`.
+    """
+    least = config.process_size // config.scale
+    if width < least or height < least:
+        enlarge = least / min(width, height)
+        width, height = int(enlarge * width), int(enlarge * height)
+    width, height = config.scale * width, config.scale * height
+    return max(width - width % multiple, multiple), max(height - height % multiple, multiple)
+
+
+class Restorer:
+    """A loaded student: degraded images in, restored images out, `config.scale` times as large.
+
+    >>> restorer = Restorer.load()                       # the mini model
+    >>> restored = restorer(Image.open("photo.jpg"))     # Pillow image or NumPy array in, the same kind out
+    """
+
+    def __init__(self, backbone: Backbone, config: RestoreConfig, sources: dict[str, str]) -> None:
+        """Wraps a backbone whose student is merged or active; `sources` names what it was loaded from."""
+        self.backbone = backbone
+        self.config = config
+        self.prompt = require_prompt(backbone, "default")
+        self.sources = sources
+        # Channels-last halves the VAE's time on the CPU in half precision; the mathematics is the same.
+        backbone.vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        use_two_pass_group_norm(backbone.vae)
+        if config.vae_tile:
+            backbone.vae.enable_tiling()
+            backbone.vae.tile_sample_min_size = VAE_TILE_PIXELS
+            backbone.vae.tile_latent_min_size = VAE_TILE_PIXELS // backbone.vae_factor
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | None = None,
+        lora: str | Path | None = None,
+        prompt_embeds: str | Path | None = None,
+        *,
+        config: RestoreConfig | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> "Restorer":
+        """Loads model, prompts and student (merged into the weights).
+
+        Args:
+            model: folder in diffusers layout or hub id; the mini model by default.
+            lora: folder with the student in the released layout; by default the model folder's `lora/tsdsr`.
+            prompt_embeds: folder with `prompt_embeds.pt` and `pool_embeds.pt`; by default the model folder's own.
+            config: by default what the LoRA folder recommends (`restore.json`), else the release's settings.
+
+        Raises:
+            UserError: anything missing, damaged or not fitting together; says what to give.
+        """
+        if str(device).startswith("cuda") and not torch.cuda.is_available():
+            raise UserError("the device is cuda but torch finds no CUDA device here; use cpu")
+        model, lora = find_student(model, lora)
+        config = config_for(lora) if config is None else config
+        check_parts(model, lora, prompt_embeds)
+        backbone = load_backbone(model, device=device, dtype=dtype, prompt_embeds=prompt_embeds)
+        load_student(backbone, lora, merge=True)
+        sources = {"model": str(model), "lora": str(lora)}
+        if prompt_embeds is not None:
+            sources["prompt_embeds"] = str(prompt_embeds)
+        return cls(backbone, config, sources)
+
+    def __call__(self, image: Image.Image | np.ndarray | str | Path, name: str = "") -> Image.Image | np.ndarray:
+        """Restores one image and returns it as the kind it came in.
+
+        Args:
+            image: a Pillow image of any mode; a NumPy array (H, W) or (H, W, 1 to 4) of uint8, uint16 or floats in
+                [0, 1]; or the path of a file, whose result is an 8-bit Pillow image (`restore_picture` keeps 16).
+            name: seeds the posterior draw together with `config.seed`; a path's own is its name without suffix.
+        """
+        if isinstance(image, Image.Image):
+            return self.restore_picture(from_image(image), name).to_image()
+        if not isinstance(image, np.ndarray):
+            return self.restore_picture(read_picture(image), name or Path(image).stem).to_image()
+        restored = self.restore_picture(from_array(image), name)
+        if np.issubdtype(image.dtype, np.floating):
+            color = restored.color.mean(axis=2, keepdims=True) if restored.gray else restored.color
+            layers = color if restored.alpha is None else np.dstack([color, restored.alpha])
+            array = layers.astype(image.dtype)
+        else:
+            array = restored.to_uint(restored.depth)
+        return array.reshape(*array.shape[:2], *image.shape[2:])
+
+    def restore_picture(self, picture: Picture, name: str = "", progress: Progress | None = None) -> Picture:
+        """Restores a decoded picture at full depth. Alpha is enlarged bicubically: a mask has no texture to restore."""
+        lr = torch.from_numpy(picture.color).permute(2, 0, 1)[None]
+        sr = self.restore_tensor(lr, seed_for(self.config.seed, "posterior", name), progress=progress)
+        alpha = picture.alpha
+        if alpha is not None:
+            alpha = resize(torch.from_numpy(alpha)[None, None], sr.shape[-2:])[0, 0].numpy()
+        return replace(picture, color=sr[0].permute(1, 2, 0).contiguous().numpy(), alpha=alpha)
+
+    @torch.inference_mode()
+    def restore_tensor(self, lr: Tensor, seed: int, *, progress: Progress | None = None) -> Tensor:
+        """The one path all images take.
+
+        Args:
+            lr: (1, 3, h, w) float in [0, 1], sides of 8 or more.
+            seed: of the posterior draw, made on the CPU so that CPU and CUDA agree; unused with posterior `mode`.
+            progress: called with (tiles done, tiles in all) where the denoiser works in tiles.
+
+        Returns:
+            (1, 3, scale·h, scale·w) float32 in [0, 1], not rounded, on lr's device.
+
+        Raises:
+            UserError: an unusable shape, or not enough memory (with what helps).
+        """
+        if lr.ndim != 4 or lr.shape[:2] != (1, 3) or min(lr.shape[-2:]) < SMALLEST_SIDE:
+            raise UserError(f"an input is (1, 3, h, w) with sides of {SMALLEST_SIDE} or more; found {tuple(lr.shape)}")
+        try:
+            return self._restore(lr, seed, progress).to(lr.device)
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "alloc" in str(error).lower():
+                raise UserError(self._memory_advice(lr.shape[-1], lr.shape[-2])) from error
+            raise
+
+    def _restore(self, lr: Tensor, seed: int, progress: Progress | None) -> Tensor:
+        config, backbone = self.config, self.backbone
+        lr = lr.to(backbone.device, torch.float32)
+        target = (config.scale * lr.shape[-2], config.scale * lr.shape[-1])
+        width, height = self.processing_size(lr.shape[-1], lr.shape[-2])
+        x_L = F.interpolate(lr, size=(height, width), mode="bicubic", align_corners=False)
+        x_L = (2 * x_L - 1).clamp(-1, 1).to(backbone.dtype, memory_format=torch.channels_last)
+        generator = torch.Generator().manual_seed(seed)
+        z_L = backbone.encode(x_L, posterior=config.posterior, generator=generator)
+        z_hat = self._one_step(z_L, progress)
+        image = backbone.decode(z_hat).float().clamp(-1, 1) / 2 + 0.5
+        image = resize(image, target)
+        if config.color == "wavelet":
+            image = wavelet(image, resize(lr, target))
+        elif config.color == "adain":
+            image = adain(image, lr)
+        return image.clamp(0, 1).contiguous()
+
+    def _one_step(self, z_L: Tensor, progress: Progress | None) -> Tensor:
+        tile, (height, width) = self.config.tile, z_L.shape[-2:]
+        longest = self._longest_latent()
+        if tile and (height * width > tile**2 or max(height, width) > longest):
+            return blend_tiles(
+                self._one_step_padded, z_L, tile=min(tile, longest), overlap=self.config.tile_overlap, progress=progress
+            )
+        if max(height, width) > longest:
+            raise UserError(
+                f"the latent is {width}x{height} and this denoiser knows positions up to {longest}: without tiles the "
+                f"image is too large. Use --tile {min(64, longest)}."
+            )
+        return self._one_step_padded(z_L)
+
+    def _one_step_padded(self, z: Tensor) -> Tensor:
+        """One step for any size: sides the patch does not divide are continued by their last row or column."""
+        patch, (height, width) = self.backbone.family.patch_size(self.backbone.denoiser), z.shape[-2:]
+        padded = F.pad(z, (0, -width % patch, 0, -height % patch), mode="replicate")
+        return self.backbone.one_step(padded, self.prompt)[..., :height, :width]
+
+    def _longest_latent(self) -> int:
+        """The largest side, in latent positions, for which the denoiser has position embeddings."""
+        positions = self.backbone.denoiser.config["pos_embed_max_size"]
+        return positions * self.backbone.family.patch_size(self.backbone.denoiser)
+
+    def processing_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) in pixels at which the network works for an input of this size."""
+        return processing_size(width, height, self.config, math.lcm(SIDE_MULTIPLE, self.backbone.vae_factor))
+
+    def _memory_advice(self, width: int, height: int) -> str:
+        work_width, work_height = self.processing_size(width, height)
+        advice = ["--dtype bf16"] if self.backbone.dtype == torch.float32 else []
+        advice += [] if self.config.vae_tile else ["--vae-tile"]
+        if work_width * work_height > self.config.scale**2 * width * height:
+            advice.append("--process-size 0 (this input is enlarged to the least processing size)")
+        advice.append(f"--tile {max(self.config.tile // 2, 16)}" if self.config.tile else "--tile 64")
+        return (
+            f"not enough memory on {self.backbone.device} to restore {width}x{height} pixels (worked at "
+            f"{work_width}x{work_height}). What helps: {', '.join(advice)}."
+        )
+
+    @cached_property
+    def weights_sha256(self) -> dict[str, str]:
+        """SHA-256 of every weight file used, by role; reads them all (seconds for SD3-medium)."""
+        model, lora = resolve_model(self.sources["model"]), Path(self.sources["lora"])
+        prompt = Path(self.sources.get("prompt_embeds", model / "prompts")).expanduser()
+        prompt = prompt / "default" if (prompt / "default").is_dir() else prompt
+        files = {f"model/{part}/{path.name}": path for part in PARTS for path in (model / part).glob("*.safetensors")}
+        files |= {f"lora/{path.name}": path for path in lora.glob("*.safetensors")}
+        files |= {f"prompt/{path.name}": path for path in prompt.glob("*_embeds.*")}
+        return {name: _sha256(files[name]) for name in sorted(files)}
+
+    def provenance(self) -> dict[str, object]:
+        """Everything that fixes a result, ready for JSON: sources, hashes, settings, precision, device, versions."""
+        import diffusers
+
+        return {
+            **self.sources,
+            "sha256": self.weights_sha256,
+            "settings": asdict(self.config),
+            "dtype": str(self.backbone.dtype).removeprefix("torch."),
+            "device": str(self.backbone.device),
+            "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+        }
+
+
+def resize(image: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Pillow's default resizing (bicubic, a = −0.5, antialiased when shrinking) in float.
+
+    Args:
+        image: (B, C, H, W) in [0, 1].
+        size: (height, width) of the result, which is in [0, 1] as well.
+
+    Pillow resizes rows first, then columns, and each of its passes ends in [0, 255]; so each is clamped here.
+    """
+    for shape in ((image.shape[-2], size[1]), (size[0], size[1])):
+        if image.shape[-2:] != shape:
+            image = F.interpolate(image, size=shape, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+    return image
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,126 @@
+"""The settings of a restoration, and where they come from: explicit ones, the weights' own, the release's.
+
+Which student goes with which model, and which settings a student was trained for (`restore.json` beside its weights),
+is decided here, before anything heavy is loaded.
+"""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import get_args
+
+from tsd.backbone import Posterior, mini_model_dir
+from tsd.color import ALIGNMENTS, Alignment
+from tsd.errors import UserError
+from tsd.loading import SD3_MEDIUM, resolve_model
+from tsd.lora import DENOISER_FILE, VAE_FILE
+
+RECOMMENDED_FILE = "restore.json"
+STUDENT_FOLDER = Path("lora") / "tsdsr"
+
+
+@dataclass(frozen=True)
+class RestoreConfig:
+    """Everything beside weights, prompt, device and precision that changes the result. The defaults are the release's.
+
+    Attributes:
+        scale: output size over input size, an integer.
+        color: colour alignment with the input, see `tsd.color`.
+        posterior: `sample` draws the latent from the encoder's Gaussian, `mode` takes its mean.
+        process_size: inputs whose short side times `scale` is less are processed at this short side (in output
+            pixels) and resized back; 0 switches that off.
+        seed: with the image's name, seeds the posterior draw.
+        tile, tile_overlap: side and overlap of the denoiser's tiles in latent positions, used where the latent has
+            more than tile² positions; tile 0 switches tiling off.
+        vae_tile: the VAE too works in tiles (1024 pixels, diffusers' own blending). Saves memory on very large
+            images; results change a little, since its group normalisation then sees tiles instead of the image.
+    """
+
+    scale: int = 4
+    color: Alignment = "wavelet"
+    posterior: Posterior = "sample"
+    process_size: int = 512
+    seed: int = 42
+    tile: int = 64
+    tile_overlap: int = 8
+    vae_tile: bool = False
+
+    def __post_init__(self) -> None:
+        for field, least in (("scale", 1), ("process_size", 0), ("seed", 0), ("tile", 0), ("tile_overlap", 0)):
+            value = getattr(self, field)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise UserError(f"{field} is {value!r}; expected an integer of {least} or more")
+        if self.color not in ALIGNMENTS:
+            raise UserError(f"color is {self.color!r}; expected one of {', '.join(ALIGNMENTS)}")
+        if self.posterior not in get_args(Posterior):
+            raise UserError(f"posterior is {self.posterior!r}; expected sample or mode")
+        if not isinstance(self.vae_tile, bool):
+            raise UserError(f"vae_tile is {self.vae_tile!r}; expected true or false")
+        if self.tile and self.tile_overlap >= self.tile:
+            raise UserError(f"tile_overlap is {self.tile_overlap}; expected less than the tile, {self.tile}")
+
+
+def find_student(model: str | Path | None, lora: str | Path | None) -> tuple[str | Path, Path]:
+    """The model and LoRA folder to use: the mini model where none is named, and the LoRA a model folder carries.
+
+    Raises:
+        UserError: a model without LoRA; says what to give and where it comes from.
+    """
+    model = mini_model_dir() if model is None else model
+    if lora is not None:
+        return model, Path(lora).expanduser()
+    carried = Path(model).expanduser() / STUDENT_FOLDER
+    if carried.is_dir():
+        return model, carried
+    raise UserError(
+        f"the model {model} carries no student in {STUDENT_FOLDER}/: name a LoRA folder (--lora DIR) with "
+        f"transformer.safetensors and vae.safetensors. For {SD3_MEDIUM} that is a folder tsdsr/ or tsdsr-mse/ of the "
+        f"TSD-SR authors' drive (linked from github.com/Microtreei/TSD-SR), with its prompt tensors as --prompt-embeds."
+    )
+
+
+def check_parts(model: str | Path, lora: Path, prompt_embeds: str | Path | None) -> None:
+    """Refuses what cannot work before gigabytes are loaded: no student files, or no prompt.
+
+    Raises:
+        UserError: names what is missing, where it belongs and where it comes from.
+    """
+    missing = [name for name in (DENOISER_FILE, VAE_FILE) if not (lora / name).is_file()]
+    if missing:
+        raise UserError(
+            f"the LoRA folder {lora} has no {' and no '.join(missing)}; a student is {DENOISER_FILE} and {VAE_FILE}, "
+            f"as in the folders tsdsr/ and tsdsr-mse/ that the TSD-SR authors publish"
+        )
+    if prompt_embeds is None and not (resolve_model(model) / "prompts" / "default").is_dir():
+        raise UserError(
+            f"the model {model} carries no prompt in prompts/default/: name a folder (--prompt-embeds DIR) with "
+            f"prompt_embeds.pt and pool_embeds.pt, the student's fixed prompt; the TSD-SR authors publish it as "
+            f"dataset/default/ beside their LoRA files"
+        )
+
+
+def recommended_settings(lora: Path) -> dict[str, object]:
+    """What `restore.json` in a LoRA folder recommends for these weights; empty, so the release's rules, without one.
+
+    Raises:
+        UserError: not a JSON object, or a key that is no setting.
+    """
+    path = lora / RECOMMENDED_FILE
+    if not path.is_file():
+        return {}
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    known = [field.name for field in fields(RestoreConfig)]
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} holds a {type(settings).__name__}; expected an object with keys of {', '.join(known)}")
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise UserError(f"{path} has the unknown keys {', '.join(unknown)}; known are {', '.join(known)}")
+    return settings
+
+
+def config_for(lora: Path, overrides: dict[str, object] | None = None) -> RestoreConfig:
+    """The settings recommended for a LoRA folder, below explicit `overrides` (by field name)."""
+    return RestoreConfig(**(recommended_settings(lora) | (overrides or {})))  # pyright: ignore[reportArgumentType]
