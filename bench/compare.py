@@ -49,11 +49,13 @@ class Comparison:
     largest: Mapping[str, float]
 
 
-def compare(old: Records, new: Records, tolerances: Mapping[str, float]) -> Comparison:
+def compare(old: Records, new: Records, tolerances: Mapping[str, float], *, subset: bool = False) -> Comparison:
     """Compares every recorded score of `old` with `new`.
 
     Args:
         tolerances: largest allowed absolute change by metric, over the defaults in `TOLERANCES`.
+        subset: `new` measured only some methods, images or metrics, and only those are compared (not values of
+            whole sets, which depend on N); a value of theirs that is gone is still a failure.
 
     Raises:
         UserError: a folder has no records, or a metric has no tolerance.
@@ -63,19 +65,24 @@ def compare(old: Records, new: Records, tolerances: Mapping[str, float]) -> Comp
             raise UserError(f"no records in {records.root}; expected the --out folder of a `bench run`")
     allowed = {**TOLERANCES, **tolerances}
     compared, failures, largest = 0, [], {}
-    for testset, method in old.measured():
+    measured = new.measured() if subset else old.measured()
+    for testset, method in measured:
         before_images, after_images = old.read_images(testset, method), new.read_images(testset, method)
+        metrics = old.metrics(testset, method)
+        if subset:
+            before_images = {name: row for name, row in before_images.items() if name in after_images}
+            metrics = [metric for metric in metrics if metric in new.metrics(testset, method)]
         for name, row in before_images.items():
             after = after_images.get(name)
             if row.error is None and (after is None or after.error is not None):
                 text = "image is gone" if after is None else f"restoration fails now: {after.error}"
                 failures.append(Difference(testset, method, "image", name, None, text))
-        for metric in old.metrics(testset, method):
+        for metric in metrics:
             if metric not in allowed:
                 raise UserError(f"no tolerance for the metric {metric!r}: add --tolerance {metric}=VALUE")
             after_rows = new.read_scores(testset, method, metric)
             for name, row in old.read_scores(testset, method, metric).items():
-                if row.value is None:
+                if row.value is None or (subset and name not in before_images):
                     continue
                 after = after_rows.get(name)
                 text, change = None, None

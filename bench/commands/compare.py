@@ -6,6 +6,7 @@ from pathlib import Path
 EPILOG = """\
 examples:
   bench compare reports/mini new/mini
+  bench compare reports/mini new/mini-first4 --subset
   bench compare reports/mini new/mini --tolerance psnr=0.05 ssim=0.002
 
 exit status: 0 every value of OLD is in NEW within its tolerance, 1 one moved or disappeared, 2 bad input
@@ -26,6 +27,9 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--tolerance", nargs="+", default=[], metavar="METRIC=VALUE", help="allowed absolute change of a value"
     )
+    parser.add_argument(
+        "--subset", action="store_true", help="NEW measured only some methods or images (--limit): compare those"
+    )
     parser.add_argument("--show", type=int, default=20, metavar="N", help="failures to list (default: 20)")
     parser.set_defaults(func=run)
 
@@ -35,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from bench.records import Records
 
     tolerances = dict(_tolerance(text) for text in args.tolerance)
-    outcome = compare(Records(args.old), Records(args.new), tolerances)
+    outcome = compare(Records(args.old), Records(args.new), tolerances, subset=args.subset)
     for metric, change in sorted(outcome.largest.items()):
         print(f"{metric}: largest change {change:.3g}, allowed {({**TOLERANCES, **tolerances})[metric]:g}")
     for failure in outcome.failures[: args.show]:

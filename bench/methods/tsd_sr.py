@@ -107,6 +107,7 @@ class TeacherMethod:
         import torch
 
         from tsd.backbone import load_backbone
+        from tsd.groupnorm import use_two_pass_group_norm
 
         self.options.require_device()
         with _as_bench_errors():
@@ -117,7 +118,8 @@ class TeacherMethod:
                 prompt_embeds=self.weights.prompts,
             )
         # As for the students: half the VAE's time on the CPU, the same mathematics.
-        backbone.vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        backbone.vae.to(memory_format=torch.channels_last)
+        use_two_pass_group_norm(backbone.vae)
         return backbone
 
     def restore(self, lr: "Tensor", seed: int) -> "Tensor":

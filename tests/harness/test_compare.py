@@ -10,7 +10,7 @@ from bench.compare import TOLERANCES, compare
 from bench.errors import UserError
 from bench.metrics import EXTRA_METRICS, METRICS
 from bench.records import Records
-from bench.schema import ImageRow, Run, ScoreRow
+from bench.schema import WHOLE_SET, ImageRow, Run, ScoreRow
 
 
 def write(out: Path, values: dict[str, float], metric: str = "psnr", **changes) -> Records:
@@ -92,3 +92,16 @@ def test_the_command_lists_and_fails(bench: Callable, tmp_path: Path) -> None:
     status, _, err = bench("compare", tmp_path / "old", tmp_path / "new", "--tolerance", "psnr")
     assert status == 2
     assert "expected METRIC=VALUE" in err
+
+
+def test_a_subset_is_compared_where_it_was_measured(tmp_path: Path) -> None:
+    old = write(tmp_path / "old", {"a": 20.0, "b": 30.0})
+    whole = replace(old.read_scores("mini", "bicubic", "psnr")["a"], metric="fid", name=WHOLE_SET, n=2)
+    old.add_score("mini", "bicubic", whole)
+    old.write_run(Run("lanczos", "mini", "m", 42, {}, {}))
+    new = write(tmp_path / "new", {"a": 20.0})
+    assert compare(old, new, {}).failures
+    outcome = compare(old, new, {}, subset=True)
+    assert (outcome.compared, outcome.failures) == (1, ())
+    moved = write(tmp_path / "moved", {"a": 21.0})
+    assert len(compare(old, moved, {}, subset=True).failures) == 1

@@ -1,0 +1,256 @@
+"""The mini model from nothing, end to end: VAE, teacher, the encoder's head start, and the two students.
+
+    python -m tsd.mini.recipe --data-root DIR --output DIR
+
+`DIR/model` becomes the folder that the package ships as `tsd/assets/mini`; `DIR/work` holds checkpoints and logs.
+Stopped and started again, every stage continues from its last checkpoint. `--quick` runs every stage for a few steps
+at toy size.
+
+The students share a warm-up on the data alone (`tsd.mini.warmup`); then TSD-SR adds Eq. 5 along the trajectory, and the
+OSEDiff recipe adds Eq. 3 (VSD: λ = 1, one point). Everything else is the same for both.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from tsd.atomic import write_text
+from tsd.backbone import load_backbone
+from tsd.config import PRESETS, Phase, TrainConfig
+from tsd.data.degrade import FULL, degrade
+from tsd.errors import UserError
+from tsd.mini.images import load_photos, procedural_image, split_photos, validation_crops
+from tsd.mini.stages import append_row, save_atomically
+from tsd.mini.teacher import TeacherSettings, new_scheduler, train_teacher
+from tsd.mini.vae import VaeSettings, train_vae
+from tsd.mini.warmup import Pool, WarmUpSettings, make_pairs, train_encoder, train_student, write_adapters
+from tsd.seeds import seed_for
+from tsd.train import train
+
+STAGES = ("vae", "teacher", "encoder", "student", "tsdsr", "vsd")
+RESTORE_SETTINGS = {"color": "none", "posterior": "mode", "process_size": 0}
+"""How the students are run: no colour transfer, since a degraded input's colours are what they learn to mend."""
+
+TSD_SR = dataclasses.replace(
+    PRESETS["mini"],
+    phases=(Phase(steps=80, latent_mse=1.0, gamma2=1.0, point_weights=(1.0, 0.3, 0.3, 0.3, 0.3)),),
+    vae_rank=96,
+    batch_size=2,
+    crop=256,
+    lr=5e-5,
+    warmup_steps=10,
+    ema_decay=0.97,
+    checkpoint_every=20,
+    validate_every=20,
+)
+VSD = dataclasses.replace(TSD_SR, phases=(dataclasses.replace(TSD_SR.phases[0], point_weights=(1.0,)),), lambda_tsd=1.0)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every setting of every stage; the defaults made the shipped weights."""
+
+    seed: int = 0
+    drawn_images: int = 160
+    photo_repeats: int = 24  # in the students' data: 480 photographs to 160 drawn images in every round
+    turns: int = 8
+    vae: VaeSettings = field(default_factory=VaeSettings)
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    warmup: WarmUpSettings = field(default_factory=WarmUpSettings)
+    tsdsr: TrainConfig = TSD_SR
+    vsd: TrainConfig = VSD
+
+
+def quick_recipe() -> Recipe:
+    """Every stage for two or three steps at toy size: it shows that the recipe runs, not that it learns."""
+    vae = VaeSettings(steps=3, batch=2, crop=32, warm_up=1)
+    teacher = TeacherSettings(layers=1, heads=2, head_width=32, steps=3, batch=2, crop=16, warm_up=1)
+    warmup = WarmUpSettings(
+        pairs=8, crop=64, batch=2, steps=2, joint_pairs=8, joint_crop=64, joint_batch=2, joint_steps=2
+    )
+
+    def short(config: TrainConfig) -> TrainConfig:
+        phases = tuple(dataclasses.replace(phase, steps=2) for phase in config.phases)
+        return dataclasses.replace(config, phases=phases, batch_size=1, crop=64, warmup_steps=1)
+
+    return Recipe(
+        drawn_images=4, photo_repeats=1, turns=1, vae=vae, teacher=teacher, warmup=warmup,
+        tsdsr=short(TSD_SR), vsd=short(VSD),
+    )  # fmt: skip
+
+
+class _Run:
+    """One run of the recipe in `output`: the data, read once, and a method for every stage."""
+
+    def __init__(self, recipe: Recipe, photos: dict[str, Tensor], output: Path, device: torch.device) -> None:
+        self.recipe, self.device = recipe, device
+        self.model, self.work = output / "model", output / "work"
+        self.work.mkdir(parents=True, exist_ok=True)
+        training, self.validation = split_photos(photos)
+        self.photos = list(training.values())
+        numbers = tqdm(range(recipe.drawn_images), desc="drawing images", file=sys.stderr, delay=2)
+        self.drawn = [procedural_image(recipe.seed, number) for number in numbers]
+
+    def sources(self) -> list[np.ndarray]:
+        images = [*self.photos * self.recipe.photo_repeats, *self.drawn]
+        return [image.permute(1, 2, 0).contiguous().numpy() for image in images]
+
+    def vae(self) -> None:
+        vae = train_vae(
+            self.work, self.photos, self.drawn, validation_crops(self.validation), self.recipe.vae,
+            seed=self.recipe.seed, device=self.device,
+        )  # fmt: skip
+        _publish(self.model / "vae", lambda folder: vae.half().save_pretrained(folder))
+
+    def load_vae(self) -> AutoencoderKL:
+        """The VAE as shipped: later stages build on the rounded weights."""
+        return AutoencoderKL.from_pretrained(self.model / "vae", torch_dtype=torch.float32)
+
+    def teacher(self) -> None:
+        settings = self.recipe.teacher
+        model, prompts = train_teacher(
+            self.work, self.load_vae(), self.photos, self.drawn, list(self.validation.values()), settings,
+            seed=self.recipe.seed, device=self.device, turns=self.recipe.turns,
+        )  # fmt: skip
+        _publish(self.model / "transformer", lambda folder: model.half().save_pretrained(folder))
+        _publish(self.model / "scheduler", lambda folder: new_scheduler(settings).save_pretrained(folder))
+
+        def write_prompts(folder: Path) -> None:
+            for name, tensors in prompts.items():
+                (folder / name).mkdir()
+                for key, tensor in tensors.items():
+                    save_file({key: tensor.half().contiguous()}, folder / name / f"{key}.safetensors")
+
+        _publish(self.model / "prompts", write_prompts)
+
+    def pairs_to_validate(self) -> tuple[Tensor, Tensor]:
+        """(enlarged low-quality, original) crops of the held-out photographs, two degradations of each."""
+        high = validation_crops(self.validation).repeat(2, 1, 1, 1)
+        low = [
+            degrade((x + 1) / 2, FULL, seed_for(self.recipe.seed, "validation", index)) for index, x in enumerate(high)
+        ]
+        return F.interpolate(torch.stack(low), scale_factor=4, mode="bicubic").clamp(0, 1) * 2 - 1, high
+
+    def pool(self, vae: AutoencoderKL, name: str, count: int, crop: int, seed: int) -> Pool:
+        """A pool of the warm-up, of photographs only."""
+        arrays = [image.permute(1, 2, 0).contiguous().numpy() for image in self.photos]
+        low, high = make_pairs(self.work / f"pairs-{name}.pt", arrays, count, crop, seed)
+        vae = vae.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        return Pool(vae, low, high, self.work / f"pool-{name}.pt", self.device, self.recipe.seed)
+
+    def encoder(self) -> None:
+        vae, settings = self.load_vae(), self.recipe.warmup
+        pool = self.pool(vae, "encoder", settings.pairs, settings.crop, settings.pair_seed)
+        encoder = train_encoder(self.work, vae, pool, self.pairs_to_validate(), settings, seed=self.recipe.seed)
+        save_atomically(encoder.state_dict(), self.work / "restoring-encoder.pt")
+
+    def student(self) -> None:
+        backbone, config = load_backbone(self.model, device=self.device), self.recipe.tsdsr
+        encoder = self.load_vae().encoder
+        encoder.load_state_dict(torch.load(self.work / "restoring-encoder.pt", map_location="cpu", weights_only=True))
+        settings = self.recipe.warmup
+        pool = self.pool(
+            backbone.vae,
+            "student",
+            settings.joint_pairs,
+            settings.joint_crop,
+            seed_for(self.recipe.seed, "pool", "student"),
+        )
+        encoder = train_student(
+            self.work, backbone, encoder, pool, self.pairs_to_validate(), settings,
+            rank=config.rank, seed=self.recipe.seed,
+        )  # fmt: skip
+        write_adapters(self.work / "warm", backbone, encoder, vae_rank=config.vae_rank, seed=self.recipe.seed)
+
+    def tsdsr(self) -> None:
+        self.ship("tsdsr", self.distil("tsdsr", self.recipe.tsdsr, self.work / "warm"))
+
+    def vsd(self) -> None:
+        self.ship("vsd", self.distil("vsd", self.recipe.vsd, self.work / "warm"))
+
+    def distil(self, name: str, config: TrainConfig, start: Path) -> Path:
+        photographs = self.work / "validation"
+        photographs.mkdir(exist_ok=True)
+        for stem, photo in self.validation.items():
+            if not (photographs / f"{stem}.png").exists():
+                Image.fromarray(photo.permute(1, 2, 0).numpy()).save(photographs / f"{stem}.png")
+        return train(
+            self.model, self.sources(), self.work / name, config, resume=(self.work / name).exists(), init_lora=start,
+            val_data=photographs, cpu=self.device.type == "cpu",
+        )  # fmt: skip
+
+    def ship(self, name: str, student: Path) -> None:
+        """The student's adapters in fp16 and how to run them; its log becomes a table beside the other stages'."""
+        rows = [json.loads(line) for line in (self.work / name / "log.jsonl").read_text().splitlines()]
+        (self.work / f"{name}.csv").unlink(missing_ok=True)
+        columns = sorted({key for row in rows for key in row} - {"step"})
+        for row in rows:
+            append_row(self.work / f"{name}.csv", {"step": row["step"]} | {key: row.get(key, "") for key in columns})
+
+        def write(folder: Path) -> None:
+            for path in sorted(student.glob("*.safetensors")):
+                save_file({key: tensor.half() for key, tensor in load_file(path).items()}, folder / path.name)
+            write_text(folder / "restore.json", json.dumps(RESTORE_SETTINGS, indent=2) + "\n")
+
+        _publish(self.model / "lora" / name, write)
+
+
+def _publish(folder: Path, write: Callable[[Path], object]) -> None:
+    """Fill a new folder beside `folder` and put it in its place: readers never see half of it."""
+    fresh = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    write(fresh)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(fresh, folder)
+
+
+def run_recipe(
+    recipe: Recipe, photos: dict[str, Tensor], output: Path, *, device: torch.device, stages: Sequence[str] = STAGES
+) -> Path:
+    """Run the stages in order; returns the model folder. `photos` are uint8 (3, H, W) by name, see `load_photos`."""
+    run = _Run(recipe, photos, output, device)
+    for stage in stages:
+        getattr(run, stage)()
+        write_text(run.model / "recipe.json", json.dumps(dataclasses.asdict(recipe), indent=2, default=str) + "\n")
+        for log in sorted(run.work.glob("*.csv")):
+            shutil.copy(log, run.model / log.name)
+    return run.model
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tsd.mini.recipe", description="Train the mini model from nothing.")
+    parser.add_argument("--data-root", type=Path, help="folder with the Kodak photographs (default: $TSD_DATA)")
+    parser.add_argument("--manifest", type=Path, default=Path("datasets/kodak/manifest.json"))
+    parser.add_argument("--output", type=Path, required=True, help="gets model/ and work/; continues a stopped run")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--quick", action="store_true", help="every stage for a few steps at toy size")
+    args = parser.parse_args(arguments)
+    try:
+        photos = load_photos(args.manifest, args.data_root)
+        recipe = quick_recipe() if args.quick else Recipe()
+        print(run_recipe(recipe, photos, args.output, device=torch.device(args.device), stages=args.stages))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
