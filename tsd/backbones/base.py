@@ -33,10 +33,17 @@ class PromptEmbeds:
 class Family(Protocol):
     """What a model family knows about its own denoiser (`tsd/backbones/<family>.py`)."""
 
-    name: str
-    denoiser_folder: str
-    student_targets: tuple[str, ...]
-    critic_targets: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def denoiser_folder(self) -> str: ...
+
+    @property
+    def student_targets(self) -> tuple[str, ...]: ...
+
+    @property
+    def critic_targets(self) -> tuple[str, ...]: ...
 
     def load_denoiser(self, source: str, dtype: torch.dtype) -> Any: ...
 
