@@ -144,7 +144,7 @@ def procedural_image(seed: int, index: int, size: int = 256) -> Tensor:
     """
     rng = np.random.default_rng(seed_for(seed, "procedural", index))
     kind = index % 4
-    canvas = Image.new("RGB", (size * _SUPERSAMPLING,) * 2, tuple(_colour(rng).astype(int).tolist()))
+    canvas = Image.new("RGB", (size * _SUPERSAMPLING, size * _SUPERSAMPLING), tuple(_colour(rng).astype(int).tolist()))
     if kind == 3:
         pixels = _gratings(rng, size)
     else:

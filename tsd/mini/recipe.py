@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,7 +118,7 @@ class _Run:
         )  # fmt: skip
         _publish(self.model / "vae", lambda folder: vae.half().save_pretrained(folder))
 
-    def load_vae(self) -> AutoencoderKL:
+    def load_vae(self) -> Any:
         """The VAE as shipped: later stages build on the rounded weights."""
         return AutoencoderKL.from_pretrained(self.model / "vae", torch_dtype=torch.float32)
 
@@ -146,7 +147,7 @@ class _Run:
         ]
         return F.interpolate(torch.stack(low), scale_factor=4, mode="bicubic").clamp(0, 1) * 2 - 1, high
 
-    def pool(self, vae: AutoencoderKL, name: str, count: int, crop: int, seed: int) -> Pool:
+    def pool(self, vae: Any, name: str, count: int, crop: int, seed: int) -> Pool:
         """A pool of the warm-up, of photographs only."""
         arrays = [image.permute(1, 2, 0).contiguous().numpy() for image in self.photos]
         low, high = make_pairs(self.work / f"pairs-{name}.pt", arrays, count, crop, seed)

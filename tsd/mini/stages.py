@@ -97,7 +97,7 @@ def run_stage(
             with torch.no_grad():
                 measured = validate()
             module.train()
-            row = {"step": done, "seconds": round(time.monotonic() - began, 1)}
+            row: dict[str, object] = {"step": done, "seconds": round(time.monotonic() - began, 1)}
             append_row(log, row | {key: round(value, 5) for key, value in (averages | measured).items()})
         if done % save_every == 0 or done == steps:
             state = {"step": done, "seconds": time.monotonic() - began, "module": module.state_dict()}

@@ -7,9 +7,10 @@ mixture of clean and spoilt ones, so that classifier-free guidance points from "
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -46,7 +47,7 @@ class TeacherSettings:
         return self.heads * self.head_width
 
 
-def new_teacher(settings: TeacherSettings, latent_channels: int) -> SD3Transformer2DModel:
+def new_teacher(settings: TeacherSettings, latent_channels: int) -> Any:
     """The untrained library model; every modulation and the last projection start at 0, so every block as identity."""
     model = SD3Transformer2DModel(
         sample_size=settings.position_table,
@@ -84,7 +85,7 @@ def new_scheduler(settings: TeacherSettings) -> FlowMatchEulerDiscreteScheduler:
 
 
 @torch.no_grad()
-def encode_images(vae: AutoencoderKL, images: Sequence[Tensor], turns: int, device: torch.device) -> list[Tensor]:
+def encode_images(vae: Any, images: Sequence[Tensor], turns: int, device: torch.device) -> list[Tensor]:
     """Scaled latents (c, h/4, w/4), fp16, of uint8 images (3, H, W) under the first `turns` of the eight symmetries.
 
     Whole images are encoded once and latents cropped afterwards: with anchored norms a latent hardly depends on the
@@ -130,7 +131,7 @@ class ShiftedPositions:
     Training crops are smaller than the tiles of inference; without this the outer positions would stay unseen.
     """
 
-    def __init__(self, model: SD3Transformer2DModel, jitter: int) -> None:
+    def __init__(self, model: Any, jitter: int) -> None:
         self.buffer = model.pos_embed.pos_embed
         side = int(self.buffer.shape[1] ** 0.5)
         self.table = self.buffer.detach().clone().view(side, side, -1)
@@ -146,7 +147,7 @@ class ShiftedPositions:
 
 def train_teacher(
     folder: Path,
-    vae: AutoencoderKL,
+    vae: Any,
     photos: list[Tensor],
     drawn: list[Tensor],
     validation: list[Tensor],
@@ -156,7 +157,7 @@ def train_teacher(
     device: torch.device,
     turns: int = 8,
     validate_every: int = 250,
-) -> tuple[SD3Transformer2DModel, dict[str, dict[str, Tensor]]]:
+) -> tuple[Any, dict[str, dict[str, Tensor]]]:
     """Train (or resume) in `folder`; returns the model and its prompts. Images are uint8 (3, H, W)."""
     torch.manual_seed(seed_for(seed, "teacher", "weights"))
     model = new_teacher(settings, vae.config["latent_channels"]).to(device)

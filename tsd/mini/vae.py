@@ -16,6 +16,7 @@ training crops; the SiLU before the encoder's last convolution is crossed in pai
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -52,10 +53,11 @@ class VaeSettings:
     log_variance: float = -5.0
 
 
-def new_vae(settings: VaeSettings) -> AutoencoderKL:
+def new_vae(settings: VaeSettings) -> Any:
     """The untrained library model: three levels, one resnet layer each, one normalisation group, no attention."""
     levels = len(settings.channels)
-    return AutoencoderKL(
+    model: Any = AutoencoderKL  # its annotations name tuples of one
+    return model(
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=settings.channels,
@@ -71,7 +73,7 @@ def new_vae(settings: VaeSettings) -> AutoencoderKL:
     )
 
 
-def _stream_convs(vae: AutoencoderKL) -> tuple[list[nn.Conv2d], list[nn.Conv2d]]:
+def _stream_convs(vae: Any) -> tuple[list[nn.Conv2d], list[nn.Conv2d]]:
     """(those that produce a residual stream, those that read one without a normalisation before them)."""
     producers = [vae.encoder.conv_in, vae.decoder.conv_in]
     readers: list[nn.Conv2d] = []
@@ -83,7 +85,7 @@ def _stream_convs(vae: AutoencoderKL) -> tuple[list[nn.Conv2d], list[nn.Conv2d]]
 
 
 @torch.no_grad()
-def anchor(vae: AutoencoderKL, scale: float) -> None:
+def anchor(vae: Any, scale: float) -> None:
     """Set the anchors and residual zeros, and mask the gradients that would move an anchor.
 
     The anchors of a tensor of n channels are ±scale·sqrt(n/2), so its group standard deviation is about `scale`; the
@@ -92,13 +94,12 @@ def anchor(vae: AutoencoderKL, scale: float) -> None:
     """
     masks: dict[nn.Parameter, Tensor] = {}
 
-    def freeze(parameter: nn.Parameter, index: tuple[slice, ...], value: Tensor | float) -> None:
+    def freeze(parameter: Any, index: tuple[slice, ...], value: Tensor | float) -> None:
         parameter[index] = value
         masks.setdefault(parameter, torch.ones_like(parameter))[index] = 0
 
-    def produce(conv: nn.Conv2d) -> None:
+    def produce(conv: Any) -> None:
         size = scale * math.sqrt(conv.out_channels / 2)
-        assert conv.bias is not None
         freeze(conv.weight, (slice(-ANCHORS, None),), 0.0)
         freeze(conv.bias, (slice(-ANCHORS, None),), torch.tensor([size, -size]))
 
@@ -107,6 +108,7 @@ def anchor(vae: AutoencoderKL, scale: float) -> None:
         produce(conv)
     for conv in readers:
         freeze(conv.weight, (slice(None), slice(-ANCHORS, None)), 0.0)
+    module: Any
     for module in vae.modules():
         if isinstance(module, ResnetBlock2D):
             produce(module.conv1)
@@ -135,22 +137,22 @@ def block_pca(crops: Tensor, factor: int = 4) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def initialise(vae: AutoencoderKL, crops: Tensor, settings: VaeSettings) -> None:
+def initialise(vae: Any, crops: Tensor, settings: VaeSettings) -> None:
     """Turn a fresh VAE into the linear start described above; `crops` (B, 3, H, W) in [-1, 1] give the PCA."""
     for module in vae.modules():
         if isinstance(module, nn.GroupNorm):
             module.weight.fill_(settings.anchor_scale)
         if isinstance(module, ResnetBlock2D):
-            module.conv2.weight.zero_()
-            module.conv2.bias.zero_()
+            for parameter in module.conv2.parameters():
+                parameter.zero_()
     anchor(vae, settings.anchor_scale)
     encoder, decoder, latents = vae.encoder, vae.decoder, settings.latent_channels
     components, deviations = block_pca(crops)
 
-    def fill(conv: nn.Conv2d, row: int, column: int, tap: tuple[int, int], values: Tensor) -> None:
+    def fill(conv: Any, row: int, column: int, tap: tuple[int, int], values: Tensor) -> None:
         conv.weight[row : row + values.shape[0], column : column + values.shape[1], tap[0], tap[1]] = values
 
-    def clear(conv: nn.Conv2d, rows: int) -> None:
+    def clear(conv: Any, rows: int) -> None:
         conv.weight[:rows] = 0
         conv.bias[:rows] = 0
 
@@ -183,9 +185,7 @@ def initialise(vae: AutoencoderKL, crops: Tensor, settings: VaeSettings) -> None
     fill(decoder.conv_in, 0, 0, (1, 1), torch.eye(latents))
 
 
-def vae_loss(
-    vae: AutoencoderKL, x: Tensor, settings: VaeSettings, generator: torch.Generator
-) -> tuple[Tensor, dict[str, float]]:
+def vae_loss(vae: Any, x: Tensor, settings: VaeSettings, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
     """L1 on pixels and on their differences, a trace of KL, and a pull of every latent channel's mean to 0.
 
     x is (B, 3, H, W) in [-1, 1]. The last term matters to the student: its one step starts by undoing the
@@ -213,7 +213,7 @@ def train_vae(
     seed: int,
     device: torch.device,
     validate_every: int = 200,
-) -> AutoencoderKL:
+) -> Any:
     """Train (or resume) in `folder`; returns the VAE with `scaling_factor` set so that latents have unit deviation."""
     torch.manual_seed(seed_for(seed, "vae", "weights"))
     vae = new_vae(settings)

@@ -17,10 +17,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -70,7 +70,7 @@ class WarmUpSettings:
 
 
 @torch.no_grad()
-def pixel_metric(vae: AutoencoderKL, images: Tensor, generator: torch.Generator, step: float = 0.1) -> Tensor:
+def pixel_metric(vae: Any, images: Tensor, generator: torch.Generator, step: float = 0.1) -> Tensor:
     """How much a latent channel's error counts in pixels: (1, c, 1, 1), mean 1.
 
     The squared change of the decoded `images` (B, 3, H, W) under a little noise on one channel at a time. Weighted with
@@ -103,7 +103,7 @@ def make_pairs(path: Path, sources: Sequence[np.ndarray], count: int, crop: int,
     return low, high
 
 
-def _lower(encoder: nn.Module, x: Tensor) -> Tensor:
+def _lower(encoder: Any, x: Tensor) -> Tensor:
     """The frozen layers: images to the input of the last resolution's block."""
     h = encoder.conv_in(x)
     for block in encoder.down_blocks[:-1]:
@@ -111,25 +111,24 @@ def _lower(encoder: nn.Module, x: Tensor) -> Tensor:
     return h
 
 
-def _upper(encoder: nn.Module, h: Tensor) -> Tensor:
+def _upper(encoder: Any, h: Tensor) -> Tensor:
     """The trained layers: the rest of the encoder, to the posterior's mean (unscaled)."""
     h = encoder.mid_block(encoder.down_blocks[-1](h))
     return encoder.conv_out(encoder.conv_act(encoder.conv_norm_out(h))).chunk(2, dim=1)[0]
 
 
-def _upper_kernels(encoder: nn.Module) -> list[nn.Parameter]:
+def _upper_kernels(encoder: Any) -> list[Tensor]:
     parts = (encoder.down_blocks[-1], encoder.mid_block, encoder.conv_out)
-    return [
-        layer.weight.requires_grad_(True) for part in parts for layer in part.modules() if isinstance(layer, nn.Conv2d)
-    ]
+    kernels = [layer.weight for part in parts for layer in part.modules() if isinstance(layer, nn.Conv2d)]
+    for kernel in kernels:
+        kernel.requires_grad_(True)
+    return kernels
 
 
 class Pool:
     """What training reads: features of the frozen layers and latents of the originals, for every pair of the pool."""
 
-    def __init__(
-        self, vae: AutoencoderKL, low: Tensor, high: Tensor, path: Path, device: torch.device, seed: int
-    ) -> None:
+    def __init__(self, vae: Any, low: Tensor, high: Tensor, path: Path, device: torch.device, seed: int) -> None:
         """Encode the pairs of `make_pairs`, or read what an earlier run with this VAE left in `path`."""
         self.scale, self.device = float(vae.config["scaling_factor"]), device
         if not path.exists():
@@ -140,7 +139,7 @@ class Pool:
         self.metric = pixel_metric(vae, originals, generator_for(seed, "pixel metric"))
 
     @torch.no_grad()
-    def _encode(self, vae: AutoencoderKL, low: Tensor, high: Tensor) -> list[Tensor]:
+    def _encode(self, vae: Any, low: Tensor, high: Tensor) -> list[Tensor]:
         features, latents = [], []
         for start in tqdm(range(0, len(low), 10), desc="encoding pairs", file=sys.stderr, mininterval=2.0):
             x_l, x_h = (images[start : start + 10].to(self.device).float() / 255 for images in (low, high))
@@ -164,14 +163,14 @@ class Pool:
 
 def train_encoder(
     folder: Path,
-    vae: AutoencoderKL,
+    vae: Any,
     pool: Pool,
     validation: tuple[Tensor, Tensor],
     settings: WarmUpSettings,
     *,
     seed: int,
     validate_every: int = 500,
-) -> nn.Module:
+) -> Any:
     """Train (or resume) in `folder` a copy of the VAE's encoder to restore; returns it. `vae` is left as it is.
 
     validation: (low-quality images enlarged, originals), both (B, 3, H, W) in [-1, 1].
@@ -200,7 +199,7 @@ def train_encoder(
 def train_student(
     folder: Path,
     backbone: Backbone,
-    encoder: nn.Module,
+    encoder: Any,
     pool: Pool,
     validation: tuple[Tensor, Tensor],
     settings: WarmUpSettings,
@@ -208,7 +207,7 @@ def train_student(
     rank: int,
     seed: int,
     validate_every: int = 150,
-) -> nn.Module:
+) -> Any:
     """Train (or resume) the restoring `encoder` and the denoiser's student adapter together; returns the encoder.
 
     The adapter is attached to `backbone.denoiser` and stays there, trained.
@@ -248,7 +247,7 @@ def train_student(
 
 
 @torch.no_grad()
-def start_as_identity(denoiser: nn.Module, generator: torch.Generator) -> None:
+def start_as_identity(denoiser: Any, generator: torch.Generator) -> None:
     """Set the student adapter of `proj_out` to B·A = −W, so that the network predicts its last bias alone."""
     layer = dict(denoiser.named_modules())["proj_out"]
     parameters = adapter_parameters(denoiser, STUDENT)
@@ -278,7 +277,7 @@ def factorise(change: Tensor, rank: int, generator: torch.Generator) -> tuple[Te
     return a, b
 
 
-def write_adapters(folder: Path, backbone: Backbone, encoder: nn.Module, *, vae_rank: int, seed: int) -> None:
+def write_adapters(folder: Path, backbone: Backbone, encoder: Any, *, vae_rank: int, seed: int) -> None:
     """Write a warm student in the released layout: the denoiser's adapter and the factorised change of the encoder."""
     generator = generator_for(seed, "factors")
     restored = {f"encoder.{name}": module for name, module in encoder.named_modules()}
