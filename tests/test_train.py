@@ -184,6 +184,12 @@ def test_initial_student_and_validation(
         tiny_run(tiny_sd3_dir, photos, tmp_path / "r2", dataclasses.replace(config, rank=2), init_lora=tiny_lora_dir)
 
 
+def test_one_process_may_train_in_two_precisions(tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path) -> None:
+    for precision in ("bf16", "no"):
+        config = dataclasses.replace(TINY, phases=TINY.phases[1:], mixed_precision=precision)
+        assert tiny_run(tiny_sd3_dir, photos, tmp_path / precision, config).is_dir()
+
+
 def test_configuration_round_trip_and_refusals() -> None:
     for preset in PRESETS.values():
         assert TrainConfig.from_dict(json.loads(preset.to_json())) == preset

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
 from diffusers.optimization import get_scheduler
 from PIL import Image
@@ -107,6 +108,7 @@ def train(
         raise UserError(f"{output} already holds {newest.name}; add --resume to continue, or choose another --output")
     if newest is not None:
         check_same_config(newest, config)
+    AcceleratorState._reset_state()  # a singleton: a second run in this process may have another precision
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation,
