@@ -11,7 +11,6 @@ The new folder holds the images and a manifest with their hashes. To change the 
 """
 
 import argparse
-import hashlib
 import importlib.util
 import json
 import subprocess
@@ -26,6 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from bench.errors import UserError
+from bench.provenance import sha256_file
 from bench.testsets import DATASETS, HR, LR
 
 COMMITTED = DATASETS / "mini"
@@ -82,7 +82,7 @@ def build(out: Path) -> None:
     for entry in manifest["images"]:
         entry["seed"] = record["images"][Path(entry["name"]).stem]["seed"]
         for side, key in ((LR, "lr_sha256"), (HR, "hr_sha256")):
-            entry[key] = hashlib.sha256((out / side / entry["name"]).read_bytes()).hexdigest()
+            entry[key] = sha256_file(out / side / entry["name"])
     manifest["count"] = len(manifest["images"])
     manifest["bytes"] = sum(path.stat().st_size for side in (LR, HR) for path in (out / side).iterdir())
     (out / "manifest.json").write_text(_to_json(manifest), encoding="utf-8")
@@ -118,7 +118,7 @@ def _photograph(photo: dict[str, Any]) -> Image.Image:
     path = Path(spec.origin).parent / photo["file"]
     if not path.is_file():
         raise UserError(f"{path} is missing: this version of {photo['distribution']} does not ship it")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = sha256_file(path)
     if found != photo["sha256"]:
         raise UserError(f"{path} is another file than the one the set was cut from (sha256 {found[:12]}…)")
     return Image.open(path).convert("RGB")

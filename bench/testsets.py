@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from bench.errors import UserError
 from bench.missing import Missing, describe
+from bench.provenance import sha256_file
 
 TESTSETS = ("mini", "realsr", "drealsr", "div2k-val")
 DATASETS = Path(__file__).resolve().parents[1] / "datasets"
@@ -87,7 +88,7 @@ def load_testset(name: str, data_root: Path | None = None, limit: int | None = N
     faults: list[str] = []
     for entry in tqdm(entries, f"verify {name}", unit="pair", delay=1, file=sys.stderr, leave=False):
         lr, hr = folder / LR / entry["name"], folder / HR / entry["name"]
-        lr_sha256, hr_sha256 = _sha256(lr), _sha256(hr)
+        lr_sha256, hr_sha256 = sha256_file(lr), sha256_file(hr)
         images.append(TestImage(lr.stem, lr, hr, lr_sha256, hr_sha256))
         for path, found, side in ((lr, lr_sha256, "lr"), (hr, hr_sha256, "hr")):
             expected = entry.get(f"{side}_sha256")
@@ -204,10 +205,6 @@ def _size_fault(path: Path, expected: list[int]) -> list[str]:
     except OSError as error:
         return [f"{path}: {error}"]
     return [] if list(size) == expected else [f"{path}: {size[0]}x{size[1]}, expected {expected[0]}x{expected[1]}"]
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _some(items: list[str], separator: str = "\n  ", most: int = 5) -> str:

@@ -6,7 +6,6 @@ again passes through the same weights as one that was never stopped.
 
 import csv
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from tsd.atomic import atomic_path
 from tsd.mini.optim import set_learning_rates
 
 
@@ -27,10 +27,9 @@ def schedule(step: int, steps: int, warm_up: int) -> float:
 
 
 def save_atomically(state: object, path: Path) -> None:
-    """`torch.save` into a temporary file beside `path`, then rename: `path` is never half written."""
-    temporary = path.with_name(path.name + ".part")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    """`torch.save` through a temporary file: `path` is never half written."""
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
 
 
 def append_row(path: Path, row: dict[str, object]) -> None:
