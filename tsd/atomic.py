@@ -42,7 +42,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     old: Path | None = None
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
+        for entry in (temporary, *temporary.rglob("*")):  # libraries differ in the rights they give
+            entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_umask())
         if path.exists():
             old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
             os.replace(path, old)

@@ -22,7 +22,7 @@ import diffusers
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from tsd import __version__
 from tsd.atomic import atomic_folder, write_safetensors
@@ -38,6 +38,7 @@ What = Literal["merged", "lora", "both"]
 Report = Callable[[str], None]
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SHARD = "5GB"  # largest weight file, the hub's recommendation
+METADATA_KEY = "tsd_student"  # of LoRA files
 LORA_FOLDER = "lora"  # of the LoRA files beside a merged student
 _HEADER_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -293,15 +294,16 @@ def _write_lora(student: Student, folder: Path, dtypes: Mapping[str, torch.dtype
             for name, tensor in read_lora(path, student.family).items()
         }
         _refuse_overflow(state, path.name, dtypes[part])
-        metadata = {
+        facts = {
             "format": "pt",
-            "layout": "tsd-sr",
             "family": student.family.name,
             "part": part,
-            "rank": str(student.ranks[part]),
-            "alpha": str(student.ranks[part]),
+            "rank": student.ranks[part],
+            "alpha": student.ranks[part],
             "base_model": student.base.name or "unknown",
         }
+        # One key: safetensors writes several in an order that changes from run to run, and equal exports are equal.
+        metadata = {METADATA_KEY: json.dumps(facts)}
         write_safetensors(folder / path.name, state, metadata)
 
 
@@ -323,7 +325,9 @@ def _text_components(student: Student) -> list[Path]:
             f"(`hf download {student.family.example} --local-dir DIR`) and give that folder as --model"
         )
     entries = {name: entry for name, entry in read_config(path).items() if isinstance(entry, list)}
-    named = [name for name, entry in entries.items() if entry[:1] != [None] and name not in (*student.parts, "scheduler")]
+    named = [
+        name for name, entry in entries.items() if entry[:1] != [None] and name not in (*student.parts, "scheduler")
+    ]
     missing = [name for name in named if not (student.folder / name).is_dir()]
     if missing:
         raise UserError(f"--text-encoders: {student.folder} has no {', '.join(f'{name}/' for name in missing)}")

@@ -39,11 +39,14 @@ def upload(folder: Path, repo_id: str, *, private: bool = False) -> str:
         raise UserError(f"nothing was uploaded: no hub token on this machine, run `hf auth login` first. {kept}")
     try:
         probe_hub(constants.ENDPOINT)
+    except OSError as error:
+        raise UserError(f"the hub at {constants.ENDPOINT} could not be reached ({error}). {kept}") from error
+    try:
         api = HfApi(endpoint=constants.ENDPOINT)
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repo_id, commit_message="Export by tsd")
     except HfHubHTTPError as error:
         raise UserError(f"the hub refused: {error}. {kept}") from error
-    except OSError as error:  # connection errors of the hub's client as well
-        raise UserError(f"the hub at {constants.ENDPOINT} could not be reached ({error}). {kept}") from error
+    except Exception as error:  # the client's own network errors differ from version to version
+        raise UserError(f"uploading to {constants.ENDPOINT} failed ({error!r}). {kept}") from error
     return str(url)

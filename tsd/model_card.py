@@ -130,7 +130,9 @@ def read_run(run: str | Path) -> RunFacts:
         raise UserError(f"{run} is no training run: it has no config.json (expected the --output folder of tsd train)")
     students = [folder for folder in (run / "best", run / "student") if folder.is_dir()]
     if not students:
-        raise UserError(f"the training run {run} has neither best/ nor student/; let it finish, or validate (--val-data)")
+        raise UserError(
+            f"the training run {run} has neither best/ nor student/; let it finish, or validate (--val-data)"
+        )
     try:
         config = json.loads((run / "config.json").read_text())
     except ValueError as error:
@@ -172,6 +174,7 @@ def model_card(
     """
     licence = licence_of(facts, base)
     merged = description["what"] != "lora"
+    results = _eval_results(facts.run)
     extra: dict[str, Any] = {}
     if base.on_hub:
         extra["base_model_relation"] = "finetune" if merged else "adapter"
@@ -183,15 +186,15 @@ def model_card(
         license_link=licence.link if licence else None,
         pipeline_tag="image-to-image",
         tags=["super-resolution", "image-restoration", "one-step-diffusion", "tsd-sr", *([] if merged else ["lora"])],
-        model_name=facts.title,
-        eval_results=_eval_results(facts.run) or None,
-        metrics=["psnr"] if facts.run is not None and "psnr_y" in facts.run.validation else None,
+        model_name=facts.title if results else None,  # part of the results' form
+        eval_results=results or None,
+        metrics=["psnr"] if results else None,
         **extra,
     )
     sections = [
         f"# {facts.title}",
-        f"A one-step diffusion student for image super-resolution, in the form of [TSD-SR]({PAPER}): the degraded image "
-        f"is encoded, the denoiser takes a single step, the result is decoded. {_weights_line(description)}",
+        f"A one-step diffusion student for image super-resolution, in the form of [TSD-SR]({PAPER}): the degraded "
+        f"image is encoded, the denoiser takes a single step, the result is decoded. {_weights_line(description)}",
         "## Use",
         _usage(base, description, facts),
         "## Settings",
@@ -203,7 +206,9 @@ def model_card(
         "## Metrics",
         _metrics(facts.run),
         "## Files",
-        "\n".join(["| file | SHA-256 |", "|:--|:--|", *(f"| `{name}` | `{value}` |" for name, value in sha256.items())]),
+        "\n".join(
+            ["| file | SHA-256 |", "|:--|:--|", *(f"| `{name}` | `{value}` |" for name, value in sha256.items())]
+        ),
     ]
     body = "\n\n".join(sections)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
@@ -214,8 +219,8 @@ def _weights_line(description: Mapping[str, Any]) -> str:
     held = {
         "merged": "Its LoRA adapters, of rank {}, are merged into the weights of VAE encoder and denoiser.",
         "lora": "These are its LoRA adapters, of rank {}, to be used on the base model.",
-        "both": "Its LoRA adapters, of rank {}, are merged into the weights of VAE encoder and denoiser, and lie beside "
-        "them in `lora/`.",
+        "both": "Its LoRA adapters, of rank {}, are merged into the weights of VAE encoder and denoiser, and lie "
+        "beside them in `lora/`.",
     }
     return held[description["what"]].format(rank)
 
@@ -247,8 +252,8 @@ def _usage(base: Base, description: Mapping[str, Any], facts: CardFacts) -> str:
 def _settings(settings: Mapping[str, object]) -> str:
     if not settings:
         return "The student names none: `tsd restore` uses its defaults, those of the TSD-SR authors' script."
-    rows = [f"| `{name}` | `{value}` |" for name, value in settings.items()]
-    return "\n".join(["Recommended (`restore.json`, read by `tsd restore`):", "", "| | |", "|:--|:--|", *rows])
+    rows = {name: f"`{value}`" for name, value in settings.items()}
+    return f"Recommended (`restore.json`, read by `tsd restore`):\n\n{_table(('', ''), rows)}"
 
 
 def _licence_text(base: Base, licence: Licence | None) -> str:
@@ -275,8 +280,12 @@ def _training(facts: CardFacts) -> str:
 def _metrics(run: RunFacts | None) -> str:
     if run is None or not run.validation:
         return "Unknown: no validation numbers came with this export."
-    rows = [f"| `{name}` | {value:.4f} |" for name, value in run.validation.items()]
-    return "\n".join(["On the held-out photographs of the training run:", "", "| | |", "|:--|--:|", *rows])
+    rows = {name: f"{value:.4f}" for name, value in run.validation.items()}
+    return f"On the held-out photographs of the training run:\n\n{_table(('', ''), rows)}"
+
+
+def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:
+    return "\n".join([f"| {head[0]} | {head[1]} |", "|:--|:--|", *(f"| `{k}` | {v} |" for k, v in rows.items())])
 
 
 def _eval_results(run: RunFacts | None) -> list[EvalResult]:

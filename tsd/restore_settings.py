@@ -80,14 +80,14 @@ def is_merged(folder: str | Path) -> bool:
 def find_student(model: str | Path | None, lora: str | Path | None) -> tuple[str | Path, Path]:
     """The model and the student's folder: the mini model where none is named, and the LoRA a model folder carries.
 
-    A merged student is a model and its own student: both are the same folder.
+    A merged student is a model and its own student: both are the same folder, and may be named as both.
 
     Raises:
         UserError: a model without LoRA, with what to give and where it comes from; or a LoRA for a merged student.
     """
     model = mini_model_dir() if model is None else model
     if is_merged(model):
-        if lora is not None:
+        if lora is not None and Path(lora).expanduser().resolve() != Path(model).expanduser().resolve():
             raise UserError(
                 f"{model} is an exported student, its LoRA is in the weights already: leave the LoRA {lora} away, or "
                 f"name the base model it was trained on"
