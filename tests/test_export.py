@@ -27,12 +27,13 @@ from tsd import export as export_module
 from tsd.backbone import load_backbone, mini_model_dir
 from tsd.cli import main
 from tsd.errors import UserError
-from tsd.export import What, export, open_student
+from tsd.export import What, export
 from tsd.hub_upload import upload
 from tsd.lora import load_student
 from tsd.model_card import CardFacts, known_base, read_run
 from tsd.restore import RestoreConfig, Restorer
 from tsd.restore_settings import config_for, find_student, is_merged
+from tsd.student import open_student
 
 PLAIN = RestoreConfig(process_size=0, posterior="mode", color="none")
 
@@ -345,7 +346,8 @@ class TestErrors:
 
     @pytest.fixture(autouse=True)
     def _nothing_loads(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(export_module, "load_backbone", lambda *_, **__: pytest.fail("weights were loaded"))
+        for cls in (AutoencoderKL, SD3Transformer2DModel):
+            monkeypatch.setattr(cls, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
 
     def test_a_lora_of_another_family(self, tiny_sd3_dir: Path, tiny_sd2_lora_dir: Path) -> None:
         with pytest.raises(UserError, match="another family"):

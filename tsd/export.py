@@ -13,26 +13,22 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import diffusers
 import torch
-from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tsd import __version__
 from tsd.atomic import atomic_folder, write_safetensors
-from tsd.backbone import Backbone, PromptEmbeds, load_backbone
-from tsd.backbones.base import Family
+from tsd.backbone import PromptEmbeds, load_backbone
 from tsd.errors import UserError
-from tsd.loading import detect_family, load_prompts, read_config, resolve_model
-from tsd.lora import VAE_FILE, check_student, denoiser_file, load_student, read_lora
-from tsd.model_card import Base, CardFacts, known_base, model_card
-from tsd.restore_settings import EXPORT_FILE, RECOMMENDED_FILE, find_student, is_merged, recommended_settings
+from tsd.loading import read_config
+from tsd.lora import load_student, read_lora
+from tsd.model_card import CardFacts, model_card
+from tsd.restore_settings import EXPORT_FILE, RECOMMENDED_FILE
+from tsd.student import Student, weight_files
 
 What = Literal["merged", "lora", "both"]
 Report = Callable[[str], None]
@@ -40,99 +36,6 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SHARD = "5GB"  # largest weight file, the hub's recommendation
 METADATA_KEY = "tsd_student"  # of LoRA files
 LORA_FOLDER = "lora"  # of the LoRA files beside a merged student
-_HEADER_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Student:
-    """What is to be exported, found and checked; no weights are loaded.
-
-    Attributes:
-        model: the base model as given, `folder` where it lies, `base` what is known of it.
-        lora: folder of the LoRA files.
-        prompts: by name, `default` among them; fp32.
-        settings: what the student's `restore.json` recommends.
-        ranks: LoRA ranks by part (`transformer` or `unet`, and `vae`).
-        dtypes: precision the base's weights are stored in, by part; `lora_dtypes` likewise.
-        sizes: numbers of values in the base's weights, by part.
-    """
-
-    model: str | Path
-    folder: Path
-    base: Base
-    family: Family
-    lora: Path
-    prompts: dict[str, PromptEmbeds]
-    settings: dict[str, object]
-    ranks: dict[str, int]
-    dtypes: dict[str, torch.dtype]
-    lora_dtypes: dict[str, torch.dtype]
-    sizes: dict[str, int]
-
-    @property
-    def parts(self) -> tuple[str, str]:
-        """The parts that carry adapters."""
-        return self.family.denoiser_folder, "vae"
-
-    @property
-    def lora_files(self) -> dict[str, Path]:
-        """LoRA files by part."""
-        return {self.parts[0]: self.lora / denoiser_file(self.family), "vae": self.lora / VAE_FILE}
-
-
-def open_student(
-    model: str | Path | None = None,
-    lora: str | Path | None = None,
-    prompt_embeds: str | Path | None = None,
-    *,
-    base_model: str | None = None,
-) -> Student:
-    """Finds and checks everything an export needs: every LoRA key and shape against the base's architecture.
-
-    Args:
-        model: base model, a folder in diffusers layout or a hub id; the mini model by default.
-        lora: folder with the student in the released layout; by default the model folder's `lora/tsdsr`.
-        prompt_embeds: folder with the student's prompt tensors; by default the model folder's `prompts/`.
-        base_model: hub id of the base model, where `model` is a local folder; it is noted in what is written.
-
-    Raises:
-        UserError: anything missing, damaged or not fitting together; says what to give.
-    """
-    model, found = find_student(model, lora)
-    if is_merged(found):
-        raise UserError(f"{model} is an exported student already; export needs the base model and the LoRA (--lora)")
-    folder = resolve_model(model)
-    family = detect_family(folder)
-    check_student(found, family)
-    denoiser_config = read_config(folder / family.denoiser_folder / "config.json")
-    prompts = load_prompts(folder, prompt_embeds, family.prompt_widths(denoiser_config))
-    if "default" not in prompts:
-        raise UserError(
-            f"neither {model} nor --prompt-embeds has the student's prompt (`default`), which belongs to the export: "
-            f"name a folder with it (--prompt-embeds DIR)"
-        )
-    parts = (family.denoiser_folder, "vae")
-    skeleton = _skeleton(folder, family)
-    sizes = {
-        part: sum(tensor.numel() for tensor in module.state_dict().values())
-        for part, module in zip(parts, (skeleton.denoiser, skeleton.vae), strict=True)
-    }
-    load_student(skeleton, found, merge=False)  # strict, and without weights: nothing but names and shapes
-    ranks = check_student(found, family)
-    files = (found / denoiser_file(family), found / VAE_FILE)
-    return Student(
-        model=model,
-        folder=folder,
-        base=known_base(model, base_model),
-        family=family,
-        lora=found,
-        prompts=prompts,
-        settings=recommended_settings(found),
-        ranks=dict(zip(parts, ranks, strict=True)),
-        dtypes={part: _stored_dtype(_weight_files(folder / part)) for part in parts},
-        lora_dtypes={part: _stored_dtype([file]) for part, file in zip(parts, files, strict=True)},
-        sizes=sizes,
-    )
 
 
 def export(
@@ -216,39 +119,6 @@ def check_target(out: Path, sources: tuple[Path, ...], overwrite: bool) -> None:
         raise UserError(f"{out} exists; give --overwrite to replace an earlier export, or choose another --out")
     if not (out / EXPORT_FILE).is_file():
         raise UserError(f"{out} has no {EXPORT_FILE}, so it is no earlier export and is not replaced")
-
-
-def _skeleton(folder: Path, family: Family) -> Backbone:
-    """The base model's architecture without weights: everything a LoRA's names and shapes are checked against."""
-    configs = [read_config(folder / part / "config.json") for part in (family.denoiser_folder, "vae")]
-    classes = (getattr(diffusers, family.denoiser_class), diffusers.AutoencoderKL)
-    try:
-        with init_empty_weights():
-            denoiser, vae = (cls.from_config(config) for cls, config in zip(classes, configs, strict=True))
-    except (TypeError, ValueError, KeyError, NotImplementedError) as error:
-        raise UserError(f"the configuration of the model in {folder} cannot be used: {error}") from error
-    process = family.process(read_config(folder / "scheduler" / "scheduler_config.json"))
-    return Backbone(vae, denoiser, process, {}, family, str(folder))
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors that `from_pretrained` reads: one file or shards, no fp16 variants beside them."""
-    files = [*folder.glob("diffusion_pytorch_model.safetensors"), *folder.glob("diffusion_pytorch_model-*.safetensors")]
-    if not files:
-        raise UserError(f"{folder} has no weights; expected diffusion_pytorch_model.safetensors, whole or in shards")
-    return sorted(files)
-
-
-def _stored_dtype(files: list[Path]) -> torch.dtype:
-    """The precision of weight files by their headers; several are fp32, which holds them all."""
-    found = set()
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                found |= {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
-    return _HEADER_DTYPES.get(next(iter(found)), torch.float32) if len(found) == 1 else torch.float32
 
 
 def _check_room(
@@ -351,7 +221,7 @@ def _describe(
     lora_dtypes: Mapping[str, torch.dtype],
 ) -> dict[str, Any]:
     """The content of `tsd_student.json`: what this is and what it was made from."""
-    base = {f"{part}/{path.name}": path for part in student.parts for path in _weight_files(student.folder / part)}
+    base = {f"{part}/{path.name}": path for part in student.parts for path in weight_files(student.folder / part)}
     return {
         "format": 1,
         "what": what,
