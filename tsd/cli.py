@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from tsd import __version__
-from tsd.commands import degrade, prepare, restore, train
+from tsd.commands import degrade, prepare, prompts, restore, train
 from tsd.errors import UserError
 
 EPILOG = """\
@@ -14,6 +14,7 @@ examples:
   tsd degrade photos/ -o low/ --set full        make low-resolution test inputs
   tsd train --preset mini --data photos/ --output run/
   tsd prepare photos/ --out data/ --model sd3/          crops, captions and latents once, before training
+  tsd prompts --model sd3/ --out prompts/       the release's prompt embeddings, from their texts
 `tsd VERB --help` has more.
 """
 
@@ -27,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tsd-sr-bench {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb in (restore, train, prepare, degrade):
+    for verb in (restore, train, prepare, prompts, degrade):
         verb.add_parser(verbs)
     return parser
 
