@@ -255,7 +255,7 @@ def tiny_sd2_text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return add_sd2_text(build_tiny_sd2(tmp_path_factory.mktemp("tiny") / "sd2-text"))
 
 
-CAPTION_WORDS = "[PAD] [CLS] [SEP] [UNK] a photo of the sea cat at night two dogs".split()
+CAPTION_WORDS = "[PAD] [CLS] [SEP] [UNK] a photo of the sea cat at night two dogs"
 
 
 def build_word_tokenizer(extra: tuple[str, ...] = ()) -> Any:
@@ -265,7 +265,7 @@ def build_word_tokenizer(extra: tuple[str, ...] = ()) -> Any:
 
     from tsd.data.captions import INSTRUCTION
 
-    words = dict.fromkeys([*CAPTION_WORDS, *extra, *INSTRUCTION.replace(".", " .").split()])
+    words = dict.fromkeys([*CAPTION_WORDS.split(), *extra, *INSTRUCTION.replace(".", " .").split()])
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
