@@ -194,7 +194,7 @@ def usm_sharpen(x: Tensor, *, weight: float = 0.5, size: int = 51, threshold: fl
     residual = x - _blur(x, kernel)
     mask = _blur((residual.abs() * 255 > threshold).double(), kernel)
     sharp = (x + weight * residual).clamp(0, 1)
-    return (mask * sharp + (1 - mask) * x).float()
+    return (mask * sharp + (1 - mask) * x).clamp(0, 1).float()  # the FFT's mask may leave [0, 1] by a rounding
 
 
 def jpeg(x: Tensor, quality: int) -> Tensor:
