@@ -5,9 +5,11 @@ scripts write it: single precision, one OpenCV or NumPy call per step of the Rea
 the same `draw_choices`, so that both do the same work image by image. Speed is printed, never asserted.
 """
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -15,9 +17,11 @@ import numpy as np
 import pytest
 import torch
 
-from tsd.data.crops import decode, encode_image, to_tensor
+from tsd.data.crops import encode_image, to_tensor
 from tsd.data.degrade import FULL, LIGHT, Choices, DegradationConfig, StageChoices, degrade, draw_choices, usm_sharpen
-from tsd.data.pairs import PairDataset, training_item
+from tsd.data.hf import finish, image_features, prompt_features, write_shard
+from tsd.data.pairs import PairDataset
+from tsd.data.prepared import SCHEMA, PreparedDataset
 
 pytestmark = pytest.mark.benchmark(timer=time.process_time)
 SIZE, SCALE, IMAGES = 512, 4, 30
@@ -72,14 +76,30 @@ def test_training_items(benchmark, photo: np.ndarray, usm: bool):
     report(benchmark, run)
 
 
-def test_prepared_items(benchmark, photo: np.ndarray):
-    """The same from a prepared folder: what is left is decoding two files and enlarging one of them."""
-    files = [{"bytes": encode_image(image), "path": None} for image in (photo[::SCALE, ::SCALE], photo)]
+def test_prepared_items(benchmark, photo: np.ndarray, tmp_path: Path):
+    """The same from a prepared folder of SD3-medium's shapes: two images, a latent and a caption's embeddings."""
+    settings = {"crop": SIZE, "scale": SCALE, "usm": True, "latent_shape": [32, 64, 64]}
+    settings |= {"prompt_shapes": {"prompt_embeds": [333, 4096], "pool_embeds": [2048]}}
+    rng = np.random.default_rng(0)
+    embeds, pooled, posterior = (
+        rng.standard_normal(shape).astype(np.float16) for shape in ((333, 4096), (2048,), (32, 64, 64))
+    )
+    hr, lr = ({"bytes": encode_image(image), "path": None} for image in (photo, photo[::SCALE, ::SCALE]))
+    crop = {"name": "a", "crop": 0, "top": 0, "left": 0, "hr": hr, "lr": lr, "caption": "a", "posterior": posterior}
+    prompt = {"caption": "a", "prompt_embeds": embeds, "pool_embeds": pooled}
+    columns = image_features(settings["latent_shape"]), prompt_features(settings["prompt_shapes"])
+    write_shard(tmp_path / "data-0.arrow", columns[0], (crop | {"caption_id": i} for i in range(IMAGES)))
+    write_shard(tmp_path / "prompts" / "data-0.arrow", columns[1], (prompt for _ in range(IMAGES)))
+    for folder, features in zip((tmp_path, tmp_path / "prompts"), columns, strict=True):
+        finish(folder, features, ["data-0.arrow"], "benchmark")
+    counts = {"images": IMAGES, "crops": IMAGES, "captions": IMAGES, "skipped": 0}
+    record = {"schema": SCHEMA, "settings": settings, "counts": counts, "files": {}}
+    (tmp_path / "prepared.json").write_text(json.dumps(record))
+    dataset = PreparedDataset(tmp_path, seed=0)
 
     def run() -> None:
         for index in range(IMAGES):
-            lr, hr = (to_tensor(decode(file)) for file in files)
-            training_item(lr, hr, index)
+            dataset[index]
 
     report(benchmark, run)
 
@@ -95,18 +115,23 @@ def test_sharpening(benchmark, photo: np.ndarray):
 
 
 def test_the_reference_does_the_same_work(photo: np.ndarray):
-    """Without noise, whose streams differ, and without `area`, which OpenCV and torch define differently."""
+    """Without noise, whose streams differ, and without `area`, which OpenCV and torch define differently.
+
+    Equal to the last bit where the first resize is left out; else the sampling grids differ by a rounded size.
+    """
     quiet = {"noise_range": (0.0, 0.0), "poisson_scale_range": (0.0, 0.0)}
     config = replace(FULL, first=replace(FULL.first, **quiet), second=replace(FULL.second, **quiet))
-    compared = 0
+    compared = same = 0
     for seed in range(60):
         choices = draw_choices(config, seed)
         if "area" not in (choices.first.resize_mode, choices.second.resize_mode, choices.final_mode):
             ours = degrade(to_tensor(photo), config, seed, scale=SCALE).permute(1, 2, 0).numpy()
             theirs = reference(photo.astype(np.float32) / 255, choices, np.random.default_rng(seed))
-            assert -10 * np.log10(np.square(ours - theirs).mean()) > 30, seed
+            assert np.square(ours - theirs).mean() < 10**-2.5, seed  # 25 dB
+            same += int(np.abs(ours - theirs).max() < 1e-6)
             compared += 1
     assert compared > 10
+    assert same > 1
 
 
 def reference(x: np.ndarray, choices: Choices, rng: np.random.Generator) -> np.ndarray:

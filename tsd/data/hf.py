@@ -7,7 +7,7 @@ an Arrow file that appears whole or not at all, and `finish` adds the two small 
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,34 @@ def import_datasets() -> Any:
             "`python -m`, or set PYTHONSAFEPATH=1"
         )
     return datasets
+
+
+def image_features(latent_shape: Sequence[int]) -> Any:
+    """The columns of the crops; `posterior` is [2C, h, w], mean and logvar."""
+    datasets = import_datasets()
+    return datasets.Features(
+        {
+            "name": datasets.Value("string"),
+            "crop": datasets.Value("int32"),
+            "top": datasets.Value("int32"),
+            "left": datasets.Value("int32"),
+            "hr": datasets.Image(),
+            "lr": datasets.Image(),
+            "caption": datasets.Value("string"),
+            "caption_id": datasets.Value("int32"),
+            "posterior": datasets.Array3D(tuple(latent_shape), "float16"),
+        }
+    )
+
+
+def prompt_features(shapes: Mapping[str, Sequence[int]]) -> Any:
+    """The columns of the captions; `shapes` of `prompt_embeds` (L, D) and, where the family has one, `pool_embeds`."""
+    datasets = import_datasets()
+    columns: dict[str, Any] = {"caption": datasets.Value("string")}
+    columns["prompt_embeds"] = datasets.Array2D(tuple(shapes["prompt_embeds"]), "float16")
+    if "pool_embeds" in shapes:
+        columns["pool_embeds"] = datasets.List(datasets.Value("float16"), length=shapes["pool_embeds"][0])
+    return datasets.Features(columns)
 
 
 def shard_name(number: int) -> str:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from tsd.atomic import write_text
 from tsd.data.captions import Captioner
 from tsd.data.crops import Crop, CropMaker, CroppedImage, to_tensor
-from tsd.data.hf import import_datasets, shard_name, write_shard
+from tsd.data.hf import image_features, shard_name, write_shard
 from tsd.data.prepare_config import DTYPES, PrepareConfig
 from tsd.data.prepared import IN_PROGRESS
 from tsd.data.sources import Source, SourceImage
@@ -51,20 +51,7 @@ class ImagePass:
         self.exhausted = False
         self._vae: Any = None
         self._captioner: Captioner | None = None
-        datasets = import_datasets()
-        self.features = datasets.Features(
-            {
-                "name": datasets.Value("string"),
-                "crop": datasets.Value("int32"),
-                "top": datasets.Value("int32"),
-                "left": datasets.Value("int32"),
-                "hr": datasets.Image(),
-                "lr": datasets.Image(),
-                "caption": datasets.Value("string"),
-                "caption_id": datasets.Value("int32"),
-                "posterior": datasets.Array3D(tuple(settings["latent_shape"]), "float16"),
-            }
-        )
+        self.features = image_features(settings["latent_shape"])
 
     def run(self, workers: int) -> None:
         """Goes through all images that no finished shard holds."""

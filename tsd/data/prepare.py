@@ -27,7 +27,7 @@ import torch
 
 from tsd.atomic import write_text
 from tsd.backbones.base import PromptEmbeds
-from tsd.data.hf import finish, import_datasets, remove_leftovers, shard_name, write_shard
+from tsd.data.hf import finish, prompt_features, remove_leftovers, shard_name, write_shard
 from tsd.data.image_pass import ImagePass
 from tsd.data.prepare_config import DTYPES, PrepareConfig, is_complete, settings_of
 from tsd.data.prepared import IN_PROGRESS, PROMPTS, RECORD, SCHEMA, read_record
@@ -108,16 +108,7 @@ def _embed_captions(
     """The second pass: every encoder goes once through the captions that no finished file holds."""
     from tsd.prompts import encode_batches
 
-    datasets = import_datasets()
-    shapes = settings["prompt_shapes"]
-    features = {
-        "caption": datasets.Value("string"),
-        "prompt_embeds": datasets.Array2D(shapes["prompt_embeds"], "float16"),
-    }
-    if "pool_embeds" in shapes:
-        features["pool_embeds"] = datasets.List(datasets.Value("float16"), length=shapes["pool_embeds"][0])
-    features = datasets.Features(features)
-
+    features = prompt_features(settings["prompt_shapes"])
     # Whole batches to a file, so that continuing makes the same batches, and with them the same last bits.
     size = -(-config.shard_captions // config.batch_size) * config.batch_size
     chunks = [captions[start : start + size] for start in range(0, len(captions), size)]
