@@ -177,12 +177,13 @@ def _section(table: Table, section: Section, notes: Footnotes) -> list[str]:
         parts.append("▲ better and ▼ worse than the reference beyond the interval; unmarked: within sampling error.")
     compared = [c for c in table.columns if any(c.name in pair.differences for pair in section.pairs)]
     if compared:
+        finer = [replace(column, decimals=column.decimals + 2) for column in compared]  # these differ by little
         parts.append("What this table is about: each method against the other on the same base, image by image")
         parts.append(
             _grid(
                 ["Method", "Against", *[_title(column) for column in compared]],
                 [
-                    [pair.display, pair.against, *[_difference(pair.differences.get(c.name), c) for c in compared]]
+                    [pair.display, pair.against, *[_difference(pair.differences.get(c.name), c) for c in finer]]
                     for pair in section.pairs
                 ],
             )

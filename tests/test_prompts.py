@@ -27,7 +27,7 @@ from tsd import prompts, text_encoders
 from tsd.backbones.base import PromptEmbeds
 from tsd.config import DEFAULT_PROMPT
 from tsd.errors import UserError
-from tsd.loading import resolve_text_model
+from tsd.loading import resolve_model, resolve_text_model
 from tsd.prompts import content_sha256, encode_batches, encode_texts
 from tsd.text_encoders import LoadedEncoder, load_tokenizer, text_side
 
@@ -219,6 +219,18 @@ def test_the_memory_table_is_counted_on_the_real_sizes() -> None:
         assert cells == [f"{count / 1e9:.2f} B", *(f"{size / 1e9:.2f} GB" for size in (bf16, fp16, fp32))]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_same_and_is_left_empty(tiny_sd3_text_dir: Path) -> None:
+    expected = quiet(tiny_sd3_text_dir, TEXTS)
+    quiet(tiny_sd3_text_dir, TEXTS, device="cuda")  # cuBLAS keeps a workspace of its own
+    before = torch.cuda.memory_allocated()
+    found = quiet(tiny_sd3_text_dir, TEXTS, device="cuda")
+    assert torch.cuda.memory_allocated() == before
+    assert found.embeds.device.type == "cpu"
+    torch.testing.assert_close(found.embeds, expected.embeds, rtol=1e-3, atol=1e-4)
+
+
 def test_results_can_take_part_in_training(tiny_sd3_text_dir: Path) -> None:
     found = quiet(tiny_sd3_text_dir, ["x"]).embeds
     weight = torch.ones(12, requires_grad=True)
@@ -393,5 +405,10 @@ def test_hub_ids_are_looked_up_in_the_cache(
     assert resolve_text_model("owner/model", t5=False) == snapshot
     with pytest.raises(UserError, match="is not in the local hub cache"):
         resolve_text_model("owner/model")
+    with pytest.raises(UserError, match="is not in the local hub cache, or not whole"):
+        resolve_model("owner/model")  # the text side alone restores nothing
+    for name in ("vae", "scheduler"):
+        shutil.copytree(tiny_sd3_text_dir / name, snapshot / name)
+    assert resolve_model("owner/model") == snapshot
     with pytest.raises(UserError, match="no hub id of the form owner/name"):
         resolve_text_model(tmp_path / "nowhere")
