@@ -76,6 +76,14 @@ def ci_regression(session: nox.Session) -> None:
 
 
 @nox.session
+def bench_data(session: nox.Session) -> None:
+    """Images per second per core: degradation on the fly beside the sequential reference order, prepared data."""
+    install(session, "dev")
+    threads = {"OMP_NUM_THREADS": "1"}
+    session.run("pytest", "tests/benchmarks/bench_degrade.py", "-s", *session.posargs, env=ENVIRONMENT | threads)
+
+
+@nox.session
 def train_mini(session: nox.Session) -> None:
     """The mini model again from nothing (about two hours on two cores). `-- --data-root DIR`, which holds kodak/."""
     install(session, "train")

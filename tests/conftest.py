@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
@@ -252,3 +253,51 @@ def tiny_sd3_text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_sd2_text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`build_tiny_sd2` with its text encoder. Session-wide: treat as read-only."""
     return add_sd2_text(build_tiny_sd2(tmp_path_factory.mktemp("tiny") / "sd2-text"))
+
+
+CAPTION_WORDS = "[PAD] [CLS] [SEP] [UNK] a photo of the sea cat at night two dogs"
+
+
+def build_word_tokenizer(extra: tuple[str, ...] = ()) -> Any:
+    """One token per word: those a caption may hold and those of the question to chat models."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from tsd.data.captions import INSTRUCTION
+
+    words = dict.fromkeys([*CAPTION_WORDS.split(), *extra, *INSTRUCTION.replace(".", " .").split()])
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="[CLS]", eos_token="[SEP]", additional_special_tokens=list(extra), **special
+    )
+
+
+def build_tiny_blip(folder: Path) -> Path:
+    """A random BLIP in transformers' layout: the real classes, a few thousand parameters."""
+    from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+
+    torch.manual_seed(3)
+    words = build_word_tokenizer()
+    text = {"vocab_size": len(words), "hidden_size": 16, "encoder_hidden_size": 16, "intermediate_size": 16}
+    text |= {"num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 8, "max_position_embeddings": 128}
+    text |= {"bos_token_id": 1, "eos_token_id": 2, "sep_token_id": 2, "pad_token_id": 0, "initializer_range": 1.0}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 32, "patch_size": 8, "projection_dim": 8, "initializer_range": 1.0}
+    network = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision, projection_dim=8))
+    network.save_pretrained(folder)
+    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), words).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def word_tokenizer() -> Any:
+    """`build_word_tokenizer`, for tests that build an image-to-text model."""
+    return build_word_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_blip_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """See `build_tiny_blip`. Session-wide: treat as read-only."""
+    return build_tiny_blip(tmp_path_factory.mktemp("tiny") / "blip")

@@ -123,6 +123,16 @@ def test_usm_sharpens_the_target_and_the_source_of_the_degradation(folder: Path)
     assert not torch.equal(sharp["lr_up"], plain["lr_up"])
 
 
+def test_sharpened_black_stays_in_range_and_can_be_degraded():
+    """The sharpening mask comes out of an FFT: rounding once took black to -1e-32, which `degrade` refuses."""
+    photo = np.zeros((256, 256, 3), np.uint8)
+    photo[:64, :64] = 255
+    photo[120:, 120:] = pattern(136, 136, 0) // 20
+    hr = usm_sharpen(torch.from_numpy(photo).permute(2, 0, 1) / 255)
+    assert 0 <= float(hr.min()) <= float(hr.max()) <= 1
+    assert len(PairDataset([photo], crop=256, seed=0, usm=True)[0]) == 3
+
+
 def test_cache_holds_what_fits_and_changes_nothing(folder: Path):
     small = PairDataset(folder, crop=32, seed=1, length=9, cache_bytes=70 * 90 * 3)
     large = PairDataset(folder, crop=32, seed=1, length=9)

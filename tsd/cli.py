@@ -5,16 +5,17 @@ import sys
 from collections.abc import Sequence
 
 from tsd import __version__
-from tsd.commands import degrade, export, prompts, restore, train
+from tsd.commands import degrade, export, prepare, prompts, restore, train
 from tsd.errors import UserError
 
 EPILOG = """\
 examples:
   tsd restore photo.jpg -o restored/            upscale x4 with the mini model shipped in the package
-  tsd degrade photos/ -o low/ --set full        make low-resolution test inputs
-  tsd train --preset mini --data photos/ --output run/
   tsd prompts --model sd3/ --out prompts/       the release's prompt embeddings, from their texts
+  tsd prepare photos/ --out data/ --model sd3/  crops, captions and latents once, before training
+  tsd train --preset mini --data photos/ --output run/
   tsd export --run run/ --out student/          the trained student as a model folder, with a model card
+  tsd degrade photos/ -o low/ --set full        make low-resolution test inputs
 `tsd VERB --help` has more.
 """
 
@@ -28,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tsd-sr-bench {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb in (restore, prompts, train, export, degrade):
+    for verb in (restore, prompts, prepare, train, export, degrade):
         verb.add_parser(verbs)
     return parser
 

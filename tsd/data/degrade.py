@@ -194,7 +194,7 @@ def usm_sharpen(x: Tensor, *, weight: float = 0.5, size: int = 51, threshold: fl
     residual = x - _blur(x, kernel)
     mask = _blur((residual.abs() * 255 > threshold).double(), kernel)
     sharp = (x + weight * residual).clamp(0, 1)
-    return (mask * sharp + (1 - mask) * x).float()
+    return (mask * sharp + (1 - mask) * x).clamp(0, 1).float()  # the FFT's mask may leave [0, 1] by a rounding
 
 
 def jpeg(x: Tensor, quality: int) -> Tensor:
@@ -246,7 +246,7 @@ def _blur(x: Tensor, kernel: np.ndarray | None) -> Tensor:
         return x
     size = kernel.shape[0]
     height, width = x.shape[-2:]
-    x = _reflect(_reflect(x, -2, size // 2), -1, size // 2)
+    x = _reflect(x, size // 2)
     padded = (_fast_length(x.shape[-2]), _fast_length(x.shape[-1]))
     response = torch.fft.rfft2(torch.from_numpy(kernel).to(x.device, x.dtype), s=padded).conj()
     return torch.fft.irfft2(torch.fft.rfft2(x, s=padded) * response, s=padded)[..., :height, :width]
@@ -264,8 +264,15 @@ def _fast_length(n: int) -> int:
         n += 1
 
 
-def _reflect(x: Tensor, dim: int, pad: int) -> Tensor:
-    """Reflection without repeating the edge, for any `pad`: `F.pad` refuses images smaller than the padding."""
+def _reflect(x: Tensor, pad: int) -> Tensor:
+    """Both sides continued by reflection without repeating the edge, for any `pad`."""
+    if pad < min(x.shape[-2:]):
+        return F.pad(x[None], (pad, pad, pad, pad), mode="reflect")[0]
+    return _reflect_often(_reflect_often(x, -2, pad), -1, pad)
+
+
+def _reflect_often(x: Tensor, dim: int, pad: int) -> Tensor:
+    """The same along one side that is no longer than the padding, which `F.pad` refuses."""
     n = x.shape[dim]
     if n == 1:
         return x.repeat_interleave(2 * pad + 1, dim)

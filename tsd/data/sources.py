@@ -1,0 +1,219 @@
+"""Where high-quality images come from: folders on disk, or data sets through Hugging Face `datasets`.
+
+A source is an ordered sequence of `SourceImage`s. Nothing is decoded here: an image travels as a path or as the bytes
+of its file, so that decoding happens in the worker processes and a damaged file cannot end the iteration.
+"""
+
+import hashlib
+import itertools
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from tsd.data.hf import import_datasets
+from tsd.errors import UserError
+from tsd.images import READABLE
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """One image as it was found.
+
+    Attributes:
+        index: its place in the source.
+        name: unique within the source; crops and degradations are seeded with it.
+        picture: a file, or `datasets`' undecoded form `{"bytes": ..., "path": ...}`.
+        caption: what the source itself says about it (a `.txt` file, a column); empty where it says nothing.
+        resume: a streaming source's position after this image, where the source was asked to note it.
+    """
+
+    index: int
+    name: str
+    picture: Path | Mapping[str, Any]
+    caption: str = ""
+    resume: dict[str, Any] | None = None
+
+
+class Source(Protocol):
+    """An ordered sequence of images that can be entered in the middle."""
+
+    @property
+    def length(self) -> int | None:
+        """How many images there are; None where a stream does not say."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What a record needs to name this source, and to notice that it has changed. No paths of this machine."""
+        ...
+
+    def images(self, start: int, resume: dict[str, Any] | None, note_every: int) -> Iterator[SourceImage]:
+        """The images from number `start` on.
+
+        Args:
+            resume: the `SourceImage.resume` noted after image `start` − 1, for sources that note one.
+            note_every: how often `resume` is noted: with the last image of every such group.
+        """
+        ...
+
+
+class FolderSource:
+    """Image files and folders, the latter searched with their sub-folders in sorted order.
+
+    A name is the folder's own name and the path below it, `DIV2K_train_HR/0001.png`: data sets number their files
+    alike. With `caption_files`, the caption of `a.png` is the text of `a.txt` beside it.
+
+    Raises UserError: file or folder missing, no image found, two images of one name, and, where there is no fallback
+    caption, missing `.txt` files (all are counted, twenty are listed).
+    """
+
+    def __init__(
+        self, paths: list[Path], *, caption_files: bool = False, fallback: bool = False, limit: int | None = None
+    ) -> None:
+        self.caption_files = caption_files
+        files: dict[str, Path] = {}
+        for given in paths:
+            for name, path in _named_files(given):
+                if name in files:
+                    raise UserError(f"{files[name]} and {path} would both be called {name}; rename one")
+                files[name] = path
+        self.files = dict(itertools.islice(files.items(), limit))
+        if caption_files and not fallback:
+            missing = [path for path in self.files.values() if not path.with_suffix(".txt").is_file()]
+            if missing:
+                shown = "\n  ".join(map(str, missing[:20])) + ("\n  …" if len(missing) > 20 else "")
+                raise UserError(
+                    f"{len(missing)} of {len(self.files)} images have no .txt file beside them; add them, or give "
+                    f"--caption TEXT or --caption-model ID for those without:\n  {shown}"
+                )
+
+    @property
+    def length(self) -> int:
+        return len(self.files)
+
+    def describe(self) -> dict[str, Any]:
+        """The names hashed with the sizes of the files: notices what was added, removed or replaced."""
+        digest = hashlib.sha256()
+        for name, path in tqdm(self.files.items(), "listing images", unit="image", file=sys.stderr, delay=2):
+            digest.update(f"{name}\0{path.stat().st_size}\n".encode())
+        return {"kind": "folders", "images": len(self.files), "names_sha256": digest.hexdigest()}
+
+    def images(self, start: int, resume: dict[str, Any] | None, note_every: int) -> Iterator[SourceImage]:
+        for index, (name, path) in enumerate(itertools.islice(self.files.items(), start, None), start):
+            yield SourceImage(index, name, path, _text(path.with_suffix(".txt")) if self.caption_files else "")
+
+
+class HubSource:
+    """A data set by `datasets.load_dataset` (hub id, or a folder of images, parquet or Arrow files), or one that
+    `save_to_disk` wrote.
+
+    Streamed, images arrive as they are needed and nothing is kept; a position noted by `datasets` itself is what a
+    resumed run goes on from. A name is `SPLIT/00000012`.
+
+    Raises UserError: no `datasets`, no such data set, split or column, or no network.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        config: str | None = None,
+        split: str = "train",
+        revision: str | None = None,
+        image_column: str = "image",
+        caption_column: str | None = None,
+        streaming: bool = False,
+        limit: int | None = None,
+    ) -> None:
+        self.split, self.image_column, self.caption_column, self.limit = split, image_column, caption_column, limit
+        self.streaming = streaming
+        self._settings = {"kind": "datasets", "name": Path(name).name if Path(name).is_dir() else name}
+        self._settings |= {"config": config, "split": split, "revision": revision, "streaming": streaming}
+        self._settings |= {"image_column": image_column, "caption_column": caption_column, "limit": limit}
+        data = _load(name, config, split, revision, streaming)
+        columns = list(data.features or next(iter(data), {}))
+        if absent := [column for column in (image_column, caption_column) if column and column not in columns]:
+            raise UserError(
+                f"{name} has no column {', '.join(map(repr, absent))} (found: {', '.join(map(repr, columns))}); give "
+                f"--image-column and --caption-column"
+            )
+        data = data.select_columns([image_column, *([caption_column] if caption_column else [])])
+        self._data = data.cast_column(image_column, import_datasets().Image(decode=False))
+
+    @property
+    def length(self) -> int | None:
+        if self.streaming:
+            splits = self._data.info.splits or {}
+            known = splits[self.split].num_examples if self.split in splits else None
+        else:
+            known = len(self._data)
+        return known or self.limit if self.limit is None or not known else min(known, self.limit)
+
+    def describe(self) -> dict[str, Any]:
+        """The arguments, and for a data set that is at hand its length and `datasets`' own fingerprint of the data."""
+        return self._settings if self.streaming else self._settings | {"images": self.length}
+
+    def images(self, start: int, resume: dict[str, Any] | None, note_every: int) -> Iterator[SourceImage]:
+        if not self.streaming:
+            rows = (self._data[index] for index in range(start, len(self._data)))
+        elif resume is not None:
+            self._data.load_state_dict(resume)
+            rows = iter(self._data)
+        else:
+            rows = iter(self._data.skip(start) if start else self._data)
+        for index in itertools.count(start) if self.limit is None else range(start, self.limit):
+            row = next(rows, None)
+            if row is None:
+                return
+            note = self.streaming and (index + 1) % note_every == 0
+            caption = row[self.caption_column] if self.caption_column else ""
+            if isinstance(caption, list):  # several captions of one image, as COCO has: the first
+                caption = caption[0] if caption else ""
+            yield SourceImage(
+                index,
+                f"{self.split}/{index:08d}",
+                row[self.image_column] or {},
+                " ".join(str(caption or "").split()),
+                self._data.state_dict() if note else None,
+            )
+
+
+def _named_files(given: Path) -> Iterator[tuple[str, Path]]:
+    if given.is_file():
+        yield given.name, given
+    elif given.is_dir():
+        found = sorted(path for path in given.rglob("*") if path.suffix.lower() in READABLE and path.is_file())
+        if not found:
+            raise UserError(f"no images in {given} or its sub-folders; looked for {', '.join(READABLE)}")
+        folder = given.resolve().name
+        yield from ((f"{folder}/{path.relative_to(given).as_posix()}", path) for path in found)
+    else:
+        raise UserError(f"no such file or folder: {given}")
+
+
+def _text(path: Path) -> str:
+    """A caption on one line; empty where the file is missing or no text."""
+    try:
+        return " ".join(path.read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _load(name: str, config: str | None, split: str, revision: str | None, streaming: bool) -> Any:
+    datasets = import_datasets()
+    try:
+        if (Path(name) / "state.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
+            found = datasets.load_from_disk(name)
+            if isinstance(found, datasets.DatasetDict):
+                if split not in found:
+                    raise UserError(f"{name} has no split {split!r} (found: {', '.join(map(repr, found))})")
+                found = found[split]
+            return found.to_iterable_dataset() if streaming else found
+        return datasets.load_dataset(name, config, split=split, revision=revision, streaming=streaming)
+    except UserError:
+        raise
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:  # ConnectionError is an OSError
+        raise UserError(f"the data set {name!r} (split {split!r}) could not be opened: {error}") from error
