@@ -9,7 +9,13 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from safetensors.torch import save_file
 
 
@@ -47,27 +53,83 @@ def build_tiny_sd3(folder: Path, *, vae_channels: tuple[int, ...] = (8, 8, 8, 8)
         out_channels=4,
         pos_embed_max_size=64,
     ).save_pretrained(folder / "transformer")
-    blocks = len(vae_channels)
-    AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * blocks,
-        up_block_types=("UpDecoderBlock2D",) * blocks,
-        block_out_channels=vae_channels,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.0609,
-        scaling_factor=1.5305,
-    ).save_pretrained(folder / "vae")
+    save_tiny_vae(folder, vae_channels, quant_conv=False, shift_factor=0.0609, scaling_factor=1.5305)
     FlowMatchEulerDiscreteScheduler(shift=shift).save_pretrained(folder / "scheduler")
     for name in ("default", "null"):
         prompt = folder / "prompts" / name
         prompt.mkdir(parents=True)
         save_file({"prompt_embeds": torch.randn(1, 5, 12)}, prompt / "prompt_embeds.safetensors")
         save_file({"pool_embeds": torch.randn(1, 10)}, prompt / "pool_embeds.safetensors")
+    return folder
+
+
+def save_tiny_vae(folder: Path, channels: tuple[int, ...], *, quant_conv: bool, **factors: float) -> None:
+    blocks = len(channels)
+    AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        block_out_channels=channels,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        use_quant_conv=quant_conv,
+        use_post_quant_conv=quant_conv,
+        **factors,
+    ).save_pretrained(folder / "vae")
+
+
+def build_tiny_sd2(folder: Path, *, prediction_type: str = "epsilon") -> Path:
+    """A random SD2-family model in diffusers layout: the real classes, a few thousand parameters.
+
+    Like SD2-base it has four levels in VAE and UNet, linear projections around attention, head counts by level, and
+    PNDM's scheduler configuration with the scaled linear betas.
+    """
+    torch.manual_seed(4321)
+    UNet2DConditionModel(
+        sample_size=64,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=1,
+        attention_head_dim=(1, 1, 2, 2),
+        cross_attention_dim=12,
+        norm_num_groups=4,
+        use_linear_projection=True,
+    ).save_pretrained(folder / "unet")
+    save_tiny_vae(folder, (8, 8, 8, 8), quant_conv=True, scaling_factor=0.18215)
+    PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction_type,
+        set_alpha_to_one=False,
+        skip_prk_steps=True,
+        steps_offset=1,
+    ).save_pretrained(folder / "scheduler")
+    for name in ("default", "null"):
+        prompt = folder / "prompts" / name
+        prompt.mkdir(parents=True)
+        save_file({"prompt_embeds": torch.randn(1, 5, 12)}, prompt / "prompt_embeds.safetensors")
+    return folder
+
+
+def save_random_student(model: Path, folder: Path) -> Path:
+    """A random rank-4 student of `model` in the released layout, large enough to change the result."""
+    from tsd.backbone import load_backbone
+    from tsd.lora import STUDENT, adapter_parameters, attach, denoiser_targets, save_student, vae_targets
+
+    backbone = load_backbone(model)
+    attach(backbone.denoiser, STUDENT, denoiser_targets(backbone.denoiser, backbone.family.student_targets), 4, seed=1)
+    attach(backbone.vae, STUDENT, vae_targets(backbone.vae), 4, seed=2)
+    torch.manual_seed(5)
+    for module in (backbone.denoiser, backbone.vae):
+        for parameter in adapter_parameters(module, STUDENT).values():
+            parameter.data.normal_(std=0.1)
+    save_student(backbone, folder)
     return folder
 
 
@@ -78,18 +140,24 @@ def tiny_sd3_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_lora_dir(tiny_sd3_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random rank-4 student for `tiny_sd3_dir` in the released layout, large enough to change the result."""
-    from tsd.backbone import load_backbone
-    from tsd.lora import STUDENT, adapter_parameters, attach, denoiser_targets, save_student, vae_targets
+def tiny_sd2_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """See `build_tiny_sd2`; epsilon prediction. Session-wide: treat as read-only."""
+    return build_tiny_sd2(tmp_path_factory.mktemp("tiny") / "sd2")
 
-    backbone = load_backbone(tiny_sd3_dir)
-    attach(backbone.denoiser, STUDENT, denoiser_targets(backbone.denoiser, backbone.family.student_targets), 4, seed=1)
-    attach(backbone.vae, STUDENT, vae_targets(backbone.vae), 4, seed=2)
-    torch.manual_seed(5)
-    for module in (backbone.denoiser, backbone.vae):
-        for parameter in adapter_parameters(module, STUDENT).values():
-            parameter.data.normal_(std=0.1)
-    folder = tmp_path_factory.mktemp("tiny") / "lora"
-    save_student(backbone, folder)
-    return folder
+
+@pytest.fixture(scope="session")
+def tiny_sd2_v_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """See `build_tiny_sd2`; v prediction. Session-wide: treat as read-only."""
+    return build_tiny_sd2(tmp_path_factory.mktemp("tiny") / "sd2-v", prediction_type="v_prediction")
+
+
+@pytest.fixture(scope="session")
+def tiny_lora_dir(tiny_sd3_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student for `tiny_sd3_dir`, see `save_random_student`."""
+    return save_random_student(tiny_sd3_dir, tmp_path_factory.mktemp("tiny") / "lora")
+
+
+@pytest.fixture(scope="session")
+def tiny_sd2_lora_dir(tiny_sd2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student for `tiny_sd2_dir`, see `save_random_student`."""
+    return save_random_student(tiny_sd2_dir, tmp_path_factory.mktemp("tiny") / "lora-sd2")
