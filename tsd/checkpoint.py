@@ -17,7 +17,7 @@ import torch
 
 from tsd.config import RunConfig
 from tsd.errors import UserError
-from tsd.parallel import sharded_like, whole
+from tsd.sharded import sharded_like, whole
 
 _NAME = re.compile(r"^checkpoint-(\d{7})$")
 STATE_FILE = "state.pt"

@@ -125,6 +125,7 @@ class TrainConfig(RunConfig):
     Attributes:
         phases: in order; the paper trains with latent MSE and without DASM first, then the other way round.
         degradation: `full` or `light` Real-ESRGAN parameters (`tsd.data.degrade`).
+        degrade_anew: of prepared data, degrade every crop anew at every visit instead of reading the stored result.
         vae_rank, critic_rank: LoRA ranks of the student's encoder and of the critic.
         critic_lr: the critic's learning rate.
         lambda_tsd: λ of Eq. 5.
@@ -146,6 +147,7 @@ class TrainConfig(RunConfig):
 
     phases: tuple[Phase, ...]
     degradation: Literal["full", "light"]
+    degrade_anew: bool = False
     vae_rank: int
     critic_rank: int
     critic_lr: float

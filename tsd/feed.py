@@ -63,21 +63,16 @@ def open_data(sources: Sequence[Source], config: RunConfig, processes: int) -> D
     """Folders of images, files or arrays as crops; or one folder that `tsd prepare` wrote.
 
     Raises:
-        UserError: nothing usable in them; a prepared set among other sources, or of another crop than this run's.
+        UserError: nothing usable in them; a prepared set that is half-written, or one among other sources.
     """
     length = config.total_steps * config.global_batch(processes)
     folder = prepared_folder(sources)
     if folder is not None:
         from tsd.data.prepared import PreparedDataset
 
-        degradation = degradation_of(config) if isinstance(config, TrainConfig) else None
-        data = PreparedDataset(folder, seed=config.seed, length=length, degradation=degradation)
-        if data.settings["crop"] != config.crop:
-            raise UserError(
-                f"{folder} was prepared with crops of {data.settings['crop']}; this run asks for {config.crop}. Give "
-                f"--crop {data.settings['crop']}, or prepare it anew"
-            )
-        return data
+        anew = isinstance(config, TrainConfig) and config.degrade_anew
+        degradation = degradation_of(config) if anew else None
+        return PreparedDataset(folder, seed=config.seed, length=length, degradation=degradation)
     if isinstance(config, TrainConfig):
         return PairDataset(
             sources,

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tsd.config import RunConfig
 from tsd.errors import UserError
-from tsd.parallel import average_gradients, clip_gradients, sharded_like, whole
+from tsd.parallel import average_gradients, clip_gradients
+from tsd.sharded import sharded_like, whole
 
 MAX_OVERFLOWS = 20
 """fp16 steps left out in a row before that counts as divergence: the scale falls by 2^20 meanwhile."""

@@ -7,7 +7,7 @@ Three ways, chosen by the launcher's configuration alone (`tsd/assets/accelerate
   whose reducer expects one forward per backward.
 - **FSDP** (version 2, `fully_shard`): base and adapters of the denoiser and of the VAE's encoder are sharded, so are
   the optimiser's moments; FSDP itself averages the gradients. Parameters are `DTensor`s then, and a whole value is
-  gathered by all processes together: `whole` is a collective.
+  gathered by all processes together (`tsd.sharded.whole`).
 - **DeepSpeed** ZeRO-2 is refused: its engine owns one optimiser per model, and two optimisers train adapters of one
   model here. What it would save (gradients and moments of the adapters), FSDP saves too.
 
@@ -24,10 +24,11 @@ from accelerate.utils import DistributedType, ProjectConfiguration
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from tsd.config import RunConfig
 from tsd.errors import UserError
+from tsd.sharded import whole
 
 BUCKET_BYTES = 2**30
 """Gradients are averaged in flat buckets of this size: one for every model in sight."""
@@ -52,7 +53,9 @@ def refuse_launcher(config: RunConfig) -> None:
     if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
         raise UserError("fsdp_offload_params is not supported; the frozen base is small once sharded: set it to false")
     if config.optimizer == "adamw8bit":
-        raise UserError("--optimizer adamw8bit keeps whole moments and FSDP shards them; use --optimizer adamw with FSDP")
+        raise UserError(
+            "FSDP shards the moments and --optimizer adamw8bit cannot; use --optimizer adamw"
+        )
 
 
 def fsdp_requested() -> bool:
@@ -86,13 +89,14 @@ def shard(accelerator: Accelerator, *modules: nn.Module) -> None:
     collect parameters afterwards, they are other objects then.
     """
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
     for module in modules:
         for parameter in module.parameters():
             parameter.data = parameter.data.contiguous()  # FSDP takes no other layout, channels-last included
         blocks = set(getattr(module, "_no_split_modules", None) or ())
         for block in [inner for inner in module.modules() if type(inner).__name__ in blocks]:
-            fully_shard(block, mesh=mesh)
-        fully_shard(module, mesh=mesh)
+            fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
+        fully_shard(module, mesh=mesh, reshard_after_forward=reshard)
 
 
 def average_gradients(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
@@ -139,22 +143,3 @@ def mean(accelerator: Accelerator, numbers: dict[str, float]) -> dict[str, float
 def anyone(accelerator: Accelerator, flag: bool) -> bool:
     """Whether any process says so: what one process must not decide alone."""
     return mean(accelerator, {"flag": float(flag)})["flag"] > 0
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """The full value of a tensor; for a sharded one a collective that all processes must join."""
-    tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds, sharing its memory: for what is done element by element."""
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def sharded_like(value: Tensor, like: Tensor) -> Tensor:
-    """A whole value, the same in all processes, in the dtype, device and sharding of `like`."""
-    if not isinstance(like, DTensor):
-        return value.to(like)
-    return distribute_tensor(value.to(like.device, like.dtype), like.device_mesh, like.placements, src_data_rank=None)

@@ -19,7 +19,7 @@ from tsd import fingerprint
 from tsd.backbone import Backbone, Family, PromptEmbeds, require_prompt
 from tsd.config import RunConfig, TrainConfig
 from tsd.errors import UserError
-from tsd.feed import Source, data_fingerprint, open_data
+from tsd.feed import Source, data_fingerprint, open_data, prepared_folder
 from tsd.loading import check_fit, detect_family, load_prompts, read_config, resolve_model
 from tsd.lora import VAE_FILE, check_lora, check_student, denoiser_file, denoiser_targets, vae_targets
 from tsd.optim import require_optimizer
@@ -87,7 +87,8 @@ def check_run(
     if teacher_lora is not None:
         teacher_targets = _check_teacher(Path(teacher_lora), backbone)
     data = open_data(sources, config, processes)
-    _check_captions(data, backbone)
+    if prepared_folder(sources) is not None:
+        data.require(folder, crop=config.crop)  # pyright: ignore[reportAttributeAccessIssue]
     record = {
         "stage": "student" if distils else "teacher",
         "global_batch": config.global_batch(processes),
@@ -185,28 +186,11 @@ def _check_shapes(path: Path, module: nn.Module, family: Family, targets: list[s
         weight = tuple(layer.weight.shape)
         one = (1,) * (len(weight) - 2)
         if tuple(inputs) != weight[1:] or outputs != (weight[0], rank, *one):
-            raise UserError(f"{path}: the adapter at {name} has shapes {shapes[keys[0]]} and {outputs}, for a weight of "
-                            f"{weight}; it belongs to another model")  # fmt: skip
+            raise UserError(
+                f"{path}: the adapter at {name} has shapes {shapes[keys[0]]} and {outputs}, for a weight of {weight}; "
+                f"it belongs to another model"
+            )
     return adapted
-
-
-def _check_captions(data: Dataset[dict[str, Any]], backbone: Backbone) -> None:
-    """A prepared set's embeddings must be of the widths this model reads, its posterior of the VAE's channels."""
-    if not hasattr(data, "settings"):
-        return
-    item, widths = data[0], backbone.family.prompt_widths(backbone.denoiser.config)
-    found = [item["prompt_embeds"].shape[-1], item["pool_embeds"].shape[-1] if "pool_embeds" in item else None]
-    if found != list(widths):
-        raise UserError(
-            f"the prepared data holds prompts of width {found[0]} and pooled width {found[1]}; this model reads "
-            f"{widths[0]} and {widths[1]}. Prepare it with this model"
-        )
-    channels = item["posterior"].shape[0] // 2 if "posterior" in item else None
-    if channels not in (None, backbone.vae.config["latent_channels"]):
-        raise UserError(
-            f"the prepared data holds latents of {channels} channels; this model's VAE writes "
-            f"{backbone.vae.config['latent_channels']}. Prepare it with this model"
-        )
 
 
 def _tensors(prompt: PromptEmbeds) -> list[torch.Tensor]:

@@ -151,6 +151,10 @@ class Run:
             device=accelerator.device,
         )
 
+    def last_good(self) -> Path | None:
+        """The newest checkpoint, to name where training diverged."""
+        return latest(self.folder)
+
     def goes_on(self, state: TrainState) -> bool:
         return state.step < self.end and self.stopped_by is None
 

@@ -13,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from tsd.backbone import Backbone, PromptEmbeds
-from tsd.config import Phase, TrainConfig
+from tsd.config import Phase, RunConfig, TrainConfig
 from tsd.dasm import Predict, trajectory, trajectory_gradient
 from tsd.lora import Role, role
 from tsd.objective import critic_loss, reconstruction_loss, student_loss, surrogate_loss
@@ -77,7 +77,7 @@ def predictor(
 
 
 @torch.no_grad()
-def ground_truth_latents(backbone: Backbone, batch: Batch, config: TrainConfig) -> Tensor:
+def ground_truth_latents(backbone: Backbone, batch: Batch, config: RunConfig) -> Tensor:
     """z = E_ψ(x_H), (B, C, h, w) in fp32, by the frozen encoder or, the same draw, from its stored moments."""
     generators = [generator_for(config.seed, "posterior of x_H", index) for index in batch.indices]
     if batch.posterior is None:
