@@ -7,6 +7,7 @@ The results are run folders in OUTPUT, named after the scenarios.
 import dataclasses
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -41,7 +42,9 @@ CONFIG = dataclasses.replace(
 SHARED = dataclasses.replace(CONFIG, batch_size=1, gradient_accumulation=2)  # by two processes: also 4 in all
 
 
-def worker(rank: int, processes: int, port: int, fsdp: bool, model: str, output: str, config: TrainConfig, options: dict):
+def worker(
+    rank: int, processes: int, port: int, fsdp: bool, model: str, output: str, config: TrainConfig, options: dict
+) -> None:
     torch.set_num_threads(1)
     if processes > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
@@ -63,13 +66,11 @@ def kill_self_at(log: Path, rows: int) -> None:
 
 
 def launch(model: str, output: Path, config: TrainConfig, processes: int, *, fsdp: bool = False, **options) -> None:
-    port = 20_000 + os.getpid() % 20_000 + launch.count  # type: ignore[attr-defined]
-    launch.count += 1  # type: ignore[attr-defined]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     arguments = (processes, port, fsdp, model, str(output), config, options)
     start_processes(worker, arguments, nprocs=processes, start_method="fork")
-
-
-launch.count = 0  # type: ignore[attr-defined]
 
 
 def main(model: str, output: Path, scenarios: list[str]) -> None:
