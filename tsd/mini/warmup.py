@@ -154,10 +154,17 @@ class Pool:
         return self.features[rows].to(self.device), self.latents[rows].to(self.device).float()
 
     def loss(self, z_hat: Tensor, z: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Minus PSNR up to a constant: 10·log10 of each crop's error, so an easy crop counts as much as a hard one."""
-        errors = (self.metric * (z_hat.float() - z).square()).mean(dim=(1, 2, 3))
-        loss = 10 * (errors + 1e-3).log10().mean()
-        return loss, {"db": loss.item()}
+        return latent_loss(z_hat, z, self.metric)
+
+
+def latent_loss(z_hat: Tensor, z: Tensor, metric: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Minus PSNR up to a constant: 10·log10 of each crop's error, so an easy crop counts as much as a hard one.
+
+    metric: the weight of a latent channel, as of `pixel_metric`.
+    """
+    errors = (metric * (z_hat.float() - z).square()).mean(dim=(1, 2, 3))
+    loss = 10 * (errors + 1e-3).log10().mean()
+    return loss, {"db": loss.item()}
 
 
 def train_encoder(
