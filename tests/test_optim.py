@@ -54,7 +54,10 @@ def test_eight_bit_moments_are_eight_bit_and_near_the_exact_ones() -> None:
         step(accelerator, exact, adamw)
         step(accelerator, rough, adamw8bit)
     assert torch.uint8 in {
-        value.dtype for state in adamw8bit.optimizer.state.values() for value in state.values() if torch.is_tensor(value)
+        value.dtype
+        for state in adamw8bit.optimizer.state.values()
+        for value in state.values()
+        if torch.is_tensor(value)
     }
     difference = (exact - rough).detach().abs()
     assert float(difference.mean()) < 0.02 * 5 * 1e-2  # of the way gone

@@ -86,9 +86,7 @@ def test_it_resumes_bit_for_bit_and_feeds_the_distillation(
     held_out = tmp_path / "held-out"
     held_out.mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(held_out / "a.png")
-    whole = train_teacher(
-        tiny_sd3_dir, photos, tmp_path / "whole", TINY, val_data=held_out, tracker="none", cpu=True
-    )
+    whole = train_teacher(tiny_sd3_dir, photos, tmp_path / "whole", TINY, val_data=held_out, tracker="none", cpu=True)
     for stop in (1, None):
         parts = train_teacher(
             tiny_sd3_dir, photos, tmp_path / "parts", TINY, resume=True, stop_after=stop, tracker="none", cpu=True
@@ -110,9 +108,7 @@ def test_it_resumes_bit_for_bit_and_feeds_the_distillation(
     save_file({key: torch.full_like(value, 0.2) for key, value in a.items()}, loud / "transformer.safetensors")
     logs = []
     for name, teacher in (("bare", None), ("tuned", loud)):
-        train(
-            tiny_sd3_dir, photos, tmp_path / name, config, teacher_lora=teacher, tracker="none", cpu=True
-        )
+        train(tiny_sd3_dir, photos, tmp_path / name, config, teacher_lora=teacher, tracker="none", cpu=True)
         logs.append(json.loads((tmp_path / name / "log.jsonl").read_text()))
     assert logs[0]["latent_mse"] == logs[1]["latent_mse"]
     assert abs(logs[0]["tsm_rms"] - logs[1]["tsm_rms"]) > 1e-3 * logs[0]["tsm_rms"]

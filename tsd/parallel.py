@@ -53,9 +53,7 @@ def refuse_launcher(config: RunConfig) -> None:
     if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
         raise UserError("fsdp_offload_params is not supported; the frozen base is small once sharded: set it to false")
     if config.optimizer == "adamw8bit":
-        raise UserError(
-            "FSDP shards the moments and --optimizer adamw8bit cannot; use --optimizer adamw"
-        )
+        raise UserError("FSDP shards the moments and --optimizer adamw8bit cannot; use --optimizer adamw")
 
 
 def fsdp_requested() -> bool:
