@@ -84,7 +84,7 @@ def test_models_prompts_and_data(tiny_sd3_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no 'null' prompt"):
         check(model)
     (model / "vae" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(UserError, match="no .safetensors weights"):
+    with pytest.raises(UserError, match=r"no \.safetensors weights"):
         check(model)
     with pytest.raises(UserError, match="multiple of 16"):
         check(tiny_sd3_dir, config=dataclasses.replace(TINY, crop=40))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tsd.backbone import PromptEmbeds, load_backbone
 from tsd.config import MINI, Phase
@@ -103,8 +103,6 @@ def test_it_resumes_bit_for_bit_and_feeds_the_distillation(
     )  # fmt: skip
     loud = tmp_path / "loud"  # four steps hardly move it
     loud.mkdir()
-    from safetensors.torch import save_file
-
     save_file({key: torch.full_like(value, 0.2) for key, value in a.items()}, loud / "transformer.safetensors")
     logs = []
     for name, teacher in (("bare", None), ("tuned", loud)):
@@ -112,5 +110,5 @@ def test_it_resumes_bit_for_bit_and_feeds_the_distillation(
         logs.append(json.loads((tmp_path / name / "log.jsonl").read_text()))
     assert logs[0]["latent_mse"] == logs[1]["latent_mse"]
     assert abs(logs[0]["tsm_rms"] - logs[1]["tsm_rms"]) > 1e-3 * logs[0]["tsm_rms"]
-    with pytest.raises(UserError, match="teacher_lora: '[0-9a-f]+' then, None now"):
+    with pytest.raises(UserError, match=r"teacher_lora: '[0-9a-f]+' then, None now"):
         train(tiny_sd3_dir, photos, tmp_path / "tuned", config, resume=True, tracker="none", cpu=True)

@@ -282,13 +282,13 @@ def test_resuming_on_other_data_or_another_model_is_refused(
 ) -> None:
     run = tmp_path / "run"
     tiny_run(tiny_sd3_dir, photos, run, stop_after=1)
-    with pytest.raises(UserError, match="data: '[0-9a-f]+' then"):
+    with pytest.raises(UserError, match=r"data: '[0-9a-f]+' then"):
         tiny_run(tiny_sd3_dir, photos[:2], run, resume=True)
     other = tmp_path / "model"
     shutil.copytree(tiny_sd3_dir, other)
     weights = other / "transformer" / "diffusion_pytorch_model.safetensors"
     save_file({key: value + 1 for key, value in load_file(weights).items()}, weights)
-    with pytest.raises(UserError, match="model: '[0-9a-f]+' then"):
+    with pytest.raises(UserError, match=r"model: '[0-9a-f]+' then"):
         tiny_run(other, photos, run, resume=True)
     moved = tmp_path / "moved"
     shutil.copytree(tiny_sd3_dir, moved)

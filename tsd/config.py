@@ -50,7 +50,7 @@ class RunConfig:
             run may be resumed on another number of processes if that product stays.
         crop: side of the square ground-truth crops in pixels.
         usm: sharpen the ground truth as SeeSR's pair maker does.
-        rank: of the denoiser's LoRA; alpha = rank, here and for every other adapter.
+        rank: of the denoiser's LoRA; alpha = rank for every adapter.
         lr, lr_schedule, warmup_steps: learning rate, and its course as diffusers' `get_scheduler` names it.
         optimizer: `adamw`, or bitsandbytes' `adamw8bit`, whose state takes 2 bytes a parameter instead of 8.
         adam_betas, weight_decay, max_grad_norm: AdamW and clipping.

@@ -70,8 +70,7 @@ def open_data(sources: Sequence[Source], config: RunConfig, processes: int) -> D
     if folder is not None:
         from tsd.data.prepared import PreparedDataset
 
-        anew = isinstance(config, TrainConfig) and config.degrade_anew
-        degradation = degradation_of(config) if anew else None
+        degradation = degradation_of(config) if isinstance(config, TrainConfig) and config.degrade_anew else None
         return PreparedDataset(folder, seed=config.seed, length=length, degradation=degradation)
     if isinstance(config, TrainConfig):
         return PairDataset(

@@ -49,7 +49,7 @@ def of_images(images: Sequence[Path | np.ndarray]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for image in images:
         if isinstance(image, np.ndarray):
-            digest.update(f"{image.shape}\x1f".encode() + hashlib.blake2b(np.ascontiguousarray(image)).digest())
+            digest.update(f"{image.shape}\x1f".encode() + hashlib.blake2b(image.tobytes()).digest())
         else:
             digest.update(f"{image.name}\x1f{image.stat().st_size}\x1f".encode())
     return digest.hexdigest()

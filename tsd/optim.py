@@ -49,6 +49,13 @@ def new_optimizer(config: RunConfig, parameters: list[nn.Parameter], lr: float) 
     return torch.optim.AdamW(parameters, **settings)
 
 
+def accelerated(accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> AcceleratedOptimizer:
+    """The optimiser behind accelerate's loss scaling; the schedule is made from the bare one, before."""
+    wrapped = accelerator.prepare_optimizer(optimizer)
+    assert isinstance(wrapped, AcceleratedOptimizer)
+    return wrapped
+
+
 def update(
     accelerator: Accelerator, optimizer: AcceleratedOptimizer, parameters: list[nn.Parameter], max_norm: float
 ) -> dict[str, float]:

@@ -29,7 +29,7 @@ from tsd.lora import (
     save_student,
     vae_targets,
 )
-from tsd.optim import DivergenceError, OptimizerState, new_optimizer, refuse_divergence, update
+from tsd.optim import DivergenceError, OptimizerState, accelerated, new_optimizer, refuse_divergence, update
 from tsd.pixel_loss import load_pixel_loss
 from tsd.run import Run, Validation
 from tsd.seeds import seed_for
@@ -182,7 +182,7 @@ def prepare(
         stateful[f"{prefix}schedule"] = get_scheduler(
             config.lr_schedule, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps
         )
-        stateful[f"{prefix}optimizer"] = OptimizerState(accelerator.prepare_optimizer(optimizer))
+        stateful[f"{prefix}optimizer"] = OptimizerState(accelerated(accelerator, optimizer))
     state = TrainState({name: dict(group) for name, group in adapters.items()}, stateful)
     if config.ema_decay:
         start_ema(state)
