@@ -1,9 +1,11 @@
 """Several processes: the same parameters as one, after kills, under FSDP and between both; and the launcher's files."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ def runs(tiny_sd3_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folders of every scenario of `harness/process_scenarios.py`."""
     output = tmp_path_factory.mktemp("processes")
     names = ["one", "ddp", "killed", "fsdp", "one-then-fsdp"]
+    names += ["zero"] if find_spec("deepspeed") else []
     command = [sys.executable, str(SCENARIOS), str(tiny_sd3_dir), str(output), *names]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -53,6 +56,13 @@ def test_processes_give_the_parameters_of_one(runs: Path, name: str) -> None:
 
     `fsdp` recomputes activations too; `fsdp-then-one` and `one-then-fsdp` resume each other's checkpoints.
     """
+    assert largest_difference(runs / "one", runs / name) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed (it builds its own kernels)")
+@pytest.mark.parametrize("name", ["zero", "zero-then-one", "one-then-zero"])
+def test_deepspeed_gives_the_parameters_of_one(runs: Path, name: str) -> None:
     assert largest_difference(runs / "one", runs / name) < 1e-5
 
 
@@ -84,7 +94,14 @@ def test_accelerate_launches_the_command(tiny_sd3_dir: Path, tmp_path: Path) -> 
 
 def test_ready_configurations_are_accelerates() -> None:
     names = {path.name for path in CONFIGS.glob("*.yaml")}
-    assert {"gpu-1x-24gb.yaml", "gpu-1x-80gb.yaml", "gpu-8x-ddp.yaml", "gpu-8x-fsdp.yaml", "cpu-2x.yaml"} <= names
+    assert {
+        "gpu-1x-24gb.yaml",
+        "gpu-1x-80gb.yaml",
+        "gpu-8x-ddp.yaml",
+        "gpu-8x-fsdp.yaml",
+        "gpu-8x-zero2.yaml",
+        "cpu-2x.yaml",
+    } <= names
     for path in CONFIGS.glob("*.yaml"):
         config = load_config_from_file(str(path))
         assert config.num_processes == int(path.stem.split("-")[1].removesuffix("x"))
@@ -108,8 +125,23 @@ def test_launchers_that_cannot_work_are_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
     with pytest.raises(UserError, match="offload"):
         refuse_launcher(MINI)
+
+
+def test_what_is_not_covered_of_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(UserError, match="DeepSpeed"):
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    with pytest.raises(UserError, match="use FSDP"):
+        refuse_launcher(MINI)
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    with pytest.raises(UserError, match="bf16"):
+        refuse_launcher(dataclasses.replace(MINI, mixed_precision="fp16"))
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(UserError, match="pip install deepspeed"):
+        refuse_launcher(MINI)
+    settings = tmp_path / "zero.json"
+    settings.write_text(json.dumps({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}))
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(settings))
+    with pytest.raises(UserError, match="without offloading"):
         refuse_launcher(MINI)
 
 

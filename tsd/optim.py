@@ -13,6 +13,7 @@ from tsd.config import RunConfig
 from tsd.errors import UserError
 from tsd.parallel import average_gradients, clip_gradients
 from tsd.sharded import sharded_like, whole
+from tsd.zero import ZeroOptimizer, zero_requested
 
 MAX_OVERFLOWS = 20
 """fp16 steps left out in a row before that counts as divergence: the scale falls by 2^20 meanwhile."""
@@ -49,15 +50,31 @@ def new_optimizer(config: RunConfig, parameters: list[nn.Parameter], lr: float) 
     return torch.optim.AdamW(parameters, **settings)
 
 
-def accelerated(accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> AcceleratedOptimizer:
-    """The optimiser behind accelerate's loss scaling; the schedule is made from the bare one, before."""
+RoleOptimizer = AcceleratedOptimizer | ZeroOptimizer
+"""One role's optimiser, student's, critic's or teacher's, as the launcher wants it."""
+
+
+def accelerated(
+    accelerator: Accelerator, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], config: RunConfig
+) -> RoleOptimizer:
+    """The optimiser behind accelerate's loss scaling, or DeepSpeed's. Schedules are made from the bare one, before."""
+    if zero_requested() and accelerator.num_processes > 1:
+        return ZeroOptimizer(optimizer, parameters, config)
     wrapped = accelerator.prepare_optimizer(optimizer)
     assert isinstance(wrapped, AcceleratedOptimizer)
     return wrapped
 
 
+def backward(accelerator: Accelerator, optimizer: RoleOptimizer, loss: Tensor) -> None:
+    """The backward pass of one micro-batch of the turn that `optimizer` ends; divides by the accumulation count."""
+    if isinstance(optimizer, ZeroOptimizer):
+        optimizer.backward(loss)
+    else:
+        accelerator.backward(loss)
+
+
 def update(
-    accelerator: Accelerator, optimizer: AcceleratedOptimizer, parameters: list[nn.Parameter], max_norm: float
+    accelerator: Accelerator, optimizer: RoleOptimizer, parameters: list[nn.Parameter], max_norm: float
 ) -> dict[str, float]:
     """Averages gradients over processes, clips, steps, clears.
 
@@ -67,6 +84,8 @@ def update(
         `grad_norm` before clipping. Under fp16's loss scaling an overflow is how the scale is found: such a step is
         left out by the scaler, and counted as `overflow` instead of a norm.
     """
+    if isinstance(optimizer, ZeroOptimizer):
+        return {"grad_norm": optimizer.step()}
     average_gradients(accelerator, parameters)
     accelerator.unscale_gradients(optimizer)
     norm = clip_gradients(parameters, max_norm)
@@ -103,15 +122,17 @@ class OptimizerState:
     So a checkpoint written by N processes, under FSDP or not, is read by M.
     """
 
-    def __init__(self, optimizer: AcceleratedOptimizer) -> None:
+    def __init__(self, optimizer: RoleOptimizer) -> None:
         self.optimizer = optimizer
 
     def state_dict(self) -> dict[str, Any]:
-        """A collective under FSDP."""
+        """A collective under FSDP and DeepSpeed."""
         state = self.optimizer.state_dict()
         return {"state": _gathered(state["state"]), "param_groups": state["param_groups"]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if isinstance(self.optimizer, ZeroOptimizer):
+            return self.optimizer.load_state_dict(state)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         moments = {
             number: {

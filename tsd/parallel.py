@@ -8,8 +8,7 @@ Three ways, chosen by the launcher's configuration alone (`tsd/assets/accelerate
 - **FSDP** (version 2, `fully_shard`): base and adapters of the denoiser and of the VAE's encoder are sharded, so are
   the optimiser's moments; FSDP itself averages the gradients. Parameters are `DTensor`s then, and a whole value is
   gathered by all processes together (`tsd.sharded.whole`).
-- **DeepSpeed** ZeRO-2 is refused: its engine owns one optimiser per model, and two optimisers train adapters of one
-  model here. What it would save (gradients and moments of the adapters), FSDP saves too.
+- **DeepSpeed** ZeRO-2: whole parameters, divided gradients and moments, one engine per optimiser (`tsd.zero`).
 
 Sample numbers are global (`tsd.feed`), the adapters start from the same seeds everywhere: nothing is broadcast.
 """
@@ -29,6 +28,7 @@ from torch.distributed.tensor import DTensor
 from tsd.config import RunConfig
 from tsd.errors import UserError
 from tsd.sharded import whole
+from tsd.zero import SWITCH, zero_requested, zero_settings
 
 BUCKET_BYTES = 2**30
 """Gradients are averaged in flat buckets of this size: one for every model in sight."""
@@ -38,14 +38,11 @@ def refuse_launcher(config: RunConfig) -> None:
     """Refuses, before a process group exists, what the launcher asks for and this code cannot do.
 
     Raises:
-        UserError: DeepSpeed, FSDP's first version, parameters offloaded to the CPU, or 8-bit moments under FSDP.
+        UserError: FSDP's first version, parameters offloaded to the CPU, 8-bit moments under FSDP, or what
+            `tsd.zero` does not cover of DeepSpeed.
     """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise UserError(
-            "DeepSpeed cannot train here: its engine owns one optimiser per model, and student and critic are two "
-            "optimisers on one model. FSDP shards the same state and more: `accelerate launch --config_file "
-            "fsdp-8x.yaml` (see `tsd train --help`)"
-        )
+    if zero_requested():
+        zero_settings(config)
     if not fsdp_requested():
         return
     if os.environ.get("FSDP_VERSION", "1") != "2":
@@ -64,13 +61,18 @@ def fsdp_requested() -> bool:
 def start(config: RunConfig, output: Path, *, tracker: str, cpu: bool) -> Accelerator:
     """The accelerator of this run; `tracker` is one of accelerate's names, or `none`."""
     AcceleratorState._reset_state()  # a singleton: a second run in this process may have another precision
-    return Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        log_with=None if tracker == "none" else tracker,
-        project_config=ProjectConfiguration(str(output), logging_dir=str(output / "logs")),
-        cpu=cpu,
-    )
+    asked = os.environ.pop(SWITCH, None)  # accelerate's own DeepSpeed mode wants one engine for everything
+    try:
+        return Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation,
+            log_with=None if tracker == "none" else tracker,
+            project_config=ProjectConfiguration(str(output), logging_dir=str(output / "logs")),
+            cpu=cpu,
+        )
+    finally:
+        if asked is not None:
+            os.environ[SWITCH] = asked
 
 
 def is_sharded(accelerator: Accelerator) -> bool:

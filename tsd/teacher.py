@@ -19,7 +19,7 @@ from tsd.checkpoint import TrainState
 from tsd.data.degrade import FULL
 from tsd.feed import Source
 from tsd.lora import adapter_parameters, attach, denoiser_file, denoiser_targets, role, save_adapter
-from tsd.optim import OptimizerState, accelerated, new_optimizer, refuse_divergence, update
+from tsd.optim import OptimizerState, accelerated, backward, new_optimizer, refuse_divergence, update
 from tsd.parallel import mean
 from tsd.run import Run, Validation
 from tsd.seeds import generator_for, seed_for
@@ -67,7 +67,7 @@ def train_teacher(
         schedule = get_scheduler(
             config.lr_schedule, inner, num_warmup_steps=config.warmup_steps, num_training_steps=config.steps
         )
-        optimizer = accelerated(accelerator, inner)
+        optimizer = accelerated(accelerator, inner, parameters, config)
         state = TrainState(
             {"teacher.denoiser": dict(adapter)}, {"schedule": schedule, "optimizer": OptimizerState(optimizer)}
         )
@@ -88,7 +88,7 @@ def train_teacher(
                 batch = next(batches)
                 with accelerator.autocast():
                     loss = teacher_loss(backbone, batch, config)
-                accelerator.backward(loss)
+                backward(accelerator, optimizer, loss)
                 micro_logs.append({"teacher": loss.detach()})
             logs = run.mean(micro_logs)
             logs |= update(accelerator, optimizer, parameters, config.max_grad_norm)

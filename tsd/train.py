@@ -29,7 +29,7 @@ from tsd.lora import (
     save_student,
     vae_targets,
 )
-from tsd.optim import DivergenceError, OptimizerState, accelerated, new_optimizer, refuse_divergence, update
+from tsd.optim import DivergenceError, OptimizerState, accelerated, backward, new_optimizer, refuse_divergence, update
 from tsd.pixel_loss import load_pixel_loss
 from tsd.run import Run, Validation
 from tsd.seeds import seed_for
@@ -114,7 +114,7 @@ def train(
                 batch = next(batches)
                 with accelerator.autocast():
                     turn = student_turn(backbone, batch, config, phase, gamma1, pixel_loss)
-                accelerator.backward(turn.loss)  # divides by the accumulation count itself
+                backward(accelerator, optimizer, turn.loss)
                 done.append((turn.z_hat, batch))
                 micro_logs.append(turn.logs)
             logs = run.mean(micro_logs)
@@ -127,7 +127,7 @@ def train(
                 for z_hat, batch in done:
                     with accelerator.autocast():
                         loss = critic_turn(backbone, z_hat, batch.indices, config, batch.prompt)
-                    accelerator.backward(loss)
+                    backward(accelerator, critic_optimizer, loss)
                     micro_logs.append({"critic": loss.detach()})
                 logs |= run.mean(micro_logs)
                 critic_logs = update(accelerator, critic_optimizer, critic, config.max_grad_norm)
@@ -182,7 +182,7 @@ def prepare(
         stateful[f"{prefix}schedule"] = get_scheduler(
             config.lr_schedule, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps
         )
-        stateful[f"{prefix}optimizer"] = OptimizerState(accelerated(accelerator, optimizer))
+        stateful[f"{prefix}optimizer"] = OptimizerState(accelerated(accelerator, optimizer, parameters, config))
     state = TrainState({name: dict(group) for name, group in adapters.items()}, stateful)
     if config.ema_decay:
         start_ema(state)

@@ -43,14 +43,16 @@ SHARED = dataclasses.replace(CONFIG, batch_size=1, gradient_accumulation=2)  # b
 
 
 def worker(
-    rank: int, processes: int, port: int, fsdp: bool, model: str, output: str, config: TrainConfig, options: dict
+    rank: int, processes: int, port: int, kind: str, model: str, output: str, config: TrainConfig, options: dict
 ) -> None:
     torch.set_num_threads(1)
     if processes > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    if fsdp:
-        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    os.environ |= {
+        "fsdp": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+        "zero": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    }.get(kind, {})
     kill_at = options.pop("kill_at", None)
     if rank == 1 and kill_at is not None:
         threading.Thread(target=kill_self_at, args=(Path(output) / "log.jsonl", kill_at), daemon=True).start()
@@ -65,11 +67,11 @@ def kill_self_at(log: Path, rows: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def launch(model: str, output: Path, config: TrainConfig, processes: int, *, fsdp: bool = False, **options) -> None:
+def launch(model: str, output: Path, config: TrainConfig, processes: int, *, kind: str = "", **options) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = (processes, port, fsdp, model, str(output), config, options)
+    arguments = (processes, port, kind, model, str(output), config, options)
     start_processes(worker, arguments, nprocs=processes, start_method="fork")
 
 
@@ -89,15 +91,22 @@ def main(model: str, output: Path, scenarios: list[str]) -> None:
 
     def fsdp() -> None:  # resumed by one process without FSDP, with checkpointing on and off
         recomputing = dataclasses.replace(SHARED, gradient_checkpointing=True)
-        launch(model, output / "fsdp", recomputing, 2, fsdp=True)
-        launch(model, output / "fsdp-then-one", SHARED, 2, fsdp=True, stop_after=3)
+        launch(model, output / "fsdp", recomputing, 2, kind="fsdp")
+        launch(model, output / "fsdp-then-one", SHARED, 2, kind="fsdp", stop_after=3)
         launch(model, output / "fsdp-then-one", CONFIG, 1, resume=True)
 
     def one_then_fsdp() -> None:
         launch(model, output / "one-then-fsdp", CONFIG, 1, stop_after=3)
-        launch(model, output / "one-then-fsdp", SHARED, 2, fsdp=True, resume=True)
+        launch(model, output / "one-then-fsdp", SHARED, 2, kind="fsdp", resume=True)
 
-    known = {"one": one, "ddp": ddp, "killed": killed, "fsdp": fsdp, "one-then-fsdp": one_then_fsdp}
+    def zero() -> None:
+        launch(model, output / "zero", SHARED, 2, kind="zero")
+        launch(model, output / "zero-then-one", SHARED, 2, kind="zero", stop_after=3)
+        launch(model, output / "zero-then-one", CONFIG, 1, resume=True)
+        launch(model, output / "one-then-zero", CONFIG, 1, stop_after=3)
+        launch(model, output / "one-then-zero", SHARED, 2, kind="zero", resume=True)
+
+    known = {"zero": zero, "one": one, "ddp": ddp, "killed": killed, "fsdp": fsdp, "one-then-fsdp": one_then_fsdp}
     for scenario in scenarios:
         began = time.monotonic()
         known[scenario]()

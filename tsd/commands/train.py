@@ -27,6 +27,7 @@ the teacher first (optional), then the student against it:
 several processes, by accelerate (its configuration files are in the folder that --accelerate-configs prints):
   accelerate launch --config_file gpu-8x-ddp.yaml $(which tsd) train --preset paper …
   accelerate launch --config_file gpu-8x-fsdp.yaml $(which tsd) train --preset paper …      base and adapters sharded
+  accelerate launch --config_file gpu-8x-zero2.yaml $(which tsd) train --preset paper …     DeepSpeed, moments divided
   accelerate launch --config_file cpu-2x.yaml $(which tsd) train --device cpu --preset mini …
 on a cluster: --time-limit 23:45 stops cleanly in time; submit the same command with --resume until it is done.
 one card of 24 GB: --batch-size 1 --gradient-accumulation 16 --gradient-checkpointing --optimizer adamw8bit
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         print(config.to_json())
     if args.print_config:
         return 0
-    if not args.data or (args.output is None and not args.dry_run):
+    if not args.data:
         raise UserError("--data DIR... and --output DIR are needed (or --print-config)")
     if args.device == "cuda":
         import torch
@@ -108,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
     model = args.model if args.model is not None else mini_model_dir()
     if args.dry_run:
         return dry_run(args, model, config)
+    if args.output is None:
+        raise UserError("--output DIR is needed (or --print-config, --dry-run)")
     options: dict[str, Any] = {
         "resume": args.resume,
         "prompt_embeds": args.prompt_embeds,
