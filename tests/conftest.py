@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: offline, seeded, and built from real library classes in tiny configurations."""
 
+import json
 import os
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 
 @pytest.fixture(autouse=True)
@@ -161,3 +163,92 @@ def tiny_lora_dir(tiny_sd3_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
 def tiny_sd2_lora_dir(tiny_sd2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student for `tiny_sd2_dir`, see `save_random_student`."""
     return save_random_student(tiny_sd2_dir, tmp_path_factory.mktemp("tiny") / "lora-sd2")
+
+
+def build_clip_tokenizer(folder: Path, *, pad: str, tokens: int = 77) -> int:
+    """A CLIP tokenizer in the hub's files: every byte, a few merges, special tokens; returns its vocabulary's size."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    merges = [("t", "h"), ("th", "e</w>"), ("i", "n"), ("in", "g</w>"), ("s", "h"), ("o", "n</w>"), ("e", "r</w>")]
+    symbols = sorted(ByteLevel.alphabet())  # "!" comes first: padding with it is padding with 0, as in OpenCLIP
+    words = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *map("".join, merges)]
+    vocabulary = {word: index for index, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    settings = {**special, "pad_token": pad, "model_max_length": tokens, "tokenizer_class": "CLIPTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return len(vocabulary)
+
+
+def build_t5_tokenizer(folder: Path) -> int:
+    """A T5 tokenizer of single letters and a few pieces, in the `tokenizers` library's file; its vocabulary's size."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import T5TokenizerFast
+
+    pieces = ["▁", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,-", "▁the", "ing", "tion"]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((piece, -2.0) for piece in pieces)]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    T5TokenizerFast(tokenizer_object=tokenizer, extra_ids=0, model_max_length=512).save_pretrained(folder)
+    return len(vocabulary)
+
+
+def _clip_config(vocabulary: int, width: int, projection: int, layers: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        projection_dim=projection,
+        max_position_embeddings=77,
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
+        pad_token_id=1,
+    )
+
+
+def add_sd3_text(folder: Path) -> Path:
+    """Three random text encoders and their tokenizers in SD3's folders, fitting `build_tiny_sd3`: 4 + 6 wide of 12."""
+    torch.manual_seed(77)
+    for name, width, pad in (("", 4, "<|endoftext|>"), ("_2", 6, "!")):
+        vocabulary = build_clip_tokenizer(folder / f"tokenizer{name}", pad=pad)
+        encoder = CLIPTextModelWithProjection(_clip_config(vocabulary, width, width, layers=3))
+        encoder.save_pretrained(folder / f"text_encoder{name}")
+    t5 = T5Config(
+        vocab_size=build_t5_tokenizer(folder / "tokenizer_3"),
+        d_model=12,
+        d_kv=4,
+        d_ff=16,
+        num_layers=2,
+        num_heads=3,
+        feed_forward_proj="gated-gelu",
+        is_encoder_decoder=False,
+        use_cache=False,
+    )
+    T5EncoderModel(t5).save_pretrained(folder / "text_encoder_3")
+    return folder
+
+
+def add_sd2_text(folder: Path, width: int = 12) -> Path:
+    """A random OpenCLIP-like text encoder and its tokenizer in SD2's folders, fitting `build_tiny_sd2`."""
+    torch.manual_seed(78)
+    vocabulary = build_clip_tokenizer(folder / "tokenizer", pad="!")
+    CLIPTextModel(_clip_config(vocabulary, width, 4, layers=3)).save_pretrained(folder / "text_encoder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3_text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`build_tiny_sd3` with its three text encoders. Session-wide: treat as read-only."""
+    return add_sd3_text(build_tiny_sd3(tmp_path_factory.mktemp("tiny") / "sd3-text"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd2_text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`build_tiny_sd2` with its text encoder. Session-wide: treat as read-only."""
+    return add_sd2_text(build_tiny_sd2(tmp_path_factory.mktemp("tiny") / "sd2-text"))

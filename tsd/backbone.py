@@ -129,9 +129,9 @@ class Backbone:
         return self.process.x0(z_L.float(), prediction.float(), t).to(z_L.dtype)
 
 
-def mini_model_dir() -> Path:
-    """The mini model shipped in the package (`tsd/assets/mini`), in diffusers layout."""
-    return Path(__file__).parent / "assets" / "mini"
+def mini_model_dir(name: Literal["mini", "mini-sd2"] = "mini") -> Path:
+    """A mini model shipped in the package, in diffusers layout: of SD3's family, or of SD2's."""
+    return Path(__file__).parent / "assets" / name
 
 
 def load_backbone(

@@ -4,7 +4,7 @@ Nothing that could run code is loaded: safetensors, or `torch.load(weights_only=
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ FAMILIES: dict[str, Family] = {"sd3": SD3(), "sd2": SD2()}
 SD3_MEDIUM = FAMILIES["sd3"].example
 # Weights once, in safetensors: repositories also hold fp16, non-EMA and pickled copies of the same weights.
 _WANTED = ("*.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-*.safetensors")
+
+_WANTED_TEXT = ("*.json", "model.safetensors", "model-*.safetensors", "merges.txt", "spiece.model")
 
 
 def parts_of(family: Family) -> tuple[str, str, str]:
@@ -97,28 +99,65 @@ def resolve_model(source: str | Path, extra_parts: tuple[str, ...] = ()) -> Path
     text = str(source)
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
         raise UserError(f"no model folder at {text!r}, and it is no hub id of the form owner/name")
-    return _snapshot(text, extra_parts)
-
-
-def _snapshot(hub_id: str, extra_parts: tuple[str, ...]) -> Path:
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
-
     parts = list(dict.fromkeys(part for family in FAMILIES.values() for part in parts_of(family)))
     patterns = [f"{part}/{wanted}" for part in parts for wanted in _WANTED] + [
         f"{part}/*" for part in ["prompts", *extra_parts]
     ]
-    included = " ".join(repr(f"{part}/*") for part in [*parts, *extra_parts])
+
+    def complete(cached: Path) -> bool:
+        return all((cached / part).is_dir() for part in (*parts_of(detect_family(cached)), *extra_parts)) and any(
+            cached.glob(f"{detect_family(cached).denoiser_folder}/*.safetensors")
+        )
+
+    return _snapshot(text, patterns, [*parts, *extra_parts], complete)
+
+
+def resolve_text_model(source: str | Path, *, t5: bool = True) -> Path:
+    """The local folder of a model's text side: text encoders, tokenizers and the denoiser's configuration.
+
+    Of a hub id only these are fetched, no weights of VAE or denoiser; without `t5` neither SD3's third encoder (9.5 GB)
+    nor its tokenizer. What a folder holds is checked by `tsd.text_encoders.text_side`.
+
+    Raises:
+        UserError: no such folder; a hub id that is not on this machine and cannot be fetched.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    text = str(source)
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise UserError(f"no model folder at {text!r}, and it is no hub id of the form owner/name")
+    parts = [
+        f"{part}{suffix}" for suffix in ("", "_2", "_3")[: 3 if t5 else 2] for part in ("text_encoder", "tokenizer")
+    ]
+    patterns = [f"{part}/{wanted}" for part in parts for wanted in _WANTED_TEXT]
+    patterns += [f"{family.denoiser_folder}/config.json" for family in FAMILIES.values()]
+
+    def complete(cached: Path) -> bool:
+        needed = parts if detect_family(cached).name == "sd3" else parts[:2]
+        return all((cached / part).is_dir() for part in needed)
+
+    return _snapshot(text, patterns, parts, complete)
+
+
+def _snapshot(hub_id: str, patterns: list[str], parts: list[str], complete: Callable[[Path], bool]) -> Path:
+    """The snapshot with the files of `patterns`: the cached one where it is `complete`, else fetched."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+
+    included = " ".join(repr(f"{part}/*") for part in parts)
     advice = (
         f"Fetch it on a machine with network (`hf download {hub_id} --include {included} --local-dir DIR`) and pass "
         f"the folder DIR as the model."
     )
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True))
-    except LocalEntryNotFoundError:
+        cached = Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True))
+        if complete(cached):  # an earlier run may have needed, and fetched, other parts of the model
+            return cached
+    except (LocalEntryNotFoundError, UserError):
         pass
     if constants.HF_HUB_OFFLINE:
-        raise UserError(f"{hub_id} is not in the local hub cache and HF_HUB_OFFLINE is set. {advice}")
+        raise UserError(f"{hub_id} is not in the local hub cache, or not whole, and HF_HUB_OFFLINE is set. {advice}")
     try:
         _probe_hub(constants.ENDPOINT)
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
@@ -155,16 +194,20 @@ def load_prompts(
     """
     prompts: dict[str, PromptEmbeds] = {}
     if (model_folder / "prompts").is_dir():
-        prompts |= _prompt_folder(model_folder / "prompts", widths)
+        prompts |= read_prompts(model_folder / "prompts", widths)
     if prompt_embeds is not None:
-        given = Path(prompt_embeds).expanduser()
-        if not given.is_dir():
-            raise UserError(f"no prompt folder at {given}; expected prompt_embeds.pt (and, for SD3, pool_embeds.pt)")
-        prompts |= _prompt_folder(given, widths)
+        prompts |= read_prompts(Path(prompt_embeds).expanduser(), widths)
     return prompts
 
 
-def _prompt_folder(folder: Path, widths: tuple[int, int | None]) -> dict[str, PromptEmbeds]:
+def read_prompts(folder: Path, widths: tuple[int, int | None]) -> dict[str, PromptEmbeds]:
+    """The prompts of one folder, in fp32: `default` where the tensors lie in it, else one by each sub-folder's name.
+
+    Raises:
+        UserError: no such folder, no tensors in it, damaged ones, or of another width.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no prompt folder at {folder}; expected prompt_embeds.pt (and, for SD3, pool_embeds.pt)")
     if _tensor_file(folder, "prompt_embeds") is not None or _tensor_file(folder, "pool_embeds") is not None:
         return {"default": _prompt(folder, widths)}
     named = {entry.name: _prompt(entry, widths) for entry in sorted(folder.iterdir()) if entry.is_dir()}

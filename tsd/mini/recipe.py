@@ -143,8 +143,9 @@ class Run:
         position_jitter: int = 0,
     ) -> None:
         """Trains a base's denoiser and puts it, its scheduler and its prompts in their places."""
+        process = family.process({"_class_name": type(scheduler).__name__, **scheduler.config})
         prompts = train_teacher(
-            self.work, model, family, scheduler.config, vae, self.photos, self.drawn, list(self.validation.values()),
+            self.work, model, family, process, vae, self.photos, self.drawn, list(self.validation.values()),
             settings, seed=self.recipe.seed, device=self.device, turns=self.recipe.turns,
             position_jitter=position_jitter,
         )  # fmt: skip

@@ -7,7 +7,7 @@ Two prompts stand in for text, both fixed random vectors: `default` always goes 
 mixture of clean and spoilt ones, so that classifier-free guidance points from "any image" to "clean image".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from tsd.backbones.base import Family, PromptEmbeds
 from tsd.mini.optim import split_optimisers
 from tsd.mini.stages import run_stage
+from tsd.process import NoiseProcess
 from tsd.seeds import generator_for
 
 
@@ -158,7 +159,7 @@ def train_teacher(
     folder: Path,
     model: Any,
     family: Family,
-    scheduler_config: Mapping[str, Any],
+    process: NoiseProcess,
     vae: Any,
     photos: list[Tensor],
     drawn: list[Tensor],
@@ -173,7 +174,6 @@ def train_teacher(
 ) -> dict[str, PromptEmbeds]:
     """Trains `model` (or resumes) in `folder`; returns the prompts it knows. Images are uint8 (3, H, W)."""
     model.to(device)
-    process = family.process(scheduler_config)
     prompts = new_prompts(settings, seed, pooled=family.prompt_widths(model.config)[1] is not None)
     both = PromptEmbeds.cat(prompts["default"], prompts["null"]).to(device)
     vae = vae.to(device, memory_format=torch.channels_last).eval()

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -28,6 +27,7 @@ from tsd.lora import STUDENT, adapter_parameters, attach, denoiser_targets, role
 from tsd.mini.stages import in_batches, psnr_luma, run_stage, save_atomically
 from tsd.mini.teacher import TeacherTraining
 from tsd.mini.warmup import factorise, latent_loss, pixel_metric
+from tsd.process import Prediction
 from tsd.seeds import generator_for, seed_for
 
 
@@ -38,7 +38,7 @@ class UNetSettings(TeacherTraining):
     channels: tuple[int, int] = (48, 72)
     heads: int = 3
     anchor_scale: float = 2.0
-    prediction_type: str = "v_prediction"
+    prediction_type: Prediction = "v_prediction"
     steps: int = 1600
     muon_lr: float = 0.01
 
@@ -95,19 +95,15 @@ def _start(model: Any, latents: int, scale: float) -> None:
         conv.weight[-2:] = 0
         conv.bias[-2:] = torch.tensor([size, -size])
 
-    module: Any
     for name, module in model.named_modules():
         if isinstance(module, nn.GroupNorm):
             module.weight.fill_(scale)
-        if isinstance(module, ResnetBlock2D):
-            anchor(module.conv1)
-            module.time_emb_proj.weight[-2:] = 0
-            module.time_emb_proj.bias[-2:] = 0
-            module.conv2.weight.zero_()
-            module.conv2.bias.zero_()
-        if isinstance(module, nn.Conv2d) and (name.endswith("conv_shortcut") or "samplers." in name):
+        if name.endswith((".conv1", ".conv_shortcut", "samplers.0.conv")):
             anchor(module)
-        if name.endswith("attentions.0.proj_out"):
+        if name.endswith(".time_emb_proj"):
+            module.weight[-2:] = 0
+            module.bias[-2:] = 0
+        if name.endswith((".conv2", ".proj_out")):  # where residual branches end
             module.weight.zero_()
             module.bias.zero_()
     anchor(model.conv_in)
