@@ -1,6 +1,7 @@
-"""Files that appear whole or not at all: written beside their place, then renamed into it."""
+"""Files and folders that appear whole or not at all: written beside their place, then renamed into it."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +23,41 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would hide results from colleagues
+        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide results from colleagues
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """An empty temporary folder beside `path`, renamed to it when the block ends without an error.
+
+    A folder that exists is replaced, and removed only once the new one stands in its place. Between the two renames a
+    kill leaves both, whole, under hidden names beside `path`; a kill before leaves the old one and a hidden remainder.
+    """
+    path = path.resolve()  # what a symbolic link points to is replaced, not the link
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    old: Path | None = None
+    try:
+        yield temporary
+        for entry in (temporary, *temporary.rglob("*")):  # libraries differ in the rights they give
+            entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_umask())
+        if path.exists():
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+            os.replace(path, old)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old is not None and path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def write_text(path: Path, text: str) -> None:

@@ -159,7 +159,7 @@ def _snapshot(hub_id: str, patterns: list[str], parts: list[str], complete: Call
     if constants.HF_HUB_OFFLINE:
         raise UserError(f"{hub_id} is not in the local hub cache, or not whole, and HF_HUB_OFFLINE is set. {advice}")
     try:
-        _probe_hub(constants.ENDPOINT)
+        probe_hub(constants.ENDPOINT)
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except GatedRepoError as error:
         raise UserError(f"{hub_id} is gated: accept its licence on its hub page, then `hf auth login`.") from error
@@ -167,7 +167,7 @@ def _snapshot(hub_id: str, patterns: list[str], parts: list[str], complete: Call
         raise UserError(f"{hub_id} is not on this machine and the hub could not be reached. {advice}") from error
 
 
-def _probe_hub(endpoint: str) -> None:
+def probe_hub(endpoint: str) -> None:
     """Fails within seconds where there is no network; the hub client itself retries for most of a minute."""
     import socket
     from urllib.parse import urlsplit

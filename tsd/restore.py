@@ -26,7 +26,7 @@ from tsd.groupnorm import use_two_pass_group_norm
 from tsd.images import Picture, from_array, from_image, read_picture
 from tsd.loading import parts_of, resolve_model
 from tsd.lora import load_student
-from tsd.restore_settings import RestoreConfig, check_parts, config_for, find_student
+from tsd.restore_settings import RestoreConfig, check_parts, config_for, find_student, is_merged
 from tsd.seeds import seed_for
 from tsd.tiling import blend_tiles
 
@@ -90,7 +90,8 @@ class Restorer:
 
         Args:
             model: folder in diffusers layout or hub id; the mini model by default.
-            lora: folder with the student in the released layout; by default the model folder's `lora/tsdsr`.
+            lora: folder with the student in the released layout; by default the model folder's `lora/tsdsr`. None for
+                a merged student of `tsd export`.
             prompt_embeds: folder with `prompt_embeds.pt` and `pool_embeds.pt`; by default the model folder's own.
             config: by default what the LoRA folder recommends (`restore.json`), else the release's settings.
 
@@ -103,7 +104,8 @@ class Restorer:
         config = config_for(lora) if config is None else config
         check_parts(model, lora, prompt_embeds)
         backbone = load_backbone(model, device=device, dtype=dtype, prompt_embeds=prompt_embeds)
-        load_student(backbone, lora, merge=True)
+        if not is_merged(lora):
+            load_student(backbone, lora, merge=True)
         sources = {"model": str(model), "lora": str(lora)}
         if prompt_embeds is not None:
             sources["prompt_embeds"] = str(prompt_embeds)

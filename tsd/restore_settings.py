@@ -1,7 +1,8 @@
 """The settings of a restoration, and where they come from: explicit ones, the weights' own, the release's.
 
 Which student goes with which model, and which settings a student was trained for (`restore.json` beside its weights),
-is decided here, before anything heavy is loaded.
+is decided here, before anything heavy is loaded. A student is a LoRA folder, or a model folder into whose weights the
+LoRA is merged (`tsd export`), told by its `tsd_student.json`.
 """
 
 import json
@@ -17,6 +18,7 @@ from tsd.lora import check_student
 
 RECOMMENDED_FILE = "restore.json"
 STUDENT_FOLDER = Path("lora") / "tsdsr"
+EXPORT_FILE = "tsd_student.json"
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,37 @@ class RestoreConfig:
             raise UserError(f"tile_overlap is {self.tile_overlap}; expected less than the tile, {self.tile}")
 
 
-def find_student(model: str | Path | None, lora: str | Path | None) -> tuple[str | Path, Path]:
-    """The model and LoRA folder to use: the mini model where none is named, and the LoRA a model folder carries.
+def is_merged(folder: str | Path) -> bool:
+    """Whether a folder is a student whose LoRA is in the model's weights already, as `tsd export` writes it.
 
     Raises:
-        UserError: a model without LoRA; says what to give and where it comes from.
+        UserError: its `tsd_student.json` is damaged.
+    """
+    path = Path(folder).expanduser() / EXPORT_FILE
+    if not path.is_file():
+        return False
+    try:
+        return json.loads(path.read_text())["what"] in ("merged", "both")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no description of an exported student ({error!r}); export it anew") from error
+
+
+def find_student(model: str | Path | None, lora: str | Path | None) -> tuple[str | Path, Path]:
+    """The model and the student's folder: the mini model where none is named, and the LoRA a model folder carries.
+
+    A merged student is a model and its own student: both are the same folder, and may be named as both.
+
+    Raises:
+        UserError: a model without LoRA, with what to give and where it comes from; or a LoRA for a merged student.
     """
     model = mini_model_dir() if model is None else model
+    if is_merged(model):
+        if lora is not None and Path(lora).expanduser().resolve() != Path(model).expanduser().resolve():
+            raise UserError(
+                f"{model} is an exported student, its LoRA is in the weights already: leave the LoRA {lora} away, or "
+                f"name the base model it was trained on"
+            )
+        return model, Path(model).expanduser()
     if lora is not None:
         return model, Path(lora).expanduser()
     carried = Path(model).expanduser() / STUDENT_FOLDER
@@ -88,7 +114,8 @@ def check_parts(model: str | Path, lora: Path, prompt_embeds: str | Path | None)
     """
     folder = resolve_model(model)
     family = detect_family(folder)
-    check_student(lora, family)
+    if not is_merged(lora):
+        check_student(lora, family)
     if prompt_embeds is None and not (folder / "prompts" / "default").is_dir():
         files = "prompt_embeds.pt and pool_embeds.pt" if family.name == "sd3" else "prompt_embeds.pt"
         raise UserError(

@@ -1,0 +1,119 @@
+"""`tsd export`: a trained student as a folder to use elsewhere, or to publish."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tsd.errors import UserError
+
+DESCRIPTION = """\
+Writes a student as a model folder with its LoRA merged in (diffusers layout), as LoRA files (the layout of the TSD-SR
+authors), or both, with a model card. Without --model and --lora that is the mini model shipped in the package.
+"""
+EPILOG = """\
+examples:
+  tsd export --out mini-merged/                              then: tsd restore photo.png --model mini-merged/
+  tsd export --model sd3/ --lora tsdsr/ --prompt-embeds default/ --out student/ --dtype fp16
+  tsd export --run run/ --model sd3/ --prompt-embeds prompts/ --what lora --out adapters/
+  tsd export --run run/ --model sd3/ --base-model stabilityai/stable-diffusion-3-medium-diffusers --what both \\
+             --training-data "LSDIR, first 10,000 of FFHQ" --out student/ --push-to-hub me/student --private
+
+what is written:
+  merged   transformer/ or unet/, vae/, scheduler/, prompts/: loads by from_pretrained(..., subfolder="transformer").
+           There is no model_index.json, since a pipeline needs text encoders; --text-encoders copies both.
+  lora     transformer.safetensors or unet.safetensors, vae.safetensors, prompts/, restore.json.
+  both     the former, with the latter's files in lora/.
+  Every export has tsd_student.json: what it is, its ranks and precisions, hashes of what it was made from.
+
+memory:
+  Merging holds the base model once: SD3-medium 4.2 GB where --dtype is what its files have (fp16), else 8.4 GB.
+"""
+
+
+def add_parser(verbs: argparse._SubParsersAction) -> None:
+    """Adds the verb to `tsd`."""
+    parser = verbs.add_parser(
+        "export",
+        help="write a student as a model folder or LoRA files, with a model card",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder to write; appears whole")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it is an earlier export")
+    parser.add_argument(
+        "--what", choices=("merged", "lora", "both"), default="merged", help="what to write (default: merged)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("fp16", "bf16", "fp32"), help="precision written (default: that of the files read)"
+    )
+    parser.add_argument(
+        "--text-encoders", action="store_true", help="also copy the base's text encoders and model_index.json"
+    )
+    source = parser.add_argument_group("the student")
+    source.add_argument("--model", metavar="DIR", help="base model in diffusers layout, or hub id (default: mini)")
+    source.add_argument("--lora", type=Path, metavar="DIR", help="its LoRA files (default: the run's, or the model's)")
+    source.add_argument("--run", type=Path, metavar="DIR", help="training run: its best student, settings and numbers")
+    source.add_argument("--prompt-embeds", type=Path, metavar="DIR", help="prompt tensors (default: the model's)")
+    card = parser.add_argument_group("model card (README.md); what is not given and not known is called unknown")
+    card.add_argument("--card", action=argparse.BooleanOptionalAction, default=True, help="write it (default: yes)")
+    card.add_argument("--title", help="heading (default: the name of OUT)")
+    card.add_argument("--base-model", metavar="OWNER/NAME", help="hub id of the base model, where --model is a folder")
+    card.add_argument("--license", metavar="ID", help="the hub's identifier (default: that of a known base model)")
+    card.add_argument("--training-data", metavar="TEXT", help="what it was trained on, in words")
+    hub = parser.add_argument_group("hub")
+    hub.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload OUT when it is whole")
+    hub.add_argument("--private", action="store_true", help="make the repository private where it is new")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exports; 0 when done, 1 when the export is whole but was not uploaded."""
+    if args.private and args.push_to_hub is None:
+        raise UserError("--private says how to upload; give --push-to-hub OWNER/NAME as well")
+
+    from tsd.export import DTYPES, check_target, export
+    from tsd.hub_upload import check_repo_id, upload
+    from tsd.model_card import CardFacts, licence_of, read_run
+    from tsd.student import open_student
+
+    for repo_id in (args.push_to_hub, args.base_model):
+        if repo_id is not None:
+            check_repo_id(repo_id)
+    check_target(args.out.expanduser(), (), args.overwrite)
+    facts = read_run(args.run) if args.run is not None else None
+    lora = args.lora if args.lora is not None or facts is None else facts.student
+    student = open_student(args.model, lora, args.prompt_embeds, base_model=args.base_model)
+    card = CardFacts(
+        title=args.title or (args.push_to_hub or args.out.resolve().name).rpartition("/")[2],
+        repo_id=args.push_to_hub,
+        licence=args.license,
+        training_data=args.training_data,
+        run=facts,
+    )
+    if args.push_to_hub is not None and not args.private and licence_of(card, student.base) is None:
+        raise UserError(
+            f"the licence of {student.model} is not known, and an upload is public without --private: state it by "
+            f"--license ID, or the base model by --base-model OWNER/NAME"
+        )
+    out = export(
+        student,
+        args.out,
+        what=args.what,
+        dtype=DTYPES[args.dtype] if args.dtype else None,
+        text_encoders=args.text_encoders,
+        card=card if args.card else None,
+        overwrite=args.overwrite,
+        report=lambda message: print(message, file=sys.stderr),
+    )
+    option = f"--model {out}" if args.what != "lora" else f"--model {student.model} --lora {out}"
+    prompts = f" --prompt-embeds {out / 'prompts'}" if args.what == "lora" else ""
+    print(f"student written to {out}; try: tsd restore photo.png -o restored/ {option}{prompts}")
+    if args.push_to_hub is not None:
+        print(f"uploading to {args.push_to_hub}", file=sys.stderr)
+        try:
+            print(f"uploaded to {upload(out, args.push_to_hub, private=args.private)}")
+        except UserError as error:
+            print(f"tsd export: {error}", file=sys.stderr)
+            return 1
+    return 0

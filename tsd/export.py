@@ -1,0 +1,257 @@
+"""A trained student as a folder for others: merged into its base model, as LoRA files, or both.
+
+`merged` is a model folder in diffusers layout whose weights already contain the LoRA of VAE encoder and denoiser;
+`lora` is the released layout of LoRA files. Every export says what it is in `tsd_student.json`, by which
+`tsd restore --model` knows that no LoRA is needed. Equal inputs give equal bytes.
+
+A weight is merged in fp32 and rounded once. Where base and export have the same precision, the base is therefore held
+in it (SD3-medium in fp16: 2.11 billion parameters, 4.2 GB), else in fp32 (8.4 GB), once; beside it stand the LoRA in
+fp32, one layer's product B·A, and while writing nothing more, since files are written from the weights' own memory.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from tsd import __version__
+from tsd.atomic import atomic_folder, write_safetensors
+from tsd.backbone import PromptEmbeds, load_backbone
+from tsd.errors import UserError
+from tsd.loading import read_config
+from tsd.lora import load_student, read_lora
+from tsd.model_card import CardFacts, model_card
+from tsd.restore_settings import EXPORT_FILE, RECOMMENDED_FILE
+from tsd.student import Student, weight_files
+
+What = Literal["merged", "lora", "both"]
+Report = Callable[[str], None]
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+SHARD = "5GB"  # largest weight file, the hub's recommendation
+METADATA_KEY = "tsd_student"  # of LoRA files
+LORA_FOLDER = "lora"  # of the LoRA files beside a merged student
+
+
+def export(
+    student: Student,
+    out: str | Path,
+    *,
+    what: What = "merged",
+    dtype: torch.dtype | None = None,
+    text_encoders: bool = False,
+    card: CardFacts | None = None,
+    overwrite: bool = False,
+    report: Report = lambda message: None,
+) -> Path:
+    """Writes a student to `out`, which appears whole or not at all; returns it.
+
+    Args:
+        what: `merged`: a model folder, LoRA merged; `lora`: LoRA files; `both`: the former, with the latter in `lora/`.
+        dtype: precision of the weights written; by default that of the base's files, and for LoRA files their own.
+        text_encoders: also copy the base's text encoders and tokenizers, and its `model_index.json`, with which a
+            `DiffusionPipeline` loads. Without them there is no such index: it would promise a pipeline that fails.
+        card: what the model card may say beyond the weights; None writes no card.
+        overwrite: replace an `out` that is an earlier export.
+        report: called with one line per stage.
+
+    Raises:
+        UserError: see `check_target`; too little room on the disk; or weights that `dtype` cannot hold.
+    """
+    out = Path(out).expanduser()
+    if what not in get_args(What):
+        raise UserError(f"cannot export {what!r}; expected one of {', '.join(get_args(What))}")
+    if text_encoders and what == "lora":
+        raise UserError("text encoders belong to a merged student; LoRA files have no place for them")
+    check_target(out, (student.folder, student.lora), overwrite)
+    merged, lora = what != "lora", what != "merged"
+    dtypes = {part: dtype or stored for part, stored in student.dtypes.items()}
+    lora_dtypes = {part: dtype or stored for part, stored in student.lora_dtypes.items()}
+    components = _text_components(student) if text_encoders else []
+    _check_room(out, student, dtypes if merged else {}, lora, components)
+    with atomic_folder(out) as folder:
+        if merged:
+            _write_merged(student, folder, dtypes, report)
+            _copy_components(student, folder, components, report)
+        if lora:
+            report("writing the LoRA files")
+            _write_lora(student, folder / LORA_FOLDER if merged else folder, lora_dtypes)
+        _write_prompts(student.prompts, folder / "prompts")
+        if student.settings:
+            for place in (folder, folder / LORA_FOLDER) if what == "both" else (folder,):
+                (place / RECOMMENDED_FILE).write_text(json.dumps(student.settings, indent=2) + "\n")
+        for path in sorted(student.folder.iterdir()):
+            if path.is_file() and path.name.upper().startswith(("LICENSE", "NOTICE")):
+                shutil.copyfile(path, folder / path.name)  # the base's terms hold for what is derived from it
+        report("hashing the files")
+        description = _describe(student, what, dtypes if merged else {}, lora_dtypes if lora else {})
+        (folder / EXPORT_FILE).write_text(json.dumps(description, indent=2) + "\n")
+        if card is not None:
+            hashes = {
+                path.relative_to(folder).as_posix(): _sha256(path)
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
+            }
+            model_card(student.base, description, student.settings, hashes, card).save(folder / "README.md")
+    return out
+
+
+def check_target(out: Path, sources: tuple[Path, ...], overwrite: bool) -> None:
+    """Refuses a place for the export that would cost something else.
+
+    Raises:
+        UserError: `out` is a file, holds one of the `sources`, exists (without `overwrite`), or is no earlier export.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"the output {out} is a file; expected a folder, or a name that is free")
+    place = out.resolve()
+    for source in sources:
+        if place == source.resolve() or place in source.resolve().parents:
+            raise UserError(f"the output {out} holds {source}, which is exported from; choose another --out")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(f"{out} exists; give --overwrite to replace an earlier export, or choose another --out")
+    if not (out / EXPORT_FILE).is_file():
+        raise UserError(f"{out} has no {EXPORT_FILE}, so it is no earlier export and is not replaced")
+
+
+def _check_room(
+    out: Path, student: Student, merged: Mapping[str, torch.dtype], lora: bool, components: list[Path]
+) -> None:
+    needed = sum(student.sizes[part] * dtype.itemsize for part, dtype in merged.items())
+    needed += sum(file.stat().st_size for file in student.lora_files.values()) if lora else 0
+    needed += sum(path.stat().st_size for folder in components for path in folder.rglob("*") if path.is_file())
+    place = next(parent for parent in (out.resolve(), *out.resolve().parents) if parent.is_dir())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UserError(
+            f"the export needs {needed / 1e9:.1f} GB and {place} has {free / 1e9:.1f} GB free; choose another --out, "
+            f"or --dtype fp16"
+        )
+
+
+def _write_merged(student: Student, folder: Path, dtypes: Mapping[str, torch.dtype], report: Report) -> None:
+    same = {*student.dtypes.values()} == {*dtypes.values()} and len({*dtypes.values()}) == 1
+    held = next(iter(dtypes.values())) if same else torch.float32
+    report(f"loading {student.model} in {_name(held)}")
+    backbone = load_backbone(student.folder, dtype=held)
+    report("merging the LoRA")
+    load_student(backbone, student.lora, merge=True)
+    for part, module in zip(student.parts, (backbone.denoiser, backbone.vae), strict=True):
+        report(f"writing {part}/ in {_name(dtypes[part])}")
+        if dtypes[part] != held:
+            module.to(dtypes[part])
+        _refuse_overflow(module.state_dict(), part, dtypes[part])
+        module.save_pretrained(folder / part, max_shard_size=SHARD)
+        config = read_config(folder / part / "config.json")
+        config.pop("_name_or_path", None)  # where the base lay on this machine is nobody else's business
+        (folder / part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "scheduler").mkdir()
+    name = "scheduler_config.json"
+    shutil.copyfile(student.folder / "scheduler" / name, folder / "scheduler" / name)
+
+
+def _write_lora(student: Student, folder: Path, dtypes: Mapping[str, torch.dtype]) -> None:
+    for part, path in student.lora_files.items():
+        state = {
+            f"{student.family.denoiser_folder}.{name}": tensor.to(dtypes[part])
+            for name, tensor in read_lora(path, student.family).items()
+        }
+        _refuse_overflow(state, path.name, dtypes[part])
+        facts = {
+            "format": "pt",
+            "family": student.family.name,
+            "part": part,
+            "rank": student.ranks[part],
+            "alpha": student.ranks[part],
+            "base_model": student.base.name or "unknown",
+        }
+        # One key: safetensors writes several in an order that changes from run to run, and equal exports are equal.
+        metadata = {METADATA_KEY: json.dumps(facts)}
+        write_safetensors(folder / path.name, state, metadata)
+
+
+def _write_prompts(prompts: Mapping[str, PromptEmbeds], folder: Path) -> None:
+    """The prompts in the layout `load_prompts` reads, in fp32."""
+    for name, prompt in prompts.items():
+        tensors = {"prompt_embeds": prompt.embeds, "pool_embeds": prompt.pooled}
+        for file, tensor in tensors.items():
+            if tensor is not None:
+                write_safetensors(folder / name / f"{file}.safetensors", {file: tensor.float().contiguous()})
+
+
+def _text_components(student: Student) -> list[Path]:
+    """The folders that the base's `model_index.json` names beside those of the student."""
+    path = student.folder / "model_index.json"
+    if not path.is_file():
+        raise UserError(
+            f"--text-encoders: {student.folder} has no model_index.json; fetch the whole pipeline "
+            f"(`hf download {student.family.example} --local-dir DIR`) and give that folder as --model"
+        )
+    entries = {name: entry for name, entry in read_config(path).items() if isinstance(entry, list)}
+    named = [
+        name for name, entry in entries.items() if entry[:1] != [None] and name not in (*student.parts, "scheduler")
+    ]
+    missing = [name for name in named if not (student.folder / name).is_dir()]
+    if missing:
+        raise UserError(f"--text-encoders: {student.folder} has no {', '.join(f'{name}/' for name in missing)}")
+    return [student.folder / name for name in named]
+
+
+def _copy_components(student: Student, folder: Path, components: list[Path], report: Report) -> None:
+    for component in components:
+        report(f"copying {component.name}/")
+        shutil.copytree(component, folder / component.name)
+    if components:
+        index = read_config(student.folder / "model_index.json")
+        index.pop("_name_or_path", None)
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _describe(
+    student: Student,
+    what: What,
+    dtypes: Mapping[str, torch.dtype],
+    lora_dtypes: Mapping[str, torch.dtype],
+) -> dict[str, Any]:
+    """The content of `tsd_student.json`: what this is and what it was made from."""
+    base = {f"{part}/{path.name}": path for part in student.parts for path in weight_files(student.folder / part)}
+    return {
+        "format": 1,
+        "what": what,
+        "family": student.family.name,
+        "base_model": student.base.name,
+        "rank": student.ranks,
+        "dtype": {part: _name(dtype) for part, dtype in dtypes.items()},
+        "lora_dtype": {part: _name(dtype) for part, dtype in lora_dtypes.items()},
+        "made_from_sha256": {
+            "base": {name: _sha256(path) for name, path in base.items()},
+            "lora": {path.name: _sha256(path) for path in student.lora_files.values()},
+        },
+        "versions": {"tsd": __version__, **{name: version(name) for name in ("torch", "diffusers", "peft")}},
+    }
+
+
+def _refuse_overflow(tensors: Mapping[str, Tensor], what: str, dtype: torch.dtype) -> None:
+    odd = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if odd:
+        raise UserError(
+            f"{what}: {odd[0]} has values that are not finite in {_name(dtype)}"
+            + (f", and {len(odd) - 1} more" if len(odd) > 1 else "")
+            + ("; choose --dtype bf16 or fp32" if dtype == torch.float16 else "; the LoRA or the base is damaged")
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return next(name for name, known in DTYPES.items() if known == dtype)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

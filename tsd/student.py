@@ -1,0 +1,148 @@
+"""A trained student with its base model, found and checked without loading weights.
+
+What loading would refuse, a LoRA of another family, size or layout, a damaged file, a missing prompt, is refused here
+within a moment: the architecture is built on tensors without data, and files are read by their headers.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+
+from tsd.backbone import Backbone, PromptEmbeds
+from tsd.backbones.base import Family
+from tsd.errors import UserError
+from tsd.loading import detect_family, load_prompts, read_config, resolve_model
+from tsd.lora import VAE_FILE, check_student, denoiser_file, load_student
+from tsd.model_card import Base, known_base
+from tsd.restore_settings import find_student, is_merged, recommended_settings
+
+_HEADER_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student and all that is known of it but its weights.
+
+    Attributes:
+        model: the base model as given, `folder` where it lies, `base` what is known of it.
+        lora: folder of the LoRA files.
+        prompts: by name, `default` among them; fp32.
+        settings: what the student's `restore.json` recommends.
+        ranks: LoRA ranks by part (`transformer` or `unet`, and `vae`).
+        dtypes: precision the base's weights are stored in, by part; `lora_dtypes` likewise.
+        sizes: numbers of values in the base's weights, by part.
+    """
+
+    model: str | Path
+    folder: Path
+    base: Base
+    family: Family
+    lora: Path
+    prompts: dict[str, PromptEmbeds]
+    settings: dict[str, object]
+    ranks: dict[str, int]
+    dtypes: dict[str, torch.dtype]
+    lora_dtypes: dict[str, torch.dtype]
+    sizes: dict[str, int]
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """The parts that carry adapters."""
+        return self.family.denoiser_folder, "vae"
+
+    @property
+    def lora_files(self) -> dict[str, Path]:
+        """LoRA files by part."""
+        return {self.parts[0]: self.lora / denoiser_file(self.family), "vae": self.lora / VAE_FILE}
+
+
+def open_student(
+    model: str | Path | None = None,
+    lora: str | Path | None = None,
+    prompt_embeds: str | Path | None = None,
+    *,
+    base_model: str | None = None,
+) -> Student:
+    """Finds a student and checks it, every LoRA key and shape against the base's architecture.
+
+    Args:
+        model: base model, a folder in diffusers layout or a hub id; the mini model by default.
+        lora: folder with the student in the released layout; by default the model folder's `lora/tsdsr`.
+        prompt_embeds: folder with the student's prompt tensors; by default the model folder's `prompts/`.
+        base_model: hub id of the base model, where `model` is a local folder; it is noted in what is written.
+
+    Raises:
+        UserError: anything missing, damaged or not fitting together; says what to give.
+    """
+    model, found = find_student(model, lora)
+    if is_merged(found):
+        raise UserError(f"{model} is an exported student already; export needs the base model and the LoRA (--lora)")
+    folder = resolve_model(model)
+    family = detect_family(folder)
+    check_student(found, family)
+    denoiser_config = read_config(folder / family.denoiser_folder / "config.json")
+    prompts = load_prompts(folder, prompt_embeds, family.prompt_widths(denoiser_config))
+    if "default" not in prompts:
+        raise UserError(
+            f"neither {model} nor --prompt-embeds has the student's prompt (`default`), which belongs to the export: "
+            f"name a folder with it (--prompt-embeds DIR)"
+        )
+    parts = (family.denoiser_folder, "vae")
+    skeleton = _skeleton(folder, family)
+    sizes = {
+        part: sum(tensor.numel() for tensor in module.state_dict().values())
+        for part, module in zip(parts, (skeleton.denoiser, skeleton.vae), strict=True)
+    }
+    load_student(skeleton, found, merge=False)  # strict, and without weights: nothing but names and shapes
+    ranks = check_student(found, family)
+    files = (found / denoiser_file(family), found / VAE_FILE)
+    return Student(
+        model=model,
+        folder=folder,
+        base=known_base(model, base_model),
+        family=family,
+        lora=found,
+        prompts=prompts,
+        settings=recommended_settings(found),
+        ranks=dict(zip(parts, ranks, strict=True)),
+        dtypes={part: _stored_dtype(weight_files(folder / part)) for part in parts},
+        lora_dtypes={part: _stored_dtype([file]) for part, file in zip(parts, files, strict=True)},
+        sizes=sizes,
+    )
+
+
+def _skeleton(folder: Path, family: Family) -> Backbone:
+    """The base model's architecture without weights: everything a LoRA's names and shapes are checked against."""
+    configs = [read_config(folder / part / "config.json") for part in (family.denoiser_folder, "vae")]
+    classes = (getattr(diffusers, family.denoiser_class), diffusers.AutoencoderKL)
+    try:
+        with init_empty_weights():
+            denoiser, vae = (cls.from_config(config) for cls, config in zip(classes, configs, strict=True))
+    except (TypeError, ValueError, KeyError, NotImplementedError) as error:
+        raise UserError(f"the configuration of the model in {folder} cannot be used: {error}") from error
+    process = family.process(read_config(folder / "scheduler" / "scheduler_config.json"))
+    return Backbone(vae, denoiser, process, {}, family, str(folder))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors that `from_pretrained` reads: one file or shards, no fp16 variants beside them."""
+    files = [*folder.glob("diffusion_pytorch_model.safetensors"), *folder.glob("diffusion_pytorch_model-*.safetensors")]
+    if not files:
+        raise UserError(f"{folder} has no weights; expected diffusion_pytorch_model.safetensors, whole or in shards")
+    return sorted(files)
+
+
+def _stored_dtype(files: list[Path]) -> torch.dtype:
+    """The precision of weight files by their headers; several are fp32, which holds them all."""
+    found = set()
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                found |= {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
+    return _HEADER_DTYPES.get(next(iter(found)), torch.float32) if len(found) == 1 else torch.float32
