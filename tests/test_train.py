@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +13,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tsd.backbone import load_backbone
 from tsd.config import MINI, PRESETS, Phase, TrainConfig
+from tsd.data.degrade import FULL
 from tsd.errors import UserError
 from tsd.lora import adapter_parameters, attach, denoiser_targets, vae_targets
 from tsd.pixel_loss import charbonnier
+from tsd.run_log import TIMING, RunLog
 from tsd.train import DivergenceError, train
 from tsd.turns import Batch, critic_turn, student_turn
 
@@ -49,7 +55,7 @@ def photos() -> list[np.ndarray]:
 def tiny_run(
     model: Path, photos: list[np.ndarray], output: Path, config: TrainConfig = TINY, **options: object
 ) -> Path:
-    return train(model, photos, output, config, trackers=False, cpu=True, **options)
+    return train(model, photos, output, config, tracker="none", cpu=True, **options)
 
 
 def same_student(a: Path, b: Path) -> bool:
@@ -64,7 +70,10 @@ def test_resume_equals_uninterrupted_bit_for_bit(tiny_sd3_dir: Path, photos: lis
         parts = tiny_run(tiny_sd3_dir, photos, tmp_path / "parts", resume=True, stop_after=stop)
     assert same_student(whole, parts)
     rows = [
-        [json.loads(line) for line in (tmp_path / run / "log.jsonl").read_text().splitlines()]
+        [
+            {name: value for name, value in json.loads(line).items() if name not in TIMING}
+            for line in (tmp_path / run / "log.jsonl").read_text().splitlines()
+        ]
         for run in ("whole", "parts")
     ]
     assert [row["step"] for row in rows[0]] == [1, 2, 3, 4]
@@ -226,3 +235,109 @@ def test_the_command(tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Pat
     assert "--resume" in again.stderr
     printed = subprocess.run([tsd, "train", "--preset", "paper", "--print-config"], capture_output=True, text=True)
     assert json.loads(printed.stdout)["lambda_tsd"] == 0.7
+
+
+def test_accumulated_micro_batches_are_one_batch(tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path) -> None:
+    """For student and critic, whose turns are accumulated apart; logs are means over the micro-batches."""
+    whole = tiny_run(tiny_sd3_dir, photos, tmp_path / "whole")
+    split = dataclasses.replace(TINY, batch_size=1, gradient_accumulation=2)
+    parts = tiny_run(tiny_sd3_dir, photos, tmp_path / "parts", split)
+    for file in ("transformer.safetensors", "vae.safetensors"):
+        a, b = load_file(whole / file), load_file(parts / file)
+        assert max(float((a[key] - b[key]).abs().max()) for key in a) < 1e-5
+    rows = [(tmp_path / run / "log.jsonl").read_text().splitlines()[-1] for run in ("whole", "parts")]
+    last = [
+        {k: v for k, v in json.loads(row).items() if k not in (*TIMING, "tsd_rms", "vsd_rms", "tsm_rms")}
+        for row in rows
+    ]
+    assert last[0] == pytest.approx(last[1], rel=1e-3)
+
+
+def test_a_time_limit_and_sigterm_stop_cleanly(
+    tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    whole = tiny_run(tiny_sd3_dir, photos, tmp_path / "whole")
+    config = dataclasses.replace(TINY, checkpoint_every=100)
+    tiny_run(tiny_sd3_dir, photos, tmp_path / "parts", config, time_limit=0.001)
+    assert "stopped by the time limit after step 1 of 4" in capsys.readouterr().err
+    row = RunLog.row
+
+    def row_and_signal(self: RunLog, step: int, numbers: dict[str, float]) -> None:
+        row(self, step, numbers)
+        if step == 2:  # arrives while step 3 is under way
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunLog, "row", row_and_signal)
+    tiny_run(tiny_sd3_dir, photos, tmp_path / "parts", config, resume=True)
+    assert "stopped by SIGTERM after step 3 of 4" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "parts" / "checkpoints").iterdir()) == [
+        "checkpoint-0000001", "checkpoint-0000003",
+    ]  # fmt: skip
+    assert same_student(whole, tiny_run(tiny_sd3_dir, photos, tmp_path / "parts", config, resume=True))
+
+
+def test_resuming_on_other_data_or_another_model_is_refused(
+    tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    tiny_run(tiny_sd3_dir, photos, run, stop_after=1)
+    with pytest.raises(UserError, match=r"data: '[0-9a-f]+' then"):
+        tiny_run(tiny_sd3_dir, photos[:2], run, resume=True)
+    other = tmp_path / "model"
+    shutil.copytree(tiny_sd3_dir, other)
+    weights = other / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({key: value + 1 for key, value in load_file(weights).items()}, weights)
+    with pytest.raises(UserError, match=r"model: '[0-9a-f]+' then"):
+        tiny_run(other, photos, run, resume=True)
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_sd3_dir, moved)
+    tiny_run(moved, photos, run, resume=True, stop_after=2)  # the same model elsewhere
+
+
+def test_timing_memory_and_images_are_logged(tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path) -> None:
+    held_out = tmp_path / "held-out"
+    held_out.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(held_out / "a.png")
+    run = tmp_path / "run"
+    config = dataclasses.replace(TINY, phases=TINY.phases[:1], validate_every=1, checkpoint_every=100)
+    train(tiny_sd3_dir, photos, run, config, val_data=held_out, tracker="tensorboard", cpu=True, keep=1)
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert all(row["images_per_second"] == pytest.approx(2 / row["seconds"]) for row in rows)
+    assert all(50 < row["peak_mib"] < 100_000 for row in rows)
+    events = EventAccumulator(str(next((run / "logs").rglob("events.*"))), size_guidance={"images": 0}).Reload()
+    assert [event.step for event in events.Images("input, student, ground truth")] == [1, 2]
+    assert [event.step for event in events.Scalars("val_psnr_y")] == [1, 2]
+    best = max(rows, key=lambda row: row["val_psnr_y"])["step"]
+    kept = {int(path.name[-7:]) for path in (run / "checkpoints").iterdir()}
+    assert kept == {best, 2}
+
+
+def test_gradient_checkpointing_changes_nothing(tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path) -> None:
+    plain = tiny_run(tiny_sd3_dir, photos, tmp_path / "plain", stop_after=3)
+    config = dataclasses.replace(TINY, gradient_checkpointing=True)
+    assert same_student(plain, tiny_run(tiny_sd3_dir, photos, tmp_path / "again", config, stop_after=3))
+
+
+def test_prepared_data_is_read_and_must_fit(tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path) -> None:
+    prepare = pytest.importorskip("tsd.data.prepare")
+    from tsd.data.crops import CropConfig
+    from tsd.data.prepare_config import PrepareConfig
+    from tsd.data.sources import FolderSource
+
+    data = tmp_path / "photos"
+    data.mkdir()
+    for number, photo in enumerate(photos):
+        Image.fromarray(photo).save(data / f"{number}.png")
+    prepared = tmp_path / "prepared"
+    crops = CropConfig(crop=32, mode="random", per_image=2, degradation=FULL, usm=False, scale=4, seed=0)
+    prepare.prepare(FolderSource([data]), prepared, tiny_sd3_dir, PrepareConfig(crops=crops))
+    run = tiny_run(tiny_sd3_dir, [prepared], tmp_path / "run", TINY)
+    anew = dataclasses.replace(TINY, degrade_anew=True)
+    assert not same_student(run, tiny_run(tiny_sd3_dir, [prepared], tmp_path / "anew", anew))
+    with pytest.raises(UserError, match="crops of 32"):
+        tiny_run(tiny_sd3_dir, [prepared], tmp_path / "crop", dataclasses.replace(TINY, crop=48))
+    with pytest.raises(UserError, match="must be the only"):
+        tiny_run(tiny_sd3_dir, [prepared, data], tmp_path / "two")
+    with pytest.raises(UserError, match="data: "):
+        tiny_run(tiny_sd3_dir, [data], tmp_path / "run", resume=True)

@@ -3,6 +3,7 @@
 Randomness needs no saving: every draw is seeded by its sample's own number (`tsd.seeds`), so the step is enough.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -14,11 +15,15 @@ from typing import Any
 
 import torch
 
-from tsd.config import TrainConfig
+from tsd.config import RunConfig
 from tsd.errors import UserError
+from tsd.sharded import sharded_like, whole
 
 _NAME = re.compile(r"^checkpoint-(\d{7})$")
 STATE_FILE = "state.pt"
+CONFIG_FILE = "config.json"
+RECORD_FILE = "record.json"
+_UNFINISHED = ".checkpoint-"
 
 
 @dataclass
@@ -27,29 +32,40 @@ class TrainState:
 
     Attributes:
         tensors: parameter groups by name — `student.denoiser`, `student.vae`, `critic.denoiser`, `ema.…`.
-        stateful: objects with `state_dict` / `load_state_dict` — optimisers and learning-rate schedules.
+        stateful: objects with `state_dict` / `load_state_dict` — optimisers, learning-rate schedules, fp16's scaler.
         step: steps done.
         best: best validation PSNR so far, in dB, or None.
+        best_step: when that was; its checkpoint is kept.
     """
 
     tensors: dict[str, dict[str, torch.Tensor]]
     stateful: dict[str, Any]
     step: int = 0
     best: float | None = None
+    best_step: int | None = None
 
-    def save(self, folder: Path, config: TrainConfig) -> Path:
-        """Writes `<folder>/checkpoint-<step>`, whole or not at all; an existing one of that step is replaced."""
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".checkpoint-"))
+    def save(self, folder: Path, config: RunConfig, record: dict[str, Any], *, write: bool = True) -> Path:
+        """Writes `<folder>/checkpoint-<step>`, whole or not at all; an existing one of that step is replaced.
+
+        Args:
+            record: what the run depends on besides its settings, see `check_same_run`.
+            write: False in all processes but one; all must call, since sharded tensors are gathered by all.
+        """
         state = {
-            "tensors": {name: {k: v.detach().cpu() for k, v in group.items()} for name, group in self.tensors.items()},
+            "tensors": {name: {k: whole(v).cpu() for k, v in group.items()} for name, group in self.tensors.items()},
             "stateful": {name: item.state_dict() for name, item in self.stateful.items()},
             "step": self.step,
             "best": self.best,
+            "best_step": self.best_step,
         }
-        torch.save(state, temporary / STATE_FILE)
-        (temporary / "config.json").write_text(config.to_json())
         target = folder / f"checkpoint-{self.step:07d}"
+        if not write:
+            return target
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder, prefix=_UNFINISHED))
+        torch.save(state, temporary / STATE_FILE)
+        (temporary / CONFIG_FILE).write_text(config.to_json())
+        (temporary / RECORD_FILE).write_text(json.dumps(record, indent=2, sort_keys=True))
         if target.exists():
             shutil.rmtree(target)
         os.replace(temporary, target)
@@ -67,7 +83,9 @@ class TrainState:
             raise UserError(
                 f"{checkpoint / STATE_FILE} is damaged ({error}); remove {checkpoint} and resume"
             ) from error
-        if set(state["tensors"]) != set(self.tensors) or set(state["stateful"]) != set(self.stateful):
+        younger = {"scaler"}  # not in checkpoints of the first release: fp16 then finds its scale anew
+        stateful = set(self.stateful) - (younger - set(state["stateful"]))
+        if set(state["tensors"]) != set(self.tensors) or set(state["stateful"]) != stateful:
             raise UserError(f"{checkpoint} holds {sorted(state['tensors'])}; this run has {sorted(self.tensors)}")
         for name, group in self.tensors.items():
             saved = state["tensors"][name]
@@ -76,10 +94,10 @@ class TrainState:
             if odd:
                 raise UserError(f"{checkpoint}: {name} does not fit this run, e.g. {odd[0]}")
             for key, tensor in group.items():
-                tensor.data.copy_(saved[key])
-        for name, item in self.stateful.items():
-            item.load_state_dict(state["stateful"][name])
-        self.step, self.best = state["step"], state["best"]
+                tensor.data.copy_(sharded_like(saved[key], tensor))
+        for name in stateful:
+            self.stateful[name].load_state_dict(state["stateful"][name])
+        self.step, self.best, self.best_step = state["step"], state["best"], state.get("best_step")
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -95,24 +113,45 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints."""
+def prune(folder: Path, keep: int, best_step: int | None = None) -> None:
+    """Removes all but the newest `keep` checkpoints and that of the best validation."""
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        if best_step is None or old.name != f"checkpoint-{best_step:07d}":
+            shutil.rmtree(old)
 
 
-def check_same_config(checkpoint: Path, config: TrainConfig) -> None:
-    """A checkpoint may only be resumed with the settings it was made with, lengths of run and report excepted.
+def remove_unfinished(folder: Path) -> None:
+    """Removes what a killed process left half-written."""
+    for entry in folder.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(entry)
+
+
+def check_same_run(checkpoint: Path, config: RunConfig, record: dict[str, Any]) -> None:
+    """A checkpoint may only be resumed with the settings, model and data it was made with.
+
+    Free are how often is validated and saved, and how the global batch is split over processes and micro-batches.
+    Checkpoints of the first release have no record: of them only the settings are compared, and settings that are
+    younger than they are count as their defaults.
+
+    Args:
+        record: `stage`, `global_batch`, and fingerprints of `model`, `data`, `init_lora`, `teacher_lora`.
 
     Raises:
-        UserError: names every setting that differs, with both values.
+        UserError: names everything that differs, with both values.
     """
-    saved, now = json.loads((checkpoint / "config.json").read_text()), json.loads(config.to_json())
+    now = json.loads(config.to_json())
+    defaults = {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
+    saved = defaults | json.loads((checkpoint / CONFIG_FILE).read_text())
     free = {"checkpoint_every", "validate_every"}
+    if (checkpoint / RECORD_FILE).is_file():
+        free |= {"batch_size", "gradient_accumulation"}  # the global batch is compared instead
+        known = json.loads((checkpoint / RECORD_FILE).read_text())
+        saved |= {name: known[name] for name in record if name in known}
+        now |= {name: record[name] for name in record if name in known}
     odd = [name for name in now if name not in free and saved.get(name) != now[name]]
-    differing = [f"{name}: {saved.get(name)!r} then, {now[name]!r} now" for name in odd]
-    if differing:
+    if odd:
+        differing = "; ".join(f"{name}: {saved.get(name)!r} then, {now[name]!r} now" for name in odd)
         raise UserError(
-            f"{checkpoint} was made with other settings ({'; '.join(differing)}). Give the same settings, or another "
+            f"{checkpoint} was made with other settings, model or data ({differing}). Give the same, or another "
             f"--output for a new run."
         )

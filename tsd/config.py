@@ -1,4 +1,4 @@
-"""What a training run is: one frozen dataclass, and the presets `paper`, `release` and `mini`.
+"""What a training run is: a frozen dataclass for each stage, and the presets `paper`, `release` and `mini`.
 
 Every value that changes the result stands here, is printed, is written beside the run before work starts, and is
 checked on resumption. Where paper [P] and release [R] differ, the preset says which it takes; the argument for the
@@ -8,12 +8,13 @@ residual's parameterisation is at `TrainConfig.residual`.
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tsd.errors import UserError
 
 Residual = Literal["velocity", "epsilon"]
 Weighting = Literal["sigma2", "uniform"]
+Optimizer = Literal["adamw", "adamw8bit"]
 
 DEFAULT_PROMPT = (
     "Cinematic, High Contrast, highly detailed, taken using a Canon EOS R camera, hyper detailed photo - realistic "
@@ -39,21 +40,94 @@ class Phase:
     point_weights: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything a run depends on besides its data and its base model.
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What both stages, the teacher's tuning and the distillation, have in common.
+
+    Attributes:
+        batch_size: samples per process and micro-batch.
+        gradient_accumulation: micro-batches per step. What counts is their product with the number of processes: a
+            run may be resumed on another number of processes if that product stays.
+        crop: side of the square ground-truth crops in pixels.
+        usm: sharpen the ground truth as SeeSR's pair maker does.
+        rank: of the denoiser's LoRA; alpha = rank for every adapter.
+        lr, lr_schedule, warmup_steps: learning rate, and its course as diffusers' `get_scheduler` names it.
+        optimizer: `adamw`, or bitsandbytes' `adamw8bit`, whose state takes 2 bytes a parameter instead of 8.
+        adam_betas, weight_decay, max_grad_norm: AdamW and clipping.
+        posterior: whether latents are samples of the encoder's Gaussian or its mean.
+        seed: of everything random; per sample, so independent of batch size, order, processes and resumption.
+        mixed_precision: accelerate's `no`, `bf16` or `fp16`.
+        base_dtype: precision the frozen base is held in; adapters are always fp32.
+        gradient_checkpointing: forget activations of denoiser and VAE and compute them again in the backward pass.
+        checkpoint_every, validate_every: in steps.
+        abort_grad_norm: a gradient norm above this (before clipping) counts as divergence.
+    """
+
+    batch_size: int
+    gradient_accumulation: int
+    crop: int
+    usm: bool
+    rank: int
+    lr: float
+    lr_schedule: str
+    warmup_steps: int
+    optimizer: Optimizer = "adamw"
+    adam_betas: tuple[float, float]
+    weight_decay: float
+    max_grad_norm: float
+    posterior: Literal["sample", "mode"]
+    seed: int
+    mixed_precision: Literal["no", "bf16", "fp16"]
+    base_dtype: Literal["fp32", "bf16", "fp16"]
+    gradient_checkpointing: bool = False
+    checkpoint_every: int
+    validate_every: int
+    abort_grad_norm: float
+
+    def __post_init__(self) -> None:
+        for name, fine in self._checks().items():
+            if not fine:
+                raise UserError(f"training configuration: {name} = {getattr(self, name)!r} is not possible")
+
+    def _checks(self) -> dict[str, bool]:
+        choices = {
+            name: getattr(self, name) in get_args(hint)
+            for name, hint in get_type_hints(type(self)).items()
+            if get_origin(hint) is Literal
+        }
+        return choices | {
+            "batch_size": self.batch_size >= 1,
+            "gradient_accumulation": self.gradient_accumulation >= 1,
+            "crop": self.crop >= 8 and self.crop % 8 == 0,
+            "rank": self.rank >= 1,
+            "lr": self.lr > 0,
+            "warmup_steps": self.warmup_steps >= 0,
+            "checkpoint_every": self.checkpoint_every >= 1,
+            "validate_every": self.validate_every >= 1,
+        }
+
+    @property
+    def total_steps(self) -> int:
+        raise NotImplementedError
+
+    def global_batch(self, processes: int) -> int:
+        """Samples per step over all processes."""
+        return self.batch_size * self.gradient_accumulation * processes
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """Everything a distillation depends on besides its data and its base model.
 
     Attributes:
         phases: in order; the paper trains with latent MSE and without DASM first, then the other way round.
-        batch_size: samples per process and micro-batch.
-        gradient_accumulation: micro-batches per step.
-        crop: side of the square ground-truth crops in pixels.
         degradation: `full` or `light` Real-ESRGAN parameters (`tsd.data.degrade`).
-        usm: sharpen the ground truth as SeeSR's pair maker does.
-        rank, vae_rank, critic_rank: LoRA ranks; alpha = rank.
-        lr, critic_lr: learning rates of AdamW.
-        lr_schedule, warmup_steps: as diffusers' `get_scheduler` names them.
-        adam_betas, weight_decay, max_grad_norm: AdamW and clipping.
+        degrade_anew: of prepared data, degrade every crop anew at every visit instead of reading the stored result.
+        vae_rank, critic_rank: LoRA ranks of the student's encoder and of the critic.
+        critic_lr: the critic's learning rate.
         lambda_tsd: λ of Eq. 5.
         stride: s, in units of t.
         random_bias: jitter the trajectory's end by up to ± s/2 [R].
@@ -67,32 +141,16 @@ class TrainConfig:
         t_range: uniform range of t; [50, 950] in both.
         gamma1: γ1 at the start and at the end of training, linear in between.
         guidance_scale: classifier-free guidance of teacher and critic inside L_reg.
-        posterior: whether the student's latent is a sample of its encoder's Gaussian or the mean.
         pixel_loss: `lpips` (AlexNet, as the release), or `charbonnier` where LPIPS' weights cannot be had.
         ema_decay: exponential moving average of the student that is saved and validated; 0 is off.
-        seed: of everything random; per sample, so independent of batch size, order and resumption.
-        mixed_precision: accelerate's `no`, `bf16` or `fp16`.
-        base_dtype: precision the frozen base is held in; adapters are always fp32.
-        checkpoint_every, validate_every: in steps.
-        abort_grad_norm: a gradient norm above this (before clipping) counts as divergence.
     """
 
     phases: tuple[Phase, ...]
-    batch_size: int
-    gradient_accumulation: int
-    crop: int
     degradation: Literal["full", "light"]
-    usm: bool
-    rank: int
+    degrade_anew: bool = False
     vae_rank: int
     critic_rank: int
-    lr: float
     critic_lr: float
-    lr_schedule: str
-    warmup_steps: int
-    adam_betas: tuple[float, float]
-    weight_decay: float
-    max_grad_norm: float
     lambda_tsd: float
     stride: float
     random_bias: bool
@@ -101,40 +159,20 @@ class TrainConfig:
     t_range: tuple[float, float]
     gamma1: tuple[float, float]
     guidance_scale: float
-    posterior: Literal["sample", "mode"]
     pixel_loss: Literal["lpips", "charbonnier"]
     ema_decay: float
-    seed: int
-    mixed_precision: Literal["no", "bf16", "fp16"]
-    base_dtype: Literal["fp32", "bf16", "fp16"]
-    checkpoint_every: int
-    validate_every: int
-    abort_grad_norm: float
 
-    def __post_init__(self) -> None:
-        checks = {
+    def _checks(self) -> dict[str, bool]:
+        return super()._checks() | {
             "phases": bool(self.phases) and all(p.steps >= 0 and p.point_weights for p in self.phases),
-            "batch_size": self.batch_size >= 1,
-            "gradient_accumulation": self.gradient_accumulation >= 1,
-            "crop": self.crop >= 8 and self.crop % 8 == 0,
-            "rank": min(self.rank, self.vae_rank, self.critic_rank) >= 1,
-            "lr": self.lr > 0 and self.critic_lr > 0,
+            "vae_rank": self.vae_rank >= 1,
+            "critic_rank": self.critic_rank >= 1,
+            "critic_lr": self.critic_lr > 0,
             "lambda_tsd": 0 <= self.lambda_tsd <= 1,
             "stride": self.stride > 0,
             "t_range": 0 < self.t_range[0] < self.t_range[1] <= 1000,
             "ema_decay": 0 <= self.ema_decay < 1,
-            "checkpoint_every": self.checkpoint_every >= 1 and self.validate_every >= 1,
-            "degradation": self.degradation in ("full", "light"),
-            "residual": self.residual in ("velocity", "epsilon"),
-            "weighting": self.weighting in ("sigma2", "uniform"),
-            "posterior": self.posterior in ("sample", "mode"),
-            "pixel_loss": self.pixel_loss in ("lpips", "charbonnier"),
-            "mixed_precision": self.mixed_precision in ("no", "bf16", "fp16"),
-            "base_dtype": self.base_dtype in ("fp32", "bf16", "fp16"),
         }
-        for name, fine in checks.items():
-            if not fine:
-                raise UserError(f"training configuration: {name} = {getattr(self, name)!r} is not possible")
 
     @property
     def total_steps(self) -> int:
@@ -166,13 +204,12 @@ class TrainConfig:
         warmup = min(self.warmup_steps, round(self.warmup_steps * steps / self.total_steps))
         return dataclasses.replace(self, phases=phases, warmup_steps=warmup)
 
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
-
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "TrainConfig":
-        """The inverse of `to_json`, strict about unknown and missing keys."""
-        names = {field.name for field in dataclasses.fields(TrainConfig)}
+        """The inverse of `to_json`, strict about unknown and missing keys (settings younger than the file excepted)."""
+        fields = dataclasses.fields(TrainConfig)
+        values = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING} | values
+        names = {field.name for field in fields}
         if set(values) != names:
             raise UserError(
                 f"training configuration: unknown {sorted(set(values) - names)}, missing {sorted(names - set(values))}"

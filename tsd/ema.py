@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from tsd.checkpoint import TrainState
+from tsd.sharded import local
 
 STUDENT_GROUPS = ("student.denoiser", "student.vae")
 
@@ -25,7 +26,8 @@ def update_ema(state: TrainState, decay: float) -> None:
     for name in STUDENT_GROUPS:
         if average := state.tensors.get(f"ema.{name}"):
             now = state.tensors[name]
-            torch._foreach_lerp_(list(average.values()), [now[key].detach() for key in average], 1 - decay)
+            parts = [local(value) for value in average.values()]  # element by element: shards need no gathering
+            torch._foreach_lerp_(parts, [local(now[key]) for key in average], 1 - decay)
 
 
 @contextmanager
@@ -44,4 +46,4 @@ def averaged(state: TrainState) -> Iterator[None]:
 
 def _copy(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> None:
     for key, tensor in target.items():
-        tensor.data.copy_(source[key])
+        local(tensor).copy_(local(source[key]))

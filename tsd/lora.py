@@ -25,6 +25,7 @@ from tsd.backbone import Backbone
 from tsd.backbones.base import Family
 from tsd.errors import UserError
 from tsd.loading import FAMILIES
+from tsd.sharded import whole
 
 Role = Literal["student", "critic", "teacher"]
 STUDENT: Role = "student"
@@ -256,15 +257,29 @@ def merge_adapter(module: Any, role: Role) -> None:
     module.unload_lora()
 
 
-def save_student(backbone: Backbone, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-    """Writes the student's adapters in the released layout, atomically, as the two files named above."""
-    prefix = backbone.family.denoiser_folder
-    for module, file in ((backbone.denoiser, denoiser_file(backbone.family)), (backbone.vae, VAE_FILE)):
-        state = {
-            f"{prefix}.{name}": parameter.detach().to("cpu", dtype).contiguous()
-            for name, parameter in adapter_parameters(module, STUDENT).items()
-        }
-        write_safetensors(Path(folder) / file, state)
+def save_student(
+    backbone: Backbone, folder: str | Path, dtype: torch.dtype = torch.float32, *, write: bool = True
+) -> None:
+    """Writes the student's adapters in the released layout, atomically, as the two files named above.
+
+    Args:
+        write: False in all processes but one; where the adapters are sharded, all must call to gather them.
+    """
+    family = backbone.family
+    save_adapter(backbone.denoiser, STUDENT, Path(folder) / denoiser_file(family), family, dtype, write=write)
+    save_adapter(backbone.vae, STUDENT, Path(folder) / VAE_FILE, family, dtype, write=write)
+
+
+def save_adapter(
+    module: nn.Module, role: Role, path: Path, family: Family, dtype: torch.dtype = torch.float32, *, write: bool = True
+) -> None:
+    """Writes one role's adapter on one module in the released layout, atomically; `write` as in `save_student`."""
+    state = {
+        f"{family.denoiser_folder}.{name}": whole(parameter).to("cpu", dtype).contiguous()
+        for name, parameter in adapter_parameters(module, role).items()
+    }
+    if write:
+        write_safetensors(path, state)
 
 
 def _refuse(path: Path, what: str, names: list[str]) -> None:

@@ -8,11 +8,12 @@ frozen decoder's weights get none, in the critic's turn the student gets none.
 from dataclasses import dataclass
 
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from tsd.backbone import Backbone, PromptEmbeds
-from tsd.config import Phase, TrainConfig
+from tsd.config import Phase, RunConfig, TrainConfig
 from tsd.dasm import Predict, trajectory, trajectory_gradient
 from tsd.lora import Role, role
 from tsd.objective import critic_loss, reconstruction_loss, student_loss, surrogate_loss
@@ -23,11 +24,22 @@ from tsd.seeds import generator_for
 
 @dataclass(frozen=True)
 class Batch:
-    """`x_L` (LR resized x4) and `x_H`, (B, 3, S, S) in [-1, 1]; `indices`, the samples' running numbers."""
+    """One micro-batch.
+
+    Attributes:
+        x_L: the LR image resized x4, (B, 3, S, S) in [-1, 1].
+        x_H: the ground truth, (B, 3, S, S) in [-1, 1].
+        indices: the samples' running numbers, which seed everything drawn for them.
+        prompt: captions of x_H for teacher and critic, batch B or 1; None for the model's default prompt.
+        posterior: moments of q(z | x_H), mean and log-variance as `AutoencoderKL.encode` computes them before
+            scaling, (B, 2C, h, w); None to encode x_H here.
+    """
 
     x_L: Tensor
     x_H: Tensor
     indices: list[int]
+    prompt: PromptEmbeds | None = None
+    posterior: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,18 @@ def predictor(
     return predict
 
 
+@torch.no_grad()
+def ground_truth_latents(backbone: Backbone, batch: Batch, config: RunConfig) -> Tensor:
+    """z = E_ψ(x_H), (B, C, h, w) in fp32, by the frozen encoder or, the same draw, from its stored moments."""
+    generators = [generator_for(config.seed, "posterior of x_H", index) for index in batch.indices]
+    if batch.posterior is None:
+        with role(backbone.vae, "teacher"):
+            return backbone.encode(batch.x_H, posterior=config.posterior, generator=generators).float()
+    gaussian = DiagonalGaussianDistribution(batch.posterior)
+    z = gaussian.mode() if config.posterior == "mode" else gaussian.sample(generator=generators)  # pyright: ignore
+    return (z * backbone.vae.config["scaling_factor"]).float()
+
+
 def student_turn(
     backbone: Backbone, batch: Batch, config: TrainConfig, phase: Phase, gamma1: float, pixel_loss: PixelLoss
 ) -> StudentTurn:
@@ -73,14 +97,13 @@ def student_turn(
     with role(backbone.vae, "student"), role(backbone.denoiser, "student"):
         z_L = backbone.encode(batch.x_L, posterior=config.posterior, generator=posterior)
         z_hat = backbone.one_step(z_L).float()
-    with torch.no_grad(), role(backbone.vae, "teacher"):
-        posterior = [generator_for(seed, "posterior of x_H", index) for index in batch.indices]
-        z = backbone.encode(batch.x_H, posterior=config.posterior, generator=posterior).float()
+    z = ground_truth_latents(backbone, batch, config)
     with role(backbone.vae, "teacher"):
         x_hat = backbone.decode(z_hat.to(z_L.dtype))
     loss, logs = reconstruction_loss(pixel_loss(x_hat, batch.x_H), z_hat, z, gamma1, phase.latent_mse)
     if phase.gamma2 > 0:
-        prompt, null = backbone.prompts["default"], backbone.prompts["null"]
+        prompt, null = batch.prompt or backbone.prompts["default"], backbone.prompts["null"]
+        both = prompt if prompt.embeds.shape[0] == 1 else PromptEmbeds.cat(prompt, prompt)  # ẑ and z in one batch
         points = len(phase.point_weights)
         stride = torch.full((len(batch.indices),), config.stride, device=z.device)
         if config.random_bias:  # [R]: the end of the trajectory moves by up to ± s/2
@@ -89,7 +112,7 @@ def student_turn(
         with torch.no_grad():
             path = trajectory(
                 process,
-                predictor(backbone, "teacher", prompt, null, config.guidance_scale),
+                predictor(backbone, "teacher", both, null, config.guidance_scale),
                 predictor(backbone, "critic", prompt, null, config.guidance_scale),
                 z_hat.detach(),
                 z,
@@ -112,12 +135,19 @@ def student_turn(
     return StudentTurn(loss, z_hat.detach(), {"student": loss.detach(), **logs})
 
 
-def critic_turn(backbone: Backbone, z_hat: Tensor, indices: list[int], config: TrainConfig) -> Tensor:
-    """Algorithm 1, lines 25–28: fresh ε and t, and Eq. 9 on the student's detached latents."""
+def critic_turn(
+    backbone: Backbone, z_hat: Tensor, indices: list[int], config: TrainConfig, prompt: PromptEmbeds | None = None
+) -> Tensor:
+    """Algorithm 1, lines 25–28: fresh ε and t, and Eq. 9 on the student's detached latents.
+
+    Args:
+        prompt: the batch's captions, as the student's turn had them; None for the model's default prompt.
+    """
     seed, process = config.seed, backbone.process
     noise = noise_for(seed, "noise of the critic", indices, z_hat)
     t = times_for(seed, "t of the critic", indices, *config.t_range, z_hat.device)
     z_hat = z_hat.detach()
     with role(backbone.denoiser, "critic"):
-        prediction = backbone.predict(process.add_noise(z_hat, noise, t), t, backbone.prompts["default"])
+        z_t = process.add_noise(z_hat, noise, t)
+        prediction = backbone.predict(z_t, t, prompt or backbone.prompts["default"])
     return critic_loss(prediction, process.target(z_hat, noise, t))

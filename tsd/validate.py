@@ -1,11 +1,15 @@
 """Validation during training: PSNR-Y against bicubic on held-out photographs, and a strip one can look at."""
 
+import math
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -15,6 +19,8 @@ from tsd.data.pairs import SUFFIXES
 from tsd.errors import UserError
 from tsd.images import read_picture
 from tsd.lora import STUDENT, role
+from tsd.parallel import mean
+from tsd.pixel_loss import PixelLoss
 from tsd.seeds import seed_for
 
 
@@ -65,22 +71,46 @@ def load_validation(
 
 
 @torch.no_grad()
-def validate(backbone: Backbone, pairs: list[ValidationPair]) -> tuple[dict[str, float], Tensor]:
-    """Restores every pair with the student's active weights (posterior mean).
+def validate(
+    backbone: Backbone, pairs: list[ValidationPair], accelerator: Accelerator, perceptual: PixelLoss | None = None
+) -> tuple[dict[str, float], Tensor]:
+    """Restores every pair with the student's active weights (posterior mean); the processes share the pairs.
+
+    Args:
+        perceptual: LPIPS, where training has loaded it anyway; reported as `lpips`.
 
     Returns:
-        `psnr_y`, `psnr_y_bicubic` and `gain_db`, means over the pairs in dB; and the strip of the first four:
-        input, result, ground truth per row, uint8 (3, H, W).
+        `psnr_y`, `psnr_y_bicubic` and `gain_db`, means over the pairs in dB; and the strip of this process's first
+        four: input, result, ground truth per row, uint8 (3, H, W).
     """
-    results, rows = [], []
-    for pair in pairs:
+    sums: dict[str, float] = defaultdict(float)
+    rows: list[Tensor] = []
+    for pair, counts in shared_out(pairs, accelerator):
         x_L, x_H = pair.lr_up.to(backbone.device), pair.hr.to(backbone.device)
         with role(backbone.vae, STUDENT), role(backbone.denoiser, STUDENT):
             x_hat = backbone.decode(backbone.one_step(backbone.encode(x_L, posterior="mode"))).clamp(-1, 1)
-        results.append((luma_psnr(x_hat, x_H), luma_psnr(x_L, x_H)))
+        sums["count"] += counts
+        sums["psnr_y"] += counts * luma_psnr(x_hat, x_H)
+        sums["psnr_y_bicubic"] += counts * luma_psnr(x_L, x_H)
+        if perceptual is not None:
+            sums["lpips"] += counts * float(perceptual(x_hat, x_H))
         if len(rows) < 12:
             rows += [x_L[0], x_hat[0].float(), x_H[0]]
-    psnr, bicubic = (float(np.mean(column)) for column in zip(*results, strict=True))
-    grid = make_grid(torch.stack([row.cpu() for row in rows]), nrow=3, value_range=(-1, 1), normalize=True)
-    strip = (grid * 255).round().to(torch.uint8)
-    return {"psnr_y": psnr, "psnr_y_bicubic": bicubic, "gain_db": psnr - bicubic}, strip
+    totals = mean(accelerator, sums)
+    numbers = {name: value / totals["count"] for name, value in totals.items() if name != "count"}
+    return numbers | {"gain_db": numbers["psnr_y"] - numbers["psnr_y_bicubic"]}, image_strip(rows)
+
+
+def shared_out(pairs: list[ValidationPair], accelerator: Accelerator) -> Iterator[tuple[ValidationPair, bool]]:
+    """This process's pairs, and whether each counts: where they do not divide evenly some are restored twice, since
+    all processes must run a sharded model equally often."""
+    processes = accelerator.num_processes
+    for number in range(accelerator.process_index, math.ceil(len(pairs) / processes) * processes, processes):
+        yield pairs[number % len(pairs)], number < len(pairs)
+
+
+def image_strip(images: list[Tensor], columns: int = 3) -> Tensor:
+    """Images (3, S, S) in [-1, 1] as one grid, uint8 (3, H, W)."""
+    stacked = torch.stack([image.float().cpu() for image in images])
+    grid = make_grid(stacked, nrow=columns, value_range=(-1, 1), normalize=True)
+    return (grid * 255).round().to(torch.uint8)

@@ -1,10 +1,13 @@
-"""`tsd train`: distil a base model into a one-step student."""
+"""`tsd train`: distil a base model into a one-step student, or tune its teacher first."""
 
 import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from tsd.config import RunConfig
 
 EPILOG = """\
 examples:
@@ -12,36 +15,68 @@ examples:
   tsd train --preset mini --data photos/ --output run/ --resume          continue after a kill, bit for bit on the CPU
   tsd train --preset paper --model stable-diffusion-3-medium-diffusers/ --prompt-embeds prompts/ \\
             --data LSDIR/ DIV2K/ --output run/
+  tsd train --preset paper --model … --data prepared/ --output run/      what `tsd prepare` wrote: captions, latents
   tsd train --preset mini --data photos/ --output x --print-config       show every setting and stop
+  tsd train --preset paper --model … --data … --output x --dry-run       check everything, plan memory, and stop
   tensorboard --logdir run/logs
+
+the teacher first (optional), then the student against it:
+  tsd train --stage teacher --preset release --model … --data prepared/ --output tuned/
+  tsd train --preset release --model … --data prepared/ --output run/ --teacher-lora tuned/teacher
+
+several processes, by accelerate (its configuration files are in the folder that --accelerate-configs prints):
+  accelerate launch --config_file gpu-8x-ddp.yaml $(which tsd) train --preset paper …
+  accelerate launch --config_file gpu-8x-fsdp.yaml $(which tsd) train --preset paper …      base and adapters sharded
+  accelerate launch --config_file gpu-8x-zero2.yaml $(which tsd) train --preset paper …     DeepSpeed, moments divided
+  accelerate launch --config_file cpu-2x.yaml $(which tsd) train --device cpu --preset mini …
+on a cluster: --time-limit 23:45 stops cleanly in time; submit the same command with --resume until it is done.
+one card of 24 GB: --batch-size 1 --gradient-accumulation 16 --gradient-checkpointing --optimizer adamw8bit
 """
+_NOT_FLAGS = ("steps",)  # --max-train-steps serves both stages
 
 
 def add_parser(verbs: Any) -> None:
-    """Adds the verb; every scalar field of `TrainConfig` becomes a flag that overrides the preset."""
+    """Adds the verb; every scalar setting of either stage becomes a flag that overrides the preset."""
     parser = verbs.add_parser(
         "train",
         help="distil a base model into a one-step student (Algorithm 1)",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--stage", choices=("student", "teacher"), default="student", help="default: student")
     parser.add_argument("--preset", choices=("paper", "release", "mini"), default="mini", help="default: mini")
-    parser.add_argument("--data", nargs="+", type=Path, metavar="DIR", help="folders of high-quality images")
+    parser.add_argument(
+        "--data", nargs="+", type=Path, metavar="DIR", help="folders of high-quality images, or one prepared data set"
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="run folder")
     parser.add_argument(
         "--model", metavar="DIR", help="base model in diffusers layout, or hub id (default: mini model)"
     )
     parser.add_argument("--prompt-embeds", type=Path, metavar="DIR", help="folder with default/ and null/ prompts")
     parser.add_argument("--init-lora", type=Path, metavar="DIR", help="start from an existing student")
+    parser.add_argument("--teacher-lora", type=Path, metavar="DIR", help="the tuned teacher (default: the bare base)")
     parser.add_argument("--val-data", type=Path, metavar="DIR", help="held-out photographs, validated as it goes")
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in --output")
     parser.add_argument("--max-train-steps", type=int, metavar="N", help="scale all phases to N steps in all")
     parser.add_argument("--stop-after", type=int, metavar="N", help="stop cleanly after step N, to be resumed")
+    parser.add_argument(
+        "--time-limit", metavar="HH:MM", help="stop cleanly before this time is up (HH:MM[:SS], or minutes)"
+    )
+    parser.add_argument(
+        "--keep", type=int, default=2, metavar="N", help="checkpoints to keep besides the best (default 2)"
+    )
+    parser.add_argument(
+        "--tracker", default="tensorboard", metavar="NAME", help="tensorboard (default), wandb, …, or none"
+    )
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="data-loading processes (default 0)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
+    parser.add_argument("--dry-run", action="store_true", help="check everything but the weights, plan memory, stop")
+    parser.add_argument(
+        "--accelerate-configs", action="store_true", help="print the folder of ready launcher configurations and stop"
+    )
     group = parser.add_argument_group("settings (default: the preset's)")
-    for name, convert, choices in _scalar_fields():
+    for name, (convert, choices, _) in _flags().items():
         flag = f"--{name.replace('_', '-')}"
         if convert is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
@@ -53,55 +88,140 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains; returns 0, or 1 where training diverged (the last good checkpoint is kept and named)."""
     from tsd.backbone import mini_model_dir
-    from tsd.config import PRESETS
     from tsd.errors import UserError
+    from tsd.stopping import seconds_from_text
 
-    config = PRESETS[args.preset]
-    overrides = {name: getattr(args, name) for name, _, _ in _scalar_fields() if getattr(args, name) is not None}
-    config = dataclasses.replace(config, **overrides)
-    if args.max_train_steps is not None:
-        config = config.scaled_to(args.max_train_steps)
-    print(config.to_json())
+    if args.accelerate_configs:
+        print(Path(__file__).parents[1] / "assets" / "accelerate")
+        return 0
+    config = resolve_config(args)
+    if _is_main_process():
+        print(config.to_json())
     if args.print_config:
         return 0
-    if not args.data or args.output is None:
+    if not args.data:
         raise UserError("--data DIR... and --output DIR are needed (or --print-config)")
     if args.device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
             raise UserError("--device cuda, but this machine has no CUDA device; leave it out or give --device cpu")
-    from tsd.train import DivergenceError, train
+    model = args.model if args.model is not None else mini_model_dir()
+    if args.dry_run:
+        return dry_run(args, model, config)
+    if args.output is None:
+        raise UserError("--output DIR is needed (or --print-config, --dry-run)")
+    options: dict[str, Any] = {
+        "resume": args.resume,
+        "prompt_embeds": args.prompt_embeds,
+        "val_data": args.val_data,
+        "workers": args.workers,
+        "stop_after": args.stop_after,
+        "time_limit": seconds_from_text(args.time_limit) if args.time_limit is not None else None,
+        "keep": args.keep,
+        "tracker": args.tracker,
+        "cpu": args.device == "cpu",
+    }
+    from tsd.config import TrainConfig
+    from tsd.optim import DivergenceError
 
     try:
-        student = train(
-            args.model if args.model is not None else mini_model_dir(),
-            args.data,
-            args.output,
-            config,
-            resume=args.resume,
-            init_lora=args.init_lora,
-            prompt_embeds=args.prompt_embeds,
-            val_data=args.val_data,
-            workers=args.workers,
-            stop_after=args.stop_after,
-            cpu=args.device == "cpu",
-        )
+        if isinstance(config, TrainConfig):
+            from tsd.train import train
+
+            loras = {"init_lora": args.init_lora, "teacher_lora": args.teacher_lora}
+            folder = train(model, args.data, args.output, config, **loras, **options)
+            done = f"student written to {folder}; try: tsd restore photo.png -o out/ --lora {folder}"
+        else:
+            from tsd.teacher import train_teacher
+
+            folder = train_teacher(model, args.data, args.output, config, **options)  # pyright: ignore
+            done = f"teacher written to {folder}; distil against it with: tsd train --teacher-lora {folder} …"
     except DivergenceError as error:
         print(f"tsd train: {error}", file=sys.stderr)
         return 1
-    print(f"student written to {student}; try: tsd restore photo.png -o out/ --lora {student}")
+    if _is_main_process():
+        print(done)
     return 0
 
 
-def _scalar_fields() -> list[tuple[str, Any, tuple[str, ...] | None]]:
-    """(name, converter, choices) of every field of `TrainConfig` that is one value."""
-    from tsd.config import TrainConfig
+def resolve_config(args: argparse.Namespace) -> "RunConfig":
+    """The preset of the stage with the flags' overrides.
 
-    fields: list[tuple[str, Any, tuple[str, ...] | None]] = []
-    for name, hint in get_type_hints(TrainConfig).items():
-        if get_origin(hint) is Literal:
-            fields.append((name, str, get_args(hint)))
-        elif hint in (int, float, str, bool):
-            fields.append((name, hint, None))
-    return fields
+    Raises:
+        UserError: a flag of the other stage, or an impossible value.
+    """
+    from tsd.config import PRESETS
+    from tsd.errors import UserError
+    from tsd.teacher_config import TEACHER_PRESETS
+
+    config = (PRESETS if args.stage == "student" else TEACHER_PRESETS)[args.preset]
+    overrides = {name: getattr(args, name) for name in _flags() if getattr(args, name) is not None}
+    foreign = [f"--{name.replace('_', '-')}" for name in overrides if args.stage not in _flags()[name][2]]
+    if args.stage == "teacher":
+        foreign += [flag for flag in ("--init-lora", "--teacher-lora") if getattr(args, flag[2:].replace("-", "_"))]
+    if foreign:
+        raise UserError(f"{', '.join(foreign)}: not a setting of --stage {args.stage}")
+    config = dataclasses.replace(config, **overrides)
+    return config if args.max_train_steps is None else config.scaled_to(args.max_train_steps)
+
+
+def dry_run(args: argparse.Namespace, model: str | Path, config: "RunConfig") -> int:
+    """Everything that can be checked without weights, and the memory plan; prints and returns 0."""
+    import os
+
+    from tsd.checkpoint import check_same_run, latest
+    from tsd.config import TrainConfig
+    from tsd.preflight import check_run
+
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    checked = check_run(
+        model,
+        args.data,
+        config,
+        processes=processes,
+        prompt_embeds=args.prompt_embeds,
+        init_lora=args.init_lora,
+        teacher_lora=args.teacher_lora,
+        tracker=args.tracker,
+    )
+    newest = latest(args.output / "checkpoints") if args.output is not None else None
+    if newest is not None:
+        check_same_run(newest, config, checked.record)
+    if not _is_main_process():
+        return 0
+    print("\n".join(checked.summary))
+    print(f"resuming: {f'{newest} fits' if newest is not None else 'nothing to resume'}")
+    if isinstance(config, TrainConfig):
+        from tsd.plan import memory_plan
+
+        print(memory_plan(model, config, processes=processes).to_text())
+    else:
+        print(
+            "memory: there is no plan for the teacher's stage; it needs less than the distillation of that batch size"
+        )
+    return 0
+
+
+def _is_main_process() -> bool:
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _flags() -> dict[str, tuple[Any, tuple[str, ...] | None, tuple[str, ...]]]:
+    """Every setting that is one value: its converter, its choices, and the stages that have it."""
+    from tsd.config import TrainConfig
+    from tsd.teacher_config import TeacherConfig
+
+    flags: dict[str, tuple[Any, tuple[str, ...] | None, tuple[str, ...]]] = {}
+    for stage, config in (("student", TrainConfig), ("teacher", TeacherConfig)):
+        for name, hint in get_type_hints(config).items():
+            stages = (*flags[name][2], stage) if name in flags else (stage,)
+            if name in _NOT_FLAGS:
+                continue
+            if get_origin(hint) is Literal:
+                flags[name] = (str, get_args(hint), stages)
+            elif hint in (int, float, str, bool):
+                flags[name] = (hint, None, stages)
+    return flags

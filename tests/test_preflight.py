@@ -1,0 +1,129 @@
+"""What is wrong is told before weights are loaded."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from tsd.cli import main
+from tsd.config import MINI
+from tsd.errors import UserError
+from tsd.preflight import check_run, require_tracker
+
+TINY = dataclasses.replace(MINI, batch_size=2, crop=32, rank=4, vae_rank=4, critic_rank=4)
+PHOTOS = [np.zeros((48, 40, 3), np.uint8)]
+
+
+@pytest.fixture(autouse=True)
+def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("diffusers.AutoencoderKL.from_pretrained", refuse)
+    monkeypatch.setattr("diffusers.SD3Transformer2DModel.from_pretrained", refuse)
+    monkeypatch.setattr("diffusers.UNet2DConditionModel.from_pretrained", refuse)
+
+
+def check(model: Path, **options: object):
+    return check_run(model, PHOTOS, options.pop("config", TINY), processes=2, **options)
+
+
+def changed(lora: Path, to: Path, file: str, change) -> Path:
+    shutil.copytree(lora, to)
+    state = load_file(to / file)
+    save_file(change(state), to / file)
+    return to
+
+
+def test_a_good_run_passes_and_is_described(tiny_sd3_dir: Path, tiny_lora_dir: Path) -> None:
+    checked = check(tiny_sd3_dir, init_lora=tiny_lora_dir, teacher_lora=tiny_lora_dir)
+    assert checked.record["global_batch"] == 4
+    assert checked.record["init_lora"] == checked.record["teacher_lora"]
+    assert len(checked.teacher_targets) > 10
+    assert "2 processes x 1 micro-batches x 2" in "\n".join(checked.summary)
+    assert checked.record["model"] != check(tiny_sd3_dir).record["init_lora"]
+
+
+def test_lora_files_are_judged_by_their_headers(
+    tiny_sd3_dir: Path, tiny_sd2_dir: Path, tiny_lora_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="another rank than this run: 4, not 8"):
+        check(tiny_sd3_dir, init_lora=tiny_lora_dir, config=dataclasses.replace(TINY, vae_rank=8))
+    with pytest.raises(UserError, match="another family"):
+        check(tiny_sd2_dir, init_lora=tiny_lora_dir)
+    with pytest.raises(UserError, match="no LoRA file"):
+        check(tiny_sd2_dir, teacher_lora=tiny_lora_dir)
+    some = "transformer.transformer_blocks.0.attn.to_q.lora_B.weight"
+    wide = changed(
+        tiny_lora_dir, tmp_path / "wide", "transformer.safetensors", lambda s: {**s, some: torch.zeros(99, 4)}
+    )
+    for option in ("init_lora", "teacher_lora"):
+        with pytest.raises(UserError, match=r"attn\.to_q.*belongs to another model"):
+            check(tiny_sd3_dir, **{option: wide})
+    few = changed(
+        tiny_lora_dir, tmp_path / "few", "transformer.safetensors",
+        lambda s: {key: value for key, value in s.items() if "blocks.0.attn.to_q" in key},
+    )  # fmt: skip
+    assert check(tiny_sd3_dir, teacher_lora=few).teacher_targets == ["transformer_blocks.0.attn.to_q"]
+    with pytest.raises(UserError, match="does not adapt the"):
+        check(tiny_sd3_dir, init_lora=few)
+
+
+def test_models_prompts_and_data(tiny_sd3_dir: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_sd3_dir, model)
+    save_file({"prompt_embeds": torch.zeros(1, 5, 13)}, model / "prompts" / "null" / "prompt_embeds.safetensors")
+    with pytest.raises(UserError, match="this model reads"):
+        check(model)
+    shutil.rmtree(model / "prompts" / "null")
+    with pytest.raises(UserError, match="no 'null' prompt"):
+        check(model)
+    (model / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no \.safetensors weights"):
+        check(model)
+    with pytest.raises(UserError, match="multiple of 16"):
+        check(tiny_sd3_dir, config=dataclasses.replace(TINY, crop=40))
+    with pytest.raises(UserError, match="positions for 1024"):
+        check(tiny_sd3_dir, config=dataclasses.replace(TINY, crop=1040))
+    with pytest.raises(UserError, match="no such file or folder"):
+        check_run(tiny_sd3_dir, [tmp_path / "nowhere"], TINY, processes=1)
+
+
+def test_trackers_by_name() -> None:
+    require_tracker("none")
+    require_tracker("tensorboard")
+    with pytest.raises(UserError, match=r"no tracker 'tensorbord'; choose one of none, .*wandb"):
+        require_tracker("tensorbord")
+    with pytest.raises(UserError, match="pip install aim"):
+        require_tracker("aim")
+
+
+def test_the_command_refuses_settings_of_the_other_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--stage", "teacher", "--lambda-tsd", "0.5", "--print-config"]) == 2
+    assert "--lambda-tsd: not a setting of --stage teacher" in capsys.readouterr().err
+    assert main(["train", "--stage", "teacher", "--max-train-steps", "10", "--print-config"]) == 0
+    assert '"steps": 10' in capsys.readouterr().out
+    assert main(["train", "--accelerate-configs"]) == 0
+    assert (Path(capsys.readouterr().out.strip()) / "gpu-8x-fsdp.yaml").is_file()
+
+
+@pytest.mark.parametrize("stage", ["student", "teacher"])
+def test_dry_run(stage: str, tiny_sd3_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if stage == "student":
+        pytest.importorskip("tsd.plan")
+    data = tmp_path / "photos"
+    data.mkdir()
+    Image.fromarray(PHOTOS[0]).save(data / "a.png")
+    command = ["train", "--stage", stage, "--model", str(tiny_sd3_dir), "--data", str(data), "--crop", "32"]
+    output = tmp_path / "run"
+    assert main([*command, "--output", str(output), "--rank", "4", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "data: " in told
+    assert "memory" in told.lower()
+    assert not output.exists()
+    assert main([*command, "--output", str(output), "--tracker", "nonsense", "--dry-run"]) == 2

@@ -1,0 +1,146 @@
+"""What a run reads: its data set, the samples' running numbers, and batches as the turns want them.
+
+A sample's number decides everything random about it. Step s of a run with a global batch of n reads the numbers
+s·n … s·n + n − 1, however many processes and micro-batches share them.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from tsd import fingerprint
+from tsd.backbone import PromptEmbeds
+from tsd.config import RunConfig, TrainConfig
+from tsd.data.degrade import FULL, LIGHT, DegradationConfig, usm_sharpen
+from tsd.data.pairs import PairDataset
+from tsd.errors import UserError
+from tsd.turns import Batch
+
+Source = str | Path | np.ndarray
+
+
+class RunningCount(Sampler[int]):
+    """The sample numbers of this process, from `first_step` on: a count, not a shuffle (the data set shuffles)."""
+
+    def __init__(self, config: RunConfig, first_step: int, process: int, processes: int) -> None:
+        self.config, self.first_step, self.process, self.processes = config, first_step, process, processes
+
+    def __iter__(self) -> Iterator[int]:
+        micro_batches = range(
+            self.first_step * self.config.gradient_accumulation,
+            self.config.total_steps * self.config.gradient_accumulation,
+        )
+        for micro in micro_batches:
+            start = (micro * self.processes + self.process) * self.config.batch_size
+            yield from range(start, start + self.config.batch_size)
+
+    def __len__(self) -> int:
+        steps = self.config.total_steps - self.first_step
+        return steps * self.config.gradient_accumulation * self.config.batch_size
+
+
+class CropDataset(PairDataset):
+    """The high-quality halves of `PairDataset`, without the cost of the others: `{"hr": (3,S,S), "index": int}`."""
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
+        if not 0 <= index < self.length:
+            raise IndexError(f"sample {index} of {self.length}")
+        hr = self._crop(index)
+        return {"hr": (usm_sharpen(hr) if self.usm else hr) * 2 - 1, "index": index}
+
+
+def degradation_of(config: TrainConfig) -> DegradationConfig:
+    return {"full": FULL, "light": LIGHT}[config.degradation]
+
+
+def open_data(sources: Sequence[Source], config: RunConfig, processes: int) -> Dataset[dict[str, Any]]:
+    """Folders of images, files or arrays as crops; or one folder that `tsd prepare` wrote.
+
+    Raises:
+        UserError: nothing usable in them; a prepared set that is half-written, or one among other sources.
+    """
+    length = config.total_steps * config.global_batch(processes)
+    folder = prepared_folder(sources)
+    if folder is not None:
+        from tsd.data.prepared import PreparedDataset
+
+        degradation = degradation_of(config) if isinstance(config, TrainConfig) and config.degrade_anew else None
+        return PreparedDataset(folder, seed=config.seed, length=length, degradation=degradation)
+    if isinstance(config, TrainConfig):
+        return PairDataset(
+            sources,
+            crop=config.crop,
+            seed=config.seed,
+            length=length,
+            degradation=degradation_of(config),
+            usm=config.usm,
+        )
+    return CropDataset(sources, crop=config.crop, seed=config.seed, length=length, usm=config.usm)
+
+
+def prepared_folder(sources: Sequence[Source]) -> Path | None:
+    """The prepared data set among the sources, which must then be the only one."""
+    from tsd.data.prepared import is_prepared
+
+    folders = [Path(source) for source in sources if not isinstance(source, np.ndarray)]
+    prepared = [folder for folder in folders if is_prepared(folder)]
+    if prepared and len(sources) > 1:
+        raise UserError(f"{prepared[0]} is a prepared data set and must be the only --data; got {len(sources)} sources")
+    return prepared[0] if prepared else None
+
+
+def data_fingerprint(data: Dataset[dict[str, Any]], sources: Sequence[Source]) -> str:
+    """What identifies the data on resumption."""
+    if isinstance(data, PairDataset):
+        return fingerprint.of_images(data.images)
+    folder = prepared_folder(sources)
+    assert folder is not None  # there is no third kind
+    files = ((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*.arrow"))
+    settings: Any = data.settings  # pyright: ignore[reportAttributeAccessIssue]
+    return f"{fingerprint.of_files(files)}-{fingerprint.of_text(json.dumps(settings, sort_keys=True, default=str))}"
+
+
+def batches(
+    data: Dataset[dict[str, Any]],
+    config: RunConfig,
+    first_step: int,
+    *,
+    process: int,
+    processes: int,
+    workers: int,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """This process's micro-batches from a step on, on `device`."""
+    loader = DataLoader(
+        data,
+        batch_size=config.batch_size,
+        sampler=RunningCount(config, first_step, process, processes),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+    )
+    for item in loader:
+        yield to_batch(item, device)
+
+
+def to_batch(item: dict[str, Tensor], device: torch.device) -> Batch:
+    """A collated item; captions and stored posteriors of prepared data where there are any.
+
+    Without low-quality images (the teacher's data) `x_L` is `x_H`.
+    """
+    x_H = item["hr"].to(device, non_blocking=True)
+    x_L = item["lr_up"].to(device, non_blocking=True) if "lr_up" in item else x_H
+    prompt = PromptEmbeds(item["prompt_embeds"], item.get("pool_embeds")) if "prompt_embeds" in item else None
+    return Batch(
+        x_L,
+        x_H,
+        item["index"].tolist(),
+        prompt=prompt.to(device) if prompt is not None else None,
+        posterior=item["posterior"].to(device, non_blocking=True) if "posterior" in item else None,
+    )

@@ -1,0 +1,67 @@
+"""Fingerprints of models, LoRA folders and data: is this what the checkpoint was made with?
+
+They are compared on resumption, before anything heavy loads, so they must be cheap for a model of many gigabytes:
+small files are hashed whole, large ones by their size and sixteen evenly spaced samples, the safetensors header among
+them. Retraining changes weights everywhere, so it changes every sample. Paths do not count: a run may be moved.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+SAMPLES = 16
+SAMPLE_BYTES = 2**16
+
+
+def of_files(files: Iterable[tuple[str, Path]]) -> str:
+    """A short hash over files, each with the name it counts by."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, path in sorted(files):
+        size = path.stat().st_size
+        digest.update(f"{name}\x1f{size}\x1f".encode())
+        with path.open("rb") as file:
+            if size <= SAMPLES * SAMPLE_BYTES:
+                digest.update(file.read())
+                continue
+            for number in range(SAMPLES):
+                file.seek(number * (size - SAMPLE_BYTES) // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def of_folder(folder: Path, parts: Sequence[str] = ("",)) -> str:
+    """Of the `.safetensors` and `.json` files below `folder`, or below some of its sub-folders."""
+    files = {
+        path
+        for part in parts
+        for suffix in ("*.safetensors", "*.json")
+        for path in (folder / part).rglob(suffix)
+        if path.is_file()
+    }
+    return of_files((path.relative_to(folder).as_posix(), path) for path in files)
+
+
+def of_images(images: Sequence[Path | np.ndarray]) -> str:
+    """Of a list of images in order: files by name and size, since reading a whole data set would take an hour."""
+    digest = hashlib.blake2b(digest_size=8)
+    for image in images:
+        if isinstance(image, np.ndarray):
+            digest.update(f"{image.shape}\x1f".encode() + hashlib.blake2b(image.tobytes()).digest())
+        else:
+            digest.update(f"{image.name}\x1f{image.stat().st_size}\x1f".encode())
+    return digest.hexdigest()
+
+
+def of_text(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def of_tensors(tensors: Sequence[Tensor]) -> str:
+    """Of values and shapes, in fp32."""
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        digest.update(f"{tuple(tensor.shape)}\x1f".encode() + tensor.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,197 @@
+"""Everything that can be known to be wrong before weights are loaded; and what identifies a run on resumption.
+
+Models are built on the meta device from their configurations, LoRA files are judged by their headers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from safetensors import safe_open
+from torch import nn
+from torch.utils.data import Dataset
+
+from tsd import fingerprint
+from tsd.backbone import Backbone, Family, PromptEmbeds, require_prompt
+from tsd.config import RunConfig, TrainConfig
+from tsd.errors import UserError
+from tsd.feed import Source, data_fingerprint, open_data, prepared_folder
+from tsd.loading import check_fit, detect_family, load_prompts, read_config, resolve_model
+from tsd.lora import VAE_FILE, check_lora, check_student, denoiser_file, denoiser_targets, vae_targets
+from tsd.optim import require_optimizer
+from tsd.parallel import refuse_launcher
+
+TRACKERS = ("none", *sorted(LOGGER_TYPE_TO_CLASS))
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the checks found.
+
+    Attributes:
+        folder: the model's local folder.
+        data: the opened data set.
+        record: what a checkpoint of this run is recognised by, see `tsd.checkpoint.check_same_run`.
+        teacher_targets: modules the given teacher LoRA adapts; empty without one.
+        summary: lines for a reader.
+    """
+
+    folder: Path
+    data: Dataset[dict[str, Any]]
+    record: dict[str, Any]
+    teacher_targets: list[str]
+    summary: list[str]
+
+
+def check_run(
+    model: str | Path,
+    sources: Sequence[Source],
+    config: RunConfig,
+    *,
+    processes: int,
+    prompt_embeds: str | Path | None = None,
+    init_lora: str | Path | None = None,
+    teacher_lora: str | Path | None = None,
+    tracker: str = "none",
+) -> Checked:
+    """Checks launcher, packages, model, prompts, data and LoRA files against each other and against `config`.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    refuse_launcher(config)
+    require_optimizer(config)
+    require_tracker(tracker)
+    folder = resolve_model(model)
+    backbone = on_meta(folder, prompt_embeds, str(model))
+    family, distils = backbone.family, isinstance(config, TrainConfig)
+    for part in (family.denoiser_folder, "vae"):
+        if not any((folder / part).glob("*.safetensors")):
+            raise UserError(f"{folder / part} holds no .safetensors weights; the model folder is incomplete")
+    needed = ["default"] if distils else ["null"]
+    if isinstance(config, TrainConfig) and any(phase.gamma2 > 0 for phase in config.phases):
+        needed.append("null")
+    prompts = {name: require_prompt(backbone, name) for name in needed}
+    if config.crop % backbone.pixel_multiple:
+        raise UserError(f"crop is {config.crop}; this model needs a multiple of {backbone.pixel_multiple}")
+    longest = family.longest_side(backbone.denoiser) * backbone.vae_factor
+    if config.crop > longest:
+        raise UserError(f"crop is {config.crop}; this model has positions for {longest:g} pixels at most")
+    teacher_targets: list[str] = []
+    if isinstance(config, TrainConfig) and init_lora is not None:
+        _check_initial(Path(init_lora), backbone, config)
+    if teacher_lora is not None:
+        teacher_targets = _check_teacher(Path(teacher_lora), backbone)
+    data = open_data(sources, config, processes)
+    if prepared_folder(sources) is not None:
+        data.require(folder, crop=config.crop)  # pyright: ignore[reportAttributeAccessIssue]
+    record = {
+        "stage": "student" if distils else "teacher",
+        "global_batch": config.global_batch(processes),
+        "model": fingerprint.of_folder(folder, (family.denoiser_folder, "vae", "scheduler")),
+        "prompts": fingerprint.of_tensors([t for prompt in prompts.values() for t in _tensors(prompt)]),
+        "data": data_fingerprint(data, sources),
+        "init_lora": None if init_lora is None else fingerprint.of_folder(Path(init_lora)),
+        "teacher_lora": None if teacher_lora is None else fingerprint.of_folder(Path(teacher_lora)),
+    }
+    count = sum(parameter.numel() for parameter in backbone.denoiser.parameters())
+    summary = [
+        f"model: {family.name.upper()} family, denoiser of {count:,} parameters, crops of multiples of "
+        f"{backbone.pixel_multiple} pixels",
+        f"data: {type(data).__name__}, {config.total_steps:,} steps of {record['global_batch']} samples "
+        f"({processes} process{'es' * (processes > 1)} x {config.gradient_accumulation} micro-batches x "
+        f"{config.batch_size})",
+        f"student to start from: {init_lora or 'none (B = 0)'}; teacher's LoRA: {teacher_lora or 'none'}",
+    ]
+    return Checked(folder, data, record, teacher_targets, summary)
+
+
+def require_tracker(name: str) -> None:
+    """Refuses a tracker accelerate does not know, or whose package is missing.
+
+    Raises:
+        UserError: lists what there is.
+    """
+    if name not in TRACKERS:
+        raise UserError(f"there is no tracker {name!r}; choose one of {', '.join(TRACKERS)}")
+    available = {str(found) for found in get_available_trackers()}
+    if name != "none" and name not in available:
+        raise UserError(
+            f"the tracker {name!r} needs its package: pip install {name}; on this machine there are "
+            f"{', '.join(sorted(available)) or 'no trackers'} (--tracker NAME, or --tracker none)"
+        )
+
+
+def on_meta(folder: Path, prompt_embeds: str | Path | None, source: str) -> Backbone:
+    """The model without weights: shapes and configurations, and the prompts, which are small."""
+    family: Family = detect_family(folder)
+    process = family.process(read_config(folder / "scheduler" / "scheduler_config.json"))
+    config, vae_config = (read_config(folder / part / "config.json") for part in (family.denoiser_folder, "vae"))
+    check_fit(folder, vae_config, config)
+    prompts = load_prompts(folder, prompt_embeds, family.prompt_widths(config))
+    try:
+        with torch.device("meta"):
+            denoiser = getattr(diffusers, family.denoiser_class).from_config(config)
+            vae = diffusers.AutoencoderKL.from_config(vae_config)
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"the configuration of the model in {folder} cannot be used: {error}") from error
+    return Backbone(vae, denoiser, process, prompts, family, source)
+
+
+def _check_initial(folder: Path, backbone: Backbone, config: TrainConfig) -> None:
+    """The student to start from must be of this family and these ranks, and adapt what this run adapts."""
+    family = backbone.family
+    ranks = check_student(folder, family)
+    for file, flag, found, wanted in (
+        (denoiser_file(family), "--rank", ranks[0], config.rank),
+        (VAE_FILE, "--vae-rank", ranks[1], config.vae_rank),
+    ):
+        if found != wanted:
+            raise UserError(f"{folder / file} has another rank than this run: {found}, not {wanted} ({flag} {found})")
+    denoiser = denoiser_targets(backbone.denoiser, family.student_targets)
+    _check_shapes(folder / denoiser_file(family), backbone.denoiser, family, denoiser)
+    _check_shapes(folder / VAE_FILE, backbone.vae, family, vae_targets(backbone.vae))
+
+
+def _check_teacher(folder: Path, backbone: Backbone) -> list[str]:
+    """The modules that a teacher's LoRA adapts: whichever it likes, if the denoiser has them."""
+    family = backbone.family
+    path = folder / denoiser_file(family)
+    check_lora(path, family)
+    return _check_shapes(path, backbone.denoiser, family, None)
+
+
+def _check_shapes(path: Path, module: nn.Module, family: Family, targets: list[str] | None) -> list[str]:
+    """Whether a LoRA file's tensors fit the module, and adapt just `targets` (None: any); the adapted modules."""
+    with safe_open(path, framework="pt") as file:
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    prefix = f"{family.denoiser_folder}."
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    adapted = sorted({key.removeprefix(prefix).rsplit(".lora_", 1)[0] for key in shapes})
+    foreign = [name for name in adapted if name not in layers]
+    if foreign:
+        raise UserError(f"{path} adapts modules this model does not have, e.g. {foreign[0]}")
+    if targets is not None and set(targets) != set(adapted):
+        odd = sorted(set(targets) ^ set(adapted))
+        raise UserError(f"{path} does not adapt the {len(targets)} modules this run adapts; they differ in {odd[0]}")
+    for name in adapted:
+        layer, keys = layers[name], [f"{prefix}{name}.lora_{side}.weight" for side in "AB"]
+        if any(key not in shapes for key in keys):
+            raise UserError(f"{path} lacks one half of the adapter at {name}")
+        (rank, *inputs), outputs = shapes[keys[0]], shapes[keys[1]]
+        weight = tuple(layer.weight.shape)
+        one = (1,) * (len(weight) - 2)
+        if tuple(inputs) != weight[1:] or outputs != (weight[0], rank, *one):
+            raise UserError(
+                f"{path}: the adapter at {name} has shapes {shapes[keys[0]]} and {outputs}, for a weight of {weight}; "
+                f"it belongs to another model"
+            )
+    return adapted
+
+
+def _tensors(prompt: PromptEmbeds) -> list[torch.Tensor]:
+    return [prompt.embeds] if prompt.pooled is None else [prompt.embeds, prompt.pooled]

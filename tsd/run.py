@@ -1,0 +1,233 @@
+"""What the loops of both stages share: set-up, resumption, and the end of a step (log, validate, save, stop).
+
+The loops themselves (`tsd.train`, `tsd.teacher`) hold nothing but their algorithm.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from tsd.atomic import write_text
+from tsd.backbone import Backbone, load_backbone
+from tsd.checkpoint import TrainState, check_same_run, latest, prune, remove_unfinished
+from tsd.config import RunConfig
+from tsd.ema import averaged
+from tsd.errors import UserError
+from tsd.feed import Source, batches
+from tsd.gradient_checkpointing import enable_gradient_checkpointing
+from tsd.parallel import anyone, is_sharded, mean, shard, start
+from tsd.preflight import Checked, check_run
+from tsd.run_log import RunLog, peak_mib
+from tsd.stopping import Stopper
+from tsd.turns import Batch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A validation's result: `score` (higher is better) decides on `best/`; `numbers` to log; a strip to look at."""
+
+    score: float
+    numbers: dict[str, float]
+    strip: Tensor
+    title: str
+
+
+class Run:
+    """One training run in one process; a context manager that ends it in order.
+
+    Args:
+        save: writes the weights that users want to a folder; called by all processes, `write` is True in one.
+        shown: names of the numbers in the progress bar.
+        The others are those of `tsd.train.train`.
+
+    Raises:
+        UserError: anything `tsd.preflight` finds, or an `output` that holds another run.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        sources: Sequence[Source],
+        output: str | Path,
+        config: RunConfig,
+        *,
+        resume: bool,
+        prompt_embeds: str | Path | None,
+        init_lora: str | Path | None = None,
+        teacher_lora: str | Path | None = None,
+        workers: int,
+        stop_after: int | None,
+        time_limit: float | None,
+        keep: int,
+        tracker: str,
+        cpu: bool,
+        shown: Sequence[str],
+    ) -> None:
+        self.stopper = Stopper(time_limit)
+        self.output, self.config, self.keep, self.workers, self.shown = Path(output), config, keep, workers, shown
+        self.prompt_embeds, self.tracker = prompt_embeds, tracker
+        self.folder = self.output / "checkpoints"
+        if keep < 1:
+            raise UserError(f"--keep {keep}: at least the last checkpoint is kept")
+        self.newest = latest(self.folder)
+        if self.newest is not None and not resume:
+            raise UserError(
+                f"{self.output} already holds {self.newest.name}; add --resume to continue, or choose another --output"
+            )
+        self.accelerator: Accelerator = start(config, self.output, tracker=tracker, cpu=cpu)
+        self.checked: Checked = check_run(
+            model,
+            sources,
+            config,
+            processes=self.accelerator.num_processes,
+            prompt_embeds=prompt_embeds,
+            init_lora=init_lora,
+            teacher_lora=teacher_lora,
+            tracker=tracker,
+        )
+        if self.newest is not None:
+            check_same_run(self.newest, config, self.checked.record)
+        self.log = RunLog(self.output, self.accelerator)
+        self.end = min(config.total_steps, stop_after if stop_after is not None else config.total_steps)
+        self.stopped_by: str | None = None
+        self._step_began = time.monotonic()
+        self._bar: Any = None
+
+    def load(self, attach: Callable[[Backbone], None]) -> Backbone:
+        """The backbone with this stage's adapters (`attach`), checkpointed and sharded as asked for, on its device."""
+        sharded, device = is_sharded(self.accelerator), self.accelerator.device
+        backbone = load_backbone(
+            self.checked.folder,
+            device="cpu" if sharded else device,  # a sharded base never lies on one device as a whole
+            dtype=DTYPES[self.config.base_dtype],
+            prompt_embeds=self.prompt_embeds,
+        )
+        attach(backbone)
+        if self.config.gradient_checkpointing:
+            enable_gradient_checkpointing(backbone.denoiser, backbone.vae)
+        if sharded:
+            vae = backbone.vae
+            shard(self.accelerator, backbone.denoiser, vae.encoder, *([vae.quant_conv] if vae.quant_conv else []))
+            vae.decoder.to(device)
+            if vae.post_quant_conv:
+                vae.post_quant_conv.to(device)
+            backbone.prompts = {name: prompt.to(device) for name, prompt in backbone.prompts.items()}
+        return backbone
+
+    def begin(self, state: TrainState) -> Iterator[Batch]:
+        """Resumes `state` where there is a checkpoint, starts the trackers; returns this process's batches."""
+        accelerator, config = self.accelerator, self.config
+        if accelerator.scaler is not None:
+            state.stateful["scaler"] = accelerator.scaler
+        if self.newest is not None:
+            state.load(self.newest)
+            self.log.cut(state.step)
+            self.say(f"resumed from {self.newest} at step {state.step}")
+        if accelerator.is_main_process:
+            remove_unfinished(self.folder)
+            write_text(self.output / "config.json", config.to_json())
+        if self.tracker != "none":
+            accelerator.init_trackers("tsd", config={"config": config.to_json()})
+        quiet = not accelerator.is_main_process
+        self._bar = tqdm(total=self.end, initial=state.step, desc="train", unit="step", disable=quiet, file=sys.stderr)
+        self._step_began = time.monotonic()
+        return batches(
+            self.checked.data,
+            config,
+            state.step,
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+            workers=self.workers,
+            device=accelerator.device,
+        )
+
+    def last_good(self) -> Path | None:
+        """The newest checkpoint, to name where training diverged."""
+        return latest(self.folder)
+
+    def goes_on(self, state: TrainState) -> bool:
+        return state.step < self.end and self.stopped_by is None
+
+    def mean(self, micro_batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+        """Logged numbers averaged over micro-batches and processes."""
+        names = micro_batches[0]
+        sums = {name: sum(float(logs[name]) for logs in micro_batches) / len(micro_batches) for name in names}
+        return mean(self.accelerator, sums)
+
+    def finish_step(
+        self,
+        state: TrainState,
+        logs: dict[str, float],
+        validate: Callable[[], Validation] | None,
+        save: Callable[[Path, bool], None],
+    ) -> None:
+        """Counts, logs, validates and saves as due, and decides, all processes together, whether to stop."""
+        config, accelerator = self.config, self.accelerator
+        state.step += 1
+        seconds = time.monotonic() - self._step_began
+        self.stopper.took("step", seconds)
+        logs |= {
+            "seconds": seconds,
+            "images_per_second": config.global_batch(accelerator.num_processes) / seconds,
+            "peak_mib": peak_mib(accelerator.device),
+        }
+        self._bar.update()
+        self._bar.set_postfix({name: f"{logs[name]:.4f}" for name in self.shown if name in logs})
+        reason = self.stopper.reason()
+        last = state.step == self.end
+        if not last and anyone(accelerator, reason is not None):
+            self.stopped_by = reason or "another process"
+        better = False
+        if validate is not None and self.stopped_by is None and (last or state.step % config.validate_every == 0):
+            with self.stopper.timed("validation"), averaged(state), accelerator.autocast():
+                result = validate()
+                better = state.best is None or result.score > state.best
+                if better:
+                    state.best, state.best_step = result.score, state.step
+                    save(self.output / "best", accelerator.is_main_process)
+            logs |= {f"val_{name}": value for name, value in result.numbers.items()}
+            self.log.images(state.step, result.title, result.strip)
+        self.log.row(state.step, logs)
+        if last or better or self.stopped_by is not None or state.step % config.checkpoint_every == 0:
+            with self.stopper.timed("checkpoint"):
+                state.save(self.folder, config, self.checked.record, write=accelerator.is_main_process)
+                if accelerator.is_main_process:
+                    prune(self.folder, self.keep, state.best_step)
+                accelerator.wait_for_everyone()
+        self._step_began = time.monotonic()
+
+    def finish(self, state: TrainState, folder: Path, save: Callable[[Path, bool], None]) -> None:
+        """Writes the weights that users want, and says where the run stands."""
+        with averaged(state):
+            save(folder, self.accelerator.is_main_process)
+        if self.stopped_by is not None:
+            self.say(
+                f"stopped by {self.stopped_by} after step {state.step} of {self.config.total_steps}, with a "
+                f"checkpoint: the same command with --resume continues"
+            )
+        self.accelerator.wait_for_everyone()
+
+    def say(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            print(text, file=sys.stderr)
+
+    def __enter__(self) -> "Run":
+        self.stopper.__enter__()
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        self.stopper.__exit__()
+        if self._bar is not None:
+            self._bar.close()
+        if kind is None:
+            self.accelerator.end_training()

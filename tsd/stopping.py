@@ -1,0 +1,86 @@
+"""Stopping in time: a clean end with a checkpoint before a cluster's limit, and on SIGTERM.
+
+A cluster ends a job without asking. `--time-limit` stops as soon as another step, with the validation and the
+checkpoint that may follow it, would not fit any more, as judged by the slowest of each seen so far; SIGTERM (what
+`scancel`, Slurm's grace time, Kubernetes and accelerate's own launcher send) stops after the step in progress.
+"""
+
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tsd.errors import UserError
+
+FIRST_RESERVE = 0.05
+"""Share of the limit, at most two minutes, that is kept free besides: for the first checkpoint, and for the exit."""
+
+
+def seconds_from_text(text: str) -> float:
+    """`90` (minutes), `1:30` (hours, minutes) or `1:30:00` as seconds.
+
+    Raises:
+        UserError: another form, or zero.
+    """
+    minutes = re.fullmatch(r"\d+(\.\d+)?", text)
+    clock = re.fullmatch(r"(\d+):([0-5]?\d)(?::([0-5]?\d))?", text)
+    if minutes:
+        seconds = 60 * float(text)
+    elif clock:
+        hours, minute, second = (int(part or 0) for part in clock.groups())
+        seconds = float(3600 * hours + 60 * minute + second)
+    else:
+        raise UserError(f"a time limit is HH:MM, HH:MM:SS or a number of minutes; got {text!r}")
+    if seconds <= 0:
+        raise UserError(f"a time limit of {text!r} leaves no time at all")
+    return seconds
+
+
+class Stopper:
+    """Knows how long things take and whether it is time to stop; a context manager while SIGTERM is caught.
+
+    Args:
+        limit_seconds: from the making of this object on; None is without limit.
+    """
+
+    def __init__(self, limit_seconds: float | None) -> None:
+        self.limit_seconds, self.began = limit_seconds, time.monotonic()
+        self.slowest: dict[str, float] = {}
+        self.terminated = False
+        self._previous: Any = None
+
+    def __enter__(self) -> "Stopper":
+        if threading.current_thread() is threading.main_thread():  # signals cannot be caught elsewhere
+            self._previous = signal.signal(signal.SIGTERM, self._on_sigterm)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+            self._previous = None
+
+    def _on_sigterm(self, number: int, frame: object) -> None:
+        self.terminated = True
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Remembers how long the block took."""
+        began = time.monotonic()
+        yield
+        self.took(what, time.monotonic() - began)
+
+    def took(self, what: str, seconds: float) -> None:
+        """Remembers a duration; the slowest of each kind counts."""
+        self.slowest[what] = max(self.slowest.get(what, 0.0), seconds)
+
+    def reason(self) -> str | None:
+        """Why to stop now, or None."""
+        if self.terminated:
+            return "SIGTERM"
+        if self.limit_seconds is None:
+            return None
+        reserve = min(FIRST_RESERVE * self.limit_seconds, 120.0) + sum(self.slowest.values())
+        return "the time limit" if time.monotonic() - self.began + reserve > self.limit_seconds else None

@@ -1,0 +1,180 @@
+"""Stage one, optional: the teacher tuned on high-quality images by the ordinary diffusion loss, as a LoRA.
+
+    t ~ the family's training distribution,   z_t = noise(z, ε, t),   loss = ‖ψ(z_t, t, caption) − target(z, ε, t)‖²
+
+The release tunes SD3 so before it distils; the paper takes the pre-trained model. The result feeds the distillation
+by `--teacher-lora`, where it is attached frozen.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers.optimization import get_scheduler
+from torch import Tensor
+
+from tsd.backbone import Backbone, PromptEmbeds
+from tsd.checkpoint import TrainState
+from tsd.data.degrade import FULL
+from tsd.feed import Source
+from tsd.lora import adapter_parameters, attach, denoiser_file, denoiser_targets, role, save_adapter
+from tsd.optim import OptimizerState, accelerated, backward, new_optimizer, refuse_divergence, update
+from tsd.parallel import mean
+from tsd.run import Run, Validation
+from tsd.seeds import generator_for, seed_for
+from tsd.teacher_config import TeacherConfig
+from tsd.turns import Batch, ground_truth_latents, noise_for
+from tsd.validate import ValidationPair, image_strip, load_validation, shared_out
+
+VALIDATION_CROP = 256
+VALIDATION_TIMES = (0.2, 0.4, 0.6, 0.8)
+"""Shares of the last time at which the held-out loss is taken."""
+
+
+def train_teacher(
+    model: str | Path,
+    sources: Sequence[Source],
+    output: str | Path,
+    config: TeacherConfig,
+    *,
+    resume: bool = False,
+    prompt_embeds: str | Path | None = None,
+    val_data: str | Path | None = None,
+    workers: int = 0,
+    stop_after: int | None = None,
+    time_limit: float | None = None,
+    keep: int = 2,
+    tracker: str = "tensorboard",
+    cpu: bool = False,
+) -> Path:
+    """Tunes the denoiser of `model`; returns the folder of its LoRA file (`transformer.` or `unet.safetensors`).
+
+    Of prepared data the stored moments and captions are used; of plain images the default prompt stands for every
+    caption (the null prompt where the model has none). Arguments and errors are those of `tsd.train.train`; the LoRA
+    is `output`/`teacher`.
+    """
+    with Run(
+        model, sources, output, config, resume=resume, prompt_embeds=prompt_embeds, workers=workers,
+        stop_after=stop_after, time_limit=time_limit, keep=keep, tracker=tracker, cpu=cpu, shown=("teacher",),
+    ) as run:  # fmt: skip
+        accelerator = run.accelerator
+        pairs = load_validation(Path(val_data), VALIDATION_CROP, FULL, config.seed) if val_data else []
+        backbone = run.load(lambda base: attach_teacher(base, config))
+        adapter = adapter_parameters(backbone.denoiser, "teacher")
+        parameters = list(adapter.values())
+        inner = new_optimizer(config, parameters, config.lr)
+        schedule = get_scheduler(
+            config.lr_schedule, inner, num_warmup_steps=config.warmup_steps, num_training_steps=config.steps
+        )
+        optimizer = accelerated(accelerator, inner, parameters, config)
+        state = TrainState(
+            {"teacher.denoiser": dict(adapter)}, {"schedule": schedule, "optimizer": OptimizerState(optimizer)}
+        )
+        batches = run.begin(state)
+
+        def validation() -> Validation:
+            loss, strip = validate_teacher(backbone, pairs, run)
+            return Validation(-loss, {"teacher": loss}, strip, "noised, estimate, original")
+
+        def save(folder: Path, write: bool) -> None:
+            path = folder / denoiser_file(backbone.family)
+            save_adapter(backbone.denoiser, "teacher", path, backbone.family, write=write)
+
+        overflows = 0
+        while run.goes_on(state):
+            micro_logs = []
+            for _ in range(config.gradient_accumulation):
+                batch = next(batches)
+                with accelerator.autocast():
+                    loss = teacher_loss(backbone, batch, config)
+                backward(accelerator, optimizer, loss)
+                micro_logs.append({"teacher": loss.detach()})
+            logs = run.mean(micro_logs)
+            logs |= update(accelerator, optimizer, parameters, config.max_grad_norm)
+            overflows = overflows + 1 if "overflow" in logs else 0
+            refuse_divergence(logs, overflows, config, state.step, run.last_good(), accelerator)
+            schedule.step()
+            logs |= {"lr": optimizer.param_groups[0]["lr"]}
+            run.finish_step(state, logs, validation if pairs else None, save)
+        folder = run.output / "teacher"
+        run.finish(state, folder, save)
+    return folder
+
+
+def attach_teacher(backbone: Backbone, config: TeacherConfig) -> None:
+    """The adapter to train: the attention projections, as diffusers' LoRA examples and the critic."""
+    targets = denoiser_targets(backbone.denoiser, backbone.family.critic_targets)
+    attach(backbone.denoiser, "teacher", targets, config.rank, seed_for(config.seed, "teacher"))
+
+
+def teacher_loss(backbone: Backbone, batch: Batch, config: TeacherConfig) -> Tensor:
+    """The diffusion loss of a micro-batch, a scalar in fp32; every draw is the sample's own."""
+    process = backbone.process
+    z = ground_truth_latents(backbone, batch, config)
+    noise = noise_for(config.seed, "noise of the teacher", batch.indices, z)
+    t = times(backbone, config, batch.indices).to(z.device)
+    prompt = captions_with_dropout(backbone, batch, config)
+    with role(backbone.denoiser, "teacher"):
+        prediction = backbone.predict(process.add_noise(z, noise, t), t, prompt)
+    return F.mse_loss(prediction.float(), process.target(z, noise, t).float())
+
+
+def times(backbone: Backbone, config: TeacherConfig, indices: list[int]) -> Tensor:
+    """(B,) times on the CPU, drawn from the configured density over [0, last time], each from its sample's generator.
+
+    Logit-normal: t = T · sigmoid(n), n standard normal, before the schedule's shift, as diffusers draws its index.
+    """
+    density = config.t_density
+    if density == "family":
+        density = "logit_normal" if backbone.family.name == "sd3" else "uniform"
+    generators = [generator_for(config.seed, "t of the teacher", index) for index in indices]
+    if density == "logit_normal":
+        share = torch.stack([torch.randn((), generator=generator) for generator in generators]).sigmoid()
+    else:
+        share = torch.stack([torch.rand((), generator=generator) for generator in generators])
+    return share * backbone.process.last_time
+
+
+def captions_with_dropout(backbone: Backbone, batch: Batch, config: TeacherConfig) -> PromptEmbeds:
+    """The samples' captions, a share of them replaced by the null prompt (B, L, D)."""
+    size = len(batch.indices)
+    null = backbone.prompts["null"]
+    prompt = (batch.prompt or backbone.prompts.get("default", null)).expand(size)
+    draws = [torch.rand((), generator=generator_for(config.seed, "caption", index)) for index in batch.indices]
+    dropped = (torch.stack(draws) < config.caption_dropout).to(prompt.embeds.device)
+    length = max(prompt.embeds.shape[1], null.embeds.shape[1])
+    embeds = torch.where(dropped[:, None, None], _padded(null.embeds, length), _padded(prompt.embeds, length))
+    if prompt.pooled is None or null.pooled is None:
+        return PromptEmbeds(embeds)
+    return PromptEmbeds(embeds, torch.where(dropped[:, None], null.pooled, prompt.pooled))
+
+
+def _padded(embeds: Tensor, length: int) -> Tensor:
+    """Zeros behind a shorter prompt (captions without T5 have 154 tokens, with it 333)."""
+    return F.pad(embeds, (0, 0, 0, length - embeds.shape[1]))
+
+
+@torch.no_grad()
+def validate_teacher(backbone: Backbone, pairs: list[ValidationPair], run: Run) -> tuple[float, Tensor]:
+    """The loss on held-out crops at fixed times and fixed noise; and a strip: noised, estimate, original."""
+    process, accelerator = backbone.process, run.accelerator
+    prompt = backbone.prompts.get("default", backbone.prompts["null"])
+    sums = {"loss": 0.0, "count": 0.0}
+    rows: list[Tensor] = []
+    for pair, counts in shared_out(pairs, accelerator):
+        z = ground_truth_latents(backbone, Batch(pair.lr_up, pair.hr.to(backbone.device), [0]), run.config)
+        noise = noise_for(seed_for("validation", pair.name), "noise", [0], z)
+        for share in VALIDATION_TIMES:
+            t = torch.full((1,), share * process.last_time, device=z.device)
+            z_t = process.add_noise(z, noise, t)
+            with role(backbone.denoiser, "teacher"):
+                prediction = backbone.predict(z_t, t, prompt).float()
+            sums["loss"] += counts * float(F.mse_loss(prediction, process.target(z, noise, t).float()))
+            sums["count"] += counts
+            if share == VALIDATION_TIMES[1] and len(rows) < 12:
+                with role(backbone.vae, "teacher"):
+                    images = [backbone.decode(x.to(backbone.dtype))[0] for x in (z_t, process.x0(z_t, prediction, t))]
+                rows += [*images, pair.hr[0]]
+    totals = mean(accelerator, sums)
+    return totals["loss"] / totals["count"], image_strip(rows)

@@ -1,0 +1,131 @@
+"""DeepSpeed's ZeRO-2 under the adapters' optimisers: gradients and moments divided over the processes.
+
+DeepSpeed expects one engine to own a model and its optimiser. Here two optimisers, student's and critic's, train
+adapters of one model, so each gets an engine of its own, over nothing but its adapters' parameters: the forward pass
+stays ours, the engine's hooks collect the gradients. Processes and autocast are accelerate's as under DDP. Parameters
+stay whole in every process, so checkpoints are those of every other launcher.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tsd.config import RunConfig
+from tsd.errors import UserError
+
+SWITCH = "ACCELERATE_USE_DEEPSPEED"
+
+
+def zero_requested() -> bool:
+    """Whether `accelerate launch` was given a DeepSpeed configuration."""
+    return os.environ.get(SWITCH, "false").lower() == "true"
+
+
+def zero_settings(config: RunConfig) -> dict[str, Any]:
+    """DeepSpeed's `zero_optimization` section as the launcher asks for it.
+
+    Raises:
+        UserError: a stage, an offload, a precision or an optimiser that this does not cover; or no deepspeed.
+    """
+    settings: dict[str, Any] = {"stage": int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))}
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if file.lower() != "none":
+        settings |= json.loads(Path(file).read_text()).get("zero_optimization", {})
+    offloads = [
+        os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE", "none") for what in ("OPTIMIZER", "PARAM")
+    ]
+    offloaded = any(device != "none" for device in offloads) or any("offload" in name for name in settings)
+    if settings["stage"] not in (1, 2) or offloaded:
+        raise UserError("of DeepSpeed, ZeRO stages 1 and 2 without offloading are covered; to shard the base use FSDP")
+    if config.mixed_precision == "fp16" or config.optimizer == "adamw8bit":
+        raise UserError("under DeepSpeed use --mixed-precision bf16 (or no) and --optimizer adamw")
+    try:
+        import deepspeed  # noqa: F401 # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError(
+            "the launcher asks for DeepSpeed: pip install deepspeed, or take the DDP or FSDP file"
+        ) from error
+    return settings
+
+
+class ZeroOptimizer:
+    """One engine: an AdamW over some adapters whose gradients and moments are divided.
+
+    Args:
+        optimizer: made over `parameters`; learning-rate schedules made from it keep working.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], config: RunConfig) -> None:
+        import deepspeed  # pyright: ignore[reportMissingImports]
+
+        self.parameters = parameters
+        self.engine: Any = deepspeed.initialize(
+            model=nn.ParameterList(parameters),
+            optimizer=optimizer,
+            config={
+                "train_micro_batch_size_per_gpu": config.batch_size,
+                "gradient_accumulation_steps": config.gradient_accumulation,
+                "gradient_clipping": config.max_grad_norm,
+                "zero_optimization": zero_settings(config),
+                "zero_allow_untested_optimizer": True,
+                "steps_per_print": 2**31,
+            },
+        )[0]
+        self._open = False
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.engine.optimizer.param_groups
+
+    def backward(self, loss: Tensor) -> None:
+        """Of one micro-batch; divides by the accumulation count itself."""
+        if self._open:
+            self.engine.step()  # counts the micro-batch before; only the last one moves anything
+        self.engine.backward(loss)
+        self._open = True
+
+    def step(self) -> float:
+        """Averages, clips, steps, clears; returns the gradient norm before clipping, the same in all processes."""
+        self.engine.step()
+        self._open = False
+        return float(self.engine.get_global_grad_norm())
+
+    def state_dict(self) -> dict[str, Any]:
+        """In the form of torch's AdamW over `parameters`, moments whole; a collective."""
+        from deepspeed.utils import safe_get_full_optimizer_state  # pyright: ignore[reportMissingImports]
+
+        stepped = [part["step"] for part in self._inner.state.values()]  # none before the first step
+        state = {
+            number: {
+                "step": torch.tensor(float(stepped[0])),
+                **{name: safe_get_full_optimizer_state(parameter, name).cpu() for name in ("exp_avg", "exp_avg_sq")},
+            }
+            for number, parameter in enumerate(self.parameters if stepped else [])
+        }
+        group = {name: value for name, value in self.param_groups[0].items() if name != "params"}
+        return {"state": state, "param_groups": [group | {"params": list(range(len(self.parameters)))}]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Of any launcher's checkpoint; the parameters must hold their values already."""
+        from deepspeed.utils import safe_set_full_optimizer_state  # pyright: ignore[reportMissingImports]
+
+        zero = self.engine.optimizer
+        zero.refresh_fp32_params()  # its own copy of this process's part
+        if state["state"]:
+            step = next(iter(state["state"].values()))["step"]
+            (part,) = self.param_groups[0]["params"]
+            moments = {name: torch.zeros_like(part) for name in ("exp_avg", "exp_avg_sq")}
+            self._inner.state[part] = {"step": torch.as_tensor(float(step)), **moments}
+            zero._lazy_init_hp_params_optimizer_state()  # as its first step does: where each parameter's part is
+            for number, saved in state["state"].items():
+                for name in moments:
+                    safe_set_full_optimizer_state(self.parameters[number], saved[name].to(part), name)
+        self.param_groups[0].update({k: v for k, v in state["param_groups"][0].items() if k != "params"})
+
+    @property
+    def _inner(self) -> torch.optim.Optimizer:
+        return self.engine.optimizer.optimizer
