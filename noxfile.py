@@ -31,6 +31,14 @@ def reproduce_table1(session: nox.Session) -> None:
 
 
 @nox.session
+def reproduce_table5(session: nox.Session) -> None:
+    """Table 5, the same base model: as reproduce_table1, with two recipes on each of the two mini bases."""
+    install(session, "bench")
+    arguments = session.posargs if "--profile" in session.posargs else ["--profile", "mini", *session.posargs]
+    session.run("bench", "run", "--table", "table5", *arguments, env=ENVIRONMENT)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """The whole test suite with coverage, two processes; arguments go to pytest."""
     install(session, "dev")
@@ -73,6 +81,14 @@ def train_mini(session: nox.Session) -> None:
     install(session, "train")
     output = [] if "--output" in session.posargs else ["--output", "runs/mini"]
     session.run("python", "-m", "tsd.mini.recipe", *output, *session.posargs, env=ENVIRONMENT)
+
+
+@nox.session
+def train_mini_sd2(session: nox.Session) -> None:
+    """The second mini model, of SD2's family, on the first one's VAE (about an hour). `-- --data-root DIR`."""
+    install(session, "train")
+    output = [] if "--output" in session.posargs else ["--output", "runs/mini-sd2"]
+    session.run("python", "-m", "tsd.mini.recipe_sd2", *output, *session.posargs, env=ENVIRONMENT)
 
 
 @nox.session

@@ -16,17 +16,18 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from bench.download import CONNECT_SECONDS, download
+from bench import hub
+from bench.download import download
 from bench.errors import UserError
+from bench.hub import get_sd2_base, get_sd3, missing_sd3
 from bench.methods import METHODS
 from bench.methods.base import MethodOptions
-from bench.methods.tsd_weights import MODEL_PARTS, RELEASE, SD3, SD3_HUB_ID
+from bench.methods.tsd_weights import RELEASE, SD2_BASES, SD3_HUB_ID, SD2Base, missing_sd2_base
 from bench.metrics import EXTRA_METRICS, METRICS
 from bench.metrics.weights import WeightFile, file_sha256
 from bench.missing import Missing
 from bench.testsets import DATASETS, HR, LR, TESTSETS, missing_testset
 
-HUB = "https://huggingface.co"
 TESTSETS_REPO = "Iceclear/StableSR-TestSets"
 TESTSETS_ARCHIVE = "StableSR_testsets.zip"
 SIDES = {"test_LR": LR, "lq": LR, "test_HR": HR, "gt": HR}
@@ -93,9 +94,10 @@ def items() -> dict[str, Item]:
             licence="Stability AI Community License",
             size_bytes=4_340_000_000,
             restricted=True,
-            missing=_missing_sd3,
-            get=_get_sd3,
+            missing=missing_sd3,
+            get=get_sd3,
         ),
+        *(_sd2_item(base) for base in SD2_BASES.values()),
         Item(
             name="tsd-sr",
             summary="the authors' adapters and prompt tensors, from their Google Drive folder",
@@ -175,7 +177,7 @@ def _get_testset(name: str, options: MethodOptions) -> None:
 
 
 def _from_hub(folder: str, target: Path) -> None:
-    check_online(HUB)
+    hub.check_online()
     try:
         with _open_hub_archive() as archive:
             extract_testset(archive, folder, target)
@@ -243,50 +245,13 @@ def _get_realesrgan(options: MethodOptions) -> None:
     download([REALESRGAN], options.weights() / "realesr-general-x4v3.pth", REALESRGAN_SHA256)
 
 
-def _missing_sd3(options: MethodOptions) -> list[Missing]:
-    folder = options.weights() / SD3
-    # Configurations arrive first: a folder without weights is a download that was interrupted.
-    patterns = {part: "*.json" if part == "scheduler" else "*.safetensors" for part in MODEL_PARTS}
-    if all(any((folder / part).glob(pattern)) for part, pattern in patterns.items()):
-        return []
-    return [
-        Missing(
-            name=f"{SD3}/",
-            where=options.weights_place(SD3),
-            source=f"hf:{SD3_HUB_ID}",
-            size_bytes=4_340_000_000,
-            licence="Stability AI Community License",
-            needed_by="TSD-SR",
-            fetch="sd3-medium",
-        )
-    ]
-
-
-def _get_sd3(options: MethodOptions) -> None:
-    check_online(HUB)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    try:
-        snapshot_download(
-            SD3_HUB_ID,
-            local_dir=options.weights() / SD3,
-            allow_patterns=["model_index.json", *(f"{part}/*" for part in MODEL_PARTS)],
-        )
-    except (GatedRepoError, RepositoryNotFoundError) as error:
-        raise UserError(
-            f"{SD3_HUB_ID} is gated: log in at {HUB}/{SD3_HUB_ID}, accept its licence there, then `hf auth login` (or "
-            "set HF_TOKEN) on this machine and run the same command again"
-        ) from error
-    except Exception as error:  # as in _from_hub
-        raise UserError(f"{SD3_HUB_ID}: {error}; the same command continues the download") from error
-
-
-def check_online(url: str) -> None:
-    """Raises UserError within seconds where `url` cannot be reached; the hub's client would retry for minutes."""
-    import requests
-
-    try:
-        requests.head(url, timeout=CONNECT_SECONDS)
-    except requests.RequestException as error:
-        raise UserError(f"{url} cannot be reached: no network, or a firewall") from error
+def _sd2_item(base: SD2Base) -> Item:
+    return Item(
+        name=f"{base.name}-base",
+        summary=f"{base.display}, a base model of Table 5, from a mirror: {', '.join(base.mirrors)}",
+        licence="CreativeML Open RAIL++-M",
+        size_bytes=base.size_bytes,
+        restricted=True,
+        missing=partial(missing_sd2_base, base),
+        get=partial(get_sd2_base, base),
+    )

@@ -8,6 +8,7 @@ was measured; the paper's figures in columns of their own.
 
 import csv
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tabulate import tabulate
@@ -16,7 +17,7 @@ from bench.errors import UserError
 from bench.records import Records, write_atomic
 from bench.schema import Plan
 from bench.summarize import SECONDS, Cell, HeaderCell, Section, Table, summarize
-from bench.tables import paper_figures
+from bench.tables import pairs_of, paper_figures
 
 DASH = "—"
 PAPER_DISPLAY = {
@@ -61,7 +62,7 @@ def write_table(records: Records, plan: Plan, *, timing: bool = True, reference:
         if reference not in names:
             raise UserError(f"no row {reference!r} to refer differences to; the table has {', '.join(names)}")
         plan = replace(plan, reference=reference)
-    table = summarize(records, plan, timing=timing)
+    table = summarize(records, plan, timing=timing, pairs=pairs_of(plan.table, plan.profile))
     paper = paper_figures(plan.paper) if plan.paper else []
     markdown = to_markdown(table, paper)
     write_atomic(records.out / f"{plan.table}.md", markdown.encode())
@@ -101,11 +102,7 @@ def to_csv(table: Table, paper: list[dict[str, str]]) -> str:
                 name, cell = column.name, row.cells[column.name]
                 line |= {name: cell.value, f"{name}_n": cell.n, f"{name}_ci95_low": cell.low}
                 line |= {f"{name}_ci95_high": cell.high}
-            for column in table.columns:
-                cell = row.differences.get(column.name, Cell(None, 0))
-                if column.name != SECONDS:
-                    name = f"{column.name}_diff"
-                    line |= {name: cell.value, f"{name}_ci95_low": cell.low, f"{name}_ci95_high": cell.high}
+            line |= _difference_columns(table, row.differences)
             line["diff_reference"] = section.reference if row.differences else None
             line["not_measured"] = " | ".join(
                 f"{column.name}: {'; '.join(row.cells[column.name].reasons)}"
@@ -113,6 +110,10 @@ def to_csv(table: Table, paper: list[dict[str, str]]) -> str:
                 if row.cells[column.name].value is None
             )
             lines.append(line)
+        for pair in section.pairs:
+            line = {"source": "pair", "testset": section.testset, "method": pair.method, "display": pair.display}
+            line |= {"images": section.n, "seed": table.seed, "diff_reference": pair.against}
+            lines.append(line | _difference_columns(table, pair.differences))
     for published in _relevant(table, paper):
         figures = {key: value for key, value in published.items() if key not in ("dataset", "method", "steps")}
         line = {"source": "paper", "testset": published.get("dataset")}
@@ -124,6 +125,15 @@ def to_csv(table: Table, paper: list[dict[str, str]]) -> str:
     writer.writeheader()
     writer.writerows(lines)  # floats as their shortest exact text, None as nothing
     return stream.getvalue()
+
+
+def _difference_columns(table: Table, differences: Mapping[str, Cell]) -> dict[str, object]:
+    columns: dict[str, object] = {}
+    for column in table.columns:
+        if column.name != SECONDS:
+            cell, name = differences.get(column.name, Cell(None, 0)), f"{column.name}_diff"
+            columns |= {name: cell.value, f"{name}_ci95_low": cell.low, f"{name}_ci95_high": cell.high}
+    return columns
 
 
 def _heading(table: Table) -> str:
@@ -165,6 +175,19 @@ def _section(table: Table, section: Section, notes: Footnotes) -> list[str]:
             )
         )
         parts.append("▲ better and ▼ worse than the reference beyond the interval; unmarked: within sampling error.")
+    compared = [c for c in table.columns if any(c.name in pair.differences for pair in section.pairs)]
+    if compared:
+        finer = [replace(column, decimals=column.decimals + 2) for column in compared]  # these differ by little
+        parts.append("What this table is about: each method against the other on the same base, image by image")
+        parts.append(
+            _grid(
+                ["Method", "Against", *[_title(column) for column in compared]],
+                [
+                    [pair.display, pair.against, *[_difference(pair.differences.get(c.name), c) for c in finer]]
+                    for pair in section.pairs
+                ],
+            )
+        )
     spread = [c for c in table.columns if any(row.cells[c.name].low is not None for row in section.rows)]
     if spread:
         parts.append("Half-width of the 95 % interval of each mean (Student's t over images)")
@@ -244,6 +267,6 @@ def _evidence(table: Table) -> str:
 
 def _grid(headers: list[str], rows: list[list[str]]) -> str:
     """An aligned Markdown table: text columns left, numbers right."""
-    text = {"Method", "Dataset"}
+    text = {"Method", "Against", "Dataset"}
     align = ["left" if header in text else "right" for header in headers]
     return tabulate(rows, headers, tablefmt="pipe", colalign=align, disable_numparse=True)

@@ -9,7 +9,7 @@ No torch, no pandas: `Table` is plain data for every renderer.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -71,8 +71,21 @@ class TableRow:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Two rows that a table sets against each other: paired differences of `display` to `against`, by column."""
+
+    method: str
+    display: str
+    against: str
+    differences: Mapping[str, Cell]
+
+
+@dataclass(frozen=True)
 class Section:
-    """One test set. `reference` is the display name of the row that differences refer to, None without one."""
+    """One test set. `reference` is the display name of the row that differences refer to, None without one.
+
+    `pairs` are further differences, of the rows that the table is about; only those where both were measured.
+    """
 
     testset: str
     display: str
@@ -80,6 +93,7 @@ class Section:
     total: int
     rows: tuple[TableRow, ...]
     reference: str | None
+    pairs: tuple[Pair, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,11 +122,12 @@ def mean_ci95(values: Sequence[float]) -> tuple[float, float | None, float | Non
     return mean, mean - half, mean + half
 
 
-def summarize(records: Records, plan: Plan, *, timing: bool = True) -> Table:
+def summarize(records: Records, plan: Plan, *, timing: bool = True, pairs: Sequence[tuple[str, str]] = ()) -> Table:
     """The table of `plan` from whatever records there are.
 
     Args:
         timing: with the column of seconds. Seconds differ from run to run; everything else is reproducible.
+        pairs: (method, against) to set against each other beside the plan's one reference.
     """
     measured = [
         _Measured(records, testset, method, plan.metrics) for testset in plan.testsets for method in plan.methods
@@ -121,7 +136,7 @@ def summarize(records: Records, plan: Plan, *, timing: bool = True) -> Table:
     if timing:
         columns.append(HeaderCell(SECONDS, "s/image", False, 3))
     sections = [
-        _section(testset, [item for item in measured if item.testset is testset], plan, timing)
+        _section(testset, [item for item in measured if item.testset is testset], plan, timing, pairs)
         for testset in plan.testsets
     ]
     return Table(
@@ -184,7 +199,9 @@ def _failures(failed: list[Any], total: int) -> str:
     return f"failed on {len(failed)} of {total} images, first on {first.name}: {first.error}"
 
 
-def _section(testset: PlanSet, measured: list[_Measured], plan: Plan, timing: bool) -> Section:
+def _section(
+    testset: PlanSet, measured: list[_Measured], plan: Plan, timing: bool, pairs: Sequence[tuple[str, str]]
+) -> Section:
     reference = next((item for item in measured if item.method.name == plan.reference), None)
     if reference is not None and reference.unrestored():
         reference = None
@@ -195,10 +212,7 @@ def _section(testset: PlanSet, measured: list[_Measured], plan: Plan, timing: bo
             cells[SECONDS] = _seconds(item)
         differences = {}
         if reference is not None and item is not reference:
-            for metric in plan.metrics:
-                cell = _difference(item, reference, metric)
-                if cell is not None:
-                    differences[metric.name] = cell
+            differences = _differences(item, reference, plan.metrics)
         rows.append(TableRow(item.method.name, item.method.display, item.method.steps, cells, differences))
     for metric in plan.metrics:
         _rank(rows, metric)
@@ -209,7 +223,18 @@ def _section(testset: PlanSet, measured: list[_Measured], plan: Plan, timing: bo
         testset.total,
         tuple(rows),
         reference.method.display if reference else None,
+        tuple(_pairs(measured, plan, pairs)),
     )
+
+
+def _pairs(measured: list[_Measured], plan: Plan, pairs: Sequence[tuple[str, str]]) -> Iterator[Pair]:
+    by_name = {item.method.name: item for item in measured}
+    for name, other in pairs:
+        if name in by_name and other in by_name:
+            item, against = by_name[name], by_name[other]
+            differences = _differences(item, against, plan.metrics)
+            if differences:
+                yield Pair(name, item.method.display, against.method.display, differences)
 
 
 def _cell(item: _Measured, metric: PlanMetric) -> Cell:
@@ -250,6 +275,12 @@ def _seconds(item: _Measured) -> Cell:
         return Cell(None, 0, reasons=(f"{item.method.display}: published images, the time is not measured here",))
     mean, low, high = mean_ci95(seconds)
     return Cell(mean, len(seconds), low, high)
+
+
+def _differences(item: _Measured, reference: _Measured, metrics: Sequence[PlanMetric]) -> dict[str, Cell]:
+    """By column, where both rows have every value."""
+    found = {metric.name: _difference(item, reference, metric) for metric in metrics}
+    return {name: cell for name, cell in found.items() if cell is not None}
 
 
 def _difference(item: _Measured, reference: _Measured, metric: PlanMetric) -> Cell | None:

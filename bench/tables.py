@@ -35,6 +35,7 @@ class Profile:
         rows: methods from top to bottom.
         allow_missing: whether absent weights or data cost a cell (True) or end the run with a list (False).
         reference: the row that paired differences refer to.
+        pairs: (method, against): rows that the table is there to set against each other.
     """
 
     testsets: tuple[str, ...]
@@ -42,6 +43,7 @@ class Profile:
     metrics: tuple[str, ...]
     allow_missing: bool
     reference: str = "bicubic"
+    pairs: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,39 @@ TABLES: dict[str, TableSpec] = {
         ),
         TableSpec("table3", "Table 3: computational complexity", "table3.csv"),
         TableSpec("table4", "Table 4: ablation of TSM and DASM", "table4.csv"),
-        TableSpec("table5", "Table 5: the same base model", "table5.csv"),
+        TableSpec(
+            "table5",
+            "Table 5: the same base model",
+            "table5.csv",
+            {
+                "mini": Profile(
+                    ("mini",),
+                    (
+                        BICUBIC,
+                        PaperRow("osediff-mini-sd2", "OSEDiff recipe (VSD only), mini SD2 base", 1),
+                        PaperRow("tsd-sr-mini-sd2", "TSD-SR, mini SD2 base", 1),
+                        PaperRow("osediff-mini", "OSEDiff recipe (VSD only), mini base", 1),
+                        PaperRow("tsd-sr-mini", "TSD-SR, mini base", 1),
+                    ),
+                    NINE,
+                    allow_missing=True,
+                    pairs=(("tsd-sr-mini-sd2", "osediff-mini-sd2"), ("tsd-sr-mini", "osediff-mini")),
+                ),
+                "paper": Profile(
+                    ("drealsr",),
+                    (
+                        BICUBIC,
+                        PaperRow("addsr", "AddSR (SD2-base)", 1),
+                        PaperRow("tsd-sr-sd2", "TSD-SR (SD2-base)", 1),
+                        PaperRow("osediff", "OSEDiff (SD2.1-base)", 1),
+                        PaperRow("tsd-sr-sd21", "TSD-SR (SD2.1-base)", 1),
+                    ),
+                    ("lpips", "dists", "niqe", "musiq", "clipiqa"),
+                    allow_missing=False,
+                    pairs=(("tsd-sr-sd2", "addsr"), ("tsd-sr-sd21", "osediff")),
+                ),
+            },
+        ),
         TableSpec("table6", "Table 6: N and s of DASM", "table6.csv"),
         TableSpec(
             "table7",
@@ -161,6 +195,12 @@ def get_profile(table: str, profile: str) -> tuple[TableSpec, Profile]:
             f"bench/paper/{spec.paper}). What can: {'; '.join(able)}"
         )
     return spec, spec.profiles[profile]
+
+
+def pairs_of(table: str, profile: str) -> tuple[tuple[str, str], ...]:
+    """The pairs of a table's profile; none where this version does not know it."""
+    spec = TABLES.get(table)
+    return spec.profiles[profile].pairs if spec and profile in spec.profiles else ()
 
 
 def paper_figures(file: str) -> list[dict[str, str]]:

@@ -15,10 +15,12 @@ import pytest
 
 import bench.download
 import bench.fetch
+import bench.hub
 from bench.cli import main
 from bench.download import download
 from bench.errors import UserError
 from bench.methods.base import MethodOptions
+from bench.methods.tsd_weights import SD2Base, missing_sd2_base
 from bench.metrics import METRICS
 from bench.metrics.weights import WeightFile
 from bench.missing import Missing, describe, human_size
@@ -228,7 +230,8 @@ def test_list_shows_state_size_and_licence_and_opens_no_connection(
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")}
     assert list(lines) == [
         "lpips", "dists", "fid", "niqe", "musiq", "maniqa", "clipiqa", "kid", "realsr", "drealsr", "div2k-val",
-        "osediff-published", "realesrgan-compact", "sd3-medium", "tsd-sr",
+        "osediff-published", "realesrgan-compact", "sd3-medium", "sd2-base",
+        "sd21-base", "tsd-sr",
     ]  # fmt: skip
     assert lines["niqe"].split()[1] == "here"
     assert lines["sd3-medium"].split()[1] == "missing"
@@ -253,7 +256,7 @@ def test_what_has_to_be_done_by_hand_is_described(torch_home: Path, capsys: pyte
 def test_offline_ends_in_seconds_with_a_clear_message(
     name: str, torch_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench.fetch, "HUB", "http://hub.invalid")
+    monkeypatch.setattr(bench.hub, "HUB", "http://hub.invalid")
     monkeypatch.setattr(bench.fetch, "OSEDIFF", "http://osediff.invalid")
     assert main(["fetch", name, "--accept-license", "--data-root", str(tmp_path / "data")]) == 2
     error = capsys.readouterr().err
@@ -319,7 +322,7 @@ def test_a_test_set_from_the_hub_lands_where_the_harness_looks(
     server: Server, torch_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = archive({f"All/DIV2K_V2_val/{side}/x.png": b"image" for side in ("lq", "gt")})
-    monkeypatch.setattr(bench.fetch, "HUB", server.url(""))
+    monkeypatch.setattr(bench.hub, "HUB", server.url(""))
     monkeypatch.setattr(bench.fetch, "_open_hub_archive", lambda: file)
     assert main(["fetch", "div2k-val", "--accept-license", "--data-root", str(tmp_path / "data")]) == 0
 
@@ -335,7 +338,7 @@ def test_a_hub_that_breaks_off_is_an_error_without_traceback(
         def read(self, size: int | None = -1) -> bytes:
             raise RuntimeError("peer closed connection")
 
-    monkeypatch.setattr(bench.fetch, "HUB", server.url(""))
+    monkeypatch.setattr(bench.hub, "HUB", server.url(""))
     monkeypatch.setattr(bench.fetch, "_open_hub_archive", lambda: Broken(archive({"a": b"b"}).getvalue()))
     assert main(["fetch", "div2k-val", "--accept-license", "--data-root", str(tmp_path / "data")]) == 2
     assert "peer closed connection; the same command continues" in capsys.readouterr().err
@@ -343,7 +346,7 @@ def test_a_hub_that_breaks_off_is_an_error_without_traceback(
 
 def test_an_interrupted_base_model_is_still_missing(torch_home: Path, tmp_path: Path) -> None:
     item, options = bench.fetch.items()["sd3-medium"], MethodOptions()
-    folder = tmp_path / "weights" / bench.fetch.SD3
+    folder = tmp_path / "weights" / bench.hub.SD3
     for part in ("transformer", "vae", "scheduler"):
         (folder / part).mkdir(parents=True)
         (folder / part / "config.json").write_text("{}")
@@ -364,7 +367,7 @@ def test_a_gated_model_says_how_to_get_access(
     def refuse(*args: object, **settings: object) -> None:
         raise GatedRepoError("403 Client Error", response=requests.get(server.url("gone"), timeout=5))  # type: ignore
 
-    monkeypatch.setattr(bench.fetch, "HUB", server.url(""))
+    monkeypatch.setattr(bench.hub, "HUB", server.url(""))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     assert main(["fetch", "sd3-medium", "--accept-license"]) == 2
     error = capsys.readouterr().err
@@ -382,7 +385,7 @@ def test_mirror_and_published_outputs_are_verified_image_by_image(
     manifest["images"] = [{"name": f"{n}.png", "lr_sha256": SHA256, "hr_sha256": SHA256} for n in "ab"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     monkeypatch.setattr(bench.fetch, "DATASETS", tmp_path / "datasets")
-    monkeypatch.setattr(bench.fetch, "HUB", "http://hub.invalid")
+    monkeypatch.setattr(bench.hub, "HUB", "http://hub.invalid")
     monkeypatch.setattr(bench.fetch, "OSEDIFF", server.url("file"))
     options = MethodOptions(data_root=tmp_path / "data")
     bench.fetch._get_testset("realsr", options)
@@ -431,3 +434,42 @@ def test_a_missing_file_in_one_line() -> None:
 )
 def test_human_size(size: int | None, text: str) -> None:
     assert human_size(size) == text
+
+
+def test_a_base_that_left_the_hub_comes_from_the_first_mirror_with_the_right_files(
+    server: Server,
+    torch_home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import huggingface_hub
+
+    asked: list[str] = []
+
+    def snapshot(hub_id: str, local_dir: Path, allow_patterns: list[str]) -> None:
+        asked.append(hub_id)
+        if hub_id == "gone/base":
+            raise OSError("404 Client Error")
+        for name in ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"):
+            (local_dir / name).parent.mkdir(parents=True, exist_ok=True)
+            (local_dir / name).write_bytes(b"weights of " + hub_id.encode())
+        (local_dir / "scheduler").mkdir(exist_ok=True)
+        (local_dir / "scheduler" / "scheduler_config.json").write_text("{}")
+        assert "text_encoder/model.safetensors" in allow_patterns
+
+    monkeypatch.setattr(bench.hub, "HUB", server.url(""))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    digest = hashlib.sha256(b"weights of right/base").hexdigest()
+    base = SD2Base(
+        "sd21", "SD2.1-base", "base", ("gone/base", "changed/base", "right/base"), 1,
+        (("unet/diffusion_pytorch_model.safetensors", digest),),
+    )  # fmt: skip
+    options = MethodOptions(weights_root=tmp_path / "w")
+    assert [missing.fetch for missing in missing_sd2_base(base, options)] == ["sd21-base"]
+    with pytest.raises(UserError, match=r"(?s)gone/base: 404.*changed/base: other contents than expected in unet"):
+        bench.hub.get_sd2_base(replace(base, mirrors=base.mirrors[:2]), options)
+    assert not (tmp_path / "w" / "base").exists()  # nothing unverified lies where it would be loaded from
+    bench.hub.get_sd2_base(base, options)
+    assert asked[-1] == "right/base"
+    assert missing_sd2_base(base, options) == []

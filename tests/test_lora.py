@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 from tsd.backbone import load_backbone
 from tsd.errors import UserError
 from tsd.lora import (
-    DENOISER_FILE,
     STUDENT,
     VAE_FILE,
     adapter_parameters,
@@ -23,9 +22,9 @@ from tsd.lora import (
 
 
 def released_copy(lora_dir: Path, tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
-    for file in (DENOISER_FILE, VAE_FILE):
+    for file in ("transformer.safetensors", VAE_FILE):
         (tmp_path / file).write_bytes((lora_dir / file).read_bytes())
-    return tmp_path, load_file(tmp_path / DENOISER_FILE)
+    return tmp_path, load_file(tmp_path / "transformer.safetensors")
 
 
 def test_targets_are_those_of_the_release(tiny_sd3_dir: Path) -> None:
@@ -64,7 +63,7 @@ def test_saving_and_loading_keeps_every_bit(tiny_sd3_dir: Path, tiny_lora_dir: P
     backbone = load_backbone(tiny_sd3_dir)
     load_student(backbone, tiny_lora_dir, merge=False)
     save_student(backbone, tmp_path)
-    for file in (DENOISER_FILE, VAE_FILE):
+    for file in ("transformer.safetensors", VAE_FILE):
         first, second = load_file(tiny_lora_dir / file), load_file(tmp_path / file)
         assert first.keys() == second.keys()
         assert all(key.startswith("transformer.") for key in first)
@@ -88,7 +87,7 @@ def test_wrong_keys_are_named(tiny_sd3_dir: Path, tiny_lora_dir: Path, tmp_path:
         if fault != "shape":
             state[key] = tensor
         state[new_key] = {"shape": tensor[:, :-1], "rank": tensor[:2]}.get(fault, tensor).clone()
-    save_file(state, folder / DENOISER_FILE)
+    save_file(state, folder / "transformer.safetensors")
     with pytest.raises(UserError, match=message.replace(".", r"\.")):
         load_student(load_backbone(tiny_sd3_dir), folder)
 
@@ -97,9 +96,9 @@ def test_missing_and_damaged_files_are_named(tiny_sd3_dir: Path, tiny_lora_dir: 
     backbone = load_backbone(tiny_sd3_dir)
     with pytest.raises(UserError, match="no LoRA folder"):
         load_student(backbone, tmp_path / "nowhere")
-    with pytest.raises(UserError, match=DENOISER_FILE):
+    with pytest.raises(UserError, match=r"transformer\.safetensors"):
         load_student(backbone, tmp_path)
-    (tmp_path / DENOISER_FILE).write_bytes(b"not a safetensors file")
+    (tmp_path / "transformer.safetensors").write_bytes(b"not a safetensors file")
     with pytest.raises(UserError, match="damaged"):
         load_student(backbone, tmp_path)
 

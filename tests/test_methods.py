@@ -13,8 +13,9 @@ from bench.methods.base import MethodSpec, nothing_missing
 
 def test_every_name_is_its_specs_own_and_can_name_a_folder():
     assert list(METHODS) == [spec.name for spec in METHODS.values()]
-    assert list(METHODS)[:6] == [
-        "bicubic", "lanczos", "teacher-20", "osediff-mini", "tsd-sr-mini", "realesrgan-compact",
+    assert list(METHODS)[:8] == [
+        "bicubic", "lanczos", "teacher-20", "osediff-mini", "tsd-sr-mini", "osediff-mini-sd2", "tsd-sr-mini-sd2",
+        "realesrgan-compact",
     ]  # fmt: skip
     for name, spec in METHODS.items():
         assert Path(name).name == name

@@ -14,7 +14,7 @@ from bench.check import check_method
 from bench.errors import UserError
 from bench.methods import METHODS, MethodOptions, get_method
 from bench.methods.base import Method
-from bench.methods.tsd_sr import OneStepMethod, TeacherMethod, TeacherSettings, _mini
+from bench.methods.tsd_sr import OneStepMethod, TeacherMethod, TeacherSettings, mini_folder
 from bench.methods.tsd_weights import RELEASE_SETTINGS, SD3, Weights
 from tsd.backbone import load_backbone, mini_model_dir
 from tsd.restore import RestoreConfig, Restorer
@@ -39,7 +39,7 @@ def teacher(tiny_sd3_dir: Path) -> TeacherMethod:
 
 
 def test_the_mini_model_is_where_tsd_ships_it():
-    assert _mini() == mini_model_dir()
+    assert mini_folder() == mini_model_dir()
 
 
 def test_student_is_the_restorer_with_the_settings_of_its_weights(
@@ -151,7 +151,7 @@ def test_half_precision_reaches_the_network(tiny_sd3_dir: Path, tiny_lora_dir: P
 def test_what_tsd_says_is_said_by_bench(tiny_sd3_dir: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"transformer\.safetensors"):
         restore(f"tsd-sr:{tiny_sd3_dir},{tmp_path}")
-    with pytest.raises(UserError, match="is not a model of the SD3 family"):
+    with pytest.raises(UserError, match="is a model of neither family"):
         restore(f"teacher:model={tmp_path}")
 
 
@@ -204,3 +204,36 @@ def test_mini_rows_keep_the_contract(name: str):
     method = spec.load(MethodOptions())
     assert isinstance(method, Method)
     assert [finding.line() for finding in check_method(method) if finding.passed is False] == []
+
+
+def test_a_student_of_the_second_family_keeps_the_contract(tiny_sd2_dir: Path, tiny_sd2_lora_dir: Path, tmp_path: Path):
+    lora = Path(shutil.copytree(tiny_sd2_lora_dir, tmp_path / "lora"))
+    (lora / "restore.json").write_text('{"process_size": 0, "color": "none"}')
+    method = get_method(f"tsd-sr:{tiny_sd2_dir},{lora}").load(MethodOptions())
+    assert isinstance(method, OneStepMethod)
+    assert method.restore(torch.rand(1, 3, 16, 19), 7).shape == (1, 3, 64, 76)
+    weights = method.provenance()["weights"]
+    assert isinstance(weights, dict)
+    assert "model/unet/diffusion_pytorch_model.safetensors" in weights
+    assert "lora/unet.safetensors" in weights
+
+
+def test_a_student_you_trained_on_sd2_becomes_the_row_of_table_5(
+    tiny_sd2_dir: Path, tiny_sd2_lora_dir: Path, tmp_path: Path
+):
+    options = MethodOptions(weights_root=tmp_path)
+    base, student = METHODS["tsd-sr-sd21"].missing(options)
+    assert base.fetch == "sd21-base"
+    assert "unet.safetensors" in student.name
+    assert "no such student was published" in student.source
+    with pytest.raises(UserError, match=r"SD2\.1-base cannot run here"):
+        METHODS["tsd-sr-sd21"].load(options)
+    shutil.copytree(tiny_sd2_dir, tmp_path / "stable-diffusion-2-1-base")
+    assert [item.fetch for item in METHODS["tsd-sr-sd21"].missing(options)] == [None]
+    shutil.copytree(tiny_sd2_lora_dir, tmp_path / "tsdsr-sd21")
+    shutil.copytree(tiny_sd2_dir / "prompts", tmp_path / "tsdsr-sd21" / "prompts")
+    assert METHODS["tsd-sr-sd21"].missing(options) == []
+    method = METHODS["tsd-sr-sd21"].load(options)
+    assert isinstance(method, OneStepMethod)
+    assert method.settings["color"] == "adain"
+    assert method.restore(torch.rand(1, 3, 16, 16), 0).shape == (1, 3, 64, 64)

@@ -1,14 +1,13 @@
 """A backbone: VAE, denoiser, noise process and prompts, behind one small interface.
 
-`load_backbone` turns a folder in diffusers layout (`transformer/`, `vae/`, `scheduler/`), or the hub id of one,
-into a `Backbone`. The mini model shipped in the package and SD3-medium on disk are two such folders: same classes,
-same code path. What differs between model families stands in `tsd/backbones/`.
+`load_backbone` turns a folder in diffusers layout (`transformer/` or `unet/`, `vae/`, `scheduler/`), or the hub id of
+one, into a `Backbone`. The mini models shipped in the package, SD3-medium and SD2.1-base on disk are such folders: same
+classes, same code path. What differs between model families stands in `tsd/backbones/`.
 
 Latents are **scaled but not shifted**: z = encode(x) · scaling_factor. SD3's VAE also has a shift factor (0.0609),
 but TSD-SR's released weights were trained without it, so adding it would move every latent (facts of the release).
 """
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +16,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from tsd.backbones.base import Family, PromptEmbeds
-from tsd.backbones.sd3 import SD3
 from tsd.errors import UserError
-from tsd.loading import check_fit, load_prompts, resolve_model
-from tsd.process import FlowMatching
+from tsd.loading import check_fit, detect_family, load_prompts, read_config, resolve_model
+from tsd.process import NoiseProcess
 
 __all__ = ["Backbone", "Family", "Posterior", "PromptEmbeds", "load_backbone", "mini_model_dir", "require_prompt"]
 
@@ -33,7 +31,7 @@ class Backbone:
 
     Attributes:
         vae: diffusers' `AutoencoderKL` (typed Any: its annotations hide what it returns).
-        denoiser: the family's denoiser (SD3: `SD3Transformer2DModel`), weights shared by all roles.
+        denoiser: the family's denoiser (`SD3Transformer2DModel`, `UNet2DConditionModel`), shared by all roles.
         process: the noise process read from the scheduler's own configuration.
         prompts: by name; `default` is the student's fixed prompt, `null` the empty prompt of guidance.
         family: the module-like object of `tsd.backbones` that knows the denoiser.
@@ -44,7 +42,7 @@ class Backbone:
         self,
         vae: Any,
         denoiser: Any,
-        process: FlowMatching,
+        process: NoiseProcess,
         prompts: dict[str, PromptEmbeds],
         family: Family,
         source: str,
@@ -109,11 +107,11 @@ class Backbone:
         return self.vae.decode(z / self.vae.config["scaling_factor"], return_dict=False)[0]
 
     def predict(self, z_t: Tensor, t: Tensor, prompt: PromptEmbeds) -> Tensor:
-        """The network's own prediction (flow: velocity) for noised latents, with the adapters now active.
+        """The network's own prediction (velocity, noise or v) for noised latents, with the adapters now active.
 
         Args:
             z_t: (B, C, h, w).
-            t: Algorithm 1's time, (B,) or (1,), in [0, 1000].
+            t: Algorithm 1's time, (B,) or (1,), in [0, `process.last_time`].
             prompt: batch size B or 1.
         """
         batch = z_t.shape[0]
@@ -121,18 +119,19 @@ class Backbone:
         return self.family.predict(self.denoiser, z_t, timestep, prompt.expand(batch))
 
     def one_step(self, z_L: Tensor, prompt: PromptEmbeds | None = None) -> Tensor:
-        """The student's single step ẑ = z_L − σ v_θ(z_L, t = 1000), where σ = 1 (Algorithm 1, line 4).
+        """The student's single step from the last time (Algorithm 1, line 4): the x0 that its prediction implies.
 
-        The latent of the degraded image stands where the teacher would expect pure noise.
+        SD3 (t = 1000): ẑ = z_L − v_θ. SD2 (t = 999): ẑ = (z_L − σ ε_θ) / α. The latent of the degraded image stands
+        where the teacher would expect pure noise. Computed in fp32, since 1/α magnifies rounding; z_L's dtype.
         """
-        t = torch.full((1,), float(self.process.num_train_timesteps), device=z_L.device)
+        t = torch.full((1,), self.process.last_time, device=z_L.device)
         prediction = self.predict(z_L, t, prompt if prompt is not None else self.prompts["default"])
-        return self.process.x0(z_L, prediction, t)
+        return self.process.x0(z_L.float(), prediction.float(), t).to(z_L.dtype)
 
 
-def mini_model_dir() -> Path:
-    """The mini model shipped in the package (`tsd/assets/mini`), in diffusers layout."""
-    return Path(__file__).parent / "assets" / "mini"
+def mini_model_dir(name: Literal["mini", "mini-sd2"] = "mini") -> Path:
+    """A mini model shipped in the package, in diffusers layout: of SD3's family, or of SD2's."""
+    return Path(__file__).parent / "assets" / name
 
 
 def load_backbone(
@@ -145,27 +144,28 @@ def load_backbone(
     """Loads a folder in diffusers layout, or a hub id, as a backbone in evaluation mode with frozen weights.
 
     Args:
-        source: a folder with `transformer/`, `vae/`, `scheduler/`, or a hub id such as
+        source: a folder with `transformer/` (SD3) or `unet/` (SD2), `vae/` and `scheduler/`, or a hub id such as
             `stabilityai/stable-diffusion-3-medium-diffusers`.
         device, dtype: where and in what precision the weights are held.
         prompt_embeds: a folder with the student's fixed prompt, as released (`prompt_embeds.pt` and
-            `pool_embeds.pt`), or with sub-folders `default/` and `null/` of that form. Without it, the
-            model folder's own `prompts/` is used, if there is one.
+            `pool_embeds.pt`, SD2 without the latter), or with sub-folders `default/` and `null/` of that form.
+            Without it, the model folder's own `prompts/` is used, if there is one.
 
     Raises:
         UserError: the folder, a part of it or the prompts are missing, damaged or of another family.
     """
     folder = resolve_model(source)
-    family: Family = SD3()
-    scheduler_config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-    process = family.process(scheduler_config)
+    family = detect_family(folder)
+    process = family.process(read_config(folder / "scheduler" / "scheduler_config.json"))
+    # Before gigabytes of weights: whether the prompts and the two halves fit together is in small files.
+    denoiser_config = read_config(folder / family.denoiser_folder / "config.json")
+    check_fit(folder, read_config(folder / "vae" / "config.json"), denoiser_config)
+    prompts = load_prompts(folder, prompt_embeds, family.prompt_widths(denoiser_config))
     try:
         vae = AutoencoderKL.from_pretrained(str(folder), subfolder="vae", torch_dtype=dtype, local_files_only=True)
         denoiser = family.load_denoiser(str(folder), dtype)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"the model in {folder} could not be loaded: {error}") from error
-    check_fit(folder, vae, denoiser)
-    prompts = load_prompts(folder, prompt_embeds, family.prompt_widths(denoiser))
     for module in (vae, denoiser):
         module.eval().requires_grad_(False)
     return Backbone(vae, denoiser, process, prompts, family, str(source)).to(device, dtype)
@@ -176,7 +176,7 @@ def require_prompt(backbone: Backbone, name: str) -> PromptEmbeds:
     if name not in backbone.prompts:
         raise UserError(
             f"the model {backbone.source} has no '{name}' prompt (found: {sorted(backbone.prompts) or 'none'}). "
-            f"Give a folder with prompt_embeds.pt and pool_embeds.pt (--prompt-embeds DIR), or one with "
-            f"sub-folders default/ and null/ of that form."
+            f"Give a folder with prompt_embeds.pt and, for SD3, pool_embeds.pt (--prompt-embeds DIR), or one with "
+            f"sub-folders default/ and null/ of that form; `tsd prompts` makes both from the model's text encoders."
         )
     return backbone.prompts[name]

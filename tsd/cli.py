@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from tsd import __version__
-from tsd.commands import degrade, restore, train
+from tsd.commands import degrade, prompts, restore, train
 from tsd.errors import UserError
 
 EPILOG = """\
@@ -13,6 +13,7 @@ examples:
   tsd restore photo.jpg -o restored/            upscale x4 with the mini model shipped in the package
   tsd degrade photos/ -o low/ --set full        make low-resolution test inputs
   tsd train --preset mini --data photos/ --output run/
+  tsd prompts --model sd3/ --out prompts/       the release's prompt embeddings, from their texts
 `tsd VERB --help` has more.
 """
 
@@ -26,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tsd-sr-bench {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb in (restore, train, degrade):
+    for verb in (restore, train, degrade, prompts):
         verb.add_parser(verbs)
     return parser
 

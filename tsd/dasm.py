@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tsd.config import Residual, Weighting
 from tsd.objective import in_residual_form, time_weight, tsd_gradient, tsm_gradient, vsd_gradient
-from tsd.process import FlowMatching
+from tsd.process import NoiseProcess
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """(z_t, t) → the network's prediction, guidance included; t has the batch size of z_t."""
@@ -41,7 +41,7 @@ class Point:
 
 
 def trajectory(
-    process: FlowMatching,
+    process: NoiseProcess,
     teacher: Predict,
     critic: Predict,
     z_hat: Tensor,
@@ -78,7 +78,7 @@ def trajectory(
 
 
 def trajectory_gradient(
-    process: FlowMatching,
+    process: NoiseProcess,
     path: Iterator[Point],
     *,
     point_weights: Sequence[float],

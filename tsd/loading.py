@@ -3,6 +3,8 @@
 Nothing that could run code is loaded: safetensors, or `torch.load(weights_only=True)` for the released `.pt` prompts.
 """
 
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,52 +12,152 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tsd.backbones.base import PromptEmbeds
+from tsd.backbones.base import Family, PromptEmbeds
+from tsd.backbones.sd2 import SD2
+from tsd.backbones.sd3 import SD3
 from tsd.errors import UserError
 
-PARTS = ("transformer", "vae", "scheduler")
-SD3_MEDIUM = "stabilityai/stable-diffusion-3-medium-diffusers"
+FAMILIES: dict[str, Family] = {"sd3": SD3(), "sd2": SD2()}
+SD3_MEDIUM = FAMILIES["sd3"].example
+# Weights once, in safetensors: repositories also hold fp16, non-EMA and pickled copies of the same weights.
+_WANTED = ("*.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-*.safetensors")
+
+_WANTED_TEXT = ("*.json", "model.safetensors", "model-*.safetensors", "merges.txt", "spiece.model")
 
 
-def resolve_model(source: str | Path) -> Path:
+def parts_of(family: Family) -> tuple[str, str, str]:
+    """The sub-folders a model of this family is made of."""
+    return family.denoiser_folder, "vae", "scheduler"
+
+
+def detect_family(folder: Path) -> Family:
+    """The family of a model folder, by its denoiser's folder and class; reads one small file.
+
+    Raises:
+        UserError: neither family's denoiser is there, or another class stands in its place.
+    """
+    for family in FAMILIES.values():
+        config = folder / family.denoiser_folder / "config.json"
+        if config.is_file():
+            found = read_config(config).get("_class_name")
+            if found != family.denoiser_class:
+                raise UserError(
+                    f"{config} describes a {found}; this project knows {family.denoiser_class} there "
+                    f"({family.name.upper()}, e.g. {family.example})"
+                )
+            return family
+    known = "; ".join(
+        f"{family.denoiser_folder}/config.json of a {family.denoiser_class} ({family.name.upper()}: {family.example})"
+        for family in FAMILIES.values()
+    )
+    found = sorted(entry.name for entry in folder.iterdir())
+    raise UserError(
+        f"{folder} is a model of neither family (found: {', '.join(found[:12]) or 'nothing'}). Expected the diffusers "
+        f"layout, with {known}."
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A configuration file of diffusers' layout.
+
+    Raises:
+        UserError: no such file, or not a JSON object.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent} has no {path.name}; the model folder is incomplete") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds a {type(config).__name__}; expected an object")
+    return config
+
+
+def resolve_model(source: str | Path, extra_parts: tuple[str, ...] = ()) -> Path:
     """The local folder of a model: `source` itself, or the (cached or fetched) snapshot of a hub id.
+
+    Args:
+        extra_parts: sub-folders to fetch from the hub beside the model's own, such as `text_encoder`; a local folder
+            is not searched for them.
 
     Raises:
         UserError: neither; says what was found and, for a hub id without network, what to fetch and where to.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
-        found = sorted(entry.name for entry in folder.iterdir())
-        missing = [part for part in PARTS if not (folder / part).is_dir()]
+        family = detect_family(folder)
+        missing = [part for part in parts_of(family) if not (folder / part).is_dir()]
         if missing:
+            found = sorted(entry.name for entry in folder.iterdir())
             raise UserError(
-                f"{folder} is not a model of the SD3 family: missing {', '.join(p + '/' for p in missing)} "
-                f"(found: {', '.join(found[:12]) or 'nothing'}). Expected the diffusers layout of {SD3_MEDIUM}."
+                f"{folder} is not a whole model of the {family.name.upper()} family: missing "
+                f"{', '.join(p + '/' for p in missing)} (found: {', '.join(found[:12])}). Expected the diffusers "
+                f"layout of {family.example}."
             )
-        if not (folder / "scheduler" / "scheduler_config.json").is_file():
-            raise UserError(f"{folder}/scheduler has no scheduler_config.json; the model folder is incomplete")
         return folder
     text = str(source)
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
         raise UserError(f"no model folder at {text!r}, and it is no hub id of the form owner/name")
-    return _snapshot(text)
+    parts = list(dict.fromkeys(part for family in FAMILIES.values() for part in parts_of(family)))
+    patterns = [f"{part}/{wanted}" for part in parts for wanted in _WANTED] + [
+        f"{part}/*" for part in ["prompts", *extra_parts]
+    ]
+
+    def complete(cached: Path) -> bool:
+        return all((cached / part).is_dir() for part in (*parts_of(detect_family(cached)), *extra_parts)) and any(
+            cached.glob(f"{detect_family(cached).denoiser_folder}/*.safetensors")
+        )
+
+    return _snapshot(text, patterns, [*parts, *extra_parts], complete)
 
 
-def _snapshot(hub_id: str) -> Path:
+def resolve_text_model(source: str | Path, *, t5: bool = True) -> Path:
+    """The local folder of a model's text side: text encoders, tokenizers and the denoiser's configuration.
+
+    Of a hub id only these are fetched, no weights of VAE or denoiser; without `t5` neither SD3's third encoder (9.5 GB)
+    nor its tokenizer. What a folder holds is checked by `tsd.text_encoders.text_side`.
+
+    Raises:
+        UserError: no such folder; a hub id that is not on this machine and cannot be fetched.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    text = str(source)
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise UserError(f"no model folder at {text!r}, and it is no hub id of the form owner/name")
+    parts = [
+        f"{part}{suffix}" for suffix in ("", "_2", "_3")[: 3 if t5 else 2] for part in ("text_encoder", "tokenizer")
+    ]
+    patterns = [f"{part}/{wanted}" for part in parts for wanted in _WANTED_TEXT]
+    patterns += [f"{family.denoiser_folder}/config.json" for family in FAMILIES.values()]
+
+    def complete(cached: Path) -> bool:
+        needed = parts if detect_family(cached).name == "sd3" else parts[:2]
+        return all((cached / part).is_dir() for part in needed)
+
+    return _snapshot(text, patterns, parts, complete)
+
+
+def _snapshot(hub_id: str, patterns: list[str], parts: list[str], complete: Callable[[Path], bool]) -> Path:
+    """The snapshot with the files of `patterns`: the cached one where it is `complete`, else fetched."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = [f"{part}/*" for part in PARTS]
+    included = " ".join(repr(f"{part}/*") for part in parts)
     advice = (
-        f"Fetch it on a machine with network (`hf download {hub_id} --include 'transformer/*' 'vae/*' 'scheduler/*' "
-        f"--local-dir DIR`) and pass the folder DIR as the model."
+        f"Fetch it on a machine with network (`hf download {hub_id} --include {included} --local-dir DIR`) and pass "
+        f"the folder DIR as the model."
     )
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True))
-    except LocalEntryNotFoundError:
+        cached = Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True))
+        if complete(cached):  # an earlier run may have needed, and fetched, other parts of the model
+            return cached
+    except (LocalEntryNotFoundError, UserError):
         pass
     if constants.HF_HUB_OFFLINE:
-        raise UserError(f"{hub_id} is not in the local hub cache and HF_HUB_OFFLINE is set. {advice}")
+        raise UserError(f"{hub_id} is not in the local hub cache, or not whole, and HF_HUB_OFFLINE is set. {advice}")
     try:
         _probe_hub(constants.ENDPOINT)
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
@@ -75,29 +177,37 @@ def _probe_hub(endpoint: str) -> None:
     socket.create_connection(address, timeout=5).close()
 
 
-def check_fit(folder: Path, vae: Any, denoiser: Any) -> None:
+def check_fit(folder: Path, vae_config: Mapping[str, Any], denoiser_config: Mapping[str, Any]) -> None:
     """The denoiser must read what the VAE writes."""
-    written, read = vae.config["latent_channels"], denoiser.config["in_channels"]
+    written, read = vae_config.get("latent_channels"), denoiser_config.get("in_channels")
     if written != read:
         raise UserError(f"{folder}: the VAE writes {written} latent channels but the denoiser reads {read}")
 
 
 def load_prompts(
-    model_folder: Path, prompt_embeds: str | Path | None, widths: tuple[int, int]
+    model_folder: Path, prompt_embeds: str | Path | None, widths: tuple[int, int | None]
 ) -> dict[str, PromptEmbeds]:
-    """Prompts by name from `prompt_embeds`, where given, over those of the model folder's `prompts/`."""
+    """Prompts by name from `prompt_embeds`, where given, over those of the model folder's `prompts/`.
+
+    Args:
+        widths: of the token embeddings and of the pooled vector, None where the family has none.
+    """
     prompts: dict[str, PromptEmbeds] = {}
     if (model_folder / "prompts").is_dir():
-        prompts |= _prompt_folder(model_folder / "prompts", widths)
+        prompts |= read_prompts(model_folder / "prompts", widths)
     if prompt_embeds is not None:
-        given = Path(prompt_embeds).expanduser()
-        if not given.is_dir():
-            raise UserError(f"no prompt folder at {given}; expected prompt_embeds.pt and pool_embeds.pt in it")
-        prompts |= _prompt_folder(given, widths)
+        prompts |= read_prompts(Path(prompt_embeds).expanduser(), widths)
     return prompts
 
 
-def _prompt_folder(folder: Path, widths: tuple[int, int]) -> dict[str, PromptEmbeds]:
+def read_prompts(folder: Path, widths: tuple[int, int | None]) -> dict[str, PromptEmbeds]:
+    """The prompts of one folder, in fp32: `default` where the tensors lie in it, else one by each sub-folder's name.
+
+    Raises:
+        UserError: no such folder, no tensors in it, damaged ones, or of another width.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no prompt folder at {folder}; expected prompt_embeds.pt (and, for SD3, pool_embeds.pt)")
     if _tensor_file(folder, "prompt_embeds") is not None or _tensor_file(folder, "pool_embeds") is not None:
         return {"default": _prompt(folder, widths)}
     named = {entry.name: _prompt(entry, widths) for entry in sorted(folder.iterdir()) if entry.is_dir()}
@@ -106,13 +216,16 @@ def _prompt_folder(folder: Path, widths: tuple[int, int]) -> dict[str, PromptEmb
     return named
 
 
-def _prompt(folder: Path, widths: tuple[int, int]) -> PromptEmbeds:
-    embeds, pooled = _tensor(folder, "prompt_embeds"), _tensor(folder, "pool_embeds")
+def _prompt(folder: Path, widths: tuple[int, int | None]) -> PromptEmbeds:
+    embeds = _tensor(folder, "prompt_embeds")
     # The release stores (1, L, D) and (1, P); per-image training files drop the leading 1.
     embeds = embeds[None] if embeds.ndim == 2 else embeds
-    pooled = pooled[None] if pooled.ndim == 1 else pooled
     if embeds.ndim != 3 or embeds.shape[-1] != widths[0]:
         raise UserError(f"{folder}: prompt_embeds is {tuple(embeds.shape)}; this model reads (1, L, {widths[0]})")
+    if widths[1] is None:
+        return PromptEmbeds(embeds)
+    pooled = _tensor(folder, "pool_embeds")
+    pooled = pooled[None] if pooled.ndim == 1 else pooled
     if pooled.ndim != 2 or pooled.shape[-1] != widths[1]:
         raise UserError(f"{folder}: pool_embeds is {tuple(pooled.shape)}; this model reads (1, {widths[1]})")
     return PromptEmbeds(embeds, pooled)

@@ -2,8 +2,9 @@
 
 Student, critic and teacher are adapters on **one** copy of the base weights; `role` says which of them is active.
 The released layout is two files, `transformer.safetensors` and `vae.safetensors`, with keys
-`transformer.<module path>.lora_A.weight` / `.lora_B.weight` in *both* (the prefix is the same in the VAE's file).
-The scale alpha / rank is 1 in the release, and here.
+`transformer.<module path>.lora_A.weight` / `.lora_B.weight` in *both* (the prefix is the same in the VAE's file). For
+the SD2 family, of which nothing was released, `unet` stands for `transformer`. The scale alpha / rank is 1 in the
+release, and here.
 """
 
 import re
@@ -15,22 +16,27 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tsd.atomic import write_safetensors
 from tsd.backbone import Backbone
+from tsd.backbones.base import Family
 from tsd.errors import UserError
+from tsd.loading import FAMILIES
 
 Role = Literal["student", "critic", "teacher"]
 STUDENT: Role = "student"
-DENOISER_FILE = "transformer.safetensors"
 VAE_FILE = "vae.safetensors"
-PREFIX = "transformer."
-_KEY = re.compile(rf"^{re.escape(PREFIX)}(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
+_KEY = re.compile(r"^(?P<family>[a-z]+)\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
 # The release lists its VAE targets one by one for SD3's four-block encoder; these are the ones it leaves out.
 _VAE_OPTIONAL = re.compile(r"^encoder\.down_blocks\.(0|3)\.resnets\.\d+\.conv_shortcut$")
+
+
+def denoiser_file(family: Family) -> str:
+    """Name of the denoiser's LoRA file: `transformer.safetensors` or `unet.safetensors`."""
+    return f"{family.denoiser_folder}.safetensors"
 
 
 def denoiser_targets(denoiser: nn.Module, suffixes: tuple[str, ...]) -> list[str]:
@@ -108,28 +114,56 @@ def role(module: nn.Module, active: Role) -> Iterator[None]:
             layer._active_adapter, layer._disable_adapters = adapter, disabled
 
 
-def read_lora(path: Path) -> dict[str, Tensor]:
-    """The tensors of a released LoRA file by `<module path>.lora_A.weight`, in fp32.
+def check_lora(path: Path, family: Family) -> int:
+    """Whether a LoRA file is of the released layout and of this family; returns its rank. Reads the header alone.
 
     Raises:
-        UserError: no such file, not safetensors, or a key that is not of the released layout.
+        UserError: no such file, not safetensors, another layout or family, or several ranks.
     """
     if not path.is_file():
-        raise UserError(f"no LoRA file at {path}; expected {DENOISER_FILE} and {VAE_FILE} in the folder {path.parent}")
+        raise UserError(
+            f"no LoRA file at {path}; expected {denoiser_file(family)} and {VAE_FILE} in the folder {path.parent}"
+        )
     try:
-        state = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
-    foreign = [key for key in state if not _KEY.match(key)]
-    if foreign:
+    prefix = family.denoiser_folder
+    layout = f"{prefix}.<module path>.lora_(A|B).weight"
+    matches = {key: _KEY.match(key) for key in shapes}
+    foreign = [key for key, match in matches.items() if match is None]
+    if foreign or not shapes:
+        raise UserError(f"{path}: {_some(foreign) or 'an empty file'} is not of the released layout {layout}")
+    others = sorted({match["family"] for match in matches.values() if match} - {prefix})
+    if others:
         raise UserError(
-            f"{path}: {_some(foreign)} is not of the released layout {PREFIX}<module path>.lora_(A|B).weight"
+            f"{path} is a student of another family: its keys begin with {', '.join(others)}, those for this "
+            f"{family.name.upper()} model with {prefix} ({layout})"
         )
-    return {key.removeprefix(PREFIX): tensor.float() for key, tensor in state.items()}
+    ranks = {shape[0] for key, shape in shapes.items() if key.endswith(".lora_A.weight")}
+    if len(ranks) != 1:
+        raise UserError(f"{path} mixes the ranks {sorted(ranks)}; expected one rank for all modules")
+    return ranks.pop()
+
+
+def read_lora(path: Path, family: Family) -> dict[str, Tensor]:
+    """The tensors of a LoRA file by `<module path>.lora_A.weight`, in fp32.
+
+    Raises:
+        UserError: see `check_lora`.
+    """
+    check_lora(path, family)
+    return {key.removeprefix(f"{family.denoiser_folder}."): tensor.float() for key, tensor in load_file(path).items()}
 
 
 def load_adapter(
-    module: nn.Module, role: Role, path: Path, allowed: list[str], optional: re.Pattern[str] | None = None
+    module: nn.Module,
+    role: Role,
+    path: Path,
+    family: Family,
+    allowed: list[str],
+    optional: re.Pattern[str] | None = None,
 ) -> int:
     """Attaches a role's adapter from a file, strictly; returns its rank.
 
@@ -137,39 +171,35 @@ def load_adapter(
         allowed: every module that may be adapted; all of them must be, except those `optional` matches.
 
     Raises:
-        UserError: a missing, extra or misshapen key, named; or adapters of several ranks.
+        UserError: a missing, extra or misshapen key, named; or see `check_lora`.
     """
-    state = read_lora(path)
+    rank, state = check_lora(path, family), read_lora(path, family)
     adapted = {name.rsplit(".lora_", 1)[0] for name in state}
     required = {name for name in allowed if optional is None or not optional.match(name)}
     _refuse(path, "adapts modules this model does not have or does not adapt", sorted(adapted - set(allowed)))
     targets = [name for name in allowed if name in adapted or name in required]
     expected = {f"{name}.lora_{side}.weight" for name in targets for side in "AB"}
     _refuse(path, "lacks", sorted(expected - set(state)))
-    ranks = {tensor.shape[0] for name, tensor in state.items() if name.endswith(".lora_A.weight")}
-    if len(ranks) != 1:
-        raise UserError(f"{path} mixes the ranks {sorted(ranks)}; expected one rank for all modules")
-    rank = ranks.pop()
     attach(module, role, targets, rank, seed=0)
     parameters = adapter_parameters(module, role)
     for name, parameter in parameters.items():
         if state[name].shape != parameter.shape:
             raise UserError(
-                f"{path}: {PREFIX}{name} has shape {tuple(state[name].shape)}; this model at rank {rank} needs "
-                f"{tuple(parameter.shape)}"
+                f"{path}: {family.denoiser_folder}.{name} has shape {tuple(state[name].shape)}; this model at "
+                f"rank {rank} needs {tuple(parameter.shape)}"
             )
         parameter.data.copy_(state[name])
         parameter.requires_grad_(False)
     return rank
 
 
-def load_initial(module: nn.Module, path: Path) -> None:
-    """Copies a released LoRA file into the student adapter that is already attached, strictly, for further training.
+def load_initial(module: nn.Module, path: Path, family: Family) -> None:
+    """Copies a LoRA file into the student adapter that is already attached, strictly, for further training.
 
     Raises:
         UserError: its modules or its rank are not those of the attached adapter.
     """
-    state, parameters = read_lora(path), adapter_parameters(module, STUDENT)
+    state, parameters = read_lora(path, family), adapter_parameters(module, STUDENT)
     _refuse(path, "lacks", sorted(set(parameters) - set(state)))
     _refuse(path, "adapts modules this run does not", sorted(set(state) - set(parameters)))
     odd = [name for name in parameters if parameters[name].shape != state[name].shape]
@@ -178,18 +208,41 @@ def load_initial(module: nn.Module, path: Path) -> None:
         parameter.data.copy_(state[name])
 
 
+def check_student(folder: Path, family: Family) -> tuple[int, int]:
+    """The ranks of a student's two files (denoiser, VAE), from their headers: cheap, before anything heavy is loaded.
+
+    Raises:
+        UserError: no such folder, a file missing, damaged, or of another family.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no LoRA folder at {folder}; expected one with {denoiser_file(family)} and {VAE_FILE}")
+    absent = [name for name in (denoiser_file(family), VAE_FILE) if not (folder / name).is_file()]
+    other = next((file for f in FAMILIES.values() if (folder / (file := denoiser_file(f))).is_file()), None)
+    if absent and other not in (None, denoiser_file(family)):
+        raise UserError(
+            f"the LoRA folder {folder} is a student of another family: it holds {other}, and this "
+            f"{family.name.upper()} model needs {denoiser_file(family)}"
+        )
+    if absent:
+        raise UserError(
+            f"the LoRA folder {folder} has no {' and no '.join(absent)}; a student is {denoiser_file(family)} and "
+            f"{VAE_FILE}, as in the folders tsdsr/ and tsdsr-mse/ that the TSD-SR authors publish"
+        )
+    return check_lora(folder / denoiser_file(family), family), check_lora(folder / VAE_FILE, family)
+
+
 def load_student(backbone: Backbone, folder: str | Path, *, merge: bool = True) -> None:
     """Loads a student (released layout) onto a backbone; merged into the weights, it costs nothing at inference.
 
     Raises:
-        UserError: see `load_adapter`; the backbone is left unusable then, load it again.
+        UserError: see `check_student` and `load_adapter`; after the latter load the backbone again.
     """
     folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"no LoRA folder at {folder}; expected one with {DENOISER_FILE} and {VAE_FILE}")
-    allowed = denoiser_targets(backbone.denoiser, backbone.family.student_targets)
-    load_adapter(backbone.denoiser, STUDENT, folder / DENOISER_FILE, allowed)
-    load_adapter(backbone.vae, STUDENT, folder / VAE_FILE, vae_targets(backbone.vae), _VAE_OPTIONAL)
+    family = backbone.family
+    check_student(folder, family)
+    allowed = denoiser_targets(backbone.denoiser, family.student_targets)
+    load_adapter(backbone.denoiser, STUDENT, folder / denoiser_file(family), family, allowed)
+    load_adapter(backbone.vae, STUDENT, folder / VAE_FILE, family, vae_targets(backbone.vae), _VAE_OPTIONAL)
     for module in (backbone.denoiser, backbone.vae):
         if merge:
             merge_adapter(module, STUDENT)
@@ -205,9 +258,10 @@ def merge_adapter(module: Any, role: Role) -> None:
 
 def save_student(backbone: Backbone, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
     """Writes the student's adapters in the released layout, atomically, as the two files named above."""
-    for module, file in ((backbone.denoiser, DENOISER_FILE), (backbone.vae, VAE_FILE)):
+    prefix = backbone.family.denoiser_folder
+    for module, file in ((backbone.denoiser, denoiser_file(backbone.family)), (backbone.vae, VAE_FILE)):
         state = {
-            f"{PREFIX}{name}": parameter.detach().to("cpu", dtype).contiguous()
+            f"{prefix}.{name}": parameter.detach().to("cpu", dtype).contiguous()
             for name, parameter in adapter_parameters(module, STUDENT).items()
         }
         write_safetensors(Path(folder) / file, state)

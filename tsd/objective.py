@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tsd.config import Residual, Weighting
-from tsd.process import FlowMatching
+from tsd.process import NoiseProcess
 
 
-def in_residual_form(process: FlowMatching, prediction: Tensor, z_t: Tensor, t: Tensor, residual: Residual) -> Tensor:
+def in_residual_form(process: NoiseProcess, prediction: Tensor, z_t: Tensor, t: Tensor, residual: Residual) -> Tensor:
     """A network's prediction at z_t in the parameterisation in which residuals are taken."""
     if residual == "velocity":
         return prediction
@@ -29,7 +29,7 @@ def in_residual_form(process: FlowMatching, prediction: Tensor, z_t: Tensor, t: 
     raise ValueError(f"residual is {residual!r}; expected 'velocity' (the release) or 'epsilon' (as printed)")
 
 
-def time_weight(process: FlowMatching, t: Tensor, weighting: Weighting) -> Tensor:
+def time_weight(process: NoiseProcess, t: Tensor, weighting: Weighting) -> Tensor:
     """w(t), shape (B, 1, 1, 1): σ_t² as released, or 1. The paper calls it "time-aware" and does not state it."""
     if weighting == "sigma2":
         return process.sigma(t).square().view(-1, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""One-step restoration of one image: x_L → ẑ = z_L − v(z_L, 1000) → image, with the release's rules of size and colour.
+"""One-step restoration of one image: x_L → z_L → ẑ (one step) → image, with the release's rules of size and colour.
 
 The arithmetic is the released script's; what differs is where numbers are rounded. The release cuts to 8 bits after
 decoding and again after colour alignment (and rounds where it resizes); here everything is float, and whoever writes
@@ -24,7 +24,7 @@ from tsd.color import adain, wavelet
 from tsd.errors import UserError
 from tsd.groupnorm import use_two_pass_group_norm
 from tsd.images import Picture, from_array, from_image, read_picture
-from tsd.loading import PARTS, resolve_model
+from tsd.loading import parts_of, resolve_model
 from tsd.lora import load_student
 from tsd.restore_settings import RestoreConfig, check_parts, config_for, find_student
 from tsd.seeds import seed_for
@@ -183,15 +183,19 @@ class Restorer:
 
     def _one_step(self, z_L: Tensor, progress: Progress | None) -> Tensor:
         tile, (height, width) = self.config.tile, z_L.shape[-2:]
-        longest = self._longest_latent()
+        longest = self.backbone.family.longest_side(self.backbone.denoiser)
         if tile and (height * width > tile**2 or max(height, width) > longest):
             return blend_tiles(
-                self._one_step_padded, z_L, tile=min(tile, longest), overlap=self.config.tile_overlap, progress=progress
+                self._one_step_padded,
+                z_L,
+                tile=int(min(tile, longest)),
+                overlap=self.config.tile_overlap,
+                progress=progress,
             )
         if max(height, width) > longest:
             raise UserError(
-                f"the latent is {width}x{height} and this denoiser knows positions up to {longest}: without tiles the "
-                f"image is too large. Use --tile {min(64, longest)}."
+                f"the latent is {width}x{height} and this denoiser knows positions up to {longest:.0f}: without tiles "
+                f"the image is too large. Use --tile {min(64, longest):.0f}."
             )
         return self._one_step_padded(z_L)
 
@@ -200,11 +204,6 @@ class Restorer:
         patch, (height, width) = self.backbone.family.patch_size(self.backbone.denoiser), z.shape[-2:]
         padded = F.pad(z, (0, -width % patch, 0, -height % patch), mode="replicate")
         return self.backbone.one_step(padded, self.prompt)[..., :height, :width]
-
-    def _longest_latent(self) -> int:
-        """The largest side, in latent positions, for which the denoiser has position embeddings."""
-        positions = self.backbone.denoiser.config["pos_embed_max_size"]
-        return positions * self.backbone.family.patch_size(self.backbone.denoiser)
 
     def processing_size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) in pixels at which the network works for an input of this size."""
@@ -228,7 +227,8 @@ class Restorer:
         model, lora = resolve_model(self.sources["model"]), Path(self.sources["lora"])
         prompt = Path(self.sources.get("prompt_embeds", model / "prompts")).expanduser()
         prompt = prompt / "default" if (prompt / "default").is_dir() else prompt
-        files = {f"model/{part}/{path.name}": path for part in PARTS for path in (model / part).glob("*.safetensors")}
+        parts = parts_of(self.backbone.family)
+        files = {f"model/{part}/{path.name}": path for part in parts for path in (model / part).glob("*.safetensors")}
         files |= {f"lora/{path.name}": path for path in lora.glob("*.safetensors")}
         files |= {f"prompt/{path.name}": path for path in prompt.glob("*_embeds.*")}
         return {name: _sha256(files[name]) for name in sorted(files)}

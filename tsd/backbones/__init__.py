@@ -1,1 +1,1 @@
-"""Model families: what differs between them, each behind the `Family` protocol of `tsd.backbone`."""
+"""Model families: what differs between them, each behind the `Family` protocol of `tsd.backbones.base`."""

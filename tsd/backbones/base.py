@@ -1,43 +1,61 @@
 """What every family shares: the form of a prompt, and what a family must know about its own denoiser."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from tsd.process import FlowMatching
+from tsd.process import NoiseProcess
 
 
 @dataclass(frozen=True)
 class PromptEmbeds:
-    """A prompt as the denoiser reads it: token embeddings (B, L, D) and a pooled vector (B, P)."""
+    """A prompt as the denoiser reads it: token embeddings (B, L, D) and, for SD3, a pooled vector (B, P)."""
 
     embeds: Tensor
-    pooled: Tensor
+    pooled: Tensor | None = None
 
     def expand(self, batch: int) -> "PromptEmbeds":
         """The same prompt for `batch` samples; a prompt that already has that batch size is returned as it is."""
         if self.embeds.shape[0] == batch:
             return self
-        return PromptEmbeds(self.embeds.expand(batch, -1, -1), self.pooled.expand(batch, -1))
+        pooled = None if self.pooled is None else self.pooled.expand(batch, -1)
+        return PromptEmbeds(self.embeds.expand(batch, -1, -1), pooled)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "PromptEmbeds":
-        return PromptEmbeds(self.embeds.to(device=device, dtype=dtype), self.pooled.to(device=device, dtype=dtype))
+        pooled = None if self.pooled is None else self.pooled.to(device=device, dtype=dtype)
+        return PromptEmbeds(self.embeds.to(device=device, dtype=dtype), pooled)
 
     @staticmethod
     def cat(*prompts: "PromptEmbeds") -> "PromptEmbeds":
-        return PromptEmbeds(torch.cat([p.embeds for p in prompts]), torch.cat([p.pooled for p in prompts]))
+        pooled = [p.pooled for p in prompts if p.pooled is not None]
+        return PromptEmbeds(torch.cat([p.embeds for p in prompts]), torch.cat(pooled) if pooled else None)
 
 
 class Family(Protocol):
-    """What a model family knows about its own denoiser (`tsd/backbones/<family>.py`)."""
+    """What a model family knows about its own denoiser (`tsd/backbones/<family>.py`).
+
+    Attributes:
+        name: `sd3` or `sd2`.
+        denoiser_class: diffusers' class, as `config.json` names it.
+        denoiser_folder: the denoiser's sub-folder in diffusers layout; LoRA files and their keys are named after it.
+        example: hub id of a model of this family, for messages.
+        student_targets, critic_targets: name endings of the layers that get adapters.
+    """
 
     @property
     def name(self) -> str: ...
 
     @property
+    def denoiser_class(self) -> str: ...
+
+    @property
     def denoiser_folder(self) -> str: ...
+
+    @property
+    def example(self) -> str: ...
 
     @property
     def student_targets(self) -> tuple[str, ...]: ...
@@ -47,10 +65,18 @@ class Family(Protocol):
 
     def load_denoiser(self, source: str, dtype: torch.dtype) -> Any: ...
 
-    def process(self, scheduler_config: dict[str, object]) -> FlowMatching: ...
+    def process(self, scheduler_config: Mapping[str, Any]) -> NoiseProcess: ...
 
     def predict(self, denoiser: Any, z_t: Tensor, timestep: Tensor, prompt: PromptEmbeds) -> Tensor: ...
 
-    def prompt_widths(self, denoiser: Any) -> tuple[int, int]: ...
+    def prompt_widths(self, config: Mapping[str, Any]) -> tuple[int, int | None]:
+        """Widths of the token embeddings and of the pooled vector, None without one; from the denoiser's `config`."""
+        ...
 
-    def patch_size(self, denoiser: Any) -> int: ...
+    def patch_size(self, denoiser: Any) -> int:
+        """Latent sides must be multiples of this."""
+        ...
+
+    def longest_side(self, denoiser: Any) -> float:
+        """The largest latent side the denoiser has positions for; infinity without such a limit."""
+        ...

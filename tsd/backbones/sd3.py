@@ -1,5 +1,6 @@
 """The SD3 family: MMDiT denoiser (`SD3Transformer2DModel`), flow matching, two-part prompts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,9 @@ class SD3:
     """SD3-medium and every model of its architecture, whatever its size."""
 
     name: str = "sd3"
+    denoiser_class: str = "SD3Transformer2DModel"
     denoiser_folder: str = "transformer"
+    example: str = "stabilityai/stable-diffusion-3-medium-diffusers"
     # Suffix matches, as released: `proj` reaches pos_embed.proj and both feed-forwards' first layer, `linear` every
     # AdaLN modulation. `to_add_out` and the feed-forwards' second layer are *not* adapted in the release.
     student_targets: tuple[str, ...] = (
@@ -28,9 +31,11 @@ class SD3:
     )  # fmt: skip
 
     def load_denoiser(self, source: str, dtype: torch.dtype) -> Any:
-        return SD3Transformer2DModel.from_pretrained(source, subfolder=self.denoiser_folder, torch_dtype=dtype)
+        return SD3Transformer2DModel.from_pretrained(
+            source, subfolder=self.denoiser_folder, torch_dtype=dtype, local_files_only=True
+        )
 
-    def process(self, scheduler_config: dict[str, object]) -> FlowMatching:
+    def process(self, scheduler_config: Mapping[str, Any]) -> FlowMatching:
         """The process of a `FlowMatchEulerDiscreteScheduler` configuration (static shift only)."""
         found = scheduler_config.get("_class_name")
         if found != "FlowMatchEulerDiscreteScheduler":
@@ -43,6 +48,7 @@ class SD3:
         return FlowMatching(shift=float(shift), num_train_timesteps=steps)
 
     def predict(self, denoiser: Any, z_t: Tensor, timestep: Tensor, prompt: PromptEmbeds) -> Tensor:
+        assert prompt.pooled is not None  # `load_prompts` refuses a prompt without one for this family
         return denoiser(
             hidden_states=z_t,
             timestep=timestep,
@@ -51,9 +57,13 @@ class SD3:
             return_dict=False,
         )[0]
 
-    def prompt_widths(self, denoiser: Any) -> tuple[int, int]:
+    def prompt_widths(self, config: Mapping[str, Any]) -> tuple[int, int]:
         """Widths of the token embeddings and of the pooled vector (SD3-medium: 4096, 2048)."""
-        return denoiser.config["joint_attention_dim"], denoiser.config["pooled_projection_dim"]
+        return config["joint_attention_dim"], config["pooled_projection_dim"]
 
     def patch_size(self, denoiser: Any) -> int:
         return denoiser.config["patch_size"]
+
+    def longest_side(self, denoiser: Any) -> float:
+        """The position table's side, in latent positions."""
+        return float(denoiser.config["pos_embed_max_size"] * self.patch_size(denoiser))

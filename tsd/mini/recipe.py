@@ -32,12 +32,14 @@ from tqdm import tqdm
 
 from tsd.atomic import write_text
 from tsd.backbone import load_backbone
+from tsd.backbones.base import Family
 from tsd.config import PRESETS, Phase, TrainConfig
 from tsd.data.degrade import FULL, degrade
 from tsd.errors import UserError
+from tsd.loading import FAMILIES
 from tsd.mini.images import load_photos, procedural_image, split_photos, validation_crops
 from tsd.mini.stages import append_row, save_atomically
-from tsd.mini.teacher import TeacherSettings, new_scheduler, train_teacher
+from tsd.mini.teacher import TeacherSettings, TeacherTraining, new_scheduler, new_teacher, train_teacher
 from tsd.mini.vae import VaeSettings, train_vae
 from tsd.mini.warmup import Pool, WarmUpSettings, make_pairs, train_encoder, train_student, write_adapters
 from tsd.seeds import seed_for
@@ -95,7 +97,7 @@ def quick_recipe() -> Recipe:
     )  # fmt: skip
 
 
-class _Run:
+class Run:
     """One run of the recipe in `output`: the data, read once, and a method for every stage."""
 
     def __init__(self, recipe: Recipe, photos: dict[str, Tensor], output: Path, device: torch.device) -> None:
@@ -116,28 +118,48 @@ class _Run:
             self.work, self.photos, self.drawn, validation_crops(self.validation), self.recipe.vae,
             seed=self.recipe.seed, device=self.device,
         )  # fmt: skip
-        _publish(self.model / "vae", lambda folder: vae.half().save_pretrained(folder))
+        publish(self.model / "vae", lambda folder: vae.half().save_pretrained(folder))
 
     def load_vae(self) -> Any:
         """The VAE as shipped: later stages build on the rounded weights."""
         return AutoencoderKL.from_pretrained(self.model / "vae", torch_dtype=torch.float32)
 
     def teacher(self) -> None:
-        settings = self.recipe.teacher
-        model, prompts = train_teacher(
-            self.work, self.load_vae(), self.photos, self.drawn, list(self.validation.values()), settings,
-            seed=self.recipe.seed, device=self.device, turns=self.recipe.turns,
+        settings, vae = self.recipe.teacher, self.load_vae()
+        torch.manual_seed(seed_for(self.recipe.seed, "teacher", "weights"))
+        model = new_teacher(settings, vae.config["latent_channels"])
+        self.pretrain(
+            model, FAMILIES["sd3"], new_scheduler(settings), vae, settings, position_jitter=settings.position_jitter
+        )
+
+    def pretrain(
+        self,
+        model: Any,
+        family: Family,
+        scheduler: Any,
+        vae: Any,
+        settings: TeacherTraining,
+        *,
+        position_jitter: int = 0,
+    ) -> None:
+        """Trains a base's denoiser and puts it, its scheduler and its prompts in their places."""
+        process = family.process({"_class_name": type(scheduler).__name__, **scheduler.config})
+        prompts = train_teacher(
+            self.work, model, family, process, vae, self.photos, self.drawn, list(self.validation.values()),
+            settings, seed=self.recipe.seed, device=self.device, turns=self.recipe.turns,
+            position_jitter=position_jitter,
         )  # fmt: skip
-        _publish(self.model / "transformer", lambda folder: model.half().save_pretrained(folder))
-        _publish(self.model / "scheduler", lambda folder: new_scheduler(settings).save_pretrained(folder))
+        publish(self.model / family.denoiser_folder, lambda folder: model.half().save_pretrained(folder))
+        publish(self.model / "scheduler", lambda folder: scheduler.save_pretrained(folder))
 
         def write_prompts(folder: Path) -> None:
-            for name, tensors in prompts.items():
+            for name, prompt in prompts.items():
                 (folder / name).mkdir()
-                for key, tensor in tensors.items():
-                    save_file({key: tensor.half().contiguous()}, folder / name / f"{key}.safetensors")
+                for key, tensor in (("prompt_embeds", prompt.embeds), ("pool_embeds", prompt.pooled)):
+                    if tensor is not None:
+                        save_file({key: tensor.half().contiguous()}, folder / name / f"{key}.safetensors")
 
-        _publish(self.model / "prompts", write_prompts)
+        publish(self.model / "prompts", write_prompts)
 
     def pairs_to_validate(self) -> tuple[Tensor, Tensor]:
         """(enlarged low-quality, original) crops of the held-out photographs, two degradations of each."""
@@ -208,10 +230,10 @@ class _Run:
                 save_file({key: tensor.half() for key, tensor in load_file(path).items()}, folder / path.name)
             write_text(folder / "restore.json", json.dumps(RESTORE_SETTINGS, indent=2) + "\n")
 
-        _publish(self.model / "lora" / name, write)
+        publish(self.model / "lora" / name, write)
 
 
-def _publish(folder: Path, write: Callable[[Path], object]) -> None:
+def publish(folder: Path, write: Callable[[Path], object]) -> None:
     """Fill a new folder beside `folder` and put it in its place: readers never see half of it."""
     fresh = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -225,10 +247,14 @@ def run_recipe(
     recipe: Recipe, photos: dict[str, Tensor], output: Path, *, device: torch.device, stages: Sequence[str] = STAGES
 ) -> Path:
     """Run the stages in order; returns the model folder. `photos` are uint8 (3, H, W) by name, see `load_photos`."""
-    run = _Run(recipe, photos, output, device)
+    return run_stages(Run(recipe, photos, output, device), stages)
+
+
+def run_stages(run: Run, stages: Sequence[str]) -> Path:
+    """Runs the named stages of a run in order, its settings and logs beside the model; returns the model folder."""
     for stage in stages:
         getattr(run, stage)()
-        write_text(run.model / "recipe.json", json.dumps(dataclasses.asdict(recipe), indent=2, default=str) + "\n")
+        write_text(run.model / "recipe.json", json.dumps(dataclasses.asdict(run.recipe), indent=2, default=str) + "\n")
         for log in sorted(run.work.glob("*.csv")):
             shutil.copy(log, run.model / log.name)
     return run.model

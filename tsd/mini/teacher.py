@@ -1,4 +1,7 @@
-"""The mini teacher: a small `SD3Transformer2DModel` trained from nothing as a flow-matching model of VAE latents.
+"""The mini teachers: small denoisers trained from nothing as diffusion models of VAE latents.
+
+The first is an `SD3Transformer2DModel`, made here; the second, a UNet, is made in `tsd.mini.unet`. Both are trained
+alike.
 
 Two prompts stand in for text, both fixed random vectors: `default` always goes with clean latents, `null` with a
 mixture of clean and spoilt ones, so that classifier-free guidance points from "any image" to "clean image".
@@ -14,25 +17,19 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import Tensor
 from torch.nn import functional as F
 
+from tsd.backbones.base import Family, PromptEmbeds
 from tsd.mini.optim import split_optimisers
 from tsd.mini.stages import run_stage
-from tsd.process import FlowMatching
-from tsd.seeds import generator_for, seed_for
+from tsd.process import NoiseProcess
+from tsd.seeds import generator_for
 
 
 @dataclass(frozen=True)
-class TeacherSettings:
-    """Architecture and training of the mini teacher; the defaults made the shipped weights."""
+class TeacherTraining:
+    """What the teachers of both families are trained with."""
 
-    layers: int = 6
-    heads: int = 4
-    head_width: int = 32
-    patch: int = 2
     prompt_tokens: int = 8
     prompt_width: int = 64
-    position_table: int = 64
-    position_jitter: int = 12
-    shift: float = 1.0
     steps: int = 3400
     batch: int = 10
     crop: int = 32  # latent positions: 128 pixels
@@ -41,6 +38,19 @@ class TeacherSettings:
     muon_lr: float = 0.01
     adamw_lr: float = 1e-3
     warm_up: int = 100
+
+
+@dataclass(frozen=True)
+class TeacherSettings(TeacherTraining):
+    """Architecture and training of the mini transformer; the defaults made the shipped weights."""
+
+    layers: int = 6
+    heads: int = 4
+    head_width: int = 32
+    patch: int = 2
+    position_table: int = 64
+    position_jitter: int = 12
+    shift: float = 1.0
 
     @property
     def width(self) -> int:
@@ -69,14 +79,14 @@ def new_teacher(settings: TeacherSettings, latent_channels: int) -> Any:
     return model
 
 
-def new_prompts(settings: TeacherSettings, seed: int) -> dict[str, dict[str, Tensor]]:
-    """`default` and `null`, each {"prompt_embeds": (1, L, D), "pool_embeds": (1, D)}: fixed Gaussian vectors."""
+def new_prompts(settings: TeacherTraining, seed: int, *, pooled: bool) -> dict[str, PromptEmbeds]:
+    """`default` and `null`: fixed Gaussian vectors, (1, L, D) and, where the family has one, (1, D)."""
     prompts = {}
     for name in ("default", "null"):
         generator = generator_for(seed, "prompt", name)
         embeds = torch.randn(1, settings.prompt_tokens, settings.prompt_width, generator=generator)
-        pooled = torch.randn(1, settings.prompt_width, generator=generator)
-        prompts[name] = {"prompt_embeds": embeds, "pool_embeds": pooled}
+        vector = torch.randn(1, settings.prompt_width, generator=generator)
+        prompts[name] = PromptEmbeds(embeds, vector if pooled else None)
     return prompts
 
 
@@ -147,22 +157,25 @@ class ShiftedPositions:
 
 def train_teacher(
     folder: Path,
+    model: Any,
+    family: Family,
+    process: NoiseProcess,
     vae: Any,
     photos: list[Tensor],
     drawn: list[Tensor],
     validation: list[Tensor],
-    settings: TeacherSettings,
+    settings: TeacherTraining,
     *,
     seed: int,
     device: torch.device,
     turns: int = 8,
+    position_jitter: int = 0,
     validate_every: int = 250,
-) -> tuple[Any, dict[str, dict[str, Tensor]]]:
-    """Train (or resume) in `folder`; returns the model and its prompts. Images are uint8 (3, H, W)."""
-    torch.manual_seed(seed_for(seed, "teacher", "weights"))
-    model = new_teacher(settings, vae.config["latent_channels"]).to(device)
-    prompts = new_prompts(settings, seed)
-    process = FlowMatching(shift=settings.shift)
+) -> dict[str, PromptEmbeds]:
+    """Trains `model` (or resumes) in `folder`; returns the prompts it knows. Images are uint8 (3, H, W)."""
+    model.to(device)
+    prompts = new_prompts(settings, seed, pooled=family.prompt_widths(model.config)[1] is not None)
+    both = PromptEmbeds.cat(prompts["default"], prompts["null"]).to(device)
     vae = vae.to(device, memory_format=torch.channels_last).eval()
     pools = [
         encode_images(vae, photos, turns, device),
@@ -170,21 +183,16 @@ def train_teacher(
         encode_images(vae, [spoil(image, seed + i) for i, image in enumerate(photos)], 1, device),
     ]
     held_out = encode_images(vae, validation, 1, device)
-    positions = ShiftedPositions(model, settings.position_jitter)
-    stacked = {key: torch.cat([prompts["default"][key], prompts["null"][key]]).to(device) for key in prompts["default"]}
+    positions = ShiftedPositions(model, position_jitter) if position_jitter else None
 
-    def velocity_error(z: Tensor, null: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
+    def error(z: Tensor, null: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
+        """‖prediction − target‖² (Eq. 9) of every sample."""
         z = z.to(device)
         noise = torch.randn(z.shape, generator=generator).to(device)
         t, rows = t.to(device), null.long().to(device)
+        prompt = PromptEmbeds(both.embeds[rows], None if both.pooled is None else both.pooled[rows])
         with torch.autocast(device.type, torch.bfloat16):
-            predicted = model(
-                hidden_states=process.add_noise(z, noise, t),
-                timestep=process.timestep(t),
-                encoder_hidden_states=stacked["prompt_embeds"][rows],
-                pooled_projections=stacked["pool_embeds"][rows],
-                return_dict=False,
-            )[0]
+            predicted = family.predict(model, process.add_noise(z, noise, t), process.timestep(t), prompt)
         return (predicted.float() - process.target(z, noise, t)).square().mean(dim=(1, 2, 3))
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -194,19 +202,21 @@ def train_teacher(
         drawn_row = draws < settings.drawn_share
         choice = [2 if n and u > 0.5 else int(d) for n, u, d in zip(null, draws, drawn_row, strict=True)]
         z = latent_crops(pools, choice, settings.crop, generator)
-        # Stratified times: one uniform draw in each of `batch` equal slices of [0, 1000].
-        t = 1000 * (torch.arange(settings.batch) + torch.rand(settings.batch, generator=generator)) / settings.batch
-        positions.shift(generator)
-        loss = velocity_error(z, null, t, generator).mean()
-        return loss, {"velocity": loss.item()}
+        # Stratified times: one uniform draw in each of `batch` equal slices of the time axis.
+        slices = torch.arange(settings.batch) + torch.rand(settings.batch, generator=generator)
+        if positions is not None:
+            positions.shift(generator)
+        loss = error(z, null, process.last_time * slices / settings.batch, generator).mean()
+        return loss, {"error": loss.item()}
 
     def validate() -> dict[str, float]:
-        positions.restore()
+        if positions is not None:
+            positions.restore()
         generator = generator_for(seed, "teacher", "validation")
         z = latent_crops([held_out], [0] * 32, settings.crop, generator)
-        t = (torch.arange(32) + 0.5) * (1000 / 32)
+        t = (torch.arange(32) + 0.5) * (process.last_time / 32)
         default = torch.zeros(8, dtype=torch.bool)
-        errors = torch.cat([velocity_error(z[i::4], default, t[i::4], generator)[:, None] for i in range(4)], 1).mean(1)
+        errors = torch.cat([error(z[i::4], default, t[i::4], generator)[:, None] for i in range(4)], 1).mean(1)
         quarters = errors.view(4, 2).mean(1)
         return {"held_out": errors.mean().item()} | {f"held_out_q{i + 1}": q.item() for i, q in enumerate(quarters)}
 
@@ -214,7 +224,7 @@ def train_teacher(
         model,
         muon_lr=settings.muon_lr,
         adamw_lr=settings.adamw_lr,
-        keep_adamw=("proj_out.weight", "pos_embed.proj.weight"),
+        keep_adamw=("proj_out.weight", "pos_embed.proj.weight", "conv_in.weight", "conv_out.weight"),
     )
     run_stage(
         "teacher", folder, model, optimisers,
@@ -222,5 +232,6 @@ def train_teacher(
         loss_at=loss_at, validate=validate, validate_every=validate_every,
         max_norm=1.0,
     )  # fmt: skip
-    positions.restore()
-    return model, prompts
+    if positions is not None:
+        positions.restore()
+    return prompts

@@ -29,12 +29,11 @@ from tsd.atomic import write_safetensors
 from tsd.backbone import Backbone
 from tsd.data.pairs import PairDataset
 from tsd.lora import (
-    DENOISER_FILE,
-    PREFIX,
     STUDENT,
     VAE_FILE,
     adapter_parameters,
     attach,
+    denoiser_file,
     denoiser_targets,
     role,
     vae_targets,
@@ -155,10 +154,17 @@ class Pool:
         return self.features[rows].to(self.device), self.latents[rows].to(self.device).float()
 
     def loss(self, z_hat: Tensor, z: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Minus PSNR up to a constant: 10·log10 of each crop's error, so an easy crop counts as much as a hard one."""
-        errors = (self.metric * (z_hat.float() - z).square()).mean(dim=(1, 2, 3))
-        loss = 10 * (errors + 1e-3).log10().mean()
-        return loss, {"db": loss.item()}
+        return latent_loss(z_hat, z, self.metric)
+
+
+def latent_loss(z_hat: Tensor, z: Tensor, metric: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Minus PSNR up to a constant: 10·log10 of each crop's error, so an easy crop counts as much as a hard one.
+
+    metric: the weight of a latent channel, as of `pixel_metric`.
+    """
+    errors = (metric * (z_hat.float() - z).square()).mean(dim=(1, 2, 3))
+    loss = 10 * (errors + 1e-3).log10().mean()
+    return loss, {"db": loss.item()}
 
 
 def train_encoder(
@@ -286,8 +292,8 @@ def write_adapters(folder: Path, backbone: Backbone, encoder: Any, *, vae_rank: 
     for name in vae_targets(backbone.vae):
         change = restored[name].weight.detach().float().cpu() - base[name].weight.detach().float().cpu()
         state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"] = factorise(change, vae_rank, generator)
-    write_safetensors(folder / VAE_FILE, {f"{PREFIX}{key}": value.contiguous() for key, value in state.items()})
     adapter = adapter_parameters(backbone.denoiser, STUDENT)
-    write_safetensors(
-        folder / DENOISER_FILE, {f"{PREFIX}{key}": value.detach().cpu().contiguous() for key, value in adapter.items()}
-    )
+    prefix = backbone.family.denoiser_folder
+    for file, values in ((VAE_FILE, state), (denoiser_file(backbone.family), adapter)):
+        tensors = {f"{prefix}.{key}": value.detach().cpu().contiguous() for key, value in values.items()}
+        write_safetensors(folder / file, tensors)

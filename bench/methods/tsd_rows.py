@@ -1,0 +1,123 @@
+"""The rows of this project's own models: what `bench list` says of them, what they need, how they are loaded."""
+
+import functools
+
+from bench.methods.base import MethodOptions, MethodSpec
+from bench.methods.tsd_sr import (
+    MINI,
+    MINI_SD2,
+    TeacherSettings,
+    load_mini,
+    load_release,
+    load_sd2,
+    load_student,
+    load_teacher,
+    mini_folder,
+)
+from bench.methods.tsd_weights import SD2_BASES, SD3_HUB_ID, SD2Base, Weights, missing_release, missing_sd2_student
+from bench.missing import Missing
+
+
+def _missing_mini(folder: str, needed_by: str, options: MethodOptions, base: str = MINI) -> list[Missing]:
+    """The mini models are part of the package; a checkout before training, or a damaged install, may lack one."""
+    if (mini_folder(base) / folder).is_dir():
+        return []
+    source = f"`nox -s train_{base.replace('-', '_')}`, which makes it"
+    return [Missing(f"{folder}/", f"tsd/assets/{base}/{folder}/", source, None, "Apache-2.0", needed_by)]
+
+
+def student_spec(weights: Weights, name: str, display: str) -> MethodSpec:
+    """The row of `tsd-sr:MODEL,LORA[,PROMPTS]`."""
+
+    def missing(options: MethodOptions) -> list[Missing]:
+        folders = [folder for folder in (weights.model, weights.lora, weights.prompts) if folder is not None]
+        return [
+            Missing(folder.name, str(folder), "your own training run", None, None, display)
+            for folder in folders
+            if not folder.is_dir()
+        ]
+
+    return MethodSpec(
+        name=name,
+        display=display,
+        steps=1,
+        kind="diffusion",
+        summary=f"one-step student {weights.lora.name if weights.lora else ''} on {weights.model.name}",
+        licence="that of the weights",
+        load=functools.partial(load_student, weights),
+        missing=missing,
+    )
+
+
+def teacher_spec(settings: TeacherSettings, name: str, display: str, weights: Weights | None = None) -> MethodSpec:
+    """The row of `teacher-N` or `teacher:…`; without `weights`, on the mini base."""
+
+    def missing(options: MethodOptions) -> list[Missing]:
+        if weights is None:
+            return _missing_mini("transformer", display, options)
+        folders = [folder for folder in (weights.model, weights.prompts) if folder is not None]
+        return [
+            Missing(folder.name, str(folder), f"hf:{SD3_HUB_ID}", None, None, display)
+            for folder in folders
+            if not folder.is_dir()
+        ]
+
+    return MethodSpec(
+        name=name,
+        display=display,
+        steps=settings.steps,
+        kind="diffusion",
+        summary=f"{'mini base' if weights is None else weights.model.name} as image-to-image sampler in "
+        f"{settings.steps} steps from noise level {settings.strength:g}, guidance {settings.guidance:g}",
+        licence="Apache-2.0" if weights is None else "that of the model",
+        load=functools.partial(load_teacher, weights, settings),
+        missing=missing,
+    )
+
+
+TEACHER_20 = teacher_spec(TeacherSettings(), "teacher-20", "Mini teacher")
+
+
+def _mini_spec(name: str, recipe: str, adapters: str, how: str, base: str = MINI) -> MethodSpec:
+    base_name = {MINI: "mini base", MINI_SD2: "mini SD2 base"}[base]
+    display = f"{recipe}, {base_name}"
+    return MethodSpec(
+        name=name,
+        display=display,
+        steps=1,
+        kind="diffusion",
+        summary=f"one-step student distilled by {how} on the {base_name}",
+        licence="Apache-2.0",
+        load=functools.partial(load_mini, adapters, base=base),
+        missing=functools.partial(_missing_mini, f"lora/{adapters}", display, base=base),
+    )
+
+
+def _sd2_spec(base: SD2Base) -> MethodSpec:
+    return MethodSpec(
+        name=f"tsd-sr-{base.name}",
+        display=f"TSD-SR ({base.display})",
+        steps=1,
+        kind="diffusion",
+        summary=f"a student you trained on {base.display}, AdaIN colour; none was published",
+        licence="CreativeML Open RAIL++-M (base)",
+        load=functools.partial(load_sd2, base),
+        missing=functools.partial(missing_sd2_student, base),
+    )
+
+
+OSEDIFF_MINI = _mini_spec("osediff-mini", "OSEDiff recipe (VSD only)", "vsd", "VSD alone")
+TSD_SR_MINI = _mini_spec("tsd-sr-mini", "TSD-SR", "tsdsr", "TSD")
+OSEDIFF_MINI_SD2 = _mini_spec("osediff-mini-sd2", "OSEDiff recipe (VSD only)", "vsd", "VSD alone", MINI_SD2)
+TSD_SR_MINI_SD2 = _mini_spec("tsd-sr-mini-sd2", "TSD-SR", "tsdsr", "TSD", MINI_SD2)
+TSD_SR_SD2, TSD_SR_SD21 = (_sd2_spec(base) for base in SD2_BASES.values())
+TSD_SR = MethodSpec(
+    name="tsd-sr",
+    display="TSD-SR",
+    steps=1,
+    kind="diffusion",
+    summary="the authors' weights tsdsr-mse on SD3-medium, AdaIN colour",
+    licence="Stability AI Community License (base), Apache-2.0 (adapters)",
+    load=load_release,
+    missing=missing_release,
+)
