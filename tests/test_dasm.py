@@ -13,10 +13,10 @@ PROCESS = FlowMatching(shift=3.0)
 def points_of(t: Tensor, points: int = 4, stride: Tensor | float = 50.0):
     z_hat, z, noise = torch.randn(3, len(t), 2, 3, 3).unbind()
 
-    def teacher(z_t: Tensor, at: Tensor) -> Tensor:
+    def teacher(z_t: Tensor, at: Tensor, rows: Tensor | None = None) -> Tensor:
         return 0.3 * z_t + at.view(-1, 1, 1, 1) / 1000
 
-    def critic(z_t: Tensor, at: Tensor) -> Tensor:
+    def critic(z_t: Tensor, at: Tensor, rows: Tensor | None = None) -> Tensor:
         return -0.2 * z_t + 0.1
 
     path = trajectory(PROCESS, teacher, critic, z_hat, z, noise, t, points=points, stride=stride)
@@ -45,8 +45,8 @@ def test_exact_velocities_keep_both_samples_on_their_lines() -> None:
     t = torch.tensor([800.0, 500.0])
     path = trajectory(
         PROCESS,
-        lambda z_t, at: torch.cat([noise - z_hat, noise - z]),
-        lambda z_t, at: noise - z_hat,
+        lambda z_t, at, rows: torch.cat([noise - z_hat, noise - z]),
+        lambda z_t, at, rows: noise - z_hat,
         z_hat,
         z,
         noise,

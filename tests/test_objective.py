@@ -77,8 +77,8 @@ def gradient_on_parameters(
     times = torch.full((len(z),), t, dtype=z.dtype)
     path = trajectory(
         PROCESS,
-        gaussian_velocity(M, S),
-        gaussian_velocity(a, b),
+        lambda z_t, at, rows: gaussian_velocity(M, S)(z_t, at),
+        lambda z_t, at, rows: gaussian_velocity(a, b)(z_t, at),
         z_hat,
         z,
         grid.noise,

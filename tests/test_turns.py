@@ -1,6 +1,7 @@
 """The two turns on the tiny model: captions, stored posteriors, and what each of them reaches."""
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ from torch import Tensor
 
 from tsd.backbone import Backbone, PromptEmbeds, load_backbone
 from tsd.config import PAPER, Phase, TrainConfig
-from tsd.lora import adapter_parameters, attach, denoiser_targets, vae_targets
+from tsd.live_bytes import LiveBytes
+from tsd.lora import adapter_parameters, attach, denoiser_targets, role, vae_targets
+from tsd.objective import in_residual_form, time_weight
 from tsd.pixel_loss import charbonnier
-from tsd.turns import Batch, critic_turn, student_turn
+from tsd.turns import Batch, critic_turn, noise_for, student_turn, times_for, tsd_on
 
 CONFIG = dataclasses.replace(PAPER, guidance_scale=2.0, stride=150.0, random_bias=True)
 PHASE = Phase(steps=1, latent_mse=0.5, gamma2=1.0, point_weights=(1.0, 0.3, 0.3))
@@ -26,8 +29,8 @@ def backbone(tiny_sd3_dir: Path) -> Backbone:
     attach(denoiser, "student", denoiser_targets(denoiser, family.student_targets), 4, seed=1)
     attach(backbone.vae, "student", vae_targets(backbone.vae), 4, seed=2)
     attach(denoiser, "critic", denoiser_targets(denoiser, family.critic_targets), 4, seed=3)
-    for module, role in ((denoiser, "student"), (backbone.vae, "student"), (denoiser, "critic")):
-        for parameter in adapter_parameters(module, role).values():
+    for module, who in ((denoiser, "student"), (backbone.vae, "student"), (denoiser, "critic")):
+        for parameter in adapter_parameters(module, who).values():
             parameter.data.normal_(std=0.05)
     return backbone
 
@@ -101,3 +104,109 @@ def test_the_critic_learns_under_the_captions(backbone: Backbone) -> None:
     assert abs(float(default - captioned)) > 1e-6
     alone = [loss(slice(i, i + 1), one_of(texts, i)) for i in range(2)]
     torch.testing.assert_close(captioned, torch.stack(alone).mean(), atol=1e-6, rtol=1e-5)
+
+
+def naive_gradient(backbone: Backbone, z_hat: Tensor, z: Tensor, texts: PromptEmbeds, config: TrainConfig) -> Tensor:
+    """Algorithm 1 word by word: one sample, one role, one prompt per forward pass, Eq. 5 summed over the points."""
+    process, null = backbone.process, backbone.prompts["null"]
+    noise = noise_for(config.seed, "noise of TSD", INDICES, z)
+    start = times_for(config.seed, "t of TSD", INDICES, *config.t_range, torch.device("cpu"))
+    gradient = torch.zeros_like(z)
+
+    def guided(who: str, z_t: Tensor, t: Tensor, text: PromptEmbeds) -> Tensor:
+        with role(backbone.denoiser, who):  # pyright: ignore
+            conditional, unconditional = (backbone.predict(z_t, t, prompt) for prompt in (text, null))
+        return unconditional + config.guidance_scale * (conditional - unconditional)
+
+    for i in range(len(z)):
+        row, t, text = slice(i, i + 1), start[i : i + 1], one_of(texts, i)
+        z_hat_t, z_t = process.add_noise(z_hat[row], noise[row], t), process.add_noise(z[row], noise[row], t)
+        for weight in PHASE.point_weights:
+            if t <= 0:
+                break
+            predictions = (
+                (guided("teacher", z_hat_t, t, text), z_hat_t),
+                (guided("teacher", z_t, t, text), z_t),
+                (guided("critic", z_hat_t, t, text), z_hat_t),
+            )
+            psi_hat, psi_z, phi = (in_residual_form(process, v, at, t, config.residual) for v, at in predictions)
+            w = weight * time_weight(process, t, config.weighting)
+            gradient[row] += w * (psi_hat - psi_z + config.lambda_tsd * (psi_z - phi))
+            t_next = (t - config.stride).clamp(min=0)
+            z_hat_t, z_t = (
+                process.step(z_hat_t, predictions[2][0], t, t_next),
+                process.step(z_t, predictions[1][0], t, t_next),
+            )
+            t = t - config.stride
+    return gradient
+
+
+@pytest.mark.parametrize("lambda_tsd", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("chunk", [None, 2, 6])
+def test_batched_and_chunked_evaluation_is_the_naive_one(
+    backbone: Backbone, images: tuple[Tensor, Tensor], lambda_tsd: float, chunk: int | None
+) -> None:
+    """Equal to 1e-6 in fp32, whatever is batched, left out or split; a sample leaves the trajectory on the way."""
+    config = dataclasses.replace(CONFIG, lambda_tsd=lambda_tsd, random_bias=False, t_range=(100.0, 500.0))
+    z_hat, z = torch.randn(2, 2, 4, 4, 4)
+    batch = Batch(*images, INDICES, prompt=captions())
+    assert batch.prompt is not None
+    start = times_for(config.seed, "t of TSD", INDICES, *config.t_range, torch.device("cpu"))
+    assert (start - 2 * config.stride > 0).tolist() != [True, True]
+    found, sizes = tsd_on(backbone, z_hat, z, batch, config, PHASE, chunk)
+    with torch.no_grad():
+        expected = naive_gradient(backbone, z_hat, z, batch.prompt, config)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6 * float(expected.abs().max()))
+    assert ("tsm_rms" in sizes, "vsd_rms" in sizes) == (lambda_tsd < 1, True)
+
+
+def test_nothing_is_evaluated_that_nobody_reads(
+    backbone: Backbone, images: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latents that pass through the denoiser, guidance counted: 4B + 2B a point, less what λ or the end leaves out."""
+    passed: list[int] = []
+    predict = backbone.predict
+    monkeypatch.setattr(backbone, "predict", lambda z, t, prompt: passed.append(len(z)) or predict(z, t, prompt))
+
+    def count(batch: Batch, **changes: object) -> list[int]:
+        passed.clear()
+        config = dataclasses.replace(CONFIG, **{"t_range": (600.0, 900.0), **changes})
+        tsd_on(backbone, torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4), batch, config, PHASE)
+        return list(passed)
+
+    batch = Batch(*images, INDICES)
+    assert count(batch) == [8, 4] * 3
+    assert count(batch, lambda_tsd=1.0) == [4, 4] * 3
+    assert count(batch, lambda_tsd=0.0) == [8, 4, 8, 4, 8]
+    assert count(batch, t_range=(100.0, 110.0)) == [8, 4]  # t − s < 0 for both samples: one point is all
+
+
+def test_inside_autocast_adapters_do_not_copy_their_inputs(
+    backbone: Backbone, images: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same loss and gradients bit for bit as with peft's detour through fp32, and a smaller graph."""
+    backbone.vae.to(torch.bfloat16), backbone.denoiser.to(torch.bfloat16)
+    parameters = {**adapter_parameters(backbone.denoiser, "student"), **adapter_parameters(backbone.vae, "student")}
+    for parameter in [*parameters.values(), *adapter_parameters(backbone.denoiser, "critic").values()]:
+        parameter.data = parameter.data.float()
+    x_L, x_H = (x.bfloat16() for x in images)
+    moments = torch.randn(2, 8, 4, 4)
+
+    def run() -> tuple[Tensor, list[Tensor], int]:
+        for parameter in parameters.values():
+            parameter.grad = None
+        with LiveBytes(backbone.denoiser, backbone.vae) as meter, torch.autocast("cpu", torch.bfloat16):
+            before = meter.live
+            batch = Batch(x_L, x_H, INDICES, posterior=moments)
+            turn = student_turn(backbone, batch, CONFIG, PHASE, 1.0, charbonnier)
+            graph = meter.live - before
+        turn.loss.backward()
+        return turn.loss.detach(), [p.grad for p in parameters.values() if p.grad is not None], graph
+
+    loss, gradients, graph = run()
+    monkeypatch.setattr("tsd.turns.lean_adapters", lambda *models: nullcontext())
+    other_loss, other_gradients, other_graph = run()
+    assert torch.equal(loss, other_loss)
+    assert len(gradients) == len(other_gradients) == len(parameters)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, other_gradients, strict=True))
+    assert graph < 0.95 * other_graph

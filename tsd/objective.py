@@ -49,9 +49,25 @@ def tsm_gradient(teacher_hat: Tensor, teacher_z: Tensor, w: Tensor | float = 1.0
 
 
 def tsd_gradient(
-    teacher_hat: Tensor, teacher_z: Tensor, critic_hat: Tensor, lambda_tsd: float, w: Tensor | float = 1.0
+    teacher_hat: Tensor,
+    teacher_z: Tensor | None,
+    critic_hat: Tensor | None,
+    lambda_tsd: float,
+    w: Tensor | float = 1.0,
 ) -> Tensor:
-    """Eq. 5: w(t) [ε_ψ(ẑ_t) − ε_ψ(z_t) + λ(ε_ψ(z_t) − ε_φ(ẑ_t))] = (1 − λ)·TSM + λ·VSD."""
+    """Eq. 5: w(t) [ε_ψ(ẑ_t) − ε_ψ(z_t) + λ(ε_ψ(z_t) − ε_φ(ẑ_t))] = (1 − λ)·TSM + λ·VSD.
+
+    `teacher_z` may be None where λ = 1 and `critic_hat` where λ = 0: Eq. 5 does not contain them there.
+
+    Raises:
+        ValueError: a prediction that has a weight is missing.
+    """
+    if teacher_z is None and critic_hat is not None and lambda_tsd == 1:
+        return vsd_gradient(teacher_hat, critic_hat, w)
+    if critic_hat is None and teacher_z is not None and lambda_tsd == 0:
+        return tsm_gradient(teacher_hat, teacher_z, w)
+    if teacher_z is None or critic_hat is None:
+        raise ValueError(f"λ is {lambda_tsd}; Eq. 5 needs ε_ψ(z_t) unless λ = 1 and ε_φ(ẑ_t) unless λ = 0")
     return w * (teacher_hat - teacher_z + lambda_tsd * (teacher_z - critic_hat))
 
 

@@ -5,11 +5,15 @@ nor resumption changes them. Gradients flow only where the turn says: in the stu
 frozen decoder's weights get none, in the critic's turn the student gets none.
 """
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils.torch_utils import randn_tensor
+from peft.helpers import disable_input_dtype_casting
 from torch import Tensor
 
 from tsd.backbone import Backbone, PromptEmbeds
@@ -64,16 +68,55 @@ def times_for(seed: int, purpose: str, indices: list[int], low: float, high: flo
 
 
 def predictor(
-    backbone: Backbone, who: Role, prompt: PromptEmbeds, null: PromptEmbeds, guidance_scale: float
+    backbone: Backbone,
+    who: Role,
+    prompt: PromptEmbeds,
+    null: PromptEmbeds,
+    guidance_scale: float,
+    chunk: int | None = None,
 ) -> Predict:
-    """ψ or φ with guidance, as `tsd.dasm` wants it: the adapters of `who` active on the shared base, no gradient."""
+    """ψ or φ with guidance, as `tsd.dasm` wants it: the adapters of `who` active on the shared base, no gradient.
+
+    Args:
+        prompt, null: batch size 1 or the batch's; expanded, never copied, where it is 1.
+        chunk: at most so many latents in one forward pass, guidance counted (≥ 2); bounds the memory of its
+            activations, which no graph keeps. None: the whole batch at once.
+    """
+    size = None if chunk is None else max(chunk // (1 if guidance_scale == 1 else 2), 1)
 
     @torch.no_grad()
-    def predict(z_t: Tensor, t: Tensor) -> Tensor:
+    def predict(z_t: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+        pieces = zip(*(whole.split(size or len(rows)) for whole in (z_t, t, rows)), strict=True)
         with role(backbone.denoiser, who):
-            return guided(backbone, z_t, t, prompt, null, guidance_scale).float()
+            return torch.cat(
+                [
+                    guided(backbone, z, at, _captions(prompt, row), _captions(null, row), guidance_scale).float()
+                    for z, at, row in pieces
+                ]
+            )
 
     return predict
+
+
+def _captions(prompt: PromptEmbeds, rows: Tensor) -> PromptEmbeds:
+    """The prompts of these rows of the batch; one prompt for all stays one."""
+    if prompt.embeds.shape[0] == 1:
+        return prompt
+    return PromptEmbeds(prompt.embeds[rows], prompt.pooled if prompt.pooled is None else prompt.pooled[rows])
+
+
+@contextmanager
+def lean_adapters(*models: Any) -> Iterator[None]:
+    """Inside autocast, adapters read their input as it is.
+
+    peft casts it up to the adapters' fp32 first, and autocast casts it down again: the same numbers, but two copies of
+    every adapted layer's input, one of which the graph keeps. Without autocast the first cast is needed.
+    """
+    with ExitStack() as stack:
+        for model in models:
+            if torch.is_autocast_enabled(model.device.type):
+                stack.enter_context(disable_input_dtype_casting(model))
+        yield
 
 
 @torch.no_grad()
@@ -89,50 +132,80 @@ def ground_truth_latents(backbone: Backbone, batch: Batch, config: RunConfig) ->
 
 
 def student_turn(
-    backbone: Backbone, batch: Batch, config: TrainConfig, phase: Phase, gamma1: float, pixel_loss: PixelLoss
+    backbone: Backbone,
+    batch: Batch,
+    config: TrainConfig,
+    phase: Phase,
+    gamma1: float,
+    pixel_loss: PixelLoss,
+    chunk: int | None = None,
 ) -> StudentTurn:
-    """Algorithm 1, lines 3–24: one step, reconstruction (Eq. 7), TSD along the trajectory (Eq. 5), Eq. 8."""
-    seed, process = config.seed, backbone.process
+    """Algorithm 1, lines 3–24: one step, reconstruction (Eq. 7), TSD along the trajectory (Eq. 5), Eq. 8.
+
+    Args:
+        chunk: see `predictor`; the teacher's batch is otherwise 4B (ẑ_t and z_t, with and without the prompt).
+    """
+    seed = config.seed
+    z = ground_truth_latents(backbone, batch, config)  # before any graph is held: encoding is a peak of its own
     posterior = [generator_for(seed, "posterior of x_L", index) for index in batch.indices]
-    with role(backbone.vae, "student"), role(backbone.denoiser, "student"):
+    with (
+        lean_adapters(backbone.vae, backbone.denoiser),
+        role(backbone.vae, "student"),
+        role(backbone.denoiser, "student"),
+    ):
         z_L = backbone.encode(batch.x_L, posterior=config.posterior, generator=posterior)
         z_hat = backbone.one_step(z_L).float()
-    z = ground_truth_latents(backbone, batch, config)
-    with role(backbone.vae, "teacher"):
+    tsd = tsd_on(backbone, z_hat.detach(), z, batch, config, phase, chunk) if phase.gamma2 > 0 else None
+    with role(backbone.vae, "teacher"):  # after the trajectory, which would otherwise run beside the decoder's graph
         x_hat = backbone.decode(z_hat.to(z_L.dtype))
     loss, logs = reconstruction_loss(pixel_loss(x_hat, batch.x_H), z_hat, z, gamma1, phase.latent_mse)
-    if phase.gamma2 > 0:
-        prompt, null = batch.prompt or backbone.prompts["default"], backbone.prompts["null"]
-        both = prompt if prompt.embeds.shape[0] == 1 else PromptEmbeds.cat(prompt, prompt)  # ẑ and z in one batch
-        points = len(phase.point_weights)
-        stride = torch.full((len(batch.indices),), config.stride, device=z.device)
-        if config.random_bias:  # [R]: the end of the trajectory moves by up to ± s/2
-            half = config.stride / 2
-            stride = stride + times_for(seed, "bias", batch.indices, -half, half, z.device) / points
-        with torch.no_grad():
-            path = trajectory(
-                process,
-                predictor(backbone, "teacher", both, null, config.guidance_scale),
-                predictor(backbone, "critic", prompt, null, config.guidance_scale),
-                z_hat.detach(),
-                z,
-                noise_for(seed, "noise of TSD", batch.indices, z),
-                times_for(seed, "t of TSD", batch.indices, *config.t_range, z.device),
-                points=points,
-                stride=stride,
-            )
-            gradient, sizes = trajectory_gradient(
-                process,
-                path,
-                point_weights=phase.point_weights,
-                lambda_tsd=config.lambda_tsd,
-                residual=config.residual,
-                weighting=config.weighting,
-            )
+    if tsd is not None:
+        gradient, sizes = tsd
         regularisation = surrogate_loss(z_hat, gradient)
         loss = student_loss(loss, regularisation, phase.gamma2)
         logs |= {"tsd": regularisation.detach(), **sizes}
     return StudentTurn(loss, z_hat.detach(), {"student": loss.detach(), **logs})
+
+
+@torch.no_grad()
+def tsd_on(
+    backbone: Backbone,
+    z_hat: Tensor,
+    z: Tensor,
+    batch: Batch,
+    config: TrainConfig,
+    phase: Phase,
+    chunk: int | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Algorithm 1, lines 5–23: the TSD gradient on ẑ along the trajectory, (B, C, h, w), and numbers to log."""
+    seed, cpu = config.seed, torch.device("cpu")
+    prompt, null = batch.prompt or backbone.prompts["default"], backbone.prompts["null"]
+    points = len(phase.point_weights)
+    stride = torch.full((len(batch.indices),), config.stride)
+    if config.random_bias:  # [R]: the end of the trajectory moves by up to ± s/2
+        half = config.stride / 2
+        stride = stride + times_for(seed, "bias", batch.indices, -half, half, cpu) / points
+    with lean_adapters(backbone.denoiser):
+        path = trajectory(
+            backbone.process,
+            predictor(backbone, "teacher", prompt, null, config.guidance_scale, chunk),
+            predictor(backbone, "critic", prompt, null, config.guidance_scale, chunk),
+            z_hat,
+            z,
+            noise_for(seed, "noise of TSD", batch.indices, z),
+            times_for(seed, "t of TSD", batch.indices, *config.t_range, cpu),
+            points=points,
+            stride=stride,
+            lambda_tsd=config.lambda_tsd,
+        )
+        return trajectory_gradient(
+            backbone.process,
+            path,
+            point_weights=phase.point_weights,
+            lambda_tsd=config.lambda_tsd,
+            residual=config.residual,
+            weighting=config.weighting,
+        )
 
 
 def critic_turn(
@@ -147,7 +220,7 @@ def critic_turn(
     noise = noise_for(seed, "noise of the critic", indices, z_hat)
     t = times_for(seed, "t of the critic", indices, *config.t_range, z_hat.device)
     z_hat = z_hat.detach()
-    with role(backbone.denoiser, "critic"):
+    with lean_adapters(backbone.denoiser), role(backbone.denoiser, "critic"):
         z_t = process.add_noise(z_hat, noise, t)
         prediction = backbone.predict(z_t, t, prompt or backbone.prompts["default"])
     return critic_loss(prediction, process.target(z_hat, noise, t))

@@ -1,0 +1,368 @@
+"""What a training run will need in memory, before any weight is loaded.
+
+The real modules are built from their `config.json` on tensors without data (torch's fake tensors: the meta device,
+with the CPU's or CUDA's choice of kernels kept), and one iteration is run through them, forward and backward, in the
+order of `tsd.turns`, under the meter of `tsd.live_bytes`. Activations are thus counted, not estimated by formula; what
+is computed is the adapters' optimiser state, which no iteration needs to run for.
+
+Not counted: what kernels allocate for themselves (cuDNN's workspaces), the CUDA context and fragmentation. `RESERVE`
+stands for them in the verdict.
+"""
+
+import contextlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from tqdm import tqdm
+
+from tsd.backbone import Backbone, PromptEmbeds
+from tsd.backbones.base import Family
+from tsd.config import TrainConfig
+from tsd.errors import UserError
+from tsd.gradient_checkpointing import enable_gradient_checkpointing
+from tsd.live_bytes import LiveBytes
+from tsd.loading import FAMILIES, detect_family, read_config
+from tsd.lora import Role, adapter_parameters, attach, denoiser_targets, role, vae_targets
+from tsd.objective import reconstruction_loss, student_loss, surrogate_loss
+from tsd.pixel_loss import charbonnier
+from tsd.public_configs import PUBLIC_CONFIGS
+from tsd.turns import Batch, critic_turn, ground_truth_latents, lean_adapters, predictor
+
+GIB = 2**30
+CARDS_GIB = (24, 80)
+RESERVE = int(1.5 * GIB)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TOKENS = {"sd3": 333, "sd2": 77}  # SD3: 77 of CLIP and 256 of T5
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One iteration's activations and gradients, in bytes beyond weights and optimiser state.
+
+    Attributes:
+        batch: samples per process and micro-batch.
+        checkpointing: whether activations are forgotten and computed again.
+        encoder_graph, student_graph, decoder_graph: what the backward pass will need of the VAE's encoder, of the
+            denoiser's step and of decoder and pixel loss, as it stands before the backward pass.
+        teacher: the most that a guided forward of the teacher on ẑ_t and z_t (4B) allocates, without a graph; the
+            critic's (2B) is smaller.
+        student_turn, critic_turn: the most alive at once in either turn, gradients included.
+    """
+
+    batch: int
+    checkpointing: bool
+    encoder_graph: int
+    student_graph: int
+    decoder_graph: int
+    teacher: int
+    student_turn: int
+    critic_turn: int
+
+    @property
+    def peak(self) -> int:
+        return max(self.student_turn, self.critic_turn)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Numbers of one process; see `to_text`.
+
+    Attributes:
+        model: as it was asked for.
+        base_dtype: precision of the frozen weights.
+        optimizer: `adamw` or `adamw8bit`.
+        processes: how many share the work.
+        parameters: of denoiser, VAE and of the adapters, by name.
+        fixed: bytes that stay for the whole run, by name: base weights, adapters, optimiser state, EMA.
+        iterations: by batch size and checkpointing.
+        notes: what the numbers leave out.
+    """
+
+    model: str
+    base_dtype: str
+    optimizer: str
+    processes: int
+    parameters: dict[str, int]
+    fixed: dict[str, int]
+    iterations: tuple[Iteration, ...]
+    notes: tuple[str, ...]
+
+    def total(self, iteration: Iteration, *, sharded: bool = False) -> int:
+        """Bytes of one process at the iteration's worst moment, `RESERVE` included.
+
+        Args:
+            sharded: FSDP's share, each process holding its part of weights, adapters and optimiser state. The block
+                that is being computed is gathered whole, which is left out.
+        """
+        fixed = sum(self.fixed.values())
+        return (-(-fixed // self.processes) if sharded else fixed) + iteration.peak + RESERVE
+
+    def fits(self, iteration: Iteration, card_gib: int, *, sharded: bool = False) -> bool:
+        return self.total(iteration, sharded=sharded) <= card_gib * GIB
+
+    def to_text(self) -> str:
+        """Two tables and the verdicts, as `tsd train --dry-run` prints them."""
+        lines = [f"Memory plan for {self.model}, {self.processes} process{'es' if self.processes > 1 else ''}", ""]
+        lines += [f"  {name:<34}{count:>16,} parameters" for name, count in self.parameters.items()]
+        lines += ["", "Held all the time (each process; FSDP divides it by the processes)"]
+        lines += [f"  {name:<34}{gib(size):>10}" for name, size in self.fixed.items()]
+        lines += [f"  {'together':<34}{gib(sum(self.fixed.values())):>10}", ""]
+        cards = [f"{card} GiB" for card in CARDS_GIB]
+        sharding = (False, True) if self.processes > 1 else (False,)
+        names = ["batch", "checkpt.", "encoder", "student", "decoder", "teacher", "student's", "critic's"]
+        names += [name for shard in sharding for name in ("FSDP total" if shard else "total", *cards)]
+        rows = [names]
+        for it in self.iterations:
+            parts = (it.encoder_graph, it.student_graph, it.decoder_graph, it.teacher, it.student_turn, it.critic_turn)
+            row = [str(it.batch), "yes" if it.checkpointing else "no", *(gib(size) for size in parts)]
+            for shard in sharding:
+                row.append(gib(self.total(it, sharded=shard)))
+                row += ["fits" if self.fits(it, card, sharded=shard) else "no" for card in CARDS_GIB]
+            rows.append(row)
+        lines.append("An iteration: graphs of encoder, denoiser and decoder; the teacher's pass; the turns' peaks")
+        widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(names))]
+        lines += ["".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        lines += ["", *(f"Note: {note}" for note in self.notes)]
+        return "\n".join(lines)
+
+
+def gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB"
+
+
+def memory_plan(
+    model: str | Path,
+    config: TrainConfig,
+    *,
+    processes: int = 1,
+    batch_sizes: Sequence[int] = (1, 2, 4),
+    checkpointing: Sequence[bool] = (False, True),
+    cuda: bool = True,
+    tokens: int | None = None,
+) -> MemoryPlan:
+    """The plan of distilling `model` under `config`; reads configurations only, runs for seconds to minutes.
+
+    Args:
+        model: a folder in diffusers layout (the `config.json` files are enough), or one of `PUBLIC_CONFIGS`.
+        processes: how many processes share the work (DDP repeats what is held, FSDP divides it).
+        batch_sizes, checkpointing: which iterations to run.
+        cuda: follow CUDA's autocast rules, which keep normalisations in fp32, instead of the CPU's.
+        tokens: length of the prompts; by default the family's.
+
+    Raises:
+        UserError: the model's configuration is neither on disk nor known; or the crop does not fit the model.
+    """
+    family, configs = model_configs(model)
+    backbone = _build(family, configs, config, str(model), tokens or TOKENS[family.name])
+    parameters, fixed = _held(backbone, config)
+    if cuda and config.mixed_precision != "no":
+        _normalise_in_fp32(backbone.denoiser, backbone.vae)
+    iterations = []
+    wanted = [(ckpt, batch) for ckpt in sorted(checkpointing) for batch in batch_sizes]
+    with FakeTensorMode(allow_non_fake_inputs=True), tqdm(wanted, desc="plan", unit="run", file=sys.stderr) as bar:
+        _make_fake(backbone)
+        for ckpt, batch in bar:
+            if ckpt:
+                enable_gradient_checkpointing(backbone.denoiser, backbone.vae)
+            iterations.append(_iterate(backbone, config, batch, ckpt))
+    notes = [
+        f"totals include {gib(RESERVE)} for the CUDA context, workspaces and fragmentation",
+        "z is taken from stored moments; encoding x_H during training is smaller than what follows it",
+    ]
+    if config.pixel_loss == "lpips":
+        notes.append("LPIPS' own network and graph (AlexNet, 2.5 million weights) are not counted")
+    optimizer = getattr(config, "optimizer", "adamw")
+    return MemoryPlan(
+        str(model), config.base_dtype, optimizer, processes, parameters, fixed, tuple(iterations), tuple(notes)
+    )
+
+
+def parameters_of(
+    family: Family, configs: Mapping[str, Mapping[str, Any]], config: TrainConfig
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Parameter counts by name, and the bytes that are held for the whole run, by name; runs nothing."""
+    return _held(_build(family, configs, config, "", tokens=1), config)
+
+
+def model_configs(model: str | Path) -> tuple[Family, dict[str, Mapping[str, Any]]]:
+    """The family and the configurations of `denoiser`, `vae` and `scheduler`."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        family = detect_family(folder)
+        files = {
+            "denoiser": folder / family.denoiser_folder / "config.json",
+            "vae": folder / "vae" / "config.json",
+            "scheduler": folder / "scheduler" / "scheduler_config.json",
+        }
+        return family, {name: read_config(path) for name, path in files.items()}
+    if str(model) in PUBLIC_CONFIGS:
+        known = PUBLIC_CONFIGS[str(model)]
+        family = next(family for family in FAMILIES.values() if family.denoiser_folder in known)
+        return family, {
+            "denoiser": known[family.denoiser_folder], "vae": known["vae"], "scheduler": known["scheduler"]
+        }  # fmt: skip
+    raise UserError(
+        f"no folder at {model}, and its configuration is not built in (known: {', '.join(PUBLIC_CONFIGS)}). "
+        f"Give a folder with the config.json files of denoiser, vae and scheduler; weights are not needed."
+    )
+
+
+def _build(
+    family: Family, configs: Mapping[str, Mapping[str, Any]], config: TrainConfig, source: str, tokens: int
+) -> Backbone:
+    """The backbone with its adapters on the meta device."""
+    import diffusers
+
+    dtype = DTYPES[config.base_dtype]
+    with torch.device("meta"):
+        denoiser = getattr(diffusers, family.denoiser_class).from_config(dict(configs["denoiser"]))
+        vae: Any = diffusers.AutoencoderKL.from_config(dict(configs["vae"]))
+        width, pooled = family.prompt_widths(configs["denoiser"])
+        prompt = PromptEmbeds(torch.zeros(1, tokens, width), None if pooled is None else torch.zeros(1, pooled))
+    for module in (denoiser, vae):
+        module.eval().requires_grad_(False)
+    prompts: dict[str, PromptEmbeds] = dict.fromkeys(("default", "null"), prompt)
+    backbone = Backbone(vae, denoiser, family.process(configs["scheduler"]), prompts, family, source)
+    for module in (denoiser, vae):
+        nn.Module.to(module, dtype)  # diffusers' own `to` warns on every cast, needed or not
+    backbone.prompts = {name: each.to(dtype=dtype) for name, each in prompts.items()}
+    if config.crop % backbone.pixel_multiple:
+        raise UserError(f"crop is {config.crop}; this model needs a multiple of {backbone.pixel_multiple}")
+    attach(denoiser, "student", denoiser_targets(denoiser, family.student_targets), config.rank, seed=0)
+    attach(vae, "student", vae_targets(vae), config.vae_rank, seed=0)
+    attach(denoiser, "critic", denoiser_targets(denoiser, family.critic_targets), config.critic_rank, seed=0)
+    return backbone
+
+
+def _make_fake(backbone: Backbone) -> None:
+    """Turns meta tensors into fake ones "on the CPU" (inside `FakeTensorMode`), so that kernels are chosen as there.
+
+    On the meta device itself attention would fall back to the formula that writes out the whole attention matrix.
+    """
+    for model in (backbone.denoiser, backbone.vae):
+        for module in model.modules():
+            for name, old in module._parameters.items():
+                if old is not None:
+                    new = torch.empty(old.shape, dtype=old.dtype, device="cpu")
+                    module._parameters[name] = nn.Parameter(new, requires_grad=old.requires_grad)
+            for name, old in module._buffers.items():
+                if old is not None:
+                    module._buffers[name] = torch.empty(old.shape, dtype=old.dtype, device="cpu")
+    backbone.prompts = {
+        name: PromptEmbeds(_zeros_like(prompt.embeds), None if prompt.pooled is None else _zeros_like(prompt.pooled))
+        for name, prompt in backbone.prompts.items()
+    }
+
+
+def _zeros_like(meta: Tensor) -> Tensor:
+    return torch.zeros(meta.shape, dtype=meta.dtype, device="cpu")
+
+
+def _normalise_in_fp32(*models: nn.Module) -> None:
+    """CUDA's autocast runs normalisations in fp32 and hands on fp32; the CPU's, which fake tensors follow, does not."""
+    for model in models:
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+                module.float()
+                module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:]))
+
+
+def _held(backbone: Backbone, config: TrainConfig) -> tuple[dict[str, int], dict[str, int]]:
+    """Parameter counts and the bytes that stay, by name."""
+    denoiser, vae = backbone.denoiser, backbone.vae
+    roles: tuple[tuple[str, Any, Role], ...] = (
+        ("student's adapter, denoiser", denoiser, "student"),
+        ("student's adapter, VAE encoder", vae, "student"),
+        ("critic's adapter", denoiser, "critic"),
+    )
+    adapters = {name: list(adapter_parameters(module, who).values()) for name, module, who in roles}
+    base = {name: [p for n, p in module.named_parameters() if ".lora_" not in n]
+            for name, module in (("denoiser", denoiser), ("VAE", vae))}  # fmt: skip
+    counts = {name: sum(p.numel() for p in group) for name, group in (base | adapters).items()}
+    fixed = {f"{name}, {config.base_dtype}": _bytes(group) for name, group in base.items()}
+    fixed |= {f"{name}, fp32": _bytes(group) for name, group in adapters.items()}
+    everything = [p for group in adapters.values() for p in group]
+    students = [p for name, group in adapters.items() if name.startswith("student") for p in group]
+    eight_bit = getattr(config, "optimizer", "adamw") == "adamw8bit"
+    fixed[f"AdamW's state, {'8-bit' if eight_bit else 'fp32'}"] = sum(_state_bytes(p, eight_bit) for p in everything)
+    if config.ema_decay:
+        fixed["EMA of the student, fp32"] = _bytes(students)
+    return counts, fixed
+
+
+def _state_bytes(parameter: nn.Parameter, eight_bit: bool) -> int:
+    """AdamW's two moments: fp32, or bitsandbytes' 8 bits with an fp32 scale per block of 256 (small tensors: fp32)."""
+    count = parameter.numel()
+    if eight_bit and count >= 4096:
+        return 2 * (count + 4 * -(-count // 256))
+    return 8 * count
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _iterate(backbone: Backbone, config: TrainConfig, batch: int, checkpointing: bool) -> Iteration:
+    """Both turns on fake tensors, in the order of `tsd.turns`; the trajectory's points are alike: one stands for all.
+
+    `student_turn` itself asks which samples are inside the trajectory, which tensors without data cannot answer.
+    """
+    dtype, side = DTYPES[config.base_dtype], config.crop // backbone.vae_factor
+    channels = backbone.vae.config["latent_channels"]
+    prompt, null = backbone.prompts["default"].expand(batch), backbone.prompts["null"]
+    x = torch.zeros(batch, 3, config.crop, config.crop, dtype=dtype)
+    moments = torch.zeros(batch, 2 * channels, side, side)
+    data = Batch(x, x.clone(), list(range(batch)), prompt, moments)
+    t = torch.full((batch,), 500.0)
+    autocast = config.mixed_precision != "no"
+    cast = torch.autocast("cpu", DTYPES[config.mixed_precision]) if autocast else contextlib.nullcontext()
+    with LiveBytes(backbone.denoiser, backbone.vae, data.x_L, data.x_H, moments) as meter:
+        held = meter.live
+        with cast:
+            z = ground_truth_latents(backbone, data, config)
+            with lean_adapters(backbone.vae, backbone.denoiser):
+                with role(backbone.vae, "student"):
+                    z_L = backbone.encode(data.x_L, posterior=config.posterior)
+                encoded = meter.live
+                with role(backbone.denoiser, "student"):
+                    z_hat = backbone.one_step(z_L).float()
+                stepped = meter.live
+                meter.reset_peak()
+                teacher = predictor(backbone, "teacher", prompt, null, config.guidance_scale)
+                rows = torch.arange(batch).repeat(2)
+                gradient = teacher(torch.cat([z_hat.detach(), z]), t.repeat(2), rows)[:batch].clone()
+                teacher_peak = meter.peak - stepped
+            after = meter.live
+            with role(backbone.vae, "teacher"):
+                x_hat = backbone.decode(z_hat.to(z_L.dtype))
+            loss, _ = reconstruction_loss(charbonnier(x_hat, data.x_H), z_hat, z, 1.0, 1.0)
+            loss = student_loss(loss, surrogate_loss(z_hat, gradient), 1.0)
+        decoded = meter.live
+        loss.backward()
+        student_peak = meter.peak
+        latents = z_hat.detach()
+        del x_hat, loss, z_hat, z_L, gradient
+        for module in (backbone.denoiser, backbone.vae):
+            for parameter in module.parameters():
+                parameter.grad = None
+        meter.reset_peak()
+        with cast:
+            loss = critic_turn(backbone, latents, data.indices, config, prompt)
+        loss.backward()
+        critic_peak = meter.peak
+    return Iteration(
+        batch,
+        checkpointing,
+        encoder_graph=encoded - held,
+        student_graph=stepped - encoded,
+        decoder_graph=decoded - after,
+        teacher=teacher_peak,
+        student_turn=student_peak - held,
+        critic_turn=critic_peak - held,
+    )
