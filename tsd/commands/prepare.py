@@ -35,7 +35,7 @@ captions:
 space:
   An SD3 caption of 333 x 4096 numbers takes 2,727,936 bytes in fp16, and its pooled vector 4,096. 95,000 images of
   512 x 512 with a caption each: 259.5 GB of embeddings, 24.9 GB of latents (262,144 bytes each), some 37 GB of targets
-  and 2 GB of low-quality images; 324 GB in all. Equal captions are stored once. SD2: 157,696 bytes a caption, 15 GB.
+  and 2 GB of low-quality images; 323 GB in all. Equal captions are stored once. SD2: 157,696 bytes a caption, 15 GB.
 """
 
 
