@@ -87,3 +87,31 @@ def test_stride_may_differ_per_sample_and_weights_add_up() -> None:
     assert float(logs["tsd_rms"]) == pytest.approx(float(whole.square().mean().sqrt()))
     with pytest.raises(ValueError, match="points is 0"):
         points_of(torch.tensor([500.0]), points=0)
+
+
+def test_in_lockstep_the_networks_are_called_at_every_point_with_the_same_result() -> None:
+    """Under FSDP every forward pass takes all processes: what one sample's time is must not decide whether it runs."""
+    z_hat, z, noise = torch.randn(3, 1, 2, 3, 3).unbind()
+    calls: list[str] = []
+
+    def network(name: str):
+        def predict(z_t: Tensor, at: Tensor, rows: Tensor) -> Tensor:
+            calls.append(name)
+            assert len(z_t) == len(at) == len(rows)
+            return 0.3 * z_t
+
+        return predict
+
+    def gradient(lockstep: bool) -> Tensor:
+        path = trajectory(
+            PROCESS, network("teacher"), network("critic"), z_hat, z, noise, torch.tensor([80.0]),
+            points=3, stride=50.0, lambda_tsd=0.7, lockstep=lockstep,
+        )  # fmt: skip
+        weights = {"point_weights": (1.0, 0.3, 0.3), "lambda_tsd": 0.7}
+        return trajectory_gradient(PROCESS, path, **weights, residual="epsilon", weighting="sigma2")[0]
+
+    alone = gradient(lockstep=False)
+    assert calls == ["teacher", "critic"] * 2  # the third point lies below t = 0
+    calls.clear()
+    assert torch.equal(gradient(lockstep=True), alone)
+    assert calls == ["teacher", "critic"] * 3

@@ -59,6 +59,7 @@ def trajectory(
     points: int,
     stride: Tensor | float,
     lambda_tsd: float | None = None,
+    lockstep: bool = False,
 ) -> Iterator[Point]:
     """Yields `points` points at t, t − s, t − 2s, …, each with the predictions Eq. 5 needs.
 
@@ -71,6 +72,8 @@ def trajectory(
         points: how many, ≥ 1; the paper's N means N + 1 points, the release's 4 means 4.
         stride: s, a number or (B,) (the release jitters it per iteration, here per sample).
         lambda_tsd: λ of Eq. 5, if predictions that get no weight shall be left out; None evaluates all of them.
+        lockstep: call the networks at every point, whatever the samples' times: under FSDP a process that left out a
+            forward pass would keep the others waiting for its part of the weights.
     """
     if points < 1:
         raise ValueError(f"points is {points}; a trajectory has at least its starting point")
@@ -84,11 +87,11 @@ def trajectory(
         t_safe = t_i.clamp(min=0).to(z.device)
         teacher_z = critic_hat = None
         if lambda_tsd == 1:
-            (teacher_hat,) = _at_rows(teacher, rows, t_safe, z_hat_t)
+            (teacher_hat,) = _at_rows(teacher, lockstep, rows, t_safe, z_hat_t)
         else:
-            teacher_hat, teacher_z = _at_rows(teacher, rows, t_safe, z_hat_t, z_t)
+            teacher_hat, teacher_z = _at_rows(teacher, lockstep, rows, t_safe, z_hat_t, z_t)
         if lambda_tsd != 0 or not last:
-            (critic_hat,) = _at_rows(critic, rows, t_safe, z_hat_t)
+            (critic_hat,) = _at_rows(critic, lockstep, rows, t_safe, z_hat_t)
         inside = (t_i > 0).to(z.device)
         yield Point(t_i.to(z.device), inside, z_hat_t, z_t, teacher_hat, teacher_z, critic_hat)
         t_next = (t_i - stride).clamp(min=0).to(z.device)
@@ -98,10 +101,12 @@ def trajectory(
             z_t = process.step(z_t, teacher_z, t_safe, t_next)
 
 
-def _at_rows(predict: Predict, rows: Tensor, t: Tensor, *latents: Tensor) -> tuple[Tensor, ...]:
+def _at_rows(predict: Predict, lockstep: bool, rows: Tensor, t: Tensor, *latents: Tensor) -> tuple[Tensor, ...]:
     """The predictions at several latents of the batch in one call, for `rows` only; the others get 0."""
     copies, everything = len(latents), len(rows) == len(t)
     if len(rows) == 0:
+        if lockstep:  # its result has no weight
+            predict(torch.cat([latent[:1] for latent in latents]), t[:1].repeat(copies), rows.new_zeros(copies))
         return tuple(torch.zeros_like(latent) for latent in latents)
     if everything:
         found = predict(torch.cat(latents), t.repeat(copies), rows.repeat(copies))

@@ -1,6 +1,6 @@
-"""Tensors that FSDP has cut up (`DTensor`), and plain ones, by the same three verbs."""
+"""Tensors that FSDP has cut up (`DTensor`), and plain ones, by the same verbs."""
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -8,6 +8,11 @@ def whole(tensor: Tensor) -> Tensor:
     """The full value of a tensor; for a sharded one a collective that all processes must join."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def is_cut_up(module: nn.Module) -> bool:
+    """Whether a module's weights are gathered from all processes at every forward pass, which all must then enter."""
+    return isinstance(next(module.parameters()), DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:

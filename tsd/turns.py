@@ -24,6 +24,7 @@ from tsd.objective import critic_loss, reconstruction_loss, student_loss, surrog
 from tsd.pixel_loss import PixelLoss
 from tsd.sampler import guided
 from tsd.seeds import generator_for
+from tsd.sharded import is_cut_up
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,7 @@ def tsd_on(
             points=points,
             stride=stride,
             lambda_tsd=config.lambda_tsd,
+            lockstep=is_cut_up(backbone.denoiser),
         )
         return trajectory_gradient(
             backbone.process,

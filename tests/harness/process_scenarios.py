@@ -38,6 +38,7 @@ CONFIG = dataclasses.replace(
     checkpoint_every=1,
     random_bias=True,
     posterior="sample",
+    t_range=(20.0, 120.0),  # half of the samples leave the trajectory before its second point, in one process or both
 )
 SHARED = dataclasses.replace(CONFIG, batch_size=1, gradient_accumulation=2)  # by two processes: also 4 in all
 
