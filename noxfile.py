@@ -92,6 +92,15 @@ def train_mini_sd2(session: nox.Session) -> None:
 
 
 @nox.session
+def bench_train(session: nox.Session) -> None:
+    """Time and peak memory of a training iteration against the release's layout; CUDA where there is one."""
+    install(session, "dev")
+    output = ["--benchmark-json", "runs/bench_train.json", "--benchmark-columns", "median,rounds"]
+    Path("runs").mkdir(exist_ok=True)
+    session.run("pytest", "tests/benchmarks/bench_train.py", *output, *session.posargs, env=ENVIRONMENT)
+
+
+@nox.session
 def mini_testset(session: nox.Session) -> None:
     """The mini test set again from the photographs shipped in scikit-image and scikit-learn; compares the bytes."""
     install(session, "dev")
