@@ -4,6 +4,9 @@
 gradients, metered for peak memory one after the other, and timed in alternation (ours, release, release, ours, …),
 because a busy machine drifts. The model is a scaled SD3 denoiser with a small VAE: the denoiser dominates the step as
 it does in SD3-medium. CUDA is used where there is one, and then the shapes are SD3-medium's at a third of its depth.
+
+The share of memory saved is that of the second copy of the weights, so it falls as activations grow: with four times
+the latents and eight layers (74 million parameters, bf16) it was 33 % at batch 1 and 30 % at batch 2.
 """
 
 import dataclasses
