@@ -11,18 +11,16 @@ No torch, no pandas: `Table` is plain data for every renderer.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from scipy.special import stdtrit
 
+from bench.measured import Measured, failures
 from bench.records import Records
 from bench.schema import (
     Plan,
-    PlanMethod,
     PlanMetric,
     PlanSet,
     ScoreRow,
-    valid_scores,
     valid_set_score,
 )
 
@@ -130,7 +128,7 @@ def summarize(records: Records, plan: Plan, *, timing: bool = True, pairs: Seque
         pairs: (method, against) to set against each other beside the plan's one reference.
     """
     measured = [
-        _Measured(records, testset, method, plan.metrics) for testset in plan.testsets for method in plan.methods
+        Measured(records, testset, method, plan.metrics) for testset in plan.testsets for method in plan.methods
     ]
     columns = [HeaderCell(m.name, m.display, m.higher_is_better, m.decimals) for m in plan.metrics]
     if timing:
@@ -152,55 +150,8 @@ def summarize(records: Records, plan: Plan, *, timing: bool = True, pairs: Seque
     )
 
 
-class _Measured:
-    """All records of one method on one test set, read once."""
-
-    def __init__(self, records: Records, testset: PlanSet, method: PlanMethod, metrics: list[PlanMetric]) -> None:
-        self.testset = testset
-        self.method = method
-        rows = records.read_images(testset.name, method.name)
-        self.images = {name: rows[name] for name in testset.names if name in rows}
-        self.scores = {metric.name: records.read_scores(testset.name, method.name, metric.name) for metric in metrics}
-        run = records.read_run(testset.name, method.name)
-        used = {row.environment for row in self.images.values()}
-        self.environments = {key: run.environments[key] for key in run.environments if key in used} if run else {}
-        self.protocols = {metric.name: metric.protocol for metric in metrics}
-
-    def used_scores(self) -> list[dict[str, Any]]:
-        """What computed the scores that count by their protocol."""
-        return [
-            {"versions": row.versions}
-            for name, rows in self.scores.items()
-            for row in rows.values()
-            if row.value is not None and row.protocol == self.protocols[name]
-        ]
-
-    def values(self, metric: PlanMetric) -> dict[str, float]:
-        """Valid per-image values, by image, in the order of the test set."""
-        valid = valid_scores(self.scores[metric.name], self.images, metric.protocol)
-        return {name: valid[name].value for name in self.testset.names if name in valid}  # type: ignore[misc]
-
-    def unrestored(self) -> tuple[str, ...]:
-        """Why there are not all images; empty where there are."""
-        total = len(self.testset.names)
-        failed = [row for row in self.images.values() if row.error is not None]
-        absent = total - len(self.images)
-        if failed:
-            return (f"{self.method.display} {_failures(failed, total)}",)
-        if absent and self.method.missing.get(self.testset.name):
-            return tuple(self.method.missing[self.testset.name])
-        if absent:
-            return (f"{self.method.display}: {total - absent} of {total} images restored; `bench run` does the rest",)
-        return ()
-
-
-def _failures(failed: list[Any], total: int) -> str:
-    first = failed[0]
-    return f"failed on {len(failed)} of {total} images, first on {first.name}: {first.error}"
-
-
 def _section(
-    testset: PlanSet, measured: list[_Measured], plan: Plan, timing: bool, pairs: Sequence[tuple[str, str]]
+    testset: PlanSet, measured: list[Measured], plan: Plan, timing: bool, pairs: Sequence[tuple[str, str]]
 ) -> Section:
     reference = next((item for item in measured if item.method.name == plan.reference), None)
     if reference is not None and reference.unrestored():
@@ -227,7 +178,7 @@ def _section(
     )
 
 
-def _pairs(measured: list[_Measured], plan: Plan, pairs: Sequence[tuple[str, str]]) -> Iterator[Pair]:
+def _pairs(measured: list[Measured], plan: Plan, pairs: Sequence[tuple[str, str]]) -> Iterator[Pair]:
     by_name = {item.method.name: item for item in measured}
     for name, other in pairs:
         if name in by_name and other in by_name:
@@ -237,7 +188,7 @@ def _pairs(measured: list[_Measured], plan: Plan, pairs: Sequence[tuple[str, str
                 yield Pair(name, item.method.display, against.method.display, differences)
 
 
-def _cell(item: _Measured, metric: PlanMetric) -> Cell:
+def _cell(item: Measured, metric: PlanMetric) -> Cell:
     names = item.testset.names
     why = item.unrestored()
     if why:
@@ -255,18 +206,18 @@ def _cell(item: _Measured, metric: PlanMetric) -> Cell:
     return Cell(None, 0, reasons=_unscored(item, metric, rows))
 
 
-def _unscored(item: _Measured, metric: PlanMetric, rows: Mapping[str, ScoreRow]) -> tuple[str, ...]:
+def _unscored(item: Measured, metric: PlanMetric, rows: Mapping[str, ScoreRow]) -> tuple[str, ...]:
     if metric.missing:
         return tuple(metric.missing)
     failed = [row for row in rows.values() if row.error is not None]
     if failed:
-        return (f"{metric.display} of {item.method.display} {_failures(failed, len(item.testset.names))}",)
+        return (f"{metric.display} of {item.method.display} {failures(failed, len(item.testset.names))}",)
     if metric.needs_reference and any(row.hr_sha256 is None for row in item.images.values()):
         return (f"{metric.display} needs a ground truth, and {item.testset.display} has none",)
     return (f"{metric.display} of {item.method.display} is not scored yet; `bench run` does the rest",)
 
 
-def _seconds(item: _Measured) -> Cell:
+def _seconds(item: Measured) -> Cell:
     why = item.unrestored()
     if why:
         return Cell(None, 0, reasons=why)
@@ -277,13 +228,13 @@ def _seconds(item: _Measured) -> Cell:
     return Cell(mean, len(seconds), low, high)
 
 
-def _differences(item: _Measured, reference: _Measured, metrics: Sequence[PlanMetric]) -> dict[str, Cell]:
+def _differences(item: Measured, reference: Measured, metrics: Sequence[PlanMetric]) -> dict[str, Cell]:
     """By column, where both rows have every value."""
     found = {metric.name: _difference(item, reference, metric) for metric in metrics}
     return {name: cell for name, cell in found.items() if cell is not None}
 
 
-def _difference(item: _Measured, reference: _Measured, metric: PlanMetric) -> Cell | None:
+def _difference(item: Measured, reference: Measured, metric: PlanMetric) -> Cell | None:
     """Mean of the per-image differences to the reference row, with its interval; None where one has no value."""
     if metric.level == "set":
         return None
@@ -307,7 +258,7 @@ def _rank(rows: list[TableRow], metric: PlanMetric) -> None:
             rows[index] = replace(row, cells={**row.cells, metric.name: ranked})
 
 
-def _versions(measured: list[_Measured]) -> tuple[str, ...]:
+def _versions(measured: list[Measured]) -> tuple[str, ...]:
     """Every library version behind the numbers, as "name version", each once, by name."""
     found = {
         pair
@@ -318,7 +269,7 @@ def _versions(measured: list[_Measured]) -> tuple[str, ...]:
     return tuple(f"{name} {version}" for name, version in sorted(found))
 
 
-def _machines(measured: list[_Measured]) -> tuple[str, ...]:
+def _machines(measured: list[Measured]) -> tuple[str, ...]:
     """One line per machine and setting on which seconds were measured."""
     lines = []
     for item in measured:

@@ -15,7 +15,8 @@ from tsd.gradient_checkpointing import enable_gradient_checkpointing
 from tsd.live_bytes import LiveBytes
 from tsd.lora import attach, denoiser_targets, vae_targets
 from tsd.pixel_loss import charbonnier
-from tsd.plan import GIB, RESERVE, Iteration, MemoryPlan, memory_plan, model_configs, parameters_of
+from tsd.plan import memory_plan, model_configs, parameters_of
+from tsd.plan_table import GIB, RESERVE, Iteration, MemoryPlan
 from tsd.turns import Batch, critic_turn, student_turn
 
 CONFIG = dataclasses.replace(

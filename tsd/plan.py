@@ -12,7 +12,6 @@ stands for them in the verdict.
 import contextlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,109 +30,12 @@ from tsd.loading import FAMILIES, detect_family, read_config
 from tsd.lora import Role, adapter_parameters, attach, denoiser_targets, role, vae_targets
 from tsd.objective import reconstruction_loss, student_loss, surrogate_loss
 from tsd.pixel_loss import charbonnier
+from tsd.plan_table import RESERVE, Iteration, MemoryPlan, gib
 from tsd.public_configs import PUBLIC_CONFIGS
 from tsd.turns import Batch, critic_turn, ground_truth_latents, lean_adapters, predictor
 
-GIB = 2**30
-CARDS_GIB = (24, 80)
-RESERVE = int(1.5 * GIB)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOKENS = {"sd3": 333, "sd2": 77}  # SD3: 77 of CLIP and 256 of T5
-
-
-@dataclass(frozen=True)
-class Iteration:
-    """One iteration's activations and gradients, in bytes beyond weights and optimiser state.
-
-    Attributes:
-        batch: samples per process and micro-batch.
-        checkpointing: whether activations are forgotten and computed again.
-        encoder_graph, student_graph, decoder_graph: what the backward pass will need of the VAE's encoder, of the
-            denoiser's step and of decoder and pixel loss, as it stands before the backward pass.
-        teacher: the most that a guided forward of the teacher on ẑ_t and z_t (4B) allocates, without a graph; the
-            critic's (2B) is smaller.
-        student_turn, critic_turn: the most alive at once in either turn, gradients included.
-    """
-
-    batch: int
-    checkpointing: bool
-    encoder_graph: int
-    student_graph: int
-    decoder_graph: int
-    teacher: int
-    student_turn: int
-    critic_turn: int
-
-    @property
-    def peak(self) -> int:
-        return max(self.student_turn, self.critic_turn)
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """Numbers of one process; see `to_text`.
-
-    Attributes:
-        model: as it was asked for.
-        base_dtype: precision of the frozen weights.
-        optimizer: `adamw` or `adamw8bit`.
-        processes: how many share the work.
-        parameters: of denoiser, VAE and of the adapters, by name.
-        fixed: bytes that stay for the whole run, by name: base weights, adapters, optimiser state, EMA.
-        iterations: by batch size and checkpointing.
-        notes: what the numbers leave out.
-    """
-
-    model: str
-    base_dtype: str
-    optimizer: str
-    processes: int
-    parameters: dict[str, int]
-    fixed: dict[str, int]
-    iterations: tuple[Iteration, ...]
-    notes: tuple[str, ...]
-
-    def total(self, iteration: Iteration, *, sharded: bool = False) -> int:
-        """Bytes of one process at the iteration's worst moment, `RESERVE` included.
-
-        Args:
-            sharded: FSDP's share, each process holding its part of weights, adapters and optimiser state. The block
-                that is being computed is gathered whole, which is left out.
-        """
-        fixed = sum(self.fixed.values())
-        return (-(-fixed // self.processes) if sharded else fixed) + iteration.peak + RESERVE
-
-    def fits(self, iteration: Iteration, card_gib: int, *, sharded: bool = False) -> bool:
-        return self.total(iteration, sharded=sharded) <= card_gib * GIB
-
-    def to_text(self) -> str:
-        """Two tables and the verdicts, as `tsd train --dry-run` prints them."""
-        lines = [f"Memory plan for {self.model}, {self.processes} process{'es' if self.processes > 1 else ''}", ""]
-        lines += [f"  {name:<34}{count:>16,} parameters" for name, count in self.parameters.items()]
-        lines += ["", "Held all the time (each process; FSDP divides it by the processes)"]
-        lines += [f"  {name:<34}{gib(size):>10}" for name, size in self.fixed.items()]
-        lines += [f"  {'together':<34}{gib(sum(self.fixed.values())):>10}", ""]
-        cards = [f"{card} GiB" for card in CARDS_GIB]
-        sharding = (False, True) if self.processes > 1 else (False,)
-        names = ["batch", "checkpt.", "encoder", "student", "decoder", "teacher", "student's", "critic's"]
-        names += [name for shard in sharding for name in ("FSDP total" if shard else "total", *cards)]
-        rows = [names]
-        for it in self.iterations:
-            parts = (it.encoder_graph, it.student_graph, it.decoder_graph, it.teacher, it.student_turn, it.critic_turn)
-            row = [str(it.batch), "yes" if it.checkpointing else "no", *(gib(size) for size in parts)]
-            for shard in sharding:
-                row.append(gib(self.total(it, sharded=shard)))
-                row += ["fits" if self.fits(it, card, sharded=shard) else "no" for card in CARDS_GIB]
-            rows.append(row)
-        lines.append("An iteration: graphs of encoder, denoiser and decoder; the teacher's pass; the turns' peaks")
-        widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(names))]
-        lines += ["".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-        lines += ["", *(f"Note: {note}" for note in self.notes)]
-        return "\n".join(lines)
-
-
-def gib(size: int) -> str:
-    return f"{size / GIB:.2f} GiB"
 
 
 def memory_plan(

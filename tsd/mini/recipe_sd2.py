@@ -10,6 +10,7 @@ the data alone (`tsd.mini.unet`), and from this common start TSD-SR and the OSED
 
 import argparse
 import dataclasses
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -81,8 +81,7 @@ class SD2Run(Run):
         self.first = first
 
     def vae(self) -> None:
-        vae = AutoencoderKL.from_pretrained(self.first / "vae", torch_dtype=torch.float16)
-        publish(self.model / "vae", lambda folder: vae.save_pretrained(folder))  # pyright: ignore
+        publish(self.model / "vae", lambda folder: shutil.copytree(self.first / "vae", folder, dirs_exist_ok=True))
 
     def teacher(self) -> None:
         settings, vae = self.recipe.teacher, self.load_vae()

@@ -1,0 +1,53 @@
+"""All records of one method on one test set, read once, for the table they become part of."""
+
+from typing import Any
+
+from bench.records import Records
+from bench.schema import PlanMethod, PlanMetric, PlanSet, valid_scores
+
+
+class Measured:
+    """All records of one method on one test set, read once."""
+
+    def __init__(self, records: Records, testset: PlanSet, method: PlanMethod, metrics: list[PlanMetric]) -> None:
+        self.testset = testset
+        self.method = method
+        rows = records.read_images(testset.name, method.name)
+        self.images = {name: rows[name] for name in testset.names if name in rows}
+        self.scores = {metric.name: records.read_scores(testset.name, method.name, metric.name) for metric in metrics}
+        run = records.read_run(testset.name, method.name)
+        used = {row.environment for row in self.images.values()}
+        self.environments = {key: run.environments[key] for key in run.environments if key in used} if run else {}
+        self.protocols = {metric.name: metric.protocol for metric in metrics}
+
+    def used_scores(self) -> list[dict[str, Any]]:
+        """What computed the scores that count by their protocol."""
+        return [
+            {"versions": row.versions}
+            for name, rows in self.scores.items()
+            for row in rows.values()
+            if row.value is not None and row.protocol == self.protocols[name]
+        ]
+
+    def values(self, metric: PlanMetric) -> dict[str, float]:
+        """Valid per-image values, by image, in the order of the test set."""
+        valid = valid_scores(self.scores[metric.name], self.images, metric.protocol)
+        return {name: valid[name].value for name in self.testset.names if name in valid}  # type: ignore[misc]
+
+    def unrestored(self) -> tuple[str, ...]:
+        """Why there are not all images; empty where there are."""
+        total = len(self.testset.names)
+        failed = [row for row in self.images.values() if row.error is not None]
+        absent = total - len(self.images)
+        if failed:
+            return (f"{self.method.display} {failures(failed, total)}",)
+        if absent and self.method.missing.get(self.testset.name):
+            return tuple(self.method.missing[self.testset.name])
+        if absent:
+            return (f"{self.method.display}: {total - absent} of {total} images restored; `bench run` does the rest",)
+        return ()
+
+
+def failures(failed: list[Any], total: int) -> str:
+    first = failed[0]
+    return f"failed on {len(failed)} of {total} images, first on {first.name}: {first.error}"
