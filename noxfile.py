@@ -22,20 +22,23 @@ def install(session: nox.Session, extra: str) -> None:
     session.install("-c", "constraints.txt", "-e", f".[{extra}]")
 
 
+def reproduce(session: nox.Session, table: str) -> None:
+    """Measures a table of the paper, at mini scale unless the arguments say otherwise."""
+    install(session, "bench")
+    arguments = session.posargs if "--profile" in session.posargs else ["--profile", "mini", *session.posargs]
+    session.run("bench", "run", "--table", table, *arguments, env=ENVIRONMENT)
+
+
 @nox.session
 def reproduce_table1(session: nox.Session) -> None:
     """Table 1. Default: mini scale, offline, CPU. `-- --profile paper` for the real test sets and models."""
-    install(session, "bench")
-    arguments = session.posargs if "--profile" in session.posargs else ["--profile", "mini", *session.posargs]
-    session.run("bench", "run", "--table", "table1", *arguments, env=ENVIRONMENT)
+    reproduce(session, "table1")
 
 
 @nox.session
 def reproduce_table5(session: nox.Session) -> None:
     """Table 5, the same base model: as reproduce_table1, with two recipes on each of the two mini bases."""
-    install(session, "bench")
-    arguments = session.posargs if "--profile" in session.posargs else ["--profile", "mini", *session.posargs]
-    session.run("bench", "run", "--table", "table5", *arguments, env=ENVIRONMENT)
+    reproduce(session, "table5")
 
 
 @nox.session

@@ -52,6 +52,12 @@ def photos() -> list[np.ndarray]:
     return [rng.integers(0, 256, (48, 40, 3), dtype=np.uint8) for _ in range(3)]
 
 
+@pytest.fixture(params=["tiny_sd3_dir", "tiny_sd2_dir", "tiny_sd2_v_dir"])
+def tiny_model_dir(request: pytest.FixtureRequest) -> Path:
+    """Every family and prediction: flow, epsilon, v."""
+    return request.getfixturevalue(request.param)
+
+
 def tiny_run(
     model: Path, photos: list[np.ndarray], output: Path, config: TrainConfig = TINY, **options: object
 ) -> Path:
@@ -59,15 +65,18 @@ def tiny_run(
 
 
 def same_student(a: Path, b: Path) -> bool:
-    files = ("transformer.safetensors", "vae.safetensors")
-    pairs = [(load_file(a / file), load_file(b / file)) for file in files]
+    names = sorted(path.name for path in a.glob("*.safetensors"))
+    assert len(names) == 2
+    pairs = [(load_file(a / name), load_file(b / name)) for name in names]
     return all(x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x) for x, y in pairs)
 
 
-def test_resume_equals_uninterrupted_bit_for_bit(tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path) -> None:
-    whole = tiny_run(tiny_sd3_dir, photos, tmp_path / "whole")
+def test_resume_equals_uninterrupted_bit_for_bit(
+    tiny_model_dir: Path, photos: list[np.ndarray], tmp_path: Path
+) -> None:
+    whole = tiny_run(tiny_model_dir, photos, tmp_path / "whole")
     for stop in (1, 3, None):
-        parts = tiny_run(tiny_sd3_dir, photos, tmp_path / "parts", resume=True, stop_after=stop)
+        parts = tiny_run(tiny_model_dir, photos, tmp_path / "parts", resume=True, stop_after=stop)
     assert same_student(whole, parts)
     rows = [
         [
@@ -88,8 +97,8 @@ def test_the_student_moves_and_seed_matters(tiny_sd3_dir: Path, photos: list[np.
     assert not same_student(first, other)
 
 
-def test_gradients_flow_only_where_the_turn_says(tiny_sd3_dir: Path) -> None:
-    backbone = load_backbone(tiny_sd3_dir)
+def test_gradients_flow_only_where_the_turn_says(tiny_model_dir: Path) -> None:
+    backbone = load_backbone(tiny_model_dir)
     family = backbone.family
     attach(backbone.denoiser, "student", denoiser_targets(backbone.denoiser, family.student_targets), 4, seed=1)
     attach(backbone.vae, "student", vae_targets(backbone.vae), 4, seed=2)

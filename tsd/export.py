@@ -9,7 +9,6 @@ in it (SD3-medium in fp16: 2.11 billion parameters, 4.2 GB), else in fp32 (8.4 G
 fp32, one layer's product B·A, and while writing nothing more, since files are written from the weights' own memory.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from tsd import __version__
 from tsd.atomic import atomic_folder, write_safetensors
 from tsd.backbone import PromptEmbeds, load_backbone
 from tsd.errors import UserError
+from tsd.hashing import sha256_file
 from tsd.loading import read_config
 from tsd.lora import load_student, read_lora
 from tsd.model_card import CardFacts, model_card
@@ -93,7 +93,7 @@ def export(
         (folder / EXPORT_FILE).write_text(json.dumps(description, indent=2) + "\n")
         if card is not None:
             hashes = {
-                path.relative_to(folder).as_posix(): _sha256(path)
+                path.relative_to(folder).as_posix(): sha256_file(path)
                 for path in sorted(folder.rglob("*"))
                 if path.is_file()
             }
@@ -231,8 +231,8 @@ def _describe(
         "dtype": {part: _name(dtype) for part, dtype in dtypes.items()},
         "lora_dtype": {part: _name(dtype) for part, dtype in lora_dtypes.items()},
         "made_from_sha256": {
-            "base": {name: _sha256(path) for name, path in base.items()},
-            "lora": {path.name: _sha256(path) for path in student.lora_files.values()},
+            "base": {name: sha256_file(path) for name, path in base.items()},
+            "lora": {path.name: sha256_file(path) for path in student.lora_files.values()},
         },
         "versions": {"tsd": __version__, **{name: version(name) for name in ("torch", "diffusers", "peft")}},
     }
@@ -250,8 +250,3 @@ def _refuse_overflow(tensors: Mapping[str, Tensor], what: str, dtype: torch.dtyp
 
 def _name(dtype: torch.dtype) -> str:
     return next(name for name, known in DTYPES.items() if known == dtype)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tsd.backbone import mini_model_dir
 from tsd.errors import UserError
+from tsd.loading import FAMILIES
 
 PAPER = "https://arxiv.org/abs/2411.18263"
 _SNAPSHOT = re.compile(r"^models--(?P<owner>[^/]+?)--(?P<name>.+)$")  # a hub cache's name for a repository
@@ -234,8 +235,8 @@ def _usage(base: Base, description: Mapping[str, Any], facts: CardFacts) -> str:
         )
         folders = "STUDENT is the folder with these files" + ("." if base.on_hub else ", BASE that of the base model.")
         return f"```\n{fetch}{command}\n```\n\n{folders}"
-    kind = {"sd3": "SD3Transformer2DModel", "sd2": "UNet2DConditionModel"}[description["family"]]
-    part = {"sd3": "transformer", "sd2": "unet"}[description["family"]]
+    family = FAMILIES[description["family"]]
+    kind, part = family.denoiser_class, family.denoiser_folder
     code = (
         f"from diffusers import AutoencoderKL, {kind}\n\n"
         f'{part} = {kind}.from_pretrained("STUDENT", subfolder="{part}")\n'

@@ -35,7 +35,6 @@ from tsd.public_configs import PUBLIC_CONFIGS
 from tsd.turns import Batch, critic_turn, ground_truth_latents, lean_adapters, predictor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TOKENS = {"sd3": 333, "sd2": 77}  # SD3: 77 of CLIP and 256 of T5
 
 
 def memory_plan(
@@ -61,7 +60,7 @@ def memory_plan(
         UserError: the model's configuration is neither on disk nor known; or the crop does not fit the model.
     """
     family, configs = model_configs(model)
-    backbone = _build(family, configs, config, str(model), tokens or TOKENS[family.name])
+    backbone = _build(family, configs, config, str(model), tokens or family.prompt_tokens)
     parameters, fixed = _held(backbone, config)
     if cuda and config.mixed_precision != "no":
         _normalise_in_fp32(backbone.denoiser, backbone.vae)

@@ -5,7 +5,6 @@ The layout is the release's, which `tsd.loading.load_prompts` reads: `prompt_emb
 text, the sha256 of its values, and the hashes of the encoders it was computed with.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor
 from tsd.atomic import atomic_path, write_safetensors, write_text
 from tsd.backbones.base import PromptEmbeds
 from tsd.errors import UserError
+from tsd.hashing import sha256_file
 from tsd.prompts import content_sha256
 from tsd.text_encoders import TextSide
 
@@ -34,8 +34,7 @@ def encoder_hashes(side: TextSide, progress: Callable[[Iterable[Path]], Iterable
     """The sha256 of every file the text side is loaded from, by its path in the model folder."""
     hashes: dict[str, str] = {}
     for path in progress([file for encoder in side.encoders for file in encoder.files()]):
-        with path.open("rb") as file:
-            hashes[f"{path.parent.name}/{path.name}"] = hashlib.file_digest(file, "sha256").hexdigest()
+        hashes[f"{path.parent.name}/{path.name}"] = sha256_file(path)
     return dict(sorted(hashes.items()))
 
 

@@ -6,7 +6,6 @@ the file rounds once (AdaIN alone keeps the first cut, see `cut_to_levels`). Bot
 1 level on average.
 """
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -23,6 +22,7 @@ from tsd.backbone import Backbone, load_backbone, require_prompt
 from tsd.color import adain, wavelet
 from tsd.errors import UserError
 from tsd.groupnorm import use_two_pass_group_norm
+from tsd.hashing import sha256_file
 from tsd.images import Picture, from_array, from_image, read_picture
 from tsd.loading import parts_of, resolve_model
 from tsd.lora import load_student
@@ -233,7 +233,7 @@ class Restorer:
         files = {f"model/{part}/{path.name}": path for part in parts for path in (model / part).glob("*.safetensors")}
         files |= {f"lora/{path.name}": path for path in lora.glob("*.safetensors")}
         files |= {f"prompt/{path.name}": path for path in prompt.glob("*_embeds.*")}
-        return {name: _sha256(files[name]) for name in sorted(files)}
+        return {name: sha256_file(files[name]) for name in sorted(files)}
 
     def provenance(self) -> dict[str, object]:
         """Everything that fixes a result, ready for JSON: sources, hashes, settings, precision, device, versions."""
@@ -280,8 +280,3 @@ def resize(image: Tensor, size: tuple[int, ...]) -> Tensor:
         if image.shape[-2:] != shape:
             image = F.interpolate(image, size=shape, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
     return image
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

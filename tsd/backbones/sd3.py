@@ -21,6 +21,9 @@ class SD3:
     denoiser_class: str = "SD3Transformer2DModel"
     denoiser_folder: str = "transformer"
     example: str = "stabilityai/stable-diffusion-3-medium-diffusers"
+    prompt_files: tuple[str, ...] = ("prompt_embeds", "pool_embeds")
+    prompt_tokens: int = 333  # 77 of the CLIPs and 256 of T5
+    time_density: str = "logit_normal"
     # Suffix matches, as released: `proj` reaches pos_embed.proj and both feed-forwards' first layer, `linear` every
     # AdaLN modulation. `to_add_out` and the feed-forwards' second layer are *not* adapted in the release.
     student_targets: tuple[str, ...] = (

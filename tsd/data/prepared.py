@@ -11,7 +11,6 @@ The folder and `prompts/` are data sets of Hugging Face `datasets` (`load_from_d
 that opening costs nothing and the processes of one machine share what they read.
 """
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from tsd.data.degrade import DegradationConfig, degrade
 from tsd.data.hf import import_datasets
 from tsd.data.pairs import training_item, visited
 from tsd.errors import UserError
+from tsd.hashing import sha256_file
 from tsd.loading import detect_family, read_config, resolve_model
 from tsd.seeds import seed_for
 
@@ -193,8 +193,7 @@ def vae_sha256(folder: Path) -> str:
     for name in _VAE_WEIGHTS:
         path = folder / "vae" / name
         if path.is_file():
-            with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            return sha256_file(path)
     raise UserError(f"{folder / 'vae'} has no weights; expected {_VAE_WEIGHTS[0]}")
 
 
