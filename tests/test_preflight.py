@@ -114,8 +114,6 @@ def test_the_command_refuses_settings_of_the_other_stage(capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("stage", ["student", "teacher"])
 def test_dry_run(stage: str, tiny_sd3_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if stage == "student":
-        pytest.importorskip("tsd.plan")
     data = tmp_path / "photos"
     data.mkdir()
     Image.fromarray(PHOTOS[0]).save(data / "a.png")
@@ -124,6 +122,20 @@ def test_dry_run(stage: str, tiny_sd3_dir: Path, tmp_path: Path, capsys: pytest.
     assert main([*command, "--output", str(output), "--rank", "4", "--dry-run"]) == 0
     told = capsys.readouterr().out
     assert "data: " in told
-    assert "memory" in told.lower()
+    assert ("Memory plan for" if stage == "student" else "no plan of its own") in told
     assert not output.exists()
     assert main([*command, "--output", str(output), "--tracker", "nonsense", "--dry-run"]) == 2
+
+
+def test_without_data_the_memory_is_planned_from_the_configuration_alone(
+    tiny_sd3_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    for part in ("transformer", "vae", "scheduler"):
+        (model / part).mkdir(parents=True)
+        for config in (tiny_sd3_dir / part).glob("*.json"):
+            (model / part / config.name).write_bytes(config.read_bytes())
+    assert main(["train", "--model", str(model), "--crop", "32", "--rank", "4", "--dry-run"]) == 0
+    assert "Memory plan for" in capsys.readouterr().out
+    assert main(["train", "--model", "some/other-model", "--dry-run"]) == 2
+    assert "config.json files" in capsys.readouterr().err

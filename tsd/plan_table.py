@@ -76,10 +76,10 @@ class MemoryPlan:
     def to_text(self) -> str:
         """Two tables and the verdicts, as `tsd train --dry-run` prints them."""
         lines = [f"Memory plan for {self.model}, {self.processes} process{'es' if self.processes > 1 else ''}", ""]
-        lines += [f"  {name:<34}{count:>16,} parameters" for name, count in self.parameters.items()]
+        lines += [f"  {name:<38}{count:>16,} parameters" for name, count in self.parameters.items()]
         lines += ["", "Held all the time (each process; FSDP divides it by the processes)"]
-        lines += [f"  {name:<34}{gib(size):>10}" for name, size in self.fixed.items()]
-        lines += [f"  {'together':<34}{gib(sum(self.fixed.values())):>10}", ""]
+        lines += [f"  {name:<38}{gib(size):>10}" for name, size in self.fixed.items()]
+        lines += [f"  {'together':<38}{gib(sum(self.fixed.values())):>10}", ""]
         cards = [f"{card} GiB" for card in CARDS_GIB]
         sharding = (False, True) if self.processes > 1 else (False,)
         names = ["batch", "checkpt.", "encoder", "student", "decoder", "teacher", "student's", "critic's"]

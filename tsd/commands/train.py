@@ -18,6 +18,7 @@ examples:
   tsd train --preset paper --model … --data prepared/ --output run/      what `tsd prepare` wrote: captions, latents
   tsd train --preset mini --data photos/ --output x --print-config       show every setting and stop
   tsd train --preset paper --model … --data … --output x --dry-run       check everything, plan memory, and stop
+  tsd train --preset release --model stabilityai/stable-diffusion-3-medium-diffusers --dry-run      will it fit my card?
   tensorboard --logdir run/logs
 
 the teacher first (optional), then the student against it:
@@ -71,7 +72,10 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="data-loading processes (default 0)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
-    parser.add_argument("--dry-run", action="store_true", help="check everything but the weights, plan memory, stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything but the weights, plan memory, stop; or, without --data, "
+        "plan memory only",
+    )  # fmt: skip
     parser.add_argument(
         "--accelerate-configs", action="store_true", help="print the folder of ready launcher configurations and stop"
     )
@@ -99,8 +103,8 @@ def run(args: argparse.Namespace) -> int:
         print(config.to_json())
     if args.print_config:
         return 0
-    if not args.data:
-        raise UserError("--data DIR... and --output DIR are needed (or --print-config)")
+    if not args.data and not args.dry_run:
+        raise UserError("--data DIR... and --output DIR are needed (or --print-config, --dry-run)")
     if args.device == "cuda":
         import torch
 
@@ -167,14 +171,19 @@ def resolve_config(args: argparse.Namespace) -> "RunConfig":
 
 
 def dry_run(args: argparse.Namespace, model: str | Path, config: "RunConfig") -> int:
-    """Everything that can be checked without weights, and the memory plan; prints and returns 0."""
+    """Everything that can be checked without weights, and the memory plan; prints and returns 0.
+
+    Without --data nothing is checked: the plan needs but the model's configuration, which for SD3-medium is built in.
+    """
     import os
 
     from tsd.checkpoint import check_same_run, latest
-    from tsd.config import TrainConfig
     from tsd.preflight import check_run
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if not args.data:
+        _print_plan(model, config, processes)
+        return 0
     checked = check_run(
         model,
         args.data,
@@ -192,15 +201,21 @@ def dry_run(args: argparse.Namespace, model: str | Path, config: "RunConfig") ->
         return 0
     print("\n".join(checked.summary))
     print(f"resuming: {f'{newest} fits' if newest is not None else 'nothing to resume'}")
-    if isinstance(config, TrainConfig):
-        from tsd.plan import memory_plan
-
-        print(memory_plan(model, config, processes=processes).to_text())
-    else:
-        print(
-            "memory: there is no plan for the teacher's stage; it needs less than the distillation of that batch size"
-        )
+    _print_plan(model, config, processes)
     return 0
+
+
+def _print_plan(model: str | Path, config: "RunConfig", processes: int) -> None:
+    from tsd.config import TrainConfig
+
+    if not _is_main_process():
+        return
+    if not isinstance(config, TrainConfig):
+        print("memory: the teacher's stage has no plan of its own; it needs less than distilling at that batch size")
+        return
+    from tsd.plan import memory_plan
+
+    print(memory_plan(model, config, processes=processes).to_text())
 
 
 def _is_main_process() -> bool:
