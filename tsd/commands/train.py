@@ -73,9 +73,10 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
     parser.add_argument(
-        "--dry-run", action="store_true", help="check everything but the weights, plan memory, stop; or, without --data, "
-        "plan memory only",
-    )  # fmt: skip
+        "--dry-run",
+        action="store_true",
+        help="check everything but the weights, plan memory, stop; without --data, plan memory only",
+    )
     parser.add_argument(
         "--accelerate-configs", action="store_true", help="print the folder of ready launcher configurations and stop"
     )
