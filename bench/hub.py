@@ -64,13 +64,20 @@ def get_sd3(options: MethodOptions) -> None:
 def get_sd2_base(base: SD2Base, options: MethodOptions) -> None:
     """The base from the first mirror that has it: weights once, in safetensors, with text encoder and tokenizer.
 
-    It goes into a folder beside its place, whose name it gets once the known hashes are right.
+    It goes into a folder beside its place, whose name it gets once all weights are there and the known hashes right.
+
+    Raises:
+        UserError: no mirror has it, or something incomplete lies in its place.
     """
     check_online()
     from huggingface_hub import snapshot_download
 
     target = options.weights() / base.folder
     part = target.with_name(f"{base.folder}.part")
+    if target.exists():
+        raise UserError(f"{target} exists but is incomplete: move it away, and `bench fetch` gets the whole base")
+    weights = [f"{folder}/diffusion_pytorch_model.safetensors" for folder in ("unet", "vae")]
+    weights.append("text_encoder/model.safetensors")
     faults = []
     for mirror in base.mirrors:
         try:
@@ -81,18 +88,21 @@ def get_sd2_base(base: SD2Base, options: MethodOptions) -> None:
                     "model_index.json",
                     *(f"{folder}/*.json" for folder in (*SD2_PARTS, "text_encoder", "tokenizer")),
                     "tokenizer/*.txt",
-                    *(f"{folder}/diffusion_pytorch_model.safetensors" for folder in ("unet", "vae")),
-                    "text_encoder/model.safetensors",
+                    *weights,
                 ],
             )
         except Exception as error:  # as in get_sd3
             faults.append(f"{mirror}: {error}")
             continue
-        wrong = [name for name, digest in base.sha256 if file_sha256(part / name) != digest]
-        if not wrong:
+        absent = [name for name in weights if not (part / name).is_file()]
+        wrong = [] if absent else [name for name, digest in base.sha256 if file_sha256(part / name) != digest]
+        if not absent and not wrong:
             os.replace(part, target)
             return
-        faults.append(f"{mirror}: other contents than expected in {', '.join(wrong)}")
+        if absent:
+            faults.append(f"{mirror}: has no {', '.join(absent)}")
+        else:
+            faults.append(f"{mirror}: other contents than expected in {', '.join(wrong)}")
     raise UserError(
         f"{base.display} could not be had; the same command continues a download that broke off:\n  "
         + "\n  ".join(faults)

@@ -451,7 +451,11 @@ def test_a_base_that_left_the_hub_comes_from_the_first_mirror_with_the_right_fil
         asked.append(hub_id)
         if hub_id == "gone/base":
             raise OSError("404 Client Error")
-        for name in ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"):
+        for name in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"):
+            name = f"{name}.safetensors"
+            if hub_id == "half/base" and name.startswith("vae/"):
+                (local_dir / name).unlink(missing_ok=True)
+                continue
             (local_dir / name).parent.mkdir(parents=True, exist_ok=True)
             (local_dir / name).write_bytes(b"weights of " + hub_id.encode())
         (local_dir / "scheduler").mkdir(exist_ok=True)
@@ -462,14 +466,17 @@ def test_a_base_that_left_the_hub_comes_from_the_first_mirror_with_the_right_fil
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     digest = hashlib.sha256(b"weights of right/base").hexdigest()
     base = SD2Base(
-        "sd21", "SD2.1-base", "base", ("gone/base", "changed/base", "right/base"), 1,
+        "sd21", "SD2.1-base", "base", ("gone/base", "changed/base", "half/base", "right/base"), 1,
         (("unet/diffusion_pytorch_model.safetensors", digest),),
     )  # fmt: skip
     options = MethodOptions(weights_root=tmp_path / "w")
     assert [missing.fetch for missing in missing_sd2_base(base, options)] == ["sd21-base"]
-    with pytest.raises(UserError, match=r"(?s)gone/base: 404.*changed/base: other contents than expected in unet"):
-        bench.hub.get_sd2_base(replace(base, mirrors=base.mirrors[:2]), options)
+    said = r"(?s)gone/base: 404.*changed/base: other contents than expected in unet.*half/base: has no vae/"
+    with pytest.raises(UserError, match=said):
+        bench.hub.get_sd2_base(replace(base, mirrors=base.mirrors[:3]), options)
     assert not (tmp_path / "w" / "base").exists()  # nothing unverified lies where it would be loaded from
     bench.hub.get_sd2_base(base, options)
     assert asked[-1] == "right/base"
     assert missing_sd2_base(base, options) == []
+    with pytest.raises(UserError, match="exists but is incomplete: move it away"):
+        bench.hub.get_sd2_base(base, options)

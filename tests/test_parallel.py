@@ -28,21 +28,27 @@ ENVIRONMENT = os.environ | {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1", "CUDA
 
 @pytest.fixture(scope="module")
 def runs(tiny_sd3_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folders of every scenario of `harness/process_scenarios.py`."""
+    """Run folders of the scenarios of `harness/process_scenarios.py`."""
     output = tmp_path_factory.mktemp("processes")
     names = ["one", "ddp", "killed", "fsdp", "one-then-fsdp"]
     names += ["zero"] if find_spec("deepspeed") else []
-    command = [sys.executable, str(SCENARIOS), str(tiny_sd3_dir), str(output), *names]
+    assert "killed: -9" in run_scenarios(tiny_sd3_dir, output, names)  # a process was killed, and its launcher saw it
+    return output
+
+
+def run_scenarios(model: Path, output: Path, names: list[str]) -> str:
+    command = [sys.executable, str(SCENARIOS), str(model), str(output), *names]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "killed: -9" in done.stdout  # the scenario did kill a process, and its launcher saw it
-    return output
+    return done.stdout
 
 
 def largest_difference(a: Path, b: Path) -> float:
     """Over all parameters of two students."""
     largest = 0.0
-    for file in ("transformer.safetensors", "vae.safetensors"):
+    files = sorted(path.name for path in (a / "student").glob("*.safetensors"))
+    assert len(files) == 2
+    for file in files:
         x, y = load_file(a / "student" / file), load_file(b / "student" / file)
         assert x.keys() == y.keys()
         largest = max(largest, *(float((x[key] - y[key]).abs().max()) for key in x))
@@ -57,6 +63,13 @@ def test_processes_give_the_parameters_of_one(runs: Path, name: str) -> None:
     `fsdp` recomputes activations too; `fsdp-then-one` and `one-then-fsdp` resume each other's checkpoints.
     """
     assert largest_difference(runs / "one", runs / name) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_unet_is_sharded_too(tiny_sd2_v_dir: Path, tmp_path: Path) -> None:
+    """Its blocks hold blocks. Looser than above: ẑ magnifies what the order of a sum leaves."""
+    run_scenarios(tiny_sd2_v_dir, tmp_path, ["one", "sharded"])
+    assert largest_difference(tmp_path / "one", tmp_path / "sharded") < 5e-5
 
 
 @pytest.mark.slow

@@ -346,7 +346,41 @@ def test_prepared_data_is_read_and_must_fit(tiny_sd3_dir: Path, photos: list[np.
     assert not same_student(run, tiny_run(tiny_sd3_dir, [prepared], tmp_path / "anew", anew))
     with pytest.raises(UserError, match="crops of 32"):
         tiny_run(tiny_sd3_dir, [prepared], tmp_path / "crop", dataclasses.replace(TINY, crop=48))
+    with pytest.raises(UserError, match=r"targets that are not sharpened.*--no-usm"):
+        tiny_run(tiny_sd3_dir, [prepared], tmp_path / "usm", dataclasses.replace(TINY, usm=True))
+    with pytest.raises(UserError, match=r"other degradation settings.*--degrade-anew"):
+        tiny_run(tiny_sd3_dir, [prepared], tmp_path / "light", dataclasses.replace(TINY, degradation="light"))
     with pytest.raises(UserError, match="must be the only"):
         tiny_run(tiny_sd3_dir, [prepared, data], tmp_path / "two")
     with pytest.raises(UserError, match="data: "):
         tiny_run(tiny_sd3_dir, [data], tmp_path / "run", resume=True)
+
+
+def test_impossible_precisions_are_refused_before_anything_is_loaded(
+    tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path
+) -> None:
+    half = dataclasses.replace(TINY, mixed_precision="no", base_dtype="bf16")
+    with pytest.raises(UserError, match="without autocast the base must be fp32"):
+        tiny_run(tiny_sd3_dir, photos, tmp_path / "a", half)
+    fp16 = dataclasses.replace(TINY, mixed_precision="fp16", base_dtype="fp16")
+    with pytest.raises(UserError, match="fp16 cannot be trained on a CPU"):
+        tiny_run(tiny_sd3_dir, photos, tmp_path / "b", fp16)
+
+
+def test_prompts_of_different_lengths_are_refused_before_anything_is_loaded(
+    tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path
+) -> None:
+    for name, tokens in (("default", 5), ("null", 3)):
+        (tmp_path / name).mkdir()
+        torch.save(torch.randn(1, tokens, 12), tmp_path / name / "prompt_embeds.pt")
+        torch.save(torch.randn(1, 10), tmp_path / name / "pool_embeds.pt")
+    with pytest.raises(UserError, match=r"different lengths in tokens \(default 5, null 3\)"):
+        tiny_run(tiny_sd3_dir, photos, tmp_path / "run", prompt_embeds=tmp_path)
+
+
+def test_a_log_line_torn_by_a_kill_is_dropped(tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path) -> None:
+    tiny_run(tiny_sd3_dir, photos, tmp_path / "run", stop_after=1)
+    log = tmp_path / "run" / "log.jsonl"
+    log.write_text(log.read_text() + '{"step": 2, "pix')
+    tiny_run(tiny_sd3_dir, photos, tmp_path / "run", resume=True)
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4]

@@ -105,11 +105,19 @@ def resolve_model(source: str | Path, extra_parts: tuple[str, ...] = ()) -> Path
     ]
 
     def complete(cached: Path) -> bool:
-        return all((cached / part).is_dir() for part in (*parts_of(detect_family(cached)), *extra_parts)) and any(
-            cached.glob(f"{detect_family(cached).denoiser_folder}/*.safetensors")
-        )
+        family = detect_family(cached)
+        there = all((cached / part).is_dir() for part in (*parts_of(family), *extra_parts))
+        return there and all(_has_weights(cached / part) for part in (family.denoiser_folder, "vae"))
 
     return _snapshot(text, patterns, [*parts, *extra_parts], complete)
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a network's weights are there: the one file, or every shard that the index names."""
+    index = next(folder.glob("*.safetensors.index.json"), None)
+    if index is None:
+        return any(folder.glob("*.safetensors"))
+    return all((folder / name).is_file() for name in set(read_config(index)["weight_map"].values()))
 
 
 def resolve_text_model(source: str | Path, *, t5: bool = True) -> Path:

@@ -5,7 +5,7 @@ Jacobian of teacher or critic; `surrogate_loss` turns one into a loss. Predictio
 and are compared in one of two parameterisations:
 
 - `epsilon`: noise predictions, as the equations are printed;
-- `velocity`: the flow network's own output, as the released code does it.
+- `velocity`: the network's own output, as the released code does it: a flow's velocity; of a DDPM its noise or v.
 
 For VSD both inputs are the same ẑ_t and the two differ by the factor (1 − σ) alone. For TSM they do not:
 ε = z_t + (1 − σ) v, so the velocity difference lacks the direct term ẑ_t − z_t. At low noise, where the teacher's

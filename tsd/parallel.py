@@ -94,7 +94,8 @@ def shard(accelerator: Accelerator, *modules: nn.Module) -> None:
         for parameter in module.parameters():
             parameter.data = parameter.data.contiguous()  # FSDP takes no other layout, channels-last included
         blocks = set(getattr(module, "_no_split_modules", None) or ())
-        for block in [inner for inner in module.modules() if type(inner).__name__ in blocks]:
+        # Inner blocks first: a UNet's blocks hold others, and FSDP wants no parameter that is cut up already.
+        for block in reversed([inner for inner in module.modules() if type(inner).__name__ in blocks]):
             fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
         fully_shard(module, mesh=mesh, reshard_after_forward=reshard)
 

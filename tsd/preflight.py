@@ -19,12 +19,13 @@ from tsd import fingerprint
 from tsd.backbone import Backbone, Family, PromptEmbeds, require_prompt
 from tsd.config import RunConfig, TrainConfig
 from tsd.errors import UserError
-from tsd.feed import Source, data_fingerprint, open_data, prepared_folder
+from tsd.feed import Source, data_fingerprint, degradation_of, open_data, prepared_folder
 from tsd.loading import check_fit, detect_family, load_prompts, read_config, resolve_model
 from tsd.lora import VAE_FILE, check_lora, check_student, denoiser_file, denoiser_targets, vae_targets
 from tsd.optim import require_optimizer
 from tsd.parallel import refuse_launcher
 
+SCALE = 4
 TRACKERS = ("none", *sorted(LOGGER_TYPE_TO_CLASS))
 
 
@@ -63,6 +64,11 @@ def check_run(
     Raises:
         UserError: the first thing that is wrong.
     """
+    if config.mixed_precision == "no" and config.base_dtype != "fp32":
+        raise UserError(
+            f"--mixed-precision no with --base-dtype {config.base_dtype}: without autocast the base must be fp32; use "
+            f"--base-dtype fp32, or --mixed-precision bf16"
+        )
     refuse_launcher(config)
     require_optimizer(config)
     require_tracker(tracker)
@@ -76,6 +82,7 @@ def check_run(
     if isinstance(config, TrainConfig) and any(phase.gamma2 > 0 for phase in config.phases):
         needed.append("null")
     prompts = {name: require_prompt(backbone, name) for name in needed}
+    lengths = {name: prompt.embeds.shape[1] for name, prompt in prompts.items()}
     if config.crop % backbone.pixel_multiple:
         raise UserError(f"crop is {config.crop}; this model needs a multiple of {backbone.pixel_multiple}")
     longest = family.longest_side(backbone.denoiser) * backbone.vae_factor
@@ -88,7 +95,22 @@ def check_run(
         teacher_targets = _check_teacher(Path(teacher_lora), backbone)
     data = open_data(sources, config, processes)
     if prepared_folder(sources) is not None:
-        data.require(folder, crop=config.crop)  # pyright: ignore[reportAttributeAccessIssue]
+        data.require(  # pyright: ignore[reportAttributeAccessIssue]
+            folder,
+            crop=config.crop,
+            usm=config.usm,
+            degradation=degradation_of(config) if isinstance(config, TrainConfig) and not config.degrade_anew else None,
+            scale=SCALE if distils else None,
+        )
+        shapes = data.settings["prompt_shapes"]  # pyright: ignore[reportAttributeAccessIssue]
+        if shapes:
+            lengths["captions"] = shapes["prompt_embeds"][-2]
+    if distils and len(set(lengths.values())) > 1:
+        found = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise UserError(
+            f"prompts of different lengths in tokens ({found}) cannot share a batch: make them alike with "
+            f"`tsd prompts` (with T5 or without, for all of them)"
+        )
     record = {
         "stage": "student" if distils else "teacher",
         "global_batch": config.global_batch(processes),

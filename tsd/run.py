@@ -84,6 +84,11 @@ class Run:
             raise UserError(
                 f"{self.output} already holds {self.newest.name}; add --resume to continue, or choose another --output"
             )
+        on_cpu = cpu or not torch.accelerator.is_available()
+        if on_cpu and "fp16" in (config.mixed_precision, config.base_dtype):
+            raise UserError(
+                "fp16 cannot be trained on a CPU: give --mixed-precision bf16 --base-dtype bf16 (or no and fp32)"
+            )
         self.accelerator: Accelerator = start(config, self.output, tracker=tracker, cpu=cpu)
         self.checked: Checked = check_run(
             model,

@@ -1,5 +1,6 @@
 """What a run leaves to read: `log.jsonl`, the trackers of accelerate, and validation images."""
 
+import contextlib
 import json
 import resource
 import sys
@@ -32,9 +33,13 @@ class RunLog:
         self.path = output / "log.jsonl"
 
     def cut(self, step: int) -> None:
-        """Drops what a killed run logged after the checkpoint that is being resumed."""
+        """Drops what a killed run logged after the checkpoint that is being resumed, a half-written line included."""
         if self.accelerator.is_main_process and self.path.is_file():
-            rows = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= step]
+            rows = []
+            for line in self.path.read_text().splitlines():
+                with contextlib.suppress(ValueError):
+                    if json.loads(line)["step"] <= step:
+                        rows.append(line)
             write_text(self.path, "".join(f"{row}\n" for row in rows))
 
     def row(self, step: int, numbers: dict[str, float]) -> None:

@@ -53,7 +53,8 @@ def image_to_image(
     times = torch.linspace(float(start), 0.0, steps + 1, device=z_L.device)
     source = generator.device if generator is not None else z_L.device
     noise = torch.randn(z_L.shape, generator=generator, device=source).to(z_L)
-    z_t = process.add_noise(z_L, noise, times[:1])
+    z_t = process.add_noise(z_L.float(), noise.float(), times[:1])  # fp32 between the networks, see `DDPM.x0`
     for t, t_next in zip(times[:-1, None], times[1:, None], strict=True):
-        z_t = process.step(z_t, guided(backbone, z_t, t, prompt, null, guidance_scale), t, t_next)
-    return z_t
+        prediction = guided(backbone, z_t.to(z_L.dtype), t, prompt, null, guidance_scale)
+        z_t = process.step(z_t, prediction.float(), t, t_next)
+    return z_t.to(z_L.dtype)

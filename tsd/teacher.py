@@ -151,7 +151,7 @@ def captions_with_dropout(backbone: Backbone, batch: Batch, config: TeacherConfi
 
 
 def _padded(embeds: Tensor, length: int) -> Tensor:
-    """Zeros behind a shorter prompt (captions without T5 have 154 tokens, with it 333)."""
+    """Zeros behind a shorter prompt."""
     return F.pad(embeds, (0, 0, 0, length - embeds.shape[1]))
 
 

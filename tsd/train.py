@@ -106,7 +106,7 @@ def train(
         def save(folder: Path, write: bool) -> None:
             save_student(backbone, folder, write=write)
 
-        overflows = 0
+        overflows, critic_overflows = 0, 0
         while run.goes_on(state):
             phase, gamma1 = config.phase_at(state.step), config.gamma1_at(state.step)
             done, micro_logs = [], []
@@ -131,8 +131,9 @@ def train(
                     micro_logs.append({"critic": loss.detach()})
                 logs |= run.mean(micro_logs)
                 critic_logs = update(accelerator, critic_optimizer, critic, config.max_grad_norm)
+                critic_overflows = critic_overflows + 1 if "overflow" in critic_logs else 0
                 logs |= {f"critic_{name}": value for name, value in critic_logs.items()}
-                refuse_divergence(logs, overflows, config, state.step, run.last_good(), accelerator)
+                refuse_divergence(logs, critic_overflows, config, state.step, run.last_good(), accelerator)
                 state.stateful["critic_schedule"].step()
             update_ema(state, config.ema_decay)
             logs |= {"lr": optimizer.param_groups[0]["lr"], "gamma1": gamma1}

@@ -83,6 +83,8 @@ def predictor(
         chunk: at most so many latents in one forward pass, guidance counted (≥ 2); bounds the memory of its
             activations, which no graph keeps. None: the whole batch at once.
     """
+    if chunk is not None and is_cut_up(backbone.denoiser):
+        raise ValueError("chunk under FSDP: processes would enter different numbers of forward passes")
     size = None if chunk is None else max(chunk // (1 if guidance_scale == 1 else 2), 1)
 
     @torch.no_grad()

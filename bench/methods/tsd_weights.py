@@ -201,8 +201,9 @@ def missing_sd2_base(base: SD2Base, options: MethodOptions) -> list[Missing]:
 def missing_sd2_student(base: SD2Base, options: MethodOptions) -> list[Missing]:
     """The base, and the student that has to be trained: none was ever published."""
     absent, folder = missing_sd2_base(base, options), options.weights() / base.student
-    needed = ("unet.safetensors", "vae.safetensors", "prompts/default/prompt_embeds.safetensors")
-    lacking = [name for name in needed if not (folder / name).is_file()]
+    lacking = [name for name in ("unet.safetensors", "vae.safetensors") if not (folder / name).is_file()]
+    if not any((folder / "prompts" / "default").glob("prompt_embeds.*")):
+        lacking.append("prompts/default/prompt_embeds.safetensors")
     if lacking:
         command = f"`tsd train --preset paper --model {base.folder}` (no such student was published)"
         names = ", ".join(f"{base.student}/{name}" for name in lacking)

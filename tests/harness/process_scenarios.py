@@ -107,7 +107,11 @@ def main(model: str, output: Path, scenarios: list[str]) -> None:
         launch(model, output / "one-then-zero", CONFIG, 1, stop_after=3)
         launch(model, output / "one-then-zero", SHARED, 2, kind="zero", resume=True)
 
+    def sharded() -> None:
+        launch(model, output / "sharded", SHARED, 2, kind="fsdp")
+
     known = {"zero": zero, "one": one, "ddp": ddp, "killed": killed, "fsdp": fsdp, "one-then-fsdp": one_then_fsdp}
+    known["sharded"] = sharded
     for scenario in scenarios:
         began = time.monotonic()
         known[scenario]()

@@ -202,7 +202,7 @@ def dry_run(args: argparse.Namespace, model: str | Path, config: "RunConfig") ->
         return 0
     print("\n".join(checked.summary))
     print(f"resuming: {f'{newest} fits' if newest is not None else 'nothing to resume'}")
-    _print_plan(model, config, processes)
+    _print_plan(checked.folder, config, processes)
     return 0
 
 

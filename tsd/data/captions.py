@@ -37,13 +37,13 @@ class Captioner:
         )
 
         try:
-            processor: Any = AutoProcessor.from_pretrained(model)
+            processor: Any = AutoProcessor.from_pretrained(model, trust_remote_code=False)
             if not isinstance(processor, ProcessorMixin):  # ViT-GPT2 and its like store the two halves alone
-                processor = AutoImageProcessor.from_pretrained(model)
-                self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
+                processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
+                self.tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
             else:
                 self.tokenizer = processor.tokenizer
-            network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
+            network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise UserError(f"the caption model {model!r} could not be loaded: {error}") from error
         self.network = network.to(device).eval()

@@ -11,7 +11,9 @@ The folder and `prompts/` are data sets of Hugging Face `datasets` (`load_from_d
 that opening costs nothing and the processes of one machine share what they read.
 """
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -106,17 +108,36 @@ class PreparedDataset(Dataset[dict[str, Tensor | int]]):
             item |= {name: _tensor(value) for name, value in self._prompts[stored["caption_id"]].items()}
         return item
 
-    def require(self, model: str | Path, *, crop: int | None = None) -> None:
-        """Refuses training data made for another model, before anything heavy loads.
+    def require(
+        self,
+        model: str | Path,
+        *,
+        crop: int | None = None,
+        usm: bool | None = None,
+        degradation: DegradationConfig | None = None,
+        scale: int | None = None,
+    ) -> None:
+        """Refuses training data made for another model or with other settings, before anything heavy loads.
 
         Args:
             model: folder or hub id of the model to be trained; its configuration is read and its VAE hashed.
-            crop: the crop size that training expects; None takes what there is.
+            crop, usm, degradation, scale: what training expects; None takes what there is.
 
         Raises:
-            UserError: another crop size, another VAE, another latent shape, or embeddings of another width.
+            UserError: another setting, another VAE, another latent shape, or embeddings of another width.
         """
-        require_model(self.record, model, crop=crop, what=str(self.path))
+        settings, what = self.settings, str(self.path)
+        if usm is not None and usm != settings["usm"]:
+            had, flag = ("sharpened", "--usm") if settings["usm"] else ("not sharpened", "--no-usm")
+            raise UserError(f"{what} holds targets that are {had}, training asks for the other: train with {flag}")
+        if scale is not None and scale != settings["scale"]:
+            raise UserError(f"{what} was degraded by {settings['scale']}, training is for x{scale}: prepare it again")
+        if degradation is not None and json.loads(json.dumps(asdict(degradation))) != settings["degradation"]:
+            raise UserError(
+                f"{what} holds low-quality images of other degradation settings than training asks for (see "
+                f"{RECORD} there): train with the same --degradation, or with --degrade-anew"
+            )
+        require_model(self.record, model, crop=crop, what=what)
 
 
 def require_model(

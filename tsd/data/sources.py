@@ -153,7 +153,7 @@ class HubSource:
         return known or self.limit if self.limit is None or not known else min(known, self.limit)
 
     def describe(self) -> dict[str, Any]:
-        """The arguments, and for a data set that is at hand its length and `datasets`' own fingerprint of the data."""
+        """The arguments, and for a data set that is at hand its length (a change that keeps it is not noticed)."""
         return self._settings if self.streaming else self._settings | {"images": self.length}
 
     def images(self, start: int, resume: dict[str, Any] | None, note_every: int) -> Iterator[SourceImage]:
