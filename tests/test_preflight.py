@@ -56,7 +56,7 @@ def test_lora_files_are_judged_by_their_headers(
         check(tiny_sd3_dir, init_lora=tiny_lora_dir, config=dataclasses.replace(TINY, vae_rank=8))
     with pytest.raises(UserError, match="another family"):
         check(tiny_sd2_dir, init_lora=tiny_lora_dir)
-    with pytest.raises(UserError, match="no LoRA file"):
+    with pytest.raises(UserError, match="of another family: it holds transformer"):
         check(tiny_sd2_dir, teacher_lora=tiny_lora_dir)
     some = "transformer.transformer_blocks.0.attn.to_q.lora_B.weight"
     wide = changed(

@@ -41,3 +41,11 @@ def test_sigterm_asks_to_stop_and_only_inside() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stopper.reason() == "SIGTERM"
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_ctrl_c_ends_the_step_and_a_second_one_ends_at_once() -> None:
+    with Stopper(None) as stopper:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopper.reason() == "Ctrl-C"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)

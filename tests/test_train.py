@@ -17,11 +17,13 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tsd.backbone import load_backbone
+from tsd.cli import main
 from tsd.config import MINI, PRESETS, Phase, TrainConfig
 from tsd.data.degrade import FULL
 from tsd.errors import UserError
 from tsd.lora import adapter_parameters, attach, denoiser_targets, vae_targets
 from tsd.pixel_loss import charbonnier
+from tsd.restore import RestoreConfig, Restorer
 from tsd.run_log import TIMING, RunLog
 from tsd.train import DivergenceError, train
 from tsd.turns import Batch, critic_turn, student_turn
@@ -384,3 +386,44 @@ def test_a_log_line_torn_by_a_kill_is_dropped(tiny_sd3_dir: Path, photos: list[n
     log.write_text(log.read_text() + '{"step": 2, "pix')
     tiny_run(tiny_sd3_dir, photos, tmp_path / "run", resume=True)
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_a_student_keeps_the_prompt_it_was_trained_with(
+    tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path
+) -> None:
+    """So that restoring with it cannot fall back on another one of the model's."""
+    for name in ("default", "null"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        torch.save(torch.randn(1, 5, 12), tmp_path / "mine" / name / "prompt_embeds.pt")
+        torch.save(torch.randn(1, 10), tmp_path / "mine" / name / "pool_embeds.pt")
+    student = tiny_run(tiny_sd3_dir, photos, tmp_path / "run", prompt_embeds=tmp_path / "mine")
+    lr = torch.rand(1, 3, 16, 16)
+    config = RestoreConfig(process_size=0, posterior="mode", color="none")
+    found = Restorer.load(tiny_sd3_dir, student, config=config).restore_tensor(lr, 0)
+    named = Restorer.load(tiny_sd3_dir, student, tmp_path / "mine", config=config).restore_tensor(lr, 0)
+    models = Restorer.load(tiny_sd3_dir, student, tiny_sd3_dir / "prompts", config=config).restore_tensor(lr, 0)
+    assert torch.equal(found, named)
+    assert not torch.equal(found, models)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--workers", "-1"], "--workers is -1"),
+        (["--keep", "0"], "--keep is 0"),
+        (["--stop-after", "0"], "--stop-after is 0"),
+        (["--time-limit", "soon"], "a time limit is"),
+        (["--val-data", "nowhere", "--dry-run"], "validation folder nowhere"),
+        (["--model", "nowhere/"], "no model folder at"),
+        (["--output", __file__], "is a file"),
+    ],
+)
+def test_bad_options_are_one_line_and_exit_2(
+    arguments: list[str], said: str, tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(photos[0]).save(tmp_path / "photos" / "a.png")
+    command = ["train", "--model", str(tiny_sd3_dir), "--data", str(tmp_path / "photos"), "--device", "cpu"]
+    command += ["--crop", "32", "--rank", "4", "--output", str(tmp_path / "run"), *arguments]
+    assert main(command) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tsd {args.verb}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"tsd {args.verb}: interrupted; the same command continues where it stopped", file=sys.stderr)
+        print(f"tsd {args.verb}: interrupted; the same command (train: with --resume) continues", file=sys.stderr)
         return 130
 
 

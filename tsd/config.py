@@ -13,6 +13,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from tsd.errors import UserError
 
 Residual = Literal["velocity", "epsilon"]
+LearningRateSchedule = Literal[
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+]
 Weighting = Literal["sigma2", "uniform"]
 Optimizer = Literal["adamw", "adamw8bit"]
 
@@ -69,7 +72,7 @@ class RunConfig:
     usm: bool
     rank: int
     lr: float
-    lr_schedule: str
+    lr_schedule: LearningRateSchedule
     warmup_steps: int
     optimizer: Optimizer = "adamw"
     adam_betas: tuple[float, float]

@@ -4,6 +4,7 @@ Nothing that could run code is loaded: safetensors, or `torch.load(weights_only=
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ SD3_MEDIUM = FAMILIES["sd3"].example
 # Weights once, in safetensors: repositories also hold fp16, non-EMA and pickled copies of the same weights.
 _WANTED = ("*.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-*.safetensors")
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WANTED_TEXT = ("*.json", "model.safetensors", "model-*.safetensors", "merges.txt", "spiece.model")
 
 
@@ -97,7 +99,7 @@ def resolve_model(source: str | Path, extra_parts: tuple[str, ...] = ()) -> Path
             )
         return folder
     text = str(source)
-    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+    if not _HUB_ID.fullmatch(text):
         raise UserError(f"no model folder at {text!r}, and it is no hub id of the form owner/name")
     parts = list(dict.fromkeys(part for family in FAMILIES.values() for part in parts_of(family)))
     patterns = [f"{part}/{wanted}" for part in parts for wanted in _WANTED] + [
@@ -133,7 +135,7 @@ def resolve_text_model(source: str | Path, *, t5: bool = True) -> Path:
     if folder.is_dir():
         return folder
     text = str(source)
-    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+    if not _HUB_ID.fullmatch(text):
         raise UserError(f"no model folder at {text!r}, and it is no hub id of the form owner/name")
     parts = [
         f"{part}{suffix}" for suffix in ("", "_2", "_3")[: 3 if t5 else 2] for part in ("text_encoder", "tokenizer")

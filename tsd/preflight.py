@@ -20,7 +20,7 @@ from tsd.backbone import Backbone, Family, PromptEmbeds, require_prompt
 from tsd.config import RunConfig, TrainConfig
 from tsd.errors import UserError
 from tsd.feed import Source, data_fingerprint, degradation_of, open_data, prepared_folder
-from tsd.loading import check_fit, detect_family, load_prompts, read_config, resolve_model
+from tsd.loading import FAMILIES, check_fit, detect_family, load_prompts, read_config, resolve_model
 from tsd.lora import VAE_FILE, check_lora, check_student, denoiser_file, denoiser_targets, vae_targets
 from tsd.optim import require_optimizer
 from tsd.parallel import refuse_launcher
@@ -183,6 +183,14 @@ def _check_teacher(folder: Path, backbone: Backbone) -> list[str]:
     """The modules that a teacher's LoRA adapts: whichever it likes, if the denoiser has them."""
     family = backbone.family
     path = folder / denoiser_file(family)
+    others = [f for f in FAMILIES.values() if (folder / denoiser_file(f)).is_file()]
+    if others and family not in others:
+        raise UserError(
+            f"the teacher's LoRA in {folder} is of another family: it holds {denoiser_file(others[0])}, and this "
+            f"{family.name.upper()} model needs {denoiser_file(family)}"
+        )
+    if not path.is_file():
+        raise UserError(f"no teacher's LoRA at {path}; `tsd train --stage teacher` writes one")
     check_lora(path, family)
     return _check_shapes(path, backbone.denoiser, family, None)
 

@@ -26,7 +26,7 @@ from tsd.hashing import sha256_file
 from tsd.images import Picture, from_array, from_image, read_picture
 from tsd.loading import parts_of, resolve_model
 from tsd.lora import load_student
-from tsd.restore_settings import RestoreConfig, check_parts, config_for, find_student, is_merged
+from tsd.restore_settings import RestoreConfig, check_parts, config_for, find_student, is_merged, own_prompts
 from tsd.seeds import seed_for
 from tsd.tiling import blend_tiles
 
@@ -92,7 +92,8 @@ class Restorer:
             model: folder in diffusers layout or hub id; the mini model by default.
             lora: folder with the student in the released layout; by default the model folder's `lora/tsdsr`. None for
                 a merged student of `tsd export`.
-            prompt_embeds: folder with `prompt_embeds.pt` and `pool_embeds.pt`; by default the model folder's own.
+            prompt_embeds: folder with `prompt_embeds.pt` and `pool_embeds.pt`; by default those beside the
+                student's weights, else the model folder's own.
             config: by default what the LoRA folder recommends (`restore.json`), else the release's settings.
 
         Raises:
@@ -102,6 +103,7 @@ class Restorer:
             raise UserError("the device is cuda but torch finds no CUDA device here; use cpu")
         model, lora = find_student(model, lora)
         config = config_for(lora) if config is None else config
+        prompt_embeds = own_prompts(lora) if prompt_embeds is None else prompt_embeds
         check_parts(model, lora, prompt_embeds)
         backbone = load_backbone(model, device=device, dtype=dtype, prompt_embeds=prompt_embeds)
         if not is_merged(lora):

@@ -106,6 +106,12 @@ def find_student(model: str | Path | None, lora: str | Path | None) -> tuple[str
     )
 
 
+def own_prompts(lora: Path) -> Path | None:
+    """The prompts that lie beside a student's weights, which it was trained with; None where there are none."""
+    folder = lora / "prompts"
+    return folder if (folder / "default").is_dir() else None
+
+
 def check_parts(model: str | Path, lora: Path, prompt_embeds: str | Path | None) -> None:
     """Refuses what cannot work before gigabytes are loaded: no student files, or no prompt.
 

@@ -1,8 +1,9 @@
-"""Stopping in time: a clean end with a checkpoint before a cluster's limit, and on SIGTERM.
+"""Stopping in time: a clean end with a checkpoint before a cluster's limit, on SIGTERM, and on Ctrl-C.
 
 A cluster ends a job without asking. `--time-limit` stops as soon as another step, with the validation and the
 checkpoint that may follow it, would not fit any more, as judged by the slowest of each seen so far; SIGTERM (what
-`scancel`, Slurm's grace time, Kubernetes and accelerate's own launcher send) stops after the step in progress.
+`scancel`, Slurm's grace time, Kubernetes and accelerate's own launcher send) and Ctrl-C stop after the step in
+progress; a second Ctrl-C stops at once.
 """
 
 import re
@@ -40,7 +41,7 @@ def seconds_from_text(text: str) -> float:
 
 
 class Stopper:
-    """Knows how long things take and whether it is time to stop; a context manager while SIGTERM is caught.
+    """Knows how long things take and whether it is time to stop; a context manager while signals are caught.
 
     Args:
         limit_seconds: from the making of this object on; None is without limit.
@@ -49,21 +50,24 @@ class Stopper:
     def __init__(self, limit_seconds: float | None) -> None:
         self.limit_seconds, self.began = limit_seconds, time.monotonic()
         self.slowest: dict[str, float] = {}
-        self.terminated = False
-        self._previous: Any = None
+        self.signal: str | None = None
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Stopper":
         if threading.current_thread() is threading.main_thread():  # signals cannot be caught elsewhere
-            self._previous = signal.signal(signal.SIGTERM, self._on_sigterm)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-            self._previous = None
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+        self._previous = {}
 
-    def _on_sigterm(self, number: int, frame: object) -> None:
-        self.terminated = True
+    def _on_signal(self, number: int, frame: object) -> None:
+        if number == signal.SIGINT and self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -78,8 +82,8 @@ class Stopper:
 
     def reason(self) -> str | None:
         """Why to stop now, or None."""
-        if self.terminated:
-            return "SIGTERM"
+        if self.signal is not None:
+            return self.signal
         if self.limit_seconds is None:
             return None
         reserve = min(FIRST_RESERVE * self.limit_seconds, 120.0) + sum(self.slowest.values())

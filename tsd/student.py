@@ -18,7 +18,7 @@ from tsd.errors import UserError
 from tsd.loading import detect_family, load_prompts, read_config, resolve_model
 from tsd.lora import VAE_FILE, check_student, denoiser_file, load_student
 from tsd.model_card import Base, known_base
-from tsd.restore_settings import find_student, is_merged, recommended_settings
+from tsd.restore_settings import find_student, is_merged, own_prompts, recommended_settings
 
 _HEADER_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -72,7 +72,8 @@ def open_student(
     Args:
         model: base model, a folder in diffusers layout or a hub id; the mini model by default.
         lora: folder with the student in the released layout; by default the model folder's `lora/tsdsr`.
-        prompt_embeds: folder with the student's prompt tensors; by default the model folder's `prompts/`.
+        prompt_embeds: folder with the student's prompt tensors; by default those beside its weights, else the model
+            folder's `prompts/`.
         base_model: hub id of the base model, where `model` is a local folder; it is noted in what is written.
 
     Raises:
@@ -85,6 +86,7 @@ def open_student(
     family = detect_family(folder)
     check_student(found, family)
     denoiser_config = read_config(folder / family.denoiser_folder / "config.json")
+    prompt_embeds = own_prompts(found) if prompt_embeds is None else prompt_embeds
     prompts = load_prompts(folder, prompt_embeds, family.prompt_widths(denoiser_config))
     if "default" not in prompts:
         raise UserError(

@@ -18,6 +18,7 @@ from tsd.checkpoint import TrainState
 from tsd.config import TrainConfig
 from tsd.ema import start_ema, update_ema
 from tsd.feed import Source, degradation_of
+from tsd.loading import load_prompts
 from tsd.lora import (
     VAE_FILE,
     adapter_parameters,
@@ -31,10 +32,11 @@ from tsd.lora import (
 )
 from tsd.optim import DivergenceError, OptimizerState, accelerated, backward, new_optimizer, refuse_divergence, update
 from tsd.pixel_loss import load_pixel_loss
+from tsd.prompt_files import write_prompt
 from tsd.run import Run, Validation
 from tsd.seeds import seed_for
 from tsd.turns import critic_turn, student_turn
-from tsd.validate import load_validation, validate
+from tsd.validate import ValidationPair, load_validation, validate
 
 __all__ = ["DivergenceError", "train"]
 
@@ -86,8 +88,7 @@ def train(
     ) as run:  # fmt: skip
         accelerator = run.accelerator
         pixel_loss = load_pixel_loss(config.pixel_loss, accelerator.device)
-        degradation = degradation_of(config)
-        pairs = load_validation(Path(val_data), VALIDATION_CROP, degradation, config.seed, 2) if val_data else []
+        pairs = load_pairs(val_data, config)
         backbone = run.load(
             lambda base: attach_roles(base, config, init_lora, teacher_lora, run.checked.teacher_targets)
         )
@@ -103,8 +104,13 @@ def train(
             numbers, strip = validate(backbone, pairs, accelerator, perceptual)
             return Validation(numbers["psnr_y"], numbers, strip, "input, student, ground truth")
 
+        widths = backbone.family.prompt_widths(backbone.denoiser.config)
+        prompt = load_prompts(run.checked.folder, prompt_embeds, widths)["default"]  # as it was given, unrounded
+
         def save(folder: Path, write: bool) -> None:
             save_student(backbone, folder, write=write)
+            if write:  # a student is of little use without the prompt it was trained with
+                write_prompt(folder / "prompts" / "default", prompt, "safetensors")
 
         overflows, critic_overflows = 0, 0
         while run.goes_on(state):
@@ -141,6 +147,17 @@ def train(
         student_folder = run.output / "student"
         run.finish(state, student_folder, save)
     return student_folder
+
+
+def load_pairs(val_data: str | Path | None, config: TrainConfig) -> list[ValidationPair]:
+    """The held-out pairs of a run, two crops of every photograph; none without `val_data`.
+
+    Raises:
+        UserError: no photographs there, or one smaller than the crop.
+    """
+    if val_data is None:
+        return []
+    return load_validation(Path(val_data), VALIDATION_CROP, degradation_of(config), config.seed, 2)
 
 
 def attach_roles(

@@ -109,7 +109,8 @@ class Weights:
             files |= _files(self.model / part, f"model/{part}")
         if self.lora is not None:
             files |= _files(self.lora, "lora")
-        prompts = self.prompts or self.model / "prompts"
+        own = self.lora / "prompts" if self.lora is not None else None  # as `tsd restore` looks for them
+        prompts = self.prompts or (own if own is not None and own.is_dir() else self.model / "prompts")
         files |= _files(prompts, "prompts")
         bar = tqdm(files.items(), desc="hashing weights", unit="file", delay=2, leave=False, file=sys.stderr)
         return {name: sha256_file(path) for name, path in bar}
@@ -205,7 +206,7 @@ def missing_sd2_student(base: SD2Base, options: MethodOptions) -> list[Missing]:
     if not any((folder / "prompts" / "default").glob("prompt_embeds.*")):
         lacking.append("prompts/default/prompt_embeds.safetensors")
     if lacking:
-        command = f"`tsd train --preset paper --model {base.folder}` (no such student was published)"
+        command = f"`tsd train --preset paper --model {base.folder} …` and its student/ (no such student was published)"
         names = ", ".join(f"{base.student}/{name}" for name in lacking)
         place = options.weights_place(base.student)
         absent.append(Missing(names, place, command, None, None, f"TSD-SR ({base.display})"))

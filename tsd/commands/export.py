@@ -21,8 +21,8 @@ examples:
 what is written:
   merged   transformer/ or unet/, vae/, scheduler/, prompts/: loads by from_pretrained(..., subfolder="transformer").
            There is no model_index.json, since a pipeline needs text encoders; --text-encoders copies both.
-  lora     transformer.safetensors or unet.safetensors, vae.safetensors, prompts/, restore.json.
-  both     the former, with the latter's files in lora/.
+  lora     transformer.safetensors or unet.safetensors, vae.safetensors, prompts/; restore.json if the student has one.
+  both     the former, with the latter's two safetensors in lora/.
   Every export has tsd_student.json: what it is, its ranks and precisions, hashes of what it was made from.
 
 memory:
@@ -54,7 +54,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     source.add_argument("--model", metavar="DIR", help="base model in diffusers layout, or hub id (default: mini)")
     source.add_argument("--lora", type=Path, metavar="DIR", help="its LoRA files (default: the run's, or the model's)")
     source.add_argument("--run", type=Path, metavar="DIR", help="training run: its best student, settings and numbers")
-    source.add_argument("--prompt-embeds", type=Path, metavar="DIR", help="prompt tensors (default: the model's)")
+    source.add_argument("--prompt-embeds", type=Path, metavar="DIR", help="prompt tensors (default: the student's)")
     card = parser.add_argument_group("model card (README.md); what is not given and not known is called unknown")
     card.add_argument("--card", action=argparse.BooleanOptionalAction, default=True, help="write it (default: yes)")
     card.add_argument("--title", help="heading (default: the name of OUT)")

@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     counts = record["counts"]
     print(
         f"{counts['crops']} crops of {counts['images']} images, {counts['captions']} distinct captions in {args.out}; "
-        f"try: tsd train --data {args.out} --output run/"
+        f"try: tsd train --model {model} --data {args.out} --output run/"
     )
     if record["skipped"]:
         shown = [f"{entry['name']}: {entry['reason']}" for entry in record["skipped"][:20]]

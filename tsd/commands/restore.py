@@ -69,7 +69,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     weights = parser.add_argument_group("weights")
     weights.add_argument("--model", metavar="DIR", help="model folder in diffusers layout, or hub id (default: mini)")
     weights.add_argument("--lora", metavar="DIR", help="student folder (default: lora/tsdsr of the model folder)")
-    weights.add_argument("--prompt-embeds", metavar="DIR", help="prompt tensors (default: the model folder's)")
+    weights.add_argument("--prompt-embeds", metavar="DIR", help="prompt tensors (default: the student's)")
     settings = parser.add_argument_group("settings")
     settings.add_argument("--scale", type=int, metavar="N", help="enlargement (default: 4)")
     settings.add_argument("--color", choices=("wavelet", "adain", "none"), help="colour alignment with the input")

@@ -92,13 +92,12 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains; returns 0, or 1 where training diverged (the last good checkpoint is kept and named)."""
-    from tsd.backbone import mini_model_dir
-    from tsd.errors import UserError
-    from tsd.stopping import seconds_from_text
-
     if args.accelerate_configs:
         print(Path(__file__).parents[1] / "assets" / "accelerate")
         return 0
+    from tsd.errors import UserError
+    from tsd.stopping import seconds_from_text
+
     config = resolve_config(args)
     if _is_main_process():
         print(config.to_json())
@@ -106,11 +105,21 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not args.data and not args.dry_run:
         raise UserError("--data DIR... and --output DIR are needed (or --print-config, --dry-run)")
+    for flag, value, least in (
+        ("--keep", args.keep, 1), ("--workers", args.workers, 0), ("--stop-after", args.stop_after, 1),
+    ):  # fmt: skip
+        if value is not None and value < least:
+            raise UserError(f"{flag} is {value}; expected {least} or more")
+    if args.output is not None and args.output.exists() and not args.output.is_dir():
+        raise UserError(f"the output {args.output} is a file; give a folder")
+    time_limit = seconds_from_text(args.time_limit) if args.time_limit is not None else None
     if args.device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
             raise UserError("--device cuda, but this machine has no CUDA device; leave it out or give --device cpu")
+    from tsd.backbone import mini_model_dir
+
     model = args.model if args.model is not None else mini_model_dir()
     if args.dry_run:
         return dry_run(args, model, config)
@@ -122,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
         "val_data": args.val_data,
         "workers": args.workers,
         "stop_after": args.stop_after,
-        "time_limit": seconds_from_text(args.time_limit) if args.time_limit is not None else None,
+        "time_limit": time_limit,
         "keep": args.keep,
         "tracker": args.tracker,
         "cpu": args.device == "cpu",
@@ -136,7 +145,8 @@ def run(args: argparse.Namespace) -> int:
 
             loras = {"init_lora": args.init_lora, "teacher_lora": args.teacher_lora}
             folder = train(model, args.data, args.output, config, **loras, **options)
-            done = f"student written to {folder}; try: tsd restore photo.png -o out/ --lora {folder}"
+            base = f"--model {args.model} " if args.model is not None else ""
+            done = f"student written to {folder}; try: tsd restore photo.png -o out/ {base}--lora {folder}"
         else:
             from tsd.teacher import train_teacher
 
@@ -179,6 +189,7 @@ def dry_run(args: argparse.Namespace, model: str | Path, config: "RunConfig") ->
     import os
 
     from tsd.checkpoint import check_same_run, latest
+    from tsd.config import TrainConfig
     from tsd.preflight import check_run
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -200,6 +211,12 @@ def dry_run(args: argparse.Namespace, model: str | Path, config: "RunConfig") ->
         check_same_run(newest, config, checked.record)
     if not _is_main_process():
         return 0
+    if isinstance(config, TrainConfig):
+        from tsd.pixel_loss import load_pixel_loss
+        from tsd.train import load_pairs
+
+        load_pixel_loss(config.pixel_loss, "cpu")
+        load_pairs(args.val_data, config)
     print("\n".join(checked.summary))
     print(f"resuming: {f'{newest} fits' if newest is not None else 'nothing to resume'}")
     _print_plan(checked.folder, config, processes)
