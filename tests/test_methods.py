@@ -91,7 +91,7 @@ def test_a_path_with_an_equals_sign_is_a_path():
         ("spandrel:", "no path given; expected spandrel:PATH"),
         ("python:file.py", "names no function"),
         ("python:file.py:two words", "names no function"),
-        ("tsd-sr:only-model", "names 1 folders; expected tsd-sr:MODEL,LORA"),
+        ("tsd-sr:a,b,c,d", "names 4 folders; expected tsd-sr:MODEL[,LORA"),
         ("tsd-sr:models/base,runs/mini", "would be called 'tsd-sr-mini', a method already"),
         ("bicubic=spandrel:x.pth", "would be called 'bicubic', a method already"),
         ("a/b=spandrel:x.pth", "cannot name a folder"),

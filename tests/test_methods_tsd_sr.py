@@ -237,3 +237,23 @@ def test_a_student_you_trained_on_sd2_becomes_the_row_of_table_5(
     assert isinstance(method, OneStepMethod)
     assert method.settings["color"] == "adain"
     assert method.restore(torch.rand(1, 3, 16, 16), 0).shape == (1, 3, 64, 64)
+
+
+def test_a_merged_student_is_a_method_by_its_folder_alone(tiny_sd3_dir: Path, tiny_lora_dir: Path, tmp_path: Path):
+    from tsd.cli import main
+
+    lora = Path(shutil.copytree(tiny_lora_dir, tmp_path / "lora"))
+    (lora / "restore.json").write_text('{"process_size": 0, "color": "none"}')
+    command = ["export", "--model", str(tiny_sd3_dir), "--lora", str(lora), "--out", str(tmp_path / "merged")]
+    assert main([*command, "--dtype", "fp32"]) == 0
+    with pytest.raises(UserError, match="no merged student"):  # nor may a LoRA inside it go unrecorded
+        get_method(f"tsd-sr:{tiny_sd3_dir}").load(MethodOptions())
+    merged = get_method(f"tsd-sr:{tmp_path / 'merged'}")
+    assert merged.name == "tsd-sr-merged"
+    method = merged.load(MethodOptions())
+    assert isinstance(method, OneStepMethod)
+    assert method.settings["color"] == "none"
+    lr = torch.rand(1, 3, 16, 16)
+    apart = get_method(f"tsd-sr:{tiny_sd3_dir},{lora}").load(MethodOptions())
+    assert isinstance(apart, OneStepMethod)
+    torch.testing.assert_close(method.restore(lr, 3), apart.restore(lr, 3), atol=1e-4, rtol=0)

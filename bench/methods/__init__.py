@@ -94,10 +94,10 @@ def _python(argument: str, label: str) -> MethodSpec:
 
 def _student(argument: str, label: str) -> MethodSpec:
     folders = [Path(part).expanduser() for part in argument.split(",") if part]
-    if len(folders) not in (2, 3):
-        raise UserError(f"tsd-sr:{argument} names {len(folders)} folders; expected tsd-sr:MODEL,LORA[,PROMPTS]")
-    weights = Weights(folders[0], folders[1], folders[2] if len(folders) == 3 else None)
-    return student_spec(weights, *_names(label, "tsd-sr", folders[1].resolve().name))
+    if len(folders) not in (1, 2, 3):
+        raise UserError(f"tsd-sr:{argument} names {len(folders)} folders; expected tsd-sr:MODEL[,LORA[,PROMPTS]]")
+    weights = Weights(*folders)
+    return student_spec(weights, *_names(label, "tsd-sr", folders[:2][-1].resolve().name))
 
 
 def _teacher(argument: str, label: str) -> MethodSpec:
@@ -135,7 +135,7 @@ FORMS: dict[str, tuple[str, Callable[[str, str], MethodSpec]]] = {
     "spandrel": ("spandrel:PATH", _spandrel),
     "folder": ("folder:PATH", _folder),
     "python": ("python:FILE.py:FUNCTION", _python),
-    "tsd-sr": ("tsd-sr:MODEL,LORA[,PROMPTS]", _student),
+    "tsd-sr": ("tsd-sr:MODEL[,LORA[,PROMPTS]]", _student),
     "teacher": ("teacher:steps=20,strength=0.3,guidance=1,model=DIR,prompts=DIR", _teacher),
 }
 

@@ -42,7 +42,7 @@ def student_spec(weights: Weights, name: str, display: str) -> MethodSpec:
         display=display,
         steps=1,
         kind="diffusion",
-        summary=f"one-step student {weights.lora.name if weights.lora else ''} on {weights.model.name}",
+        summary=f"one-step student {weights.lora.name + ' on ' if weights.lora else ''}{weights.model.name}",
         licence="that of the weights",
         load=functools.partial(load_student, weights),
         missing=missing,

@@ -6,7 +6,8 @@
   released script's own defaults, `tsdsr` and wavelet, give other numbers).
 - `tsd-sr-mini-sd2`, `osediff-mini-sd2`: the same two recipes on the second mini base, a UNet of SD2's family.
 - `tsd-sr-sd2`, `tsd-sr-sd21`: SD2-base and SD2.1-base with a student you trained (Table 5; none was published).
-- `tsd-sr:MODEL,LORA[,PROMPTS]`: the same code for any student of your own.
+- `tsd-sr:MODEL,LORA[,PROMPTS]`: the same code for any student of your own; `tsd-sr:MODEL` for one that `tsd export`
+  merged.
 - `teacher-20`, or `teacher:steps=20,strength=0.3,guidance=1,model=DIR,prompts=DIR`: the base model without adapters,
   as image-to-image sampler from the encoded input.
 """
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 
 MINI, MINI_SD2 = "mini", "mini-sd2"  # folders of the package's models
+MERGED = "tsd_student.json"  # what `tsd export` leaves in a merged student
 
 
 class OneStepMethod:
@@ -53,7 +55,7 @@ class OneStepMethod:
     def __init__(self, weights: Weights, options: MethodOptions, row_settings: Mapping[str, object]) -> None:
         self.weights = weights
         self.options = options
-        self.settings = RELEASE_SETTINGS | recommended_settings(weights.lora) | dict(row_settings)
+        self.settings = RELEASE_SETTINGS | recommended_settings(weights.lora or weights.model) | dict(row_settings)
 
     @functools.cached_property
     def restorer(self) -> "Restorer":
@@ -169,7 +171,12 @@ def load_student(
     options.require_dtype()
     for folder in (weights.model, weights.lora, weights.prompts):
         if folder is not None and not folder.is_dir():
-            raise UserError(f"no folder at {folder}; expected tsd-sr:MODEL,LORA[,PROMPTS]")
+            raise UserError(f"no folder at {folder}; expected tsd-sr:MODEL[,LORA[,PROMPTS]]")
+    if weights.lora is None and not (weights.model / MERGED).is_file():
+        raise UserError(
+            f"{weights.model} is no merged student of `tsd export` (no {MERGED} in it): name its LoRA folder, "
+            f"tsd-sr:MODEL,LORA"
+        )
     return OneStepMethod(weights, options, row_settings)
 
 
