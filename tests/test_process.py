@@ -30,9 +30,11 @@ def test_noise_and_step_agree_with_diffusers(shift: float) -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
     scheduler.set_timesteps(1000)  # the full table again, now with its step counter reset
     stepped = scheduler.step(velocity[:1], scheduler.timesteps[120], ours[:1]).prev_sample
-    t_next = process.time_from_sigma(scheduler.sigmas[121:122])
-    moved = process.step(ours[:1], velocity[:1], process.time_from_sigma(scheduler.sigmas[120:121]), t_next)
-    torch.testing.assert_close(moved, stepped, atol=1e-5, rtol=0)
+    now, following = process.time_from_sigma(scheduler.sigmas[120:122].double()).split(1)
+    moved = process.step(ours[:1], velocity[:1], now, following)
+    torch.testing.assert_close(moved, stepped, atol=1e-6, rtol=0)
+    to_the_end = ours[:1] - scheduler.sigmas[120] * velocity[:1]  # the scheduler's own step with σ_next = 0
+    torch.testing.assert_close(process.x0(ours[:1], velocity[:1], now), to_the_end, atol=1e-6, rtol=0)
 
 
 def test_predictions_are_inverses_of_noising() -> None:
