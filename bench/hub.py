@@ -5,7 +5,7 @@ import os
 from bench.download import CONNECT_SECONDS
 from bench.errors import UserError
 from bench.methods.base import MethodOptions
-from bench.methods.tsd_weights import SD2_PARTS, SD3, SD3_HUB_ID, SD3_PARTS, SD2Base
+from bench.methods.tsd_weights import SD2_PARTS, SD3, SD3_HUB_ID, SD3_PARTS, SD2Base, base_is_there
 from bench.metrics.weights import file_sha256
 from bench.missing import Missing
 
@@ -23,10 +23,7 @@ def check_online() -> None:
 
 
 def missing_sd3(options: MethodOptions) -> list[Missing]:
-    folder = options.weights() / SD3
-    # Configurations arrive first: a folder without weights is a download that was interrupted.
-    patterns = {part: "*.json" if part == "scheduler" else "*.safetensors" for part in SD3_PARTS}
-    if all(any((folder / part).glob(pattern)) for part, pattern in patterns.items()):
+    if base_is_there(options.weights() / SD3, SD3_PARTS):
         return []
     return [
         Missing(

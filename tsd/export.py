@@ -27,12 +27,12 @@ from tsd.hashing import sha256_file
 from tsd.loading import read_config
 from tsd.lora import load_student, read_lora
 from tsd.model_card import CardFacts, model_card
+from tsd.precision import DTYPES
 from tsd.restore_settings import EXPORT_FILE, RECOMMENDED_FILE
 from tsd.student import Student, weight_files
 
 What = Literal["merged", "lora", "both"]
 Report = Callable[[str], None]
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SHARD = "5GB"  # largest weight file, the hub's recommendation
 METADATA_KEY = "tsd_student"  # of LoRA files
 LORA_FOLDER = "lora"  # of the LoRA files beside a merged student

@@ -31,10 +31,9 @@ from tsd.lora import Role, adapter_parameters, attach, denoiser_targets, role, v
 from tsd.objective import reconstruction_loss, student_loss, surrogate_loss
 from tsd.pixel_loss import charbonnier
 from tsd.plan_table import RESERVE, Iteration, MemoryPlan, gib
+from tsd.precision import DTYPES
 from tsd.public_configs import PUBLIC_CONFIGS
 from tsd.turns import Batch, critic_turn, ground_truth_latents, lean_adapters, predictor
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def memory_plan(

@@ -26,6 +26,7 @@ from tsd.hashing import sha256_file
 from tsd.images import Picture, from_array, from_image, read_picture
 from tsd.loading import parts_of, resolve_model
 from tsd.lora import load_student
+from tsd.precision import DTYPES
 from tsd.restore_settings import RestoreConfig, check_parts, config_for, find_student, is_merged, own_prompts
 from tsd.seeds import seed_for
 from tsd.tiling import blend_tiles
@@ -33,7 +34,6 @@ from tsd.tiling import blend_tiles
 SMALLEST_SIDE = 8
 SIDE_MULTIPLE = 8  # the release cuts target sides to multiples of 8 pixels
 VAE_TILE_PIXELS = 1024
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 __all__ = ["DTYPES", "RestoreConfig", "Restorer", "processing_size", "resize"]
 

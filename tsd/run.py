@@ -24,12 +24,11 @@ from tsd.errors import UserError
 from tsd.feed import Source, batches
 from tsd.gradient_checkpointing import enable_gradient_checkpointing
 from tsd.parallel import anyone, is_sharded, mean, shard, start
+from tsd.precision import DTYPES
 from tsd.preflight import Checked, check_run
 from tsd.run_log import RunLog, peak_mib
 from tsd.stopping import Stopper
 from tsd.turns import Batch
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)

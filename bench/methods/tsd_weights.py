@@ -180,11 +180,18 @@ def sd2_student(base: SD2Base, options: MethodOptions) -> Weights:
     return Weights(root / base.folder, root / base.student, root / base.student / "prompts")
 
 
+def base_is_there(folder: Path, parts: tuple[str, ...]) -> bool:
+    """Whether a base model has its weights and scheduler.
+
+    Configurations arrive first: a folder without weights is a download that was interrupted.
+    """
+    patterns = {part: "*.json" if part == "scheduler" else "*.safetensors" for part in parts}
+    return all(any((folder / part).glob(pattern)) for part, pattern in patterns.items())
+
+
 def missing_sd2_base(base: SD2Base, options: MethodOptions) -> list[Missing]:
     """The base alone: a configuration and weights for each part (a scheduler is its configuration)."""
-    folder = options.weights() / base.folder
-    patterns = {part: "*.json" if part == "scheduler" else "*.safetensors" for part in SD2_PARTS}
-    if all(any((folder / part).glob(pattern)) for part, pattern in patterns.items()):
+    if base_is_there(options.weights() / base.folder, SD2_PARTS):
         return []
     return [
         Missing(

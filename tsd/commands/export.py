@@ -72,9 +72,10 @@ def run(args: argparse.Namespace) -> int:
     if args.private and args.push_to_hub is None:
         raise UserError("--private says how to upload; give --push-to-hub OWNER/NAME as well")
 
-    from tsd.export import DTYPES, check_target, export
+    from tsd.export import check_target, export
     from tsd.hub_upload import check_repo_id, upload
     from tsd.model_card import CardFacts, licence_of, read_run
+    from tsd.precision import DTYPES
     from tsd.student import open_student
 
     for repo_id in (args.push_to_hub, args.base_model):

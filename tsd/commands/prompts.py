@@ -81,9 +81,9 @@ def run(args: argparse.Namespace) -> int:
 
     from tsd import __version__
     from tsd.loading import read_prompts, resolve_text_model
+    from tsd.precision import DTYPES
     from tsd.prompt_files import encoder_hashes, is_intact, read_record, tensor_files, write_prompt, write_record
     from tsd.prompts import encode_texts
-    from tsd.restore import DTYPES
     from tsd.text_encoders import text_side
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -17,10 +17,11 @@ from tsd.atomic import write_text
 from tsd.data.captions import Captioner
 from tsd.data.crops import Crop, CropMaker, CroppedImage, to_tensor
 from tsd.data.hf import image_features, shard_name, write_shard
-from tsd.data.prepare_config import DTYPES, PrepareConfig
+from tsd.data.prepare_config import PrepareConfig
 from tsd.data.prepared import IN_PROGRESS
 from tsd.data.sources import Source, SourceImage
 from tsd.errors import UserError
+from tsd.precision import DTYPES
 
 
 class ImagePass:

@@ -7,15 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tsd.data.crops import CropConfig
 from tsd.data.prepared import IN_PROGRESS, RECORD, latent_shape, read_record, vae_sha256
 from tsd.data.sources import Source
 from tsd.errors import UserError
 from tsd.loading import detect_family, read_config, resolve_model
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
