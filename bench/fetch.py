@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -25,7 +25,7 @@ from bench.methods.base import MethodOptions
 from bench.methods.tsd_weights import RELEASE, SD2_BASES, SD3_HUB_ID, SD2Base, missing_sd2_base
 from bench.metrics import EXTRA_METRICS, METRICS
 from bench.metrics.weights import WeightFile, file_sha256
-from bench.missing import Missing
+from bench.missing import Missing, Obstacle
 from bench.testsets import DATASETS, HR, LR, TESTSETS, missing_testset
 
 TESTSETS_REPO = "Iceclear/StableSR-TestSets"
@@ -59,7 +59,7 @@ class Item:
     licence: str
     size_bytes: int | None
     restricted: bool
-    missing: Callable[[MethodOptions], list[Missing]]
+    missing: Callable[[MethodOptions], Sequence[Missing | Obstacle]]
     get: Callable[[MethodOptions], None] | None
     by_hand: str | None = None
 

@@ -1,4 +1,4 @@
-"""What is not on this machine: one record per absent file, naming where it goes and how to get it."""
+"""What is not on this machine: one record per absent file, naming where it goes and how to get it, or per obstacle."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -36,6 +36,23 @@ class Missing:
         return f"{self.needed_by} needs {self.name}{about} at {self.where}: {how}"
 
 
+@dataclass(frozen=True)
+class Obstacle:
+    """What keeps a method from running here and is no file: a GPU, a tool, an image of another size.
+
+    Attributes:
+        needed_by: what cannot run ("SinSR").
+        reason: what is in the way, and what to do about it, in words that follow "SinSR ".
+    """
+
+    needed_by: str
+    reason: str
+
+    def line(self) -> str:
+        """One line for a footnote."""
+        return f"{self.needed_by} {self.reason}"
+
+
 def human_size(size_bytes: int | None) -> str:
     """`233.1 MB` for 233_100_000 bytes (powers of ten, as on download pages); empty for None."""
     if size_bytes is None:
@@ -48,6 +65,6 @@ def human_size(size_bytes: int | None) -> str:
     return f"{value:.0f} {unit}" if unit in ("B", "kB") else f"{value:.1f} {unit}"
 
 
-def describe(missing: Iterable[Missing]) -> str:
+def describe(missing: "Iterable[Missing | Obstacle]") -> str:
     """Every missing file on a line of its own, in the order given, duplicates once."""
     return "\n".join(dict.fromkeys(item.line() for item in missing))

@@ -11,7 +11,7 @@ from typing import TypeVar
 from bench.errors import UserError
 from bench.methods import METHODS, MethodOptions, MethodSpec, get_method
 from bench.metrics import MetricSpec, get_metric, missing_metric
-from bench.missing import Missing
+from bench.missing import Missing, Obstacle
 from bench.schema import Plan, PlanMethod, PlanMetric, PlanSet
 from bench.tables import PaperRow, Profile, TableSpec
 from bench.testsets import TESTSETS, missing_testset
@@ -42,10 +42,10 @@ class Choice:
     rows: tuple[Row, ...]
     metrics: tuple[MetricSpec, ...]
     missing_sets: dict[str, list[Missing]] = field(default_factory=dict)
-    missing_methods: dict[tuple[str, str], list[Missing]] = field(default_factory=dict)
+    missing_methods: dict[tuple[str, str], list[Missing | Obstacle]] = field(default_factory=dict)
     missing_metrics: dict[str, list[Missing]] = field(default_factory=dict)
 
-    def missing(self) -> list[Missing]:
+    def missing(self) -> list[Missing | Obstacle]:
         """Everything missing, each once, test sets first."""
         groups = [*self.missing_sets.values(), *self.missing_methods.values(), *self.missing_metrics.values()]
         return list(dict.fromkeys(item for group in groups for item in group))
@@ -83,7 +83,7 @@ def choose(
             (name, row.name): found
             for name in names
             for row in rows
-            if row.spec and (found := row.spec.missing(replace(options, testset=name)))
+            if row.spec and (found := list(row.spec.missing(replace(options, testset=name))))
         },
         missing_metrics={spec.name: found for spec in specs if (found := missing_metric(spec))},
     )

@@ -18,11 +18,12 @@ The contract, clause by clause; `bench check METHOD` tries every one of them on 
     provenance    method.provenance() is a JSON-able dict with the sha256 of every weight file and every setting
                   that changes a number; names of files, no absolute paths.
 
-Published outputs have no `restore`: a `FolderMethod` names one finished image per test image instead.
+Published outputs have no `restore`: a `FolderMethod` names one finished image per test image instead. A method that
+runs as a process over a whole folder is a `FolderRunner`; seeds, checks and records are the same.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from bench.missing import Missing
+    from bench.card import Card
+    from bench.missing import Missing, Obstacle
     from bench.testsets import TestSet
 
 SCALE = 4
@@ -72,6 +74,41 @@ class FolderMethod(Protocol):
         ...
 
 
+@runtime_checkable
+class FolderRunner(Protocol):
+    """A method that restores many images at once, in a process of its own (bench/external/)."""
+
+    def restore_folder(
+        self, images: Mapping[str, Path], seeds: Mapping[str, int], work: Path
+    ) -> Iterator[tuple[str, Path | str]]:
+        """Restores `images` (name -> file of the low-resolution image) and yields every name exactly once.
+
+        With it comes the file of the output, or the reason in one line why there is none. A file is yielded as soon as
+        it is known to be whole; the process may still be running.
+
+        Args:
+            seeds: by name; for a method that cannot be seeded they are ignored.
+            work: a folder of this method's own for inputs, outputs and logs. What an interrupted call left there may
+                be taken up again, if it was made by the same settings. After the last name nothing but logs remains.
+
+        Raises:
+            UserError: nothing could be started at all: no environment, a checkout that was changed.
+        """
+        ...
+
+    def provenance(self) -> dict[str, object]:
+        """As of `Method`. Builds and starts nothing."""
+        ...
+
+    def environment(self) -> dict[str, object]:
+        """What the process ran in (interpreter, packages), JSON-able; called after `restore_folder`."""
+        ...
+
+    def seeded(self) -> bool:
+        """Whether every image is made from its own seed; else its row records no seed."""
+        ...
+
+
 @dataclass(frozen=True)
 class MethodOptions:
     """Where and how a method runs.
@@ -82,6 +119,9 @@ class MethodOptions:
         data_root: folder of the test sets; None means $TSD_DATA.
         weights_root: folder of weights that cannot be shipped; None means $TSD_WEIGHTS, else ./weights.
         testset: name of the test set about to be restored, for methods that exist for some sets only.
+        repo_dir: folder with clones or bundles of the methods' repositories; None clones from their addresses.
+        cache_root: folder of checkouts and environments; None means $TSD_CACHE, else a folder in ~/.cache.
+        time_limit_seconds: how long a method's process may take over one folder; None means the card's bound.
     """
 
     device: str = "cpu"
@@ -89,6 +129,9 @@ class MethodOptions:
     data_root: Path | None = None
     weights_root: Path | None = None
     testset: str | None = None
+    repo_dir: Path | None = None
+    cache_root: Path | None = None
+    time_limit_seconds: float | None = None
 
     def weights(self) -> Path:
         """The folder of weights that are not shipped; it need not exist."""
@@ -97,6 +140,11 @@ class MethodOptions:
     def weights_place(self, name: str) -> str:
         """Where the file or folder `name` belongs, in words for footnotes that may be published: no absolute path."""
         return f"$TSD_WEIGHTS/{name} (or under --weights-root, else ./weights)"
+
+    def cache(self) -> Path:
+        """The folder of checkouts and environments; it need not exist."""
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return Path(self.cache_root or os.environ.get("TSD_CACHE") or home / "tsd-sr-bench").absolute()
 
     def data(self) -> Path:
         """The folder of the test sets; it need not exist."""
@@ -132,9 +180,14 @@ class MethodSpec:
         kind: "resize", "diffusion", "gan", "function" or "published".
         summary: one line for `bench list`.
         licence: licence of the weights or images, else of the code.
+        how: "in process", "own environment" or "published outputs".
+        restriction: what the licence forbids; empty where nothing is forbidden.
+        verified: how this row was last checked, in words.
+        card: the card it comes from, for the paper's competitors.
         load: makes the method, may raise `bench.errors.UserError`. Every run calls it and `provenance`, also when all
             work is done, so both hash files but leave building a network to the first `restore`.
-        missing: what is not on this machine, by looking at file names only: fast, no network, no hashing.
+        missing: what is not on this machine, by looking at file names only: fast, no network, no hashing. Files,
+            and obstacles that no file mends (a GPU).
         testsets: the only test sets it can serve; None for all.
     """
 
@@ -144,11 +197,15 @@ class MethodSpec:
     kind: str
     summary: str
     licence: str
-    load: Callable[[MethodOptions], Method | FolderMethod]
-    missing: Callable[[MethodOptions], "list[Missing]"]
+    load: Callable[[MethodOptions], Method | FolderMethod | FolderRunner]
+    missing: Callable[[MethodOptions], "Sequence[Missing | Obstacle]"]
     testsets: tuple[str, ...] | None = None
+    how: str = "in process"
+    restriction: str = ""
+    verified: str = "in the test suite"
+    card: "Card | None" = None
 
 
-def nothing_missing(options: MethodOptions) -> "list[Missing]":
+def nothing_missing(options: MethodOptions) -> "list[Missing | Obstacle]":
     """For methods that need no file beyond the installed packages."""
     return []
