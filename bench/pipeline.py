@@ -55,6 +55,8 @@ class Stages:
         """
         table, profile = get_profile(args.table, args.profile)
         options = MethodOptions("cpu", args.dtype, args.data_root, args.weights_root)
+        own = {"repo_dir": args.repo_dir, "cache_root": args.cache, "time_limit_seconds": args.time_limit}
+        options = replace(options, seed=args.seed, **own)
         choice = choose(
             table, args.profile, options, testsets=args.testsets, methods=args.methods, metrics=args.metrics
         )
