@@ -90,7 +90,7 @@ def _end(child: int) -> None:
     started = time.monotonic()
     asked: set[int] = set()
     while time.monotonic() - started < GIVE_UP_SECONDS:
-        alive = [process for process in psutil.Process().children(recursive=True) if _runs(process)]
+        alive = [process for process in psutil.Process().children(recursive=True) if not _is_over(process, child)]
         if not alive:
             return
         grace = time.monotonic() - started < GRACE_SECONDS
@@ -107,13 +107,19 @@ def _end(child: int) -> None:
         time.sleep(0.02)
 
 
-def _runs(process) -> bool:
+def _is_over(process, child: int) -> bool:
+    """Whether a descendant has ended; an adopted one is taken leave of, so that its number becomes free."""
     import psutil
 
     try:
-        return process.status() != psutil.STATUS_ZOMBIE
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return False
     except psutil.Error:
-        return False
+        return True
+    if process.pid != child:  # whose exit code the main thread waits for
+        with contextlib.suppress(OSError):
+            os.waitpid(process.pid, os.WNOHANG)
+    return True
 
 
 if __name__ == "__main__":
