@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bench.errors import UserError
 from bench.methods.base import FolderMethod, Method, MethodOptions, MethodSpec
+from bench.methods.cards import card_specs
 from bench.methods.folder import OSEDIFF_PUBLISHED, folder_spec
 from bench.methods.function import function_spec
 from bench.methods.resize import BICUBIC, LANCZOS
@@ -18,7 +19,6 @@ from bench.methods.tsd_rows import (
     OSEDIFF_MINI,
     OSEDIFF_MINI_SD2,
     TEACHER_20,
-    TSD_SR,
     TSD_SR_MINI,
     TSD_SR_MINI_SD2,
     TSD_SR_SD2,
@@ -41,9 +41,9 @@ METHODS: dict[str, MethodSpec] = {
     "tsd-sr-mini-sd2": TSD_SR_MINI_SD2,
     "realesrgan-compact": REALESRGAN_COMPACT,
     "osediff-published": OSEDIFF_PUBLISHED,
-    "tsd-sr": TSD_SR,
     "tsd-sr-sd2": TSD_SR_SD2,
     "tsd-sr-sd21": TSD_SR_SD21,
+    **card_specs(),
 }
 
 
