@@ -434,6 +434,7 @@ def test_a_file_without_a_hash_is_resumed_only_where_the_server_says_it_is_the_s
         download([server.url("file")], tmp_path / "file", None)
     assert (tmp_path / "file.part").stat().st_size == 300_000
     server.requests.clear()
+    server.cut = []
     download([server.url("file")], tmp_path / "file", None)
     assert [wanted for _, wanted in server.requests] == ["bytes=300000-"]
     assert (tmp_path / "file").read_bytes() == CONTENT
@@ -442,6 +443,6 @@ def test_a_file_without_a_hash_is_resumed_only_where_the_server_says_it_is_the_s
     server.cut = [300_000, 0, 0, 0]
     with pytest.raises(UserError):
         download([server.url("file")], tmp_path / "other", None)
-    server.etag, server.content = '"two"', CONTENT[::-1]  # replaced meanwhile: it comes from the start
+    server.etag, server.content, server.cut = '"two"', CONTENT[::-1], []  # replaced meanwhile: it comes from the start
     download([server.url("file")], tmp_path / "other", None)
     assert (tmp_path / "other").read_bytes() == CONTENT[::-1]
