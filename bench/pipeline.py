@@ -1,6 +1,7 @@
 """The stages of a run in their order, over one output folder. Every stage reads what the one before wrote.
 
-What is missing is found before anything heavy is imported; with `allow_missing` it costs cells, else it ends the run.
+What is missing is found before anything heavy is imported. A method that cannot run costs its row, never the table; a
+missing test set or metric costs cells with `allow_missing`, else it ends the run.
 """
 
 import argparse
@@ -54,7 +55,7 @@ class Stages:
             UserError: an unknown name, something missing that is required, a test set that is not what it should be.
         """
         table, profile = get_profile(args.table, args.profile)
-        options = MethodOptions("cpu", args.dtype, args.data_root, args.weights_root)
+        options = MethodOptions(_device(args.device), args.dtype, args.data_root, args.weights_root)
         own = {"repo_dir": args.repo_dir, "cache_root": args.cache, "time_limit_seconds": args.time_limit}
         options = replace(options, seed=args.seed, **own)
         choice = choose(
@@ -63,7 +64,8 @@ class Stages:
         if not scoring:
             choice = replace(choice, missing_metrics={})
         allow = profile.allow_missing if args.allow_missing is None else args.allow_missing
-        choice = _required(choice, allow, asked=args.testsets is not None)
+        strict = args.allow_missing is False  # asked for in so many words: then a method may not be missing either
+        choice = _required(choice, allow, strict=strict, asked=args.testsets is not None)
         _own_methods_exist(choice, args.methods or [])
         redo = [_redo_name(choice, name) for name in args.redo]
         reference = args.reference or profile.reference
@@ -72,6 +74,7 @@ class Stages:
 
         testsets = [load_testset(name, args.data_root, args.limit) for name in choice.testsets]
         records = Records(args.out or default_out(args.profile, args.limit))
+        _something_to_measure(choice, records)
         sets = [
             PlanSet(testset.name, testset.display, [image.name for image in testset.images], testset.total)
             for testset in testsets
@@ -80,21 +83,30 @@ class Stages:
         names = [method.name for method in plan.methods]
         if args.reference and args.reference not in names:
             raise UserError(f"no row {args.reference!r} to refer differences to; the table has {', '.join(names)}")
-        options = replace(options, device=_device(args.device))
         return cls(choice, testsets, plan, records, options, redo)
 
     def begin(self) -> None:
         """Records what the table consists of, so that it can be rendered whatever happens next."""
         self.records.write_plan(self.plan)
 
+    def announce(self) -> None:
+        """One line for each method that cannot run here: why, and on which test sets where it can on others."""
+        for row in self.choice.rows:
+            why = {testset: lines for testset, lines in self.choice.why_not(row).items() if lines}
+            if why:
+                where = "" if len(why) == len(self.testsets) else f" on {', '.join(why)}"
+                lines = dict.fromkeys(line for group in why.values() for line in group)
+                _say(f"left out{where}: {'; '.join(lines)}")
+
     def restore(self) -> None:
-        """Stage 1 for every row that can run here."""
+        """Stage 1 for every row that can run here: one method after another, in the order of the table."""
         from bench.restore import restore_set
 
+        order = [method.name for method in self.plan.methods]
         jobs = [
             (testset, row.spec)
+            for row in sorted(self.choice.rows, key=lambda row: order.index(row.name))
             for testset in self.testsets
-            for row in self.choice.rows
             if row.spec is not None and (testset.name, row.name) not in self.choice.missing_methods
         ]
         for testset, spec in _stage("restore", jobs, lambda job: f"{job[1].name} on {job[0].name}"):
@@ -171,17 +183,23 @@ class Stages:
         return bool(made) and all(self.records.image_path(testset.name, method, row.name).exists() for row in made)
 
 
-def _required(choice: Choice, allow_missing: bool, *, asked: bool) -> Choice:
+def _required(choice: Choice, allow_missing: bool, *, strict: bool, asked: bool) -> Choice:
     """`choice` without the test sets that are absent, where that is allowed.
+
+    Args:
+        strict: methods are required as well.
+        asked: the test sets were named by the user.
 
     Raises:
         UserError: something required is missing; lists every file with its source, size, licence and place.
     """
-    missing = choice.missing()
+    missing = choice.missing(methods=strict)
     if missing and not allow_missing:
+        others = describe(item for item in choice.missing() if item not in missing)
+        dashes = f"These keep a method from running, which costs its row alone:\n{others}\n" if others else ""
         raise UserError(
             f"{choice.table.name} in the profile {choice.profile} needs what is not on this machine:\n"
-            f"{describe(missing)}\n"
+            f"{describe(missing)}\n{dashes}"
             "Nothing is downloaded unasked: `bench fetch NAME` gets what says so. --allow-missing measures what can be "
             "measured here."
         )
@@ -210,6 +228,19 @@ def _own_methods_exist(choice: Choice, methods: list[str]) -> None:
                     raise UserError(f"--methods {name}: not there: {describe(missing)}")
 
 
+def _something_to_measure(choice: Choice, records: Records) -> None:
+    """A run in which no method can run, and none has run before, is a mistake rather than a table of dashes.
+
+    Raises:
+        UserError: lists what keeps each method from running.
+    """
+    why = {row.name: choice.why_not(row) for row in choice.rows}
+    if any(not lines or records.read_run(testset, name) for name in why for testset, lines in why[name].items()):
+        return
+    listed = dict.fromkeys(line for groups in why.values() for lines in groups.values() for line in lines)
+    raise UserError("nothing to measure, none of the methods can run here:\n" + "\n".join(listed))
+
+
 def _redo_name(choice: Choice, name: str) -> str:
     """The row that `--redo NAME` means, given as in --methods or as in the table."""
     from bench.methods import get_method
@@ -226,14 +257,22 @@ def _device(name: str) -> str:
 
     Importing torch takes seconds that a run with nothing left to do need not spend, and without the driver's library
     its answer is known.
-    """
-    if name != "auto":
-        return name
-    if not any(find_library(library) for library in ("cuda", "nvcuda", "amdhip64")):
-        return "cpu"
-    import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    Raises:
+        UserError: a GPU was asked for and there is none.
+    """
+    if name != "auto" and not name.startswith("cuda"):
+        return name
+    available = any(find_library(library) for library in ("cuda", "nvcuda", "amdhip64"))
+    if available:
+        import torch
+
+        available = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda" if available else "cpu"
+    if not available:
+        raise UserError(f"--device {name}: torch finds no CUDA device on this machine; expected cpu, or a GPU")
+    return name
 
 
 JobT = TypeVar("JobT")

@@ -7,6 +7,7 @@ Under the output folder of a run:
     records/<test set>/<method>/images.jsonl          one line per restored image
     records/<test set>/<method>/scores.<metric>.jsonl one line per score
     images/<test set>/<method>/<name>.png             the images (not tracked by git)
+    images/.work/<test set>/<method>/                 inputs, outputs and logs of a method's own process
     superseded/                                       records moved aside by `--redo`
 
 A row is appended with one write and flushed to disk, so a kill at any instant leaves whole lines and at most one torn
@@ -61,6 +62,10 @@ class Records:
 
     def image_path(self, testset: str, method: str, name: str) -> Path:
         return self.out / "images" / testset / method / f"{name}.png"
+
+    def work_folder(self, testset: str, method: str) -> Path:
+        """For the process of a method that restores a whole folder; beside the images, which git ignores."""
+        return self.out / "images" / ".work" / testset / method
 
     def measured(self) -> list[tuple[str, str]]:
         """(test set, method) of everything that has a run, in alphabetical order."""
@@ -154,7 +159,8 @@ class Records:
                 ) from None
             for folder in (self.root, path.parent):
                 for leftover in folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
-                    leftover.unlink()
+                    if leftover.is_file():
+                        leftover.unlink()
             yield
 
     def _images(self, testset: str, method: str) -> Path:

@@ -7,18 +7,21 @@ image, its row says so and the run goes on.
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from bench import provenance
-from bench.errors import UserError
+from bench.errors import one_line
 from bench.imaging import Maker, copier, timer, warm_up
-from bench.methods.base import FolderMethod, MethodOptions, MethodSpec
+from bench.methods.base import FolderMethod, FolderRunner, Method, MethodOptions, MethodSpec
 from bench.records import Records, write_atomic
-from bench.schema import ImageRow, Run, StaleRecords
+from bench.runners import run_folder
+from bench.schema import EXTERNAL, ImageRow, Run, StaleRecords
 from bench.seeds import image_seed
 
 if TYPE_CHECKING:
@@ -76,24 +79,25 @@ def restore_set(
     if absent:
         say(f"{spec.name} on {testset.name}: {absent} recorded images are not on disk as recorded, restored again")
     if pending:
-        key, run = _with_environment(run, options)
-        records.write_run(run)
-        if isinstance(method, FolderMethod):
-            make = copier(outputs)
-        else:
-            import torch
-
-            make = timer(method, torch.device(options.device))
-            warm_up(make, pending[0], seed)
-        bar = tqdm(pending, desc=f"restore {testset.name} · {spec.name}", unit="image", delay=1, file=sys.stderr)
-        for image in bar:
-            used = None if outputs else image_seed(seed, image.name)
-            row = _restore_one(records, testset.name, spec.name, image, make, used, key)
-            records.add_image(testset.name, spec.name, row)
-            if row.error is None:
-                report.made += 1
-            else:
-                report.failed[image.name] = row.error
+        key = None
+        seeded = method.seeded() if isinstance(method, FolderRunner) else not isinstance(method, FolderMethod)
+        work = records.work_folder(testset.name, spec.name)
+        title = f"restore {testset.name} · {spec.name}"
+        with (
+            closing(_makers(method, outputs, pending, options, seed, work)) as makers,
+            tqdm(makers, desc=title, total=len(pending), unit="image", delay=1, file=sys.stderr) as bar,
+        ):
+            for image, make in bar:
+                if key is None:  # not before: a process of its own has no environment until it has begun
+                    key, run = _with_environment(run, options, method)
+                    records.write_run(run)
+                used = image_seed(seed, image.name) if seeded else None
+                row = _restore_one(records, testset.name, spec.name, image, make, used, key)
+                records.add_image(testset.name, spec.name, row)
+                if row.error is None:
+                    report.made += 1
+                else:
+                    report.failed[image.name] = row.error
     records.finish_images(testset.name, spec.name, [image.name for image in testset.images])
     used = {row.environment for row in records.read_images(testset.name, spec.name).values()}
     environments = {key: content for key, content in run.environments.items() if key in used}
@@ -110,11 +114,27 @@ def is_restored(records: Records, testset: str, method: str, rows: dict[str, Ima
     return provenance.sha256_file(path) == row.sr_sha256
 
 
-def one_line(error: BaseException) -> str:
-    """An exception as one line of at most 300 characters."""
-    text = " ".join(f"{type(error).__name__}: {error}".split()) if not isinstance(error, UserError) else str(error)
-    text = " ".join(text.split())
-    return text if len(text) <= 300 else text[:297] + "..."
+def _makers(
+    method: Method | FolderMethod | FolderRunner,
+    outputs: dict[str, Path],
+    images: Sequence["TestImage"],
+    options: MethodOptions,
+    seed: int,
+    work: Path,
+) -> Generator[tuple["TestImage", Maker]]:
+    """Every image with what makes its PNG; of a `FolderRunner` in the order in which its process is done with them."""
+    if isinstance(method, FolderRunner):
+        yield from run_folder(method, images, seed, work)
+        return
+    if isinstance(method, FolderMethod):
+        make = copier(outputs)
+    else:
+        import torch
+
+        make = timer(method, torch.device(options.device))
+        warm_up(make, images[0], seed)
+    for image in images:
+        yield image, make
 
 
 def _restore_one(
@@ -214,7 +234,19 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _with_environment(run: Run, options: MethodOptions) -> tuple[str, Run]:
+def _with_environment(
+    run: Run, options: MethodOptions, method: Method | FolderMethod | FolderRunner | None = None
+) -> tuple[str, Run]:
+    """The key of the present environment, and `run` with it; with that of the method's own process, where it has one.
+
+    What such a process ran in may not be known when nothing could be started; then the reason stands there.
+    """
     content = provenance.environment(options.device, options.dtype)
+    if isinstance(method, FolderRunner):
+        try:
+            external = json.loads(json.dumps(method.environment(), allow_nan=False))
+        except Exception as error:
+            external = {"unknown": one_line(error)}
+        content[EXTERNAL] = external
     key = provenance.environment_key(content)
     return key, replace(run, environments={**run.environments, key: content})

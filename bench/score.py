@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from bench import provenance
-from bench.errors import UserError
+from bench.errors import UserError, one_line
 from bench.metrics.base import CannotScoreError, MetricSpec, weight_hashes
 from bench.records import Records
-from bench.restore import StageReport, one_line
+from bench.restore import StageReport
 from bench.schema import WHOLE_SET, ImageRow, ScoreRow, set_sha256, valid_scores, valid_set_score
 
 if TYPE_CHECKING:

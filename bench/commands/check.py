@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from bench.check import check_folder, check_method, report
     from bench.errors import UserError
     from bench.methods import FolderMethod, MethodOptions, get_method
+    from bench.methods.base import FolderRunner
     from bench.missing import describe
 
     spec = get_method(args.method)
@@ -62,6 +63,11 @@ def run(args: argparse.Namespace) -> int:
             from bench.testsets import load_testset
 
             findings = check_folder(method, load_testset(args.testset, args.data_root), bar.update)
+        elif isinstance(method, FolderRunner):
+            raise UserError(
+                f"{spec.name} runs as a process of its own over a whole folder and has no `restore` to try. "
+                f"`bench run --methods {spec.name} --limit 1` checks that an image comes out, of the right size"
+            )
         else:
             findings = check_method(method, device=args.device, progress=bar.update)
     kept = all(finding.passed is not False for finding in findings)

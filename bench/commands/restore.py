@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     args.table, args.metrics, args.reference, args.allow_missing = "table1", None, None, None
     stages = Stages.from_args(args, scoring=False)
     with stages.records.lock():
+        stages.announce()
         stages.restore()
     for line in stages.report():
         print(line)

@@ -16,7 +16,7 @@ The same command continues after an interruption. Seconds differ from run to run
 same byte for byte. Nothing is downloaded: what is missing is named, and `bench fetch` gets it.
 
 exit status: 0 everything that can be measured here is in the table, 1 a method or metric failed on some image (its
-cell says so), 2 bad input or a missing requirement
+cell says so), 2 bad input or a missing requirement. A method that cannot run here is a dash with its reason
 """
 
 
@@ -43,7 +43,8 @@ def add_parser(subparsers) -> None:
         "--allow-missing",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="measure what can be measured and put dashes for the rest (default: in the profile mini)",
+        help="put dashes for test sets and metrics that are missing too (default: in the profile mini); with "
+        "--no-allow-missing not even a method may be missing",
     )
     parser.set_defaults(func=run)
 
@@ -107,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
     stages = Stages.from_args(args)
     with stages.records.lock():
         stages.begin()
+        stages.announce()
         stages.restore()
         stages.score()
     print(stages.render(timing=args.timing, figure=args.figure), end="")

@@ -26,17 +26,18 @@ from bench.methods.tsd_weights import (
     RELEASE_SETTINGS,
     SD2Base,
     Weights,
-    missing_release,
     missing_sd2_student,
     recommended_settings,
     release,
     sd2_student,
 )
 from bench.missing import describe
+from bench.store import verified_files, verified_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bench.card import Card
     from tsd.backbone import Backbone
     from tsd.restore import Restorer
 
@@ -188,13 +189,12 @@ def load_sd2(base: SD2Base, options: MethodOptions) -> OneStepMethod:
     absent = missing_sd2_student(base, options)
     if absent:
         raise UserError(f"TSD-SR on {base.display} cannot run here:\n{describe(absent)}")
+    verified_files((base.weight,), options, licence="", needed_by=f"TSD-SR ({base.display})", fetch=base.asset)
     return load_student(sd2_student(base, options), options, {"color": "adain"})
 
 
-def load_release(options: MethodOptions) -> OneStepMethod:
-    absent = missing_release(options)
-    if absent:
-        raise UserError(f"TSD-SR cannot run here:\n{describe(absent)}")
+def load_release(card: "Card", options: MethodOptions) -> OneStepMethod:
+    verified_weights(card, options)
     return load_student(release(options), options, {"color": "adain"})
 
 

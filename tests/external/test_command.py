@@ -142,6 +142,7 @@ def draw(tmp_path: Path, *images: str, isolated: bool = False) -> list[list[floa
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_seed_module_seeds_every_generator_by_image(tmp_path: Path) -> None:
     first, second = draw(tmp_path, "/lr/a.png", "b.v2.png")
     torch.manual_seed(3)

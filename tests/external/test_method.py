@@ -150,6 +150,7 @@ def test_a_hung_process_is_stopped_with_its_children(make_card, options, make_im
     assert gone(tmp_path / "pids")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_nothing_outlives_the_harness(make_card, options, make_images, tmp_path, number, monkeypatch) -> None:
     images = make_images("a", "b", "c")

@@ -1,4 +1,4 @@
-"""The checkout: from an address, a clone, a bundle; and every state that would run something else than the card says."""
+"""The checkout: from an address, a clone, a bundle; and every state that would not run what the card says."""
 
 import os
 import shutil
