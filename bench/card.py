@@ -94,11 +94,14 @@ class Environment:
         python: version of the interpreter, "3.10".
         requirements: as for `uv pip install`, every direct dependency pinned.
         note: where the pins differ from the repository's own statement, and why.
+        before: a date, "2024-06-01": what the requirements leave open is taken as it was then, so that the same pins
+            give the same packages later on; empty for as it is on the day of building.
     """
 
     python: str
     requirements: tuple[str, ...]
     note: str = ""
+    before: str = ""
 
 
 @dataclass(frozen=True)
@@ -262,6 +265,8 @@ def _faults(card: Card) -> typing.Iterator[str]:
             yield "run = 'external' needs [environment] and [command]"
         else:
             yield from _command_faults(card, card.command, files)
+    if card.environment and card.environment.before and not re.fullmatch(r"\d{4}-\d\d-\d\d", card.environment.before):
+        yield f"before = {card.environment.before!r}; expected a date, YYYY-MM-DD"
 
 
 def _command_faults(card: Card, command: Command, files: set[str]) -> typing.Iterator[str]:

@@ -26,7 +26,15 @@ from bench.records import write_atomic
 
 MARKER = "environment.json"
 NOT_OURS = ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH")
-UV_NOT_OURS = ("UV_PYTHON", "UV_CONSTRAINT", "UV_OVERRIDE", "UV_SYSTEM_PYTHON", "UV_TARGET", "UV_PREFIX")
+UV_NOT_OURS = (
+    "UV_EXCLUDE_NEWER",
+    "UV_PYTHON",
+    "UV_CONSTRAINT",
+    "UV_OVERRIDE",
+    "UV_SYSTEM_PYTHON",
+    "UV_TARGET",
+    "UV_PREFIX",
+)
 
 
 def pins_sha256(environment: Environment) -> str:
@@ -34,6 +42,7 @@ def pins_sha256(environment: Environment) -> str:
     content = {
         "python": environment.python,
         "requirements": list(environment.requirements),
+        "before": environment.before,
         "platform": [sys.platform, platform.machine()],
     }
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -112,23 +121,20 @@ def _install(environment: Environment, display: str, uv: str, place: Path, log: 
     """Builds in place, since scripts of an environment name its path, and writes the marker last."""
     variables = {key: value for key, value in os.environ.items() if key not in (*NOT_OURS, *UV_NOT_OURS)}
     python = python_of(place)
-    steps = [
-        ([uv, "venv", "--no-project", "--python", environment.python, str(place)], f"Python {environment.python}"),
-        (
-            [uv, "pip", "install", "--python", str(python), "-r", str(place / "requirements.txt")],
-            f"{len(environment.requirements)} requirements",
-        ),
-    ]
-    for argv, what in steps:
-        if python.exists():
-            text = "".join(f"{line}\n" for line in environment.requirements)
-            write_atomic(place / "requirements.txt", text.encode())
-        title = f"{display}: {what}"
-        ending = run_tool(argv, title=title, log=log, cwd=place.parent, env=variables)
+
+    def step(argv: list[str], what: str) -> None:
+        ending = run_tool(argv, title=f"{display}: {what}", log=log, cwd=place.parent, env=variables)
         require(ending, log, f"the environment of {display} could not be built: {what}", "uv's last lines were:")
+
+    step([uv, "venv", "--no-project", "--python", environment.python, str(place)], f"Python {environment.python}")
+    pins = place / "requirements.txt"
+    write_atomic(pins, "".join(f"{line}\n" for line in environment.requirements).encode())
+    dated = ["--exclude-newer", environment.before] if environment.before else []
+    step([uv, "pip", "install", "--python", str(python), "-r", str(pins), *dated], "packages")
     content = {
         "python": _output([str(python), "-c", "import platform; print(platform.python_version())"], variables),
         "requirements": list(environment.requirements),
+        "before": environment.before,
         "pins_sha256": pins_sha256(environment),
         "packages": _packages(_output([uv, "pip", "freeze", "--python", str(python)], variables)),
         "platform": platform.platform(),

@@ -68,6 +68,7 @@ class ExternalMethod:
             ],
             "python": self.card.environment.python,
             "requirements": list(self.card.environment.requirements),
+            "before": self.card.environment.before,
             "command": list(command.arguments),
             "variables": dict(command.variables),
             "links": dict(command.links),

@@ -184,6 +184,7 @@ def make_card(official: tuple[Path, str], tmp_path: Path) -> MakeCard:
         patches: str = "",
         command: str = "",
         requirements: tuple[str, ...] = (f"pillow=={PILLOW}",),
+        before: str = "",
         repository: str = "",
         commit: str = "",
     ) -> Card:
@@ -195,7 +196,7 @@ def make_card(official: tuple[Path, str], tmp_path: Path) -> MakeCard:
             patches=patches or (SEED_PATCH if seeding == "image" else ""),
             weight_sha256=hashlib.sha256(WEIGHT).hexdigest(),
             python=f"{sys.version_info.major}.{sys.version_info.minor}",
-            requirements=list(requirements),
+            requirements=f"{list(requirements)}\nbefore = {before!r}",
             arguments=[*arguments, *(["--mode", mode] if mode else [])],
             command=textwrap.dedent(command),
         )

@@ -44,14 +44,22 @@ def test_it_is_built_again_only_when_the_pins_change(built, make_card, options) 
     assert installed_pillow(built) == "10.4.0"
 
 
+def test_what_is_left_open_is_taken_as_of_the_card_s_date(built, make_card, own) -> None:
+    card = make_card(requirements=("pillow<11",), before="2024-03-15")
+    assert installed_pillow(build(card, own)) == "10.2.0"
+    with pytest.raises(UserError, match="before = 'spring'; expected a date, YYYY-MM-DD"):
+        make_card(before="spring")
+
+
 def test_python_requirements_and_their_order_are_the_address(make_card) -> None:
     pins = make_card(requirements=("a==1", "b==2")).environment
     others = [
         replace(pins, python="3.8"),
         replace(pins, requirements=("b==2", "a==1")),
         replace(pins, requirements=("a==1", "b==3")),
+        replace(pins, before="2024-01-01"),
     ]
-    assert len({pins_sha256(each) for each in (pins, *others)}) == 4
+    assert len({pins_sha256(each) for each in (pins, *others)}) == 5
     assert pins_sha256(replace(pins, note="of no consequence")) == pins_sha256(pins)
 
 
@@ -79,7 +87,7 @@ def test_a_requirement_that_does_not_exist(built, make_card, own) -> None:
     with pytest.raises(UserError) as caught:
         build(card, own)
     message = str(caught.value)
-    assert "the environment of Tiny could not be built: 1 requirements: crashed: the process ended with" in message
+    assert "the environment of Tiny could not be built: packages: crashed: the process ended with" in message
     assert "pillow==0.0.999" in message
     assert "$TSD_CACHE/environments/" in message
     assert str(own.cache()) not in message
