@@ -6,7 +6,7 @@ is looked for by name, and its reason says how the process ended only where the 
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,19 +42,24 @@ class Names:
 
     def __init__(self, pattern: str, ignore: Sequence[str], names: Iterable[str]) -> None:
         self._names = frozenset(names)
-        longest_first = "|".join(re.escape(name) for name in sorted(self._names, key=len, reverse=True))
-        ambiguous = "*" in pattern or "?" in pattern  # without, one look decides
-        first, *others = pattern.split("{name}")
-        text = f"{_regex(first)}(?P<name>{longest_first if ambiguous else '[^/]+'})"
-        self._expected = re.compile(text + "(?P=name)".join(_regex(part) for part in others))
+        self._lengths = sorted({len(name) for name in self._names}, reverse=True)
+        self._pattern = pattern
         self._ignore = tuple(ignore)
+        self._known: dict[str, str | None] = {}  # the same files are asked for again and again while they come
 
     def of(self, path: str) -> str | None:
         """The name of the image, or None for a file that is none of the outputs; `path` is under the folder."""
-        if self.ignored(path):
-            return None
-        match = self._expected.fullmatch(path)
-        return match["name"] if match and match["name"] in self._names else None
+        if path not in self._known:
+            self._known[path] = None if self.ignored(path) else next(self._fitting(path), None)
+        return self._known[path]
+
+    def _fitting(self, path: str) -> Iterator[str]:
+        """The names that are part of `path` in the way of the pattern, longer ones first."""
+        for length in self._lengths:
+            for start in range(len(path) - length + 1):
+                name = path[start : start + length]
+                if name in self._names and re.fullmatch(_regex(self._pattern, name), path):
+                    yield name
 
     def ignored(self, path: str) -> bool:
         name = path.rpartition("/")[2]
@@ -115,5 +120,7 @@ def _fault(path: Path, shown: str, expected: tuple[int, int]) -> str:
     return ""
 
 
-def _regex(part: str) -> str:
-    return re.escape(part).replace(r"\*", "[^/]*?").replace(r"\?", "[^/]")
+def _regex(pattern: str, name: str) -> str:
+    """The pattern with one image's name in it."""
+    wild = re.escape(pattern.replace("{name}", "\0")).replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
+    return wild.replace(re.escape("\0"), re.escape(name))
