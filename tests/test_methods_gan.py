@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
 from torch import Tensor
 
@@ -55,6 +56,32 @@ def rrdb(name: str, features: int = 64, blocks: int = 23) -> dict[str, Tensor]:
     return state
 
 
+def straight(name: str, state: dict[str, Tensor], x: Tensor) -> Tensor:
+    """RRDBNet's forward pass as its authors define it, from the state dict alone."""
+    first, dense, trunk, up1, up2, high, last = NAMES[name]
+
+    def conv(layer: str, x: Tensor) -> Tensor:
+        return F.conv2d(x, state[f"{layer}.weight"], state[f"{layer}.bias"], padding=1)
+
+    def bent(x: Tensor) -> Tensor:
+        return F.leaky_relu(x, 0.2)
+
+    features = conv(first, x)
+    y = features
+    for block in range(sum(".conv1.weight" in key for key in state) // 3):
+        z = y
+        for part in (1, 2, 3):
+            layers = [z]
+            for number in range(1, 5):
+                layers.append(bent(conv(dense.format(block, part, number), torch.cat(layers, 1))))
+            z = z + 0.2 * conv(dense.format(block, part, 5), torch.cat(layers, 1))
+        y = y + 0.2 * z
+    y = features + conv(trunk, y)
+    for layer in (up1, up2):
+        y = bent(conv(layer, F.interpolate(y, scale_factor=2, mode="nearest")))
+    return conv(last, bent(conv(high, y)))
+
+
 def wrapped(card: Card, state: dict[str, Tensor]) -> dict[str, object]:
     key = card.network.key if card.network else ""
     return {key: state} if key else dict(state)
@@ -87,13 +114,14 @@ def load(card: Card, options: MethodOptions) -> GanMethod:
 
 
 @pytest.mark.parametrize("name", RRDB_CARDS)
-def test_official_names_and_shapes_load_and_run(name: str, tmp_path: Path):
+def test_official_names_and_shapes_load_and_are_the_official_network(name: str, tmp_path: Path):
     state = rrdb(name)
     assert sum(value.numel() for value in state.values()) == 16_697_987
     method = load(*store(cards()[name], wrapped(cards()[name], state), tmp_path))
     lr = torch.rand(1, 3, 16, 16)
     sr = method.restore(lr, 0)
     assert sr.shape == (1, 3, 64, 64)
+    assert torch.allclose(sr, straight(name, state, lr).clamp(0, 1), atol=1e-5)
     assert sr.std() > 0.1
     assert not sr.is_inference()
     facts = method.provenance()
@@ -123,7 +151,7 @@ def test_the_row_says_what_the_card_says(name: str, tmp_path: Path):
     (item,) = missing
     assert item.name == card.weights[0].file
     assert item.fetch == (None if name == "ldl" else name)  # LDL's lie where only a browser gets them
-    assert spec.restriction == ("noncommercial: no commercial use, share alike" if name == "femasr" else "")
+    assert spec.restriction == ("noncommercial, share alike" if name == "femasr" else "")
 
 
 def test_the_entry_is_the_cards_whatever_else_the_file_holds(tmp_path: Path):
@@ -250,7 +278,7 @@ def test_femasr_drops_what_the_authors_drop_and_nothing_else(femasr: GanMethod, 
 def counted(scale: int, seen: list[tuple[int, int]]) -> Callable[[Tensor], Tensor]:
     def network(image: Tensor) -> Tensor:
         seen.append((image.shape[-2], image.shape[-1]))
-        return torch.nn.functional.interpolate(image, scale_factor=scale, mode="nearest")
+        return F.interpolate(image, scale_factor=scale, mode="nearest")
 
     return network
 
@@ -264,5 +292,5 @@ def test_femasr_goes_in_tiles_from_600_pixels_square():
         output = femasr.enlarge(counted(2, seen), image, 2)
         assert len(seen) == expected
         assert all(height % 16 == 0 and width % 16 == 0 for height, width in seen)
-        assert torch.equal(output, torch.nn.functional.interpolate(image, scale_factor=2, mode="nearest"))
+        assert torch.equal(output, F.interpolate(image, scale_factor=2, mode="nearest"))
     assert seen[0] == (256, 272)  # 240 + 5 and 240 + 16, each to the next multiple of 16

@@ -3,8 +3,8 @@
 The package is the folder `ram/` of the OSEDiff and SeeSR repositories; it is not on the package index and not part of
 this project. Who wants tags puts that folder on the path (PYTHONPATH) with its packages loralib, fairscale and timm,
 points `init_tokenizer` in `ram/models/utils.py` at a copy of bert-base-uncased (it names a folder of the authors' own
-machine), and puts `ram_swin_large_14m.pth` and `DAPE.pth` into the store. It was written for transformers 4 and does
-not import under 5.
+machine), and puts `ram_swin_large_14m.pth` and `DAPE.pth` into the store. It imports up to transformers 4.55 (4.54 was
+tried, with random weights: the same tags as by the authors' script) and not from 4.56 on.
 """
 
 import contextlib
