@@ -1,4 +1,6 @@
-"""This project's own models as rows: one-step students and the multi-step teacher. The only module that imports `tsd`.
+"""This project's own models as rows: one-step students and the multi-step teacher.
+
+This module and osediff.py are the only ones that import `tsd`.
 
 - `tsd-sr-mini`, `osediff-mini`: the mini base shipped in the package with the adapters trained by TSD, or by OSEDiff's
   recipe (VSD alone, no TSM and no trajectory) on the same base.
@@ -63,7 +65,7 @@ class OneStepMethod:
         from tsd.restore import RestoreConfig, Restorer
 
         self.options.require_device()
-        with _as_bench_errors():
+        with as_bench_errors():
             return Restorer.load(
                 model=self.weights.model,
                 lora=self.weights.lora,
@@ -120,7 +122,7 @@ class TeacherMethod:
         from tsd.groupnorm import use_two_pass_group_norm
 
         self.options.require_device()
-        with _as_bench_errors():
+        with as_bench_errors():
             backbone = load_backbone(
                 self.weights.model,
                 device=self.options.device,
@@ -214,7 +216,7 @@ def mini_folder(base: str = MINI) -> Path:
 
 
 @contextmanager
-def _as_bench_errors() -> Iterator[None]:
+def as_bench_errors() -> Iterator[None]:
     """What `tsd` tells its user is told to the user of `bench` in the same words."""
     from tsd.errors import UserError as TsdUserError
 
