@@ -7,7 +7,6 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,11 +15,14 @@ import pytest
 import bench.download
 import bench.fetch
 import bench.hub
+import bench.methods.published
+import bench.testsets
 from bench.card import assets, cards
 from bench.cli import main
 from bench.download import download
 from bench.errors import UserError
 from bench.methods.base import MethodOptions
+from bench.methods.published import absent_outputs, fetch_published
 from bench.metrics import METRICS
 from bench.metrics.weights import WeightFile
 from bench.missing import Missing, describe, human_size
@@ -235,6 +237,7 @@ def test_list_shows_state_size_and_licence_and_opens_no_connection(
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")}
     metrics_and_sets = [
         "lpips", "dists", "fid", "niqe", "musiq", "maniqa", "clipiqa", "kid", "realsr", "drealsr", "div2k-val",
+        "realsrset", "realset65",
     ]  # fmt: skip
     assert list(lines)[: len(metrics_and_sets)] == metrics_and_sets
     assert set(lines) >= {*assets(), *(name for name, card in cards().items() if card.weights), "osediff-published"}
@@ -364,7 +367,7 @@ def test_an_interrupted_base_model_is_still_missing(torch_home: Path, tmp_path: 
     assert item.missing(options) == []
 
 
-def test_mirror_and_published_outputs_are_verified_image_by_image(
+def test_a_mirror_is_verified_image_by_image(
     server: Server, torch_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A set of two images whose manifest has the server's hashes; the hub is away."""
@@ -384,19 +387,62 @@ def test_mirror_and_published_outputs_are_verified_image_by_image(
     ]  # fmt: skip
     assert ("/file/benchmark_realsr/test_LR/a.png", None) in server.requests
 
-    get = partial(bench.fetch._get_osediff_outputs, options)
+
+def test_published_outputs_come_from_the_cards_commit_and_are_verified_as_a_whole(
+    server: Server,
+    torch_home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """BSRGAN's card with a test set of two images and a server whose every file is the same."""
+    manifest = json.loads((bench.testsets.DATASETS / "realsrset" / "manifest.json").read_text())
+    manifest |= {"count": 2, "images": [{"name": f"{n}.png", "lr_sha256": SHA256, "size": [8, 8]} for n in "ab"]}
+    folder = tmp_path / "datasets" / "realsrset"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr(bench.testsets, "DATASETS", tmp_path / "datasets")
+    monkeypatch.setattr(bench.methods.published, "RAW", server.url("file/"))
+    options = MethodOptions(data_root=tmp_path / "data")
+    card = cards()["bsrgan"]
     with pytest.raises(UserError, match="not the published ones"):
-        get()
-    lines = "".join(f"{n}.png {SHA256}\n" for n in "ab")
-    monkeypatch.setattr(bench.fetch, "OSEDIFF_OUTPUTS_SHA256", hashlib.sha256(lines.encode()).hexdigest())
-    get()
-    assert sorted(path.name for path in (tmp_path / "data" / "realsr" / "osediff").iterdir()) == ["a.png", "b.png"]
+        fetch_published(card, options)
+    assert [path for path, _ in server.requests] == [
+        f"/file/cszn/BSRGAN/{card.commit}/testsets/BSRGAN/{name}_BSRGAN.png" for name in "ab"
+    ]
+    assert absent_outputs(card, options), "nothing unverified has the folder's name"
+
+    digest = hashlib.sha256("".join(f"{SHA256}  {n}\n" for n in "ab").encode()).hexdigest()
+    card = replace(card, published=(replace(card.published[0], images_sha256=digest),))
+    fetch_published(card, options)
+    assert len(server.requests) == 2, "what was there is not fetched again"
+    published = tmp_path / "data" / "realsrset" / "bsrgan"
+    assert sorted(path.name for path in published.iterdir()) == ["a_BSRGAN.png", "b_BSRGAN.png"]
+    assert absent_outputs(card, options) == []
+    assert main(["fetch", "bsrgan-published", "--data-root", str(tmp_path / "data")]) == 0
+    assert "bsrgan-published: here" in capsys.readouterr().out
+
+    by_hand = replace(card, name="other", published=(replace(card.published[0], source="their drive"),))
+    with pytest.raises(UserError, match="to be fetched by hand from their drive"):
+        fetch_published(by_hand, options)
 
 
-def test_the_hash_over_the_published_outputs_is_that_of_the_images(shared_dir: Path) -> None:
-    images = sorted((shared_dir / "data" / "realsr" / "osediff").glob("*.png"))
-    lines = "".join(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n" for path in images)
-    assert hashlib.sha256(lines.encode()).hexdigest() == bench.fetch.OSEDIFF_OUTPUTS_SHA256
+def test_a_set_without_ground_truth_comes_image_by_image(
+    server: Server, torch_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = json.loads((bench.fetch.DATASETS / "realsrset" / "manifest.json").read_text())
+    manifest["address"] = server.url("file/set")
+    manifest["images"] = [{"name": f"{n}.png", "lr_sha256": SHA256, "size": [8, 8]} for n in "ab"]
+    (tmp_path / "datasets" / "realsrset").mkdir(parents=True)
+    (tmp_path / "datasets" / "realsrset" / "manifest.json").write_text(json.dumps(manifest))
+    for module in (bench.fetch, bench.testsets):
+        monkeypatch.setattr(module, "DATASETS", tmp_path / "datasets")
+    options = MethodOptions(data_root=tmp_path / "data")
+    bench.fetch._get_testset("realsrset", options)
+    assert [path for path, _ in server.requests] == ["/file/set/a.png", "/file/set/b.png"]
+    assert [image.name for image in bench.testsets.load_testset("realsrset", tmp_path / "data").images] == ["a", "b"]
+    bench.fetch._get_testset("realsrset", options)
+    assert len(server.requests) == 2
 
 
 def test_realesrgan_goes_to_the_weights_folder(

@@ -56,9 +56,9 @@ class GanMethod(SpandrelMethod):
 
     def enlarge(self, image: "Tensor") -> "Tensor":
         if self.described.padding == "femasr":
-            from bench.methods import femasr
+            from bench.methods.femasr import enlarge
 
-            return femasr.enlarge(self.network, image, SCALE)
+            return enlarge(self.network, image, SCALE)
         return super().enlarge(image)
 
     def provenance(self) -> dict[str, object]:
