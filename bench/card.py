@@ -38,10 +38,12 @@ class WeightFile:
         hub: places on the Hugging Face hub in the order to be tried: "owner/name" for a folder, "owner/name:path" for
             a file, both with "@revision" after the name where it is pinned.
         manual: for what only a browser can fetch: where it is and what to do with it; empty where a program can.
-        contains: of a folder, the files that must be there (patterns as of `Path.glob`).
+        contains: of a folder, the files that must be there; from the hub only these are fetched.
         size_bytes, sha256: as published, or as found by others (`sha256_source` says by whom); None where nobody
             states them: then the first fetch records the hash in the store, and any other content is refused after.
+        hashes: of a folder, sha256 by the file's path inside.
         licence: where it differs from the card's.
+        restriction: what that licence forbids, or that the file is gated; empty where nothing.
     """
 
     file: str
@@ -52,7 +54,9 @@ class WeightFile:
     size_bytes: int | None = None
     sha256: str | None = None
     sha256_source: str = ""
+    hashes: Mapping[str, str] = field(default_factory=dict)
     licence: str = ""
+    restriction: str = ""
 
     @property
     def is_folder(self) -> bool:
@@ -87,11 +91,14 @@ class Environment:
     Attributes:
         python: version of the interpreter, "3.10".
         requirements: as for `uv pip install`, every direct dependency pinned.
+        before: "2024-02-01": what the pins leave open is taken from what was published before that day
+            (`uv --exclude-newer`), so that the environment stays the one its authors had; empty for no bound.
         note: where the pins differ from the repository's own statement, and why.
     """
 
     python: str
     requirements: tuple[str, ...]
+    before: str = ""
     note: str = ""
 
 
@@ -254,6 +261,8 @@ def _faults(card: Card) -> typing.Iterator[str]:
         if card.environment is None or card.command is None:
             yield "run = 'external' needs [environment] and [command]"
         else:
+            if not re.fullmatch(r"(\d{4}-\d{2}-\d{2})?", card.environment.before):
+                yield f"before = {card.environment.before!r}; expected a day, like '2024-02-01'"
             yield from _command_faults(card, card.command, files)
 
 
