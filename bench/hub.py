@@ -34,41 +34,46 @@ def check_online() -> None:
 
 
 def get(place: str, weight: Weight, target: Path, known: Mapping[str, str]) -> dict[str, str]:
-    """Fetches `weight` from `place`; returns the hash of each of its files, by its name in the store.
+    """Fetches what `target` lacks of `weight` from `place`.
 
     Args:
         known: hashes somebody else vouches for, by name in the store ("git:" before a blob id); they come before the
             hub's own.
 
+    Returns:
+        The hash of each file that is what the hub states, or what `known` says, by its name in the store: those that
+        were fetched, and those that were there already.
+
     Raises:
-        UserError: no connection, a gated or absent repository, another content than expected, or something
-            incomplete already lies at `target`.
+        UserError: no connection, a gated or absent repository, or another content than expected: such a file is
+            deleted, and nothing unverified lies at `target`.
     """
-    if target.exists():
-        raise UserError(f"{target} exists but is incomplete: move it away, and `bench fetch` gets all of it")
     check_online()
     repository, _, path = place.partition(":")
     name, _, revision = repository.partition("@")
     part = target.with_name(f"{target.name}.part")
-    files = [path] if path else list(weight.contains)
-    info = _fetch(name, revision or None, files, part)
+    places = {file: target / file for file in weight.contains} if weight.is_folder else {path: target}
+    info = _fetch(name, revision or None, [file for file, there in places.items() if not there.is_file()], part)
     stated = _stated(info)
     hashes = {}
-    for file in tqdm(files, f"verifying {target.name}", unit="file", delay=2, leave=False, file=sys.stderr):
-        if not (part / file).is_file():
-            raise UserError(f"hf:{place} has no {file}")
+    for file, there in tqdm(places.items(), f"verifying {target.name}", unit="file", delay=2, file=sys.stderr):
         in_store = f"{weight.file}{file}" if weight.is_folder else weight.file
         expected = known.get(in_store) or stated.get(file)
+        if there.is_file():
+            if digest_of(there, expected) == expected:
+                hashes[in_store] = expected
+            continue
+        if not (part / file).is_file():
+            raise UserError(f"hf:{place} has no {file}")
         hashes[in_store] = digest_of(part / file, expected)
         if expected is not None and hashes[in_store] != expected:
             (part / file).unlink()
             raise UserError(f"hf:{place}: {file} has {hashes[in_store][:20]}…, expected {expected[:20]}…; deleted")
-    if weight.is_folder:
-        shutil.rmtree(part / ".cache", ignore_errors=True)
-        os.replace(part, target)
-    else:
-        os.replace(part / path, target)
-        shutil.rmtree(part)
+    for file, there in places.items():  # only now that all of them are right
+        if not there.is_file():
+            there.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(part / file, there)
+    shutil.rmtree(part)
     return hashes
 
 

@@ -180,11 +180,20 @@ def test_a_gated_repository_says_how_to_get_access(hub: Hub, options: MethodOpti
         get_weights((Weight("base/", hub=("me/base",), contains=("a",)),), options)
 
 
-def test_an_incomplete_folder_is_not_touched(hub: Hub, options: MethodOptions) -> None:
+def test_only_what_a_folder_lacks_is_fetched(hub: Hub, options: MethodOptions) -> None:
     hub.files["me/base"] = FILES
-    (options.weights() / "base").mkdir(parents=True)
-    with pytest.raises(UserError, match="exists but is incomplete: move it away"):
-        get_weights((BASE,), options)
+    config = options.weights() / "base" / "unet" / "config.json"
+    config.parent.mkdir(parents=True)
+    config.write_bytes(CONFIG)
+    get_weights((BASE,), options)
+    assert hub.sent == ["unet/net.safetensors"]
+    assert settle((BASE,), "base", options) == []  # the hub vouches for what was there too, since it is the same
+    config.write_bytes(b"of one's own")
+    (options.weights() / "base" / "unet" / "net.safetensors").unlink()
+    get_weights((BASE,), options)
+    assert config.read_bytes() == b"of one's own"
+    with pytest.raises(UserError, match="damaged, or another version"):
+        settle((BASE,), "base", options)
 
 
 def test_a_repository_without_one_of_the_files(hub: Hub, options: MethodOptions) -> None:

@@ -6,6 +6,7 @@ from bench.methods.external import external_spec
 from bench.methods.gan import gan_spec
 from bench.methods.osediff import osediff_spec
 from bench.methods.tsd_rows import release_spec
+from bench.tables import TABLES
 
 BUILD = {"tsd-sr": release_spec, "osediff": osediff_spec, "spandrel": gan_spec, "external": external_spec}
 
@@ -16,5 +17,7 @@ def card_spec(card: Card) -> MethodSpec:
 
 
 def card_specs() -> dict[str, MethodSpec]:
-    """The rows of the cards that come with the harness, by name."""
-    return {name: card_spec(card) for name, card in cards().items()}
+    """The rows of the cards that come with the harness, by name, in the order in which the paper's tables have them."""
+    order = [row.method for table in TABLES.values() for profile in table.profiles.values() for row in profile.rows]
+    known = sorted(cards().values(), key=lambda card: order.index(card.name) if card.name in order else len(order))
+    return {card.name: card_spec(card) for card in known}
