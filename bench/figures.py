@@ -1,8 +1,8 @@
 """The picture beside a table: input, every method and the ground truth, each with one detail enlarged below it.
 
 Nothing is chosen by hand: the images are spread evenly over the test set, and the enlarged window is where the ground
-truth has most of what a x4 smaller image cannot hold. Every tile is drawn from the PNG whose hash is in the records,
-and carries the PSNR recorded for it.
+truth has most of what a x4 smaller image cannot hold, or, in a set without one, where the input has most detail. Every
+tile is drawn from the PNG whose hash is in the records, and carries the PSNR recorded for it.
 """
 
 import io
@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from bench.methods.base import SCALE
 from bench.provenance import sha256_json
 from bench.records import Records, write_atomic
 from bench.restore import is_restored
@@ -37,11 +38,11 @@ TAG = "inputs-sha256"
 def draw_figure(records: Records, plan: Plan, testset: "TestSet", path: Path) -> bool:
     """Writes the grid of `testset` to `path`, unless it is there already, drawn from the same images.
 
-    Returns False, and writes nothing, where there is no ground truth or no method's images are on disk as recorded.
+    Returns False, and writes nothing, where no method's images are on disk as recorded.
     """
     images = spread(list(testset.images), ROWS)
     methods = [method for method in plan.methods if _complete(records, testset.name, method.name, images)]
-    if not methods or any(image.hr is None for image in images):
+    if not methods:
         return False
     psnr = {method.name: _psnr(records, plan, testset.name, method.name) for method in methods}
     drawn = [
@@ -53,20 +54,25 @@ def draw_figure(records: Records, plan: Plan, testset: "TestSet", path: Path) ->
     inputs = sha256_json([layout, drawn, [(image.name, image.lr_sha256, image.hr_sha256) for image in images]])
     if path.exists() and _inputs_of(path) == inputs:
         return True
-    titles = ["Input", *[method.display for method in methods], "Ground truth"]
+    referenced = all(image.hr is not None for image in images)
+    titles = ["Input", *[method.display for method in methods], *(["Ground truth"] if referenced else [])]
     width = len(titles) * (TILE + GAP) + GAP
     block = 2 * TILE + CAPTION + 3 * GAP
     sheet = Image.new("RGB", (width, HEADER + len(images) * block + GAP), "white")
     for column, title in enumerate(titles):
         _write(sheet, title, column, 0, HEADER)
     for number, image in enumerate(images):
-        hr = _open(image.hr)
-        window = busiest_window(fine_detail(hr), min(WINDOW, *hr.size))
+        lr = _open(image.lr)
+        size = (lr.width * SCALE, lr.height * SCALE)
+        truth = [_open(image.hr)] if image.hr is not None else []
+        detailed = truth[0] if truth else lr.resize(size, Image.Resampling.BICUBIC)
+        window = busiest_window(fine_detail(detailed), min(WINDOW, *size))
         top = HEADER + number * block
-        input_view = _open(image.lr).resize(hr.size, Image.Resampling.NEAREST)
+        input_view = lr.resize(size, Image.Resampling.NEAREST)
         outputs = [_open(records.image_path(testset.name, method.name, image.name)) for method in methods]
-        captions = ["", *[psnr[method.name].get(image.name, "") for method in methods], image.name]
-        for column, (view, caption) in enumerate(zip([input_view, *outputs, hr], captions, strict=True)):
+        scores = [psnr[method.name].get(image.name, "") for method in methods]
+        captions = ["", *scores, image.name] if truth else [image.name, *scores]
+        for column, (view, caption) in enumerate(zip([input_view, *outputs, *truth], captions, strict=True)):
             _tile(sheet, view, window, column, top)
             _write(sheet, caption, column, top + 2 * TILE + 2 * GAP, CAPTION)
     buffer = io.BytesIO()
@@ -170,7 +176,6 @@ def _write(sheet: Image.Image, text: str, column: int, top: int, height: int) ->
     draw.multiline_text((center, top + height // 2), "\n".join(lines), "black", font, anchor="mm", align="center")
 
 
-def _open(path: Path | None) -> Image.Image:
-    assert path is not None
+def _open(path: Path) -> Image.Image:
     with Image.open(path) as image:
         return image.convert("RGB")

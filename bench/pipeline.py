@@ -67,6 +67,8 @@ class Stages:
         """
         table, profile = get_profile(args.table, args.profile)
         options = MethodOptions(_device(args.device, shard), args.dtype, args.data_root, args.weights_root)
+        own = {"repo_dir": args.repo_dir, "cache_root": args.cache, "time_limit_seconds": args.time_limit}
+        options = replace(options, seed=args.seed, **own)
         choice = choose(
             table, args.profile, options, testsets=args.testsets, methods=args.methods, metrics=args.metrics
         )
@@ -285,10 +287,10 @@ def _own_methods_exist(choice: Choice, methods: list[str]) -> None:
 
     for name in methods:
         if ":" in name:
-            for testset in choice.testsets:
-                missing = choice.missing_methods.get((testset, get_method(name).name))
-                if missing:
-                    raise UserError(f"--methods {name}: not there: {describe(missing)}")
+            found = get_method(name).name
+            missing = [choice.missing_methods.get((testset, found), []) for testset in choice.testsets]
+            if all(missing):  # a folder may be there for some test sets and not for others
+                raise UserError(f"--methods {name}: not there: {describe(missing[0])}")
 
 
 def _something_to_measure(choice: Choice, records: Records) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from bench.errors import UserError
-from bench.methods import METHODS, MethodOptions, MethodSpec, get_method
+from bench.methods import MethodOptions, MethodSpec, get_method
 from bench.metrics import MetricSpec, get_metric, missing_metric
 from bench.missing import Missing, Obstacle
 from bench.schema import Plan, PlanMethod, PlanMetric, PlanSet
 from bench.tables import PaperRow, Profile, TableSpec
-from bench.testsets import TESTSETS, missing_testset
+from bench.testsets import TESTSETS, has_reference, missing_testset
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,9 @@ def choose(
 ) -> Choice:
     """The run that the arguments ask for; what they leave out is the profile's.
 
+    Where no test set has a ground truth, the profile's columns are those that need none, and nothing is missing for
+    the others.
+
     Raises:
         UserError: an unknown name (with the nearest known one).
     """
@@ -80,7 +83,9 @@ def choose(
         if name not in TESTSETS:
             raise UserError(f"unknown test set {name!r}. Known: {', '.join(TESTSETS)}")
     rows = _rows(profile, methods)
+    referenced = any(has_reference(name) for name in names)
     specs = tuple(get_metric(name) for name in dict.fromkeys(metrics or profile.metrics))
+    specs = tuple(spec for spec in specs if metrics or referenced or not spec.needs_reference)
     return Choice(
         table=table,
         profile=profile_name,
@@ -94,7 +99,11 @@ def choose(
             for row in rows
             if row.spec and (found := list(row.spec.missing(replace(options, testset=name))))
         },
-        missing_metrics={spec.name: found for spec in specs if (found := missing_metric(spec))},
+        missing_metrics={
+            spec.name: found
+            for spec in specs
+            if (referenced or not spec.needs_reference) and (found := missing_metric(spec))
+        },
     )
 
 
@@ -110,8 +119,9 @@ def _rows(profile: Profile, methods: Sequence[str] | None) -> tuple[Row, ...]:
 
 
 def _row(paper: PaperRow) -> Row:
-    spec = METHODS.get(paper.method)
-    if spec is None:
+    try:
+        spec = get_method(paper.method)
+    except UserError:  # a row of the paper that this harness cannot measure
         return Row(paper.method, paper.display, paper.steps, None)
     return Row(spec.name, spec.display, spec.steps, spec)
 

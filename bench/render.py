@@ -164,10 +164,10 @@ def _section(table: Table, section: Section, notes: Footnotes) -> list[str]:
             ],
         )
     )
-    parts.append(
-        "Means of per-image values, **best** and *second best* by unrounded values. "
-        "FID depends on N: never compare it across test sets or subsets."
-    )
+    explained = "Means of per-image values, **best** and *second best* by unrounded values."
+    if any(column.name == "fid" for column in table.columns):
+        explained += " FID depends on N: never compare it across test sets or subsets."
+    parts.append(explained)
     measured = [c for c in table.columns if any(c.name in row.differences for row in section.rows)]
     if section.reference and measured:
         parts.append(f"Paired difference to {section.reference}, image by image: mean [95 % interval]")

@@ -212,13 +212,13 @@ def _cell(item: Measured, metric: PlanMetric) -> Cell:
 
 
 def _unscored(item: Measured, metric: PlanMetric, rows: Mapping[str, ScoreRow]) -> tuple[str, ...]:
+    if metric.needs_reference and any(row.hr_sha256 is None for row in item.images.values()):
+        return (f"{metric.display} needs a ground truth, and {item.testset.display} has none",)
     if metric.missing:
         return tuple(metric.missing)
     failed = [row for row in rows.values() if row.error is not None]
     if failed:
         return (f"{metric.display} of {item.method.display} {failures(failed, len(item.testset.names))}",)
-    if metric.needs_reference and any(row.hr_sha256 is None for row in item.images.values()):
-        return (f"{metric.display} needs a ground truth, and {item.testset.display} has none",)
     return (f"{metric.display} of {item.method.display} is not scored yet; `bench run` does the rest",)
 
 

@@ -58,6 +58,13 @@ class TableSpec:
 
 BICUBIC = PaperRow("bicubic", "Bicubic", None)
 TSD_SR = PaperRow("tsd-sr", "TSD-SR", 1)
+TSD_SR_MINI = PaperRow("tsd-sr-mini", "TSD-SR, mini base", 1)
+GANS = (
+    PaperRow("bsrgan", "BSRGAN", 1),
+    PaperRow("realesrgan", "Real-ESRGAN", 1),
+    PaperRow("ldl", "LDL", 1),
+    PaperRow("femasr", "FeMASR", 1),
+)
 
 TABLES: dict[str, TableSpec] = {
     spec.name: spec
@@ -74,7 +81,7 @@ TABLES: dict[str, TableSpec] = {
                         PaperRow("lanczos", "Lanczos", None),
                         PaperRow("teacher-20", "Mini teacher", 20),
                         PaperRow("osediff-mini", "OSEDiff recipe (VSD only), mini base", 1),
-                        PaperRow("tsd-sr-mini", "TSD-SR, mini base", 1),
+                        TSD_SR_MINI,
                         PaperRow("realesrgan-compact", "Real-ESRGAN (compact)", 1),
                     ),
                     NINE,
@@ -99,6 +106,19 @@ TABLES: dict[str, TableSpec] = {
             "Table 2: multi-step methods",
             "table2.csv",
             {
+                "mini": Profile(
+                    ("mini",),
+                    (
+                        BICUBIC,
+                        PaperRow("teacher-20", "Mini teacher", 20),
+                        PaperRow("teacher-5", "Mini teacher, 5 steps", 5),
+                        PaperRow("teacher-1", "Mini teacher, 1 step", 1),
+                        TSD_SR_MINI,
+                    ),
+                    NINE,
+                    allow_missing=True,
+                    pairs=(("tsd-sr-mini", "teacher-20"), ("tsd-sr-mini", "teacher-1")),
+                ),
                 "paper": Profile(
                     REAL_SETS,
                     (
@@ -114,7 +134,7 @@ TABLES: dict[str, TableSpec] = {
                     ),
                     NINE,
                     allow_missing=False,
-                )
+                ),
             },
         ),
         TableSpec("table3", "Table 3: computational complexity", "table3.csv"),
@@ -131,7 +151,7 @@ TABLES: dict[str, TableSpec] = {
                         PaperRow("osediff-mini-sd2", "OSEDiff recipe (VSD only), mini SD2 base", 1),
                         PaperRow("tsd-sr-mini-sd2", "TSD-SR, mini SD2 base", 1),
                         PaperRow("osediff-mini", "OSEDiff recipe (VSD only), mini base", 1),
-                        PaperRow("tsd-sr-mini", "TSD-SR, mini base", 1),
+                        TSD_SR_MINI,
                     ),
                     NINE,
                     allow_missing=True,
@@ -158,19 +178,18 @@ TABLES: dict[str, TableSpec] = {
             "Table 7: GAN-based methods",
             "table7.csv",
             {
+                "mini": Profile(
+                    ("mini",),
+                    (BICUBIC, *GANS, PaperRow("realesrgan-compact", "Real-ESRGAN (compact)", 1), TSD_SR_MINI),
+                    NINE,
+                    allow_missing=True,
+                ),
                 "paper": Profile(
                     REAL_SETS,
-                    (
-                        BICUBIC,
-                        PaperRow("bsrgan", "BSRGAN", 1),
-                        PaperRow("realesrgan", "Real-ESRGAN", 1),
-                        PaperRow("ldl", "LDL", 1),
-                        PaperRow("femasr", "FeMASR", 1),
-                        TSD_SR,
-                    ),
+                    (BICUBIC, *GANS, TSD_SR),
                     NINE,
                     allow_missing=False,
-                )
+                ),
             },
         ),
     )

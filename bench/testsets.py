@@ -5,6 +5,11 @@ A manifest names the files of a set with their sha256, where they are published,
 (`--data-root`, else `$TSD_DATA`), in the layout in which they are published or under our short names:
 
     <root>/RealSRVal_crop128/{test_LR,test_HR}/    or    <root>/realsr/{test_LR,test_HR}/
+
+A set without ground truth (`"reference": false`) has one folder of images of any size, `lq` in its folder or, as such
+sets are published, the folder itself:
+
+    <root>/realsrset/lq/    or    <root>/RealSRSet/
 """
 
 import difflib
@@ -22,9 +27,10 @@ from bench.errors import UserError
 from bench.missing import Missing, describe
 from bench.provenance import sha256_file
 
-TESTSETS = ("mini", "realsr", "drealsr", "div2k-val")
+TESTSETS = ("mini", "realsr", "drealsr", "div2k-val", "realsrset", "realset65")
 DATASETS = Path(__file__).resolve().parents[1] / "datasets"
 LR, HR = "test_LR", "test_HR"
+LQ = "lq"
 
 
 class MissingData(UserError):
@@ -37,7 +43,7 @@ class MissingData(UserError):
 
 @dataclass(frozen=True)
 class TestImage:
-    """One pair. `name` is the file name without its suffix; `hr` is None where a set has no ground truth."""
+    """One image. `name` is the file name without its suffix; `hr` is None where a set has no ground truth."""
 
     __test__ = False  # not a test case, whatever pytest reads into the name
 
@@ -78,24 +84,24 @@ def load_testset(name: str, data_root: Path | None = None, limit: int | None = N
     missing = missing_testset(name, data_root)
     if missing:
         raise MissingData(missing)
-    folder = _find(manifest, _root(data_root))
-    assert folder is not None  # else it were missing
+    sides = _find(manifest, _root(data_root))
+    assert sides is not None  # else it were missing
     listed: list[dict[str, Any]] | None = manifest["images"]
     if listed is None:
-        listed = [{"name": file} for file in _paired_names(manifest, folder)]
+        listed = [{"name": file} for file in _paired_names(manifest, sides)]
     entries = sorted(listed, key=lambda entry: Path(entry["name"]).stem)[:limit]
     images: list[TestImage] = []
     faults: list[str] = []
-    for entry in tqdm(entries, f"verify {name}", unit="pair", delay=1, file=sys.stderr, leave=False):
-        lr, hr = folder / LR / entry["name"], folder / HR / entry["name"]
-        lr_sha256, hr_sha256 = sha256_file(lr), sha256_file(hr)
-        images.append(TestImage(lr.stem, lr, hr, lr_sha256, hr_sha256))
-        for path, found, side in ((lr, lr_sha256, "lr"), (hr, hr_sha256, "hr")):
+    for entry in tqdm(entries, f"verify {name}", unit="image", delay=1, file=sys.stderr, leave=False):
+        paths = {side: folder / entry["name"] for side, folder in sides.items()}
+        found = {side: sha256_file(path) for side, path in paths.items()}
+        images.append(TestImage(paths["lr"].stem, paths["lr"], paths.get("hr"), found["lr"], found.get("hr")))
+        for side, path in paths.items():
             expected = entry.get(f"{side}_sha256")
             if expected is None:
                 faults += _size_fault(path, manifest[f"{side}_size"])
-            elif found != expected:
-                faults.append(f"{path}: sha256 {found[:12]}…, expected {expected[:12]}…")
+            elif found[side] != expected:
+                faults.append(f"{path}: sha256 {found[side][:12]}…, expected {expected[:12]}…")
     if faults:
         raise UserError(
             f"{len(faults)} files of {name} are not those of {DATASETS / name / 'manifest.json'} (another version, "
@@ -116,26 +122,39 @@ def missing_testset(name: str, data_root: Path | None = None) -> list[Missing]:
     """What of the test set is not on this machine; looks at file names only. Empty when the set can be used."""
     manifest, _ = _read_manifest(name)
     root = _root(data_root)
-    folder = _find(manifest, root)
-    if folder is None:
+    sides = _find(manifest, root)
+    if sides is None:
         where = f"{root if root is not None else '$TSD_DATA'}/{manifest['folders'][0]}/"
         if root is None:
             where += " (set TSD_DATA to a folder of your choice)"
-        return [_missing(manifest, f"{LR}/ and {HR}/, {manifest['count']} pairs", where, manifest["bytes"])]
+        count = manifest["count"]
+        content = f"{LR}/ and {HR}/, {count} pairs" if _referenced(manifest) else f"{LQ}/, {count} images"
+        return [_missing(manifest, content, where, manifest["bytes"])]
     absent = {
-        side: [entry["name"] for entry in manifest["images"] or [] if not (folder / side / entry["name"]).is_file()]
-        for side in (LR, HR)
+        folder: [entry["name"] for entry in manifest["images"] or [] if not (folder / entry["name"]).is_file()]
+        for folder in sides.values()
     }
     return [
-        _missing(
-            manifest,
-            f"{len(names)} of {manifest['count']} files ({_some(names, ', ')})",
-            f"{folder / side}/",
-            None,
-        )
-        for side, names in absent.items()
+        _missing(manifest, f"{len(names)} of {manifest['count']} files ({_some(names, ', ')})", f"{folder}/", None)
+        for folder, names in absent.items()
         if names
     ]
+
+
+def has_reference(name: str) -> bool:
+    """Whether the test set has a ground truth, by its manifest."""
+    return _referenced(_read_manifest(name)[0])
+
+
+def folders_of(name: str) -> tuple[str, ...]:
+    """The names under which the test set's folder may lie under the data root, ours first."""
+    return tuple(dict.fromkeys((name, *_read_manifest(name)[0]["folders"])))
+
+
+def names_of(name: str) -> tuple[str, ...] | None:
+    """The names (stems) of the test set's images, sorted; None where its manifest lists none."""
+    listed = _read_manifest(name)[0]["images"]
+    return None if listed is None else tuple(sorted(Path(entry["name"]).stem for entry in listed))
 
 
 def _read_manifest(name: str) -> tuple[dict[str, Any], str]:
@@ -164,12 +183,25 @@ def _root(data_root: Path | None) -> Path | None:
     return Path("data") if Path("data").is_dir() else None
 
 
-def _find(manifest: dict[str, Any], root: Path | None) -> Path | None:
-    """The folder with `test_LR` and `test_HR`."""
+def _referenced(manifest: dict[str, Any]) -> bool:
+    return manifest.get("reference", True)
+
+
+def _find(manifest: dict[str, Any], root: Path | None) -> dict[str, Path] | None:
+    """The folder of the inputs ("lr") and, where the set has one, that of the ground truth ("hr")."""
     if not manifest["folders"]:  # the images lie beside the manifest
-        return DATASETS / manifest["name"]
-    candidates = [root / folder for folder in manifest["folders"]] if root is not None else []
-    return next((c for c in candidates if (c / LR).is_dir() and (c / HR).is_dir()), None)
+        candidates = [DATASETS / manifest["name"]]
+    else:
+        candidates = [root / folder for folder in manifest["folders"]] if root is not None else []
+    for folder in candidates:
+        if _referenced(manifest):
+            if (folder / LR).is_dir() and (folder / HR).is_dir():
+                return {"lr": folder / LR, "hr": folder / HR}
+        elif (folder / LQ).is_dir():
+            return {"lr": folder / LQ}
+        elif any((folder / entry["name"]).is_file() for entry in manifest["images"]):
+            return {"lr": folder}
+    return None
 
 
 def _missing(manifest: dict[str, Any], name: str, where: str, size_bytes: int | None) -> Missing:
@@ -184,14 +216,14 @@ def _missing(manifest: dict[str, Any], name: str, where: str, size_bytes: int | 
     )
 
 
-def _paired_names(manifest: dict[str, Any], folder: Path) -> list[str]:
+def _paired_names(manifest: dict[str, Any], sides: dict[str, Path]) -> list[str]:
     """File names of a set whose manifest lists none: the same in both folders, as many as promised."""
-    lr, hr = ({path.name for path in (folder / side).glob("*.png")} for side in (LR, HR))
+    lr, hr = ({path.name for path in sides[side].glob("*.png")} for side in ("lr", "hr"))
     if lr != hr or len(lr) != manifest["count"]:
         alone = f"; without a partner: {_some(sorted(lr ^ hr), ', ')}" if lr ^ hr else ""
         raise UserError(
-            f"{folder} holds {len(lr)} images in {LR} and {len(hr)} in {HR}, expected {manifest['count']} of the same "
-            f"names in both{alone}. Get the whole set from {manifest['source']}"
+            f"{sides['lr'].parent} holds {len(lr)} images in {LR} and {len(hr)} in {HR}, expected "
+            f"{manifest['count']} of the same names in both{alone}. Get the whole set from {manifest['source']}"
         )
     return sorted(lr)
 

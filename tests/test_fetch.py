@@ -7,7 +7,6 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,11 +15,14 @@ import pytest
 import bench.download
 import bench.fetch
 import bench.hub
+import bench.methods.published
+import bench.testsets
+from bench.card import assets, cards
 from bench.cli import main
 from bench.download import download
 from bench.errors import UserError
 from bench.methods.base import MethodOptions
-from bench.methods.tsd_weights import SD2Base, missing_sd2_base
+from bench.methods.published import absent_outputs, fetch_published
 from bench.metrics import METRICS
 from bench.metrics.weights import WeightFile
 from bench.missing import Missing, describe, human_size
@@ -34,6 +36,7 @@ class Server(ThreadingHTTPServer):
 
     cut: bytes after which the next answers break off, one entry per answer.
     ranges: honours the Range header.
+    etag: the entity tag it sends, and compares with If-Range.
     """
 
     daemon_threads = True
@@ -42,6 +45,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.cut: list[int] = []
         self.ranges = True
+        self.etag: str | None = None
         self.content = CONTENT
         self.requests: list[tuple[str, str | None]] = []
 
@@ -63,7 +67,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         content, start = self.server.content, 0
-        if wanted is not None and self.server.ranges:
+        same = self.headers.get("If-Range") in (None, self.server.etag)
+        if wanted is not None and self.server.ranges and same:
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
         if start >= len(content):
             self.send_response(416)
@@ -73,6 +78,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(content) - start))
+        if self.server.etag is not None:
+            self.send_header("ETag", self.server.etag)
         self.end_headers()
         end = start + self.server.cut.pop(0) if self.server.cut else len(content)
         self.wfile.write(content[start:end])
@@ -228,11 +235,12 @@ def test_list_shows_state_size_and_licence_and_opens_no_connection(
     niqe.touch()
     assert main(["fetch", "--list"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")}
-    assert list(lines) == [
+    metrics_and_sets = [
         "lpips", "dists", "fid", "niqe", "musiq", "maniqa", "clipiqa", "kid", "realsr", "drealsr", "div2k-val",
-        "osediff-published", "realesrgan-compact", "sd3-medium", "sd2-base",
-        "sd21-base", "tsd-sr",
+        "realsrset", "realset65",
     ]  # fmt: skip
+    assert list(lines)[: len(metrics_and_sets)] == metrics_and_sets
+    assert set(lines) >= {*assets(), *(name for name, card in cards().items() if card.weights), "osediff-published"}
     assert lines["niqe"].split()[1] == "here"
     assert lines["sd3-medium"].split()[1] == "missing"
 
@@ -245,11 +253,13 @@ def test_restricted_content_waits_for_the_licence(torch_home: Path, capsys: pyte
     assert "sd3-medium: Stability AI Community License" in error
 
 
-def test_what_has_to_be_done_by_hand_is_described(torch_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fetch", "tsd-sr"]) == 1
-    out = capsys.readouterr().out
-    assert "https://drive.google.com/drive/folders/1XJY9Qxhz0mqjTtgDXr07oFy9eJr8jphI" in out
-    assert "prompt_embeds.pt" in out
+def test_what_has_to_be_done_by_hand_is_described(
+    torch_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench.hub, "HUB", "http://hub.invalid")
+    assert main(["fetch", "tsd-sr", "--accept-license"]) == 2  # the base cannot be had, the rest is still described
+    drive = "https://drive.google.com/drive/folders/1XJY9Qxhz0mqjTtgDXr07oFy9eJr8jphI"
+    assert f"default/: folder default/ of {drive}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["realsr", "div2k-val", "sd3-medium"])
@@ -346,36 +356,18 @@ def test_a_hub_that_breaks_off_is_an_error_without_traceback(
 
 def test_an_interrupted_base_model_is_still_missing(torch_home: Path, tmp_path: Path) -> None:
     item, options = bench.fetch.items()["sd3-medium"], MethodOptions()
-    folder = tmp_path / "weights" / bench.hub.SD3
+    folder = tmp_path / "weights" / "stable-diffusion-3-medium-diffusers"
     for part in ("transformer", "vae", "scheduler"):
         (folder / part).mkdir(parents=True)
-        (folder / part / "config.json").write_text("{}")
-    assert [missing.fetch for missing in item.missing(options)] == ["sd3-medium"]
+        (folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")).write_text("{}")
+    (missing,) = item.missing(options)
+    assert missing.name.count("diffusion_pytorch_model.safetensors") == 2
     for part in ("transformer", "vae"):
         (folder / part / "diffusion_pytorch_model.safetensors").touch()
     assert item.missing(options) == []
 
 
-def test_a_gated_model_says_how_to_get_access(
-    server: Server, torch_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The hub's client against a hub that refuses: what a machine without a token meets."""
-    import huggingface_hub
-    import requests
-    from huggingface_hub.errors import GatedRepoError
-
-    def refuse(*args: object, **settings: object) -> None:
-        raise GatedRepoError("403 Client Error", response=requests.get(server.url("gone"), timeout=5))  # type: ignore
-
-    monkeypatch.setattr(bench.hub, "HUB", server.url(""))
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    assert main(["fetch", "sd3-medium", "--accept-license"]) == 2
-    error = capsys.readouterr().err
-    assert "is gated: log in at" in error
-    assert "`hf auth login` (or set HF_TOKEN)" in error
-
-
-def test_mirror_and_published_outputs_are_verified_image_by_image(
+def test_a_mirror_is_verified_image_by_image(
     server: Server, torch_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A set of two images whose manifest has the server's hashes; the hub is away."""
@@ -395,19 +387,62 @@ def test_mirror_and_published_outputs_are_verified_image_by_image(
     ]  # fmt: skip
     assert ("/file/benchmark_realsr/test_LR/a.png", None) in server.requests
 
-    get = partial(bench.fetch._get_osediff_outputs, options)
+
+def test_published_outputs_come_from_the_cards_commit_and_are_verified_as_a_whole(
+    server: Server,
+    torch_home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """BSRGAN's card with a test set of two images and a server whose every file is the same."""
+    manifest = json.loads((bench.testsets.DATASETS / "realsrset" / "manifest.json").read_text())
+    manifest |= {"count": 2, "images": [{"name": f"{n}.png", "lr_sha256": SHA256, "size": [8, 8]} for n in "ab"]}
+    folder = tmp_path / "datasets" / "realsrset"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr(bench.testsets, "DATASETS", tmp_path / "datasets")
+    monkeypatch.setattr(bench.methods.published, "RAW", server.url("file/"))
+    options = MethodOptions(data_root=tmp_path / "data")
+    card = cards()["bsrgan"]
     with pytest.raises(UserError, match="not the published ones"):
-        get()
-    lines = "".join(f"{n}.png {SHA256}\n" for n in "ab")
-    monkeypatch.setattr(bench.fetch, "OSEDIFF_OUTPUTS_SHA256", hashlib.sha256(lines.encode()).hexdigest())
-    get()
-    assert sorted(path.name for path in (tmp_path / "data" / "realsr" / "osediff").iterdir()) == ["a.png", "b.png"]
+        fetch_published(card, options)
+    assert [path for path, _ in server.requests] == [
+        f"/file/cszn/BSRGAN/{card.commit}/testsets/BSRGAN/{name}_BSRGAN.png" for name in "ab"
+    ]
+    assert absent_outputs(card, options), "nothing unverified has the folder's name"
+
+    digest = hashlib.sha256("".join(f"{SHA256}  {n}\n" for n in "ab").encode()).hexdigest()
+    card = replace(card, published=(replace(card.published[0], images_sha256=digest),))
+    fetch_published(card, options)
+    assert len(server.requests) == 2, "what was there is not fetched again"
+    published = tmp_path / "data" / "realsrset" / "bsrgan"
+    assert sorted(path.name for path in published.iterdir()) == ["a_BSRGAN.png", "b_BSRGAN.png"]
+    assert absent_outputs(card, options) == []
+    assert main(["fetch", "bsrgan-published", "--data-root", str(tmp_path / "data")]) == 0
+    assert "bsrgan-published: here" in capsys.readouterr().out
+
+    by_hand = replace(card, name="other", published=(replace(card.published[0], source="their drive"),))
+    with pytest.raises(UserError, match="to be fetched by hand from their drive"):
+        fetch_published(by_hand, options)
 
 
-def test_the_hash_over_the_published_outputs_is_that_of_the_images(shared_dir: Path) -> None:
-    images = sorted((shared_dir / "data" / "realsr" / "osediff").glob("*.png"))
-    lines = "".join(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n" for path in images)
-    assert hashlib.sha256(lines.encode()).hexdigest() == bench.fetch.OSEDIFF_OUTPUTS_SHA256
+def test_a_set_without_ground_truth_comes_image_by_image(
+    server: Server, torch_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = json.loads((bench.fetch.DATASETS / "realsrset" / "manifest.json").read_text())
+    manifest["address"] = server.url("file/set")
+    manifest["images"] = [{"name": f"{n}.png", "lr_sha256": SHA256, "size": [8, 8]} for n in "ab"]
+    (tmp_path / "datasets" / "realsrset").mkdir(parents=True)
+    (tmp_path / "datasets" / "realsrset" / "manifest.json").write_text(json.dumps(manifest))
+    for module in (bench.fetch, bench.testsets):
+        monkeypatch.setattr(module, "DATASETS", tmp_path / "datasets")
+    options = MethodOptions(data_root=tmp_path / "data")
+    bench.fetch._get_testset("realsrset", options)
+    assert [path for path, _ in server.requests] == ["/file/set/a.png", "/file/set/b.png"]
+    assert [image.name for image in bench.testsets.load_testset("realsrset", tmp_path / "data").images] == ["a", "b"]
+    bench.fetch._get_testset("realsrset", options)
+    assert len(server.requests) == 2
 
 
 def test_realesrgan_goes_to_the_weights_folder(
@@ -436,47 +471,24 @@ def test_human_size(size: int | None, text: str) -> None:
     assert human_size(size) == text
 
 
-def test_a_base_that_left_the_hub_comes_from_the_first_mirror_with_the_right_files(
-    server: Server,
-    torch_home: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_a_file_without_a_hash_is_resumed_only_where_the_server_says_it_is_the_same(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import huggingface_hub
+    monkeypatch.setattr(bench.download, "CHUNK_BYTES", 1000)
+    server.etag, server.cut = '"one"', [300_000, 0, 0, 0]
+    with pytest.raises(UserError):
+        download([server.url("file")], tmp_path / "file", None)
+    assert (tmp_path / "file.part").stat().st_size == 300_000
+    server.requests.clear()
+    server.cut = []
+    download([server.url("file")], tmp_path / "file", None)
+    assert [wanted for _, wanted in server.requests] == ["bytes=300000-"]
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
-    asked: list[str] = []
-
-    def snapshot(hub_id: str, local_dir: Path, allow_patterns: list[str]) -> None:
-        asked.append(hub_id)
-        if hub_id == "gone/base":
-            raise OSError("404 Client Error")
-        for name in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"):
-            name = f"{name}.safetensors"
-            if hub_id == "half/base" and name.startswith("vae/"):
-                (local_dir / name).unlink(missing_ok=True)
-                continue
-            (local_dir / name).parent.mkdir(parents=True, exist_ok=True)
-            (local_dir / name).write_bytes(b"weights of " + hub_id.encode())
-        (local_dir / "scheduler").mkdir(exist_ok=True)
-        (local_dir / "scheduler" / "scheduler_config.json").write_text("{}")
-        assert "text_encoder/model.safetensors" in allow_patterns
-
-    monkeypatch.setattr(bench.hub, "HUB", server.url(""))
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    digest = hashlib.sha256(b"weights of right/base").hexdigest()
-    base = SD2Base(
-        "sd21", "SD2.1-base", "base", ("gone/base", "changed/base", "half/base", "right/base"), 1,
-        (("unet/diffusion_pytorch_model.safetensors", digest),),
-    )  # fmt: skip
-    options = MethodOptions(weights_root=tmp_path / "w")
-    assert [missing.fetch for missing in missing_sd2_base(base, options)] == ["sd21-base"]
-    said = r"(?s)gone/base: 404.*changed/base: other contents than expected in unet.*half/base: has no vae/"
-    with pytest.raises(UserError, match=said):
-        bench.hub.get_sd2_base(replace(base, mirrors=base.mirrors[:3]), options)
-    assert not (tmp_path / "w" / "base").exists()  # nothing unverified lies where it would be loaded from
-    bench.hub.get_sd2_base(base, options)
-    assert asked[-1] == "right/base"
-    assert missing_sd2_base(base, options) == []
-    with pytest.raises(UserError, match="exists but is incomplete: move it away"):
-        bench.hub.get_sd2_base(base, options)
+    server.cut = [300_000, 0, 0, 0]
+    with pytest.raises(UserError):
+        download([server.url("file")], tmp_path / "other", None)
+    server.etag, server.content, server.cut = '"two"', CONTENT[::-1], []  # replaced meanwhile: it comes from the start
+    download([server.url("file")], tmp_path / "other", None)
+    assert (tmp_path / "other").read_bytes() == CONTENT[::-1]

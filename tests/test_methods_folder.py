@@ -9,7 +9,7 @@ from PIL import Image
 
 from bench.check import check_folder
 from bench.errors import UserError
-from bench.methods import METHODS, MethodOptions, get_method
+from bench.methods import MethodOptions, get_method
 from bench.methods.base import FolderMethod, Method
 from bench.methods.folder import PublishedOutputs, images_by_stem
 
@@ -140,31 +140,10 @@ def test_provenance_changes_with_any_byte_or_name(folder: Path):
     assert len({str(facts["images_sha256"]) for facts in (before, changed, load(folder).provenance())}) == 3
 
 
-def test_osediff_is_there_for_realsr_only(tmp_path: Path):
-    spec = METHODS["osediff-published"]
-    png(tmp_path / "realsr" / "osediff" / "x.png", (4, 4))
-    assert spec.testsets == ("realsr",)
-    assert spec.missing(MethodOptions(data_root=tmp_path, testset="realsr")) == []
-    (other,) = spec.missing(MethodOptions(data_root=tmp_path, testset="drealsr"))
-    assert "drealsr" in other.line()
-    assert "realsr only" in other.line()
-    with pytest.raises(UserError, match="realsr only"):
-        spec.load(MethodOptions(data_root=tmp_path, testset="drealsr"))
-    facts = spec.load(MethodOptions(data_root=tmp_path, testset="realsr")).provenance()
-    assert facts["commit"] == "fcc4f09c7ed66a9bc0ba9433940d76b343142426"
-    assert facts["images"] == 1
-
-
-def test_absent_osediff_says_where_it_is_published(tmp_path: Path):
-    (missing,) = METHODS["osediff-published"].missing(MethodOptions(data_root=tmp_path))
-    assert "cswry/OSEDiff" in missing.source
-    assert missing.where.startswith("$TSD_DATA/realsr/osediff/")
-
-
-def test_the_published_osediff_images_fit_realsr(shared_dir: Path):
-    from bench.testsets import load_testset
-
-    root = shared_dir / "data"
-    method = METHODS["osediff-published"].load(MethodOptions(data_root=root, testset="realsr"))
-    assert isinstance(method, PublishedOutputs)
-    assert len(method.outputs(load_testset("realsr", root))) == 100
+def test_a_suffix_is_taken_off_the_names_and_does_not_count_for_the_hash(folder: Path, testset: Set):
+    plain = load(folder).provenance()
+    for name in NAMES:
+        (folder / f"{name}.png").rename(folder / f"{name}_OURS.png")
+    method = PublishedOutputs(folder, suffix="_OURS")
+    assert method.outputs(testset)["b"] == folder / "b_OURS.png"
+    assert method.provenance() == plain

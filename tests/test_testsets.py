@@ -9,7 +9,16 @@ from PIL import Image
 
 import bench.testsets
 from bench.errors import UserError
-from bench.testsets import DATASETS, TESTSETS, MissingData, load_testset, missing_testset
+from bench.testsets import (
+    DATASETS,
+    TESTSETS,
+    MissingData,
+    folders_of,
+    has_reference,
+    load_testset,
+    missing_testset,
+    names_of,
+)
 
 NAMES = ["b.png", "a.png", "c.png"]
 
@@ -71,6 +80,23 @@ def test_manifests_are_complete(name: str, count: int):
                 int(entry[key], 16)
 
 
+@pytest.mark.parametrize(("name", "count"), [("realsrset", 20), ("realset65", 65)])
+def test_manifests_without_ground_truth_are_complete(name: str, count: int):
+    manifest = json.loads((DATASETS / name / "manifest.json").read_text())
+    assert (manifest["name"], manifest["count"], manifest["scale"], manifest["reference"]) == (name, count, 4, False)
+    assert not has_reference(name)
+    assert manifest["address"].startswith("https://raw.githubusercontent.com/")
+    assert manifest["licence"].startswith("none stated for the images")
+    stems = [Path(entry["name"]).stem for entry in manifest["images"]]
+    assert len(set(stems)) == len(stems) == count
+    assert names_of(name) == tuple(sorted(stems))
+    for entry in manifest["images"]:
+        assert set(entry) == {"name", "lr_sha256", "size"}
+        assert len(entry["lr_sha256"]) == 64
+        int(entry["lr_sha256"], 16)
+        assert min(entry["size"]) >= 16
+
+
 def test_the_kodak_manifest_lists_the_photographs():
     manifest = json.loads((DATASETS / "kodak" / "manifest.json").read_text())
     assert [entry["name"] for entry in manifest["images"]] == [f"kodim{n:02}.png" for n in range(1, 25)]
@@ -92,6 +118,17 @@ def test_realsr_loads_and_every_hash_fits(shared_dir: Path):
     assert first.hr is not None
     assert (Image.open(first.lr).size, Image.open(first.hr).size) == ((128, 128), (512, 512))
     assert first.lr_sha256 == sha(first.lr)
+
+
+def test_realsrset_loads_without_ground_truth(shared_dir: Path):
+    testset = load_testset("realsrset", shared_dir / "data")
+    assert (testset.display, testset.total, len(testset.images)) == ("RealSRSet", 20, 20)
+    assert {(image.hr, image.hr_sha256) for image in testset.images} == {(None, None)}
+    manifest = json.loads((DATASETS / "realsrset" / "manifest.json").read_text())
+    sizes = {Path(entry["name"]).stem: tuple(entry["size"]) for entry in manifest["images"]}
+    for image in testset.images:
+        with Image.open(image.lr) as lr:
+            assert lr.size == sizes[image.name]
 
 
 def test_mini_needs_no_data_root(monkeypatch: pytest.MonkeyPatch):
@@ -176,10 +213,54 @@ def test_a_set_without_listed_names_is_verified_by_number_pairing_and_size(root:
         load_testset("div2k-val", root)
 
 
+@pytest.fixture
+def unreferenced(root: Path) -> Path:
+    """A toy RealSRSet of two images of odd sizes, as BSRGAN's repository publishes it, and its manifest."""
+    folder = root / "RealSRSet"
+    folder.mkdir()
+    entries = []
+    for name, size in (("b.png", (9, 7)), ("a.jpeg", (21, 16))):
+        Image.new("RGB", size, (10, 20, 30)).save(folder / name)
+        entries.append({"name": name, "lr_sha256": sha(folder / name), "size": list(size)})
+    real = json.loads((DATASETS / "realsrset" / "manifest.json").read_text())
+    toy = bench.testsets.DATASETS / "realsrset" / "manifest.json"
+    toy.parent.mkdir()
+    toy.write_text(json.dumps(real | {"count": 2, "images": entries}))
+    return folder
+
+
+def test_a_set_without_ground_truth_has_inputs_of_any_size_alone(unreferenced: Path, root: Path):
+    testset = load_testset("realsrset", root)
+    assert [image.name for image in testset.images] == ["a", "b"]
+    assert [image.lr for image in testset.images] == [unreferenced / "a.jpeg", unreferenced / "b.png"]
+    assert [(image.hr, image.hr_sha256) for image in testset.images] == [(None, None)] * 2
+    assert (testset.total, len(load_testset("realsrset", root, limit=1).images)) == (2, 1)
+    Image.new("RGB", (9, 7)).save(unreferenced / "b.png")
+    with pytest.raises(UserError, match=r"(?s)1 files of realsrset are not those of .*RealSRSet/b\.png: sha256"):
+        load_testset("realsrset", root)
+
+
+def test_our_layout_of_a_set_without_ground_truth_goes_before_the_published_one(unreferenced: Path, root: Path):
+    (root / "realsrset" / "bsrgan").mkdir(parents=True)  # published outputs alone are not the test set
+    assert load_testset("realsrset", root).images[0].lr.parent == unreferenced
+    unreferenced.rename(root / "realsrset" / "lq")
+    assert load_testset("realsrset", root).images[0].lr.parent == root / "realsrset" / "lq"
+    assert folders_of("realsrset") == ("realsrset", "RealSRSet")
+
+
+def test_what_is_absent_of_a_set_without_ground_truth_is_named(unreferenced: Path, root: Path, tmp_path: Path):
+    (missing,) = missing_testset("realsrset", tmp_path / "nothing")
+    assert (missing.name, missing.where) == ("lq/, 2 images", f"{tmp_path}/nothing/realsrset/")
+    assert "`bench fetch realsrset`" in missing.line()
+    (unreferenced / "b.png").unlink()
+    (missing,) = missing_testset("realsrset", root)
+    assert (missing.name, missing.where) == ("1 of 2 files (b.png)", f"{unreferenced}/")
+
+
 def test_unknown_names_get_a_suggestion_and_the_list():
     with pytest.raises(UserError, match=r"did you mean 'drealsr'\? Known: mini, realsr, drealsr, div2k-val"):
         load_testset("drealrs")
-    assert TESTSETS == ("mini", "realsr", "drealsr", "div2k-val")
+    assert TESTSETS == ("mini", "realsr", "drealsr", "div2k-val", "realsrset", "realset65")
 
 
 def test_without_a_checkout_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

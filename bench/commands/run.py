@@ -72,9 +72,36 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16", "fp16"), help="precision of the networks")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of test sets (default: $TSD_DATA)")
     parser.add_argument("--weights-root", type=Path, metavar="DIR", help="folder of weights (default: $TSD_WEIGHTS)")
+    add_environments(parser)
+    parser.add_argument(
+        "--time-limit",
+        type=positive_seconds,
+        metavar="SECONDS",
+        help="for a method's own process over a test set (default: its card's, by the number of images)",
+    )
     parser.add_argument(
         "--redo", nargs="+", default=[], metavar="METHOD", help="measure these again; their records are moved aside"
     )
+
+
+def add_environments(parser: argparse.ArgumentParser) -> None:
+    """Where methods that run in an environment of their own come from and lie."""
+    parser.add_argument(
+        "--repo-dir", type=Path, metavar="DIR", help="clones or bundles of the methods' repositories (default: network)"
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="checkouts and environments (default: $TSD_CACHE)",
+    )
+
+
+def positive_seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a time limit; expected seconds above 0")
+    return value
 
 
 def positive(text: str) -> int:

@@ -1,24 +1,28 @@
 """The methods by name, in the order of the tables' rows, and the forms that make a method from a path.
 
-Adding one: a module in this folder with a `MethodSpec`, one line in `METHODS`, one test.
+Adding one: a published method is a card in `bench/cards/`, nothing else; code of one's own is a module in this folder
+with a `MethodSpec`, one line in `METHODS`, one test.
 """
 
 import difflib
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from bench.card import cards, read_card
 from bench.errors import UserError
 from bench.methods.base import FolderMethod, Method, MethodOptions, MethodSpec
-from bench.methods.folder import OSEDIFF_PUBLISHED, folder_spec
+from bench.methods.folder import folder_spec
+from bench.methods.from_card import card_spec, card_specs
 from bench.methods.function import function_spec
+from bench.methods.published import published_spec, published_specs
 from bench.methods.resize import BICUBIC, LANCZOS
 from bench.methods.spandrel import REALESRGAN_COMPACT, spandrel_spec
 from bench.methods.tsd_rows import (
     OSEDIFF_MINI,
     OSEDIFF_MINI_SD2,
     TEACHER_20,
-    TSD_SR,
     TSD_SR_MINI,
     TSD_SR_MINI_SD2,
     TSD_SR_SD2,
@@ -40,18 +44,18 @@ METHODS: dict[str, MethodSpec] = {
     "osediff-mini-sd2": OSEDIFF_MINI_SD2,
     "tsd-sr-mini-sd2": TSD_SR_MINI_SD2,
     "realesrgan-compact": REALESRGAN_COMPACT,
-    "osediff-published": OSEDIFF_PUBLISHED,
-    "tsd-sr": TSD_SR,
     "tsd-sr-sd2": TSD_SR_SD2,
     "tsd-sr-sd21": TSD_SR_SD21,
+    **card_specs(),
 }
+METHODS |= {spec.name: spec for spec in published_specs(cards())}
 
 
 def get_method(name: str) -> MethodSpec:
     """The method called `name`: one of `METHODS`, `teacher-N`, or one of the forms in `FORMS`.
 
     A form may be given a name for records and tables: `my-net=spandrel:weights/net.pth`. Without one, the name is
-    made from the form and the file ("spandrel-net"). Nothing is loaded and no file is opened.
+    made from the form and the file ("spandrel-net"). Nothing is loaded, and no file but a card is opened.
 
     Raises:
         UserError: no such name or form; lists what there is, and the likeliest meant.
@@ -60,7 +64,9 @@ def get_method(name: str) -> MethodSpec:
         return METHODS[name]
     teacher = re.fullmatch(r"teacher-([1-9]\d*)", name)
     if teacher:
-        return teacher_spec(TeacherSettings(steps=int(teacher[1])), name, TEACHER_20.display)
+        steps = int(teacher[1])
+        display = f"{TEACHER_20.display}, {steps} step{'s' if steps > 1 else ''}"
+        return teacher_spec(TeacherSettings(steps=steps), name, display)
     head, colon, argument = name.partition(":")
     label, equals, form = head.rpartition("=")
     if not colon or form not in FORMS:
@@ -69,7 +75,7 @@ def get_method(name: str) -> MethodSpec:
         raise UserError(f"the name {label!r} in {name!r} cannot name a folder; use letters, digits, '.', '_' and '-'")
     _, build = FORMS[form]
     spec = build(argument, label)
-    if spec.name in METHODS:
+    if METHODS.get(spec.name, spec) is not spec:
         raise UserError(f"{name!r} would be called {spec.name!r}, a method already; choose a name: NAME={form}:...")
     return spec
 
@@ -82,6 +88,14 @@ def _spandrel(argument: str, label: str) -> MethodSpec:
 def _folder(argument: str, label: str) -> MethodSpec:
     path = _path(argument, "folder:PATH")
     return folder_spec(path, *_names(label, "folder", path.resolve().name))
+
+
+def _published(argument: str, label: str) -> MethodSpec:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", argument):
+        raise UserError(f"published:{argument} names no folder inside a test set's folder; expected published:METHOD")
+    if not label and f"{argument}-published" in METHODS:
+        return METHODS[f"{argument}-published"]
+    return published_spec(argument, cards().get(argument), label)
 
 
 def _python(argument: str, label: str) -> MethodSpec:
@@ -130,10 +144,17 @@ def _teacher(argument: str, label: str) -> MethodSpec:
     return teacher_spec(teacher, label or _slug("-".join(parts)), display, weights)
 
 
+def _card(argument: str, label: str) -> MethodSpec:
+    spec = card_spec(read_card(_path(argument, "card:PATH.toml")))
+    return replace(spec, name=label, display=label) if label else spec
+
+
 # Form -> (how it is written, what builds its spec from the text after the colon and the user's own name for it).
 FORMS: dict[str, tuple[str, Callable[[str, str], MethodSpec]]] = {
     "spandrel": ("spandrel:PATH", _spandrel),
     "folder": ("folder:PATH", _folder),
+    "card": ("card:PATH.toml", _card),
+    "published": ("published:METHOD", _published),
     "python": ("python:FILE.py:FUNCTION", _python),
     "tsd-sr": ("tsd-sr:MODEL[,LORA[,PROMPTS]]", _student),
     "teacher": ("teacher:steps=20,strength=0.3,guidance=1,model=DIR,prompts=DIR", _teacher),

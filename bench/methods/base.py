@@ -122,6 +122,7 @@ class MethodOptions:
         repo_dir: folder with clones or bundles of the methods' repositories; None clones from their addresses.
         cache_root: folder of checkouts and environments; None means $TSD_CACHE, else a folder in ~/.cache.
         time_limit_seconds: how long a method's process may take over one folder; None means the card's bound.
+        seed: the run's seed, for a process that takes one for all images; else each image has its own.
     """
 
     device: str = "cpu"
@@ -132,6 +133,7 @@ class MethodOptions:
     repo_dir: Path | None = None
     cache_root: Path | None = None
     time_limit_seconds: float | None = None
+    seed: int = 42
 
     def weights(self) -> Path:
         """The folder of weights that are not shipped; it need not exist."""

@@ -3,6 +3,8 @@
 `folder:PATH` looks for the images of test set T in PATH/T, where there is such a folder, else in PATH itself. Images
 are matched by name (stem), never by order; every image of the test set must be there, in the size of its ground truth
 (x4 of the input where there is none). Nothing is resized to fit: a wrong size means outputs of something else.
+
+What is known of the images that authors published is in the cards: bench/methods/published.py.
 """
 
 import hashlib
@@ -30,11 +32,17 @@ class PublishedOutputs:
         root: the folder.
         testset: the test set about to be read, where known; decides which folder the provenance covers.
         origin: where the images were published, as recorded facts.
+        suffix: what may follow the image's name in the file names ("_BSRGAN").
+        images_sha256: what `sha256_of_files` must give for the folder; None where it is not known.
+        names: the names of all published images, for the message about an altered folder.
     """
 
     root: Path
     testset: str | None = None
     origin: Mapping[str, str] = field(default_factory=dict)
+    suffix: str = ""
+    images_sha256: str | None = None
+    names: tuple[str, ...] = ()
 
     def folder(self, testset: str | None) -> Path:
         """`root/testset` where that is a folder, else `root`."""
@@ -44,7 +52,7 @@ class PublishedOutputs:
 
     def outputs(self, testset: "TestSet") -> dict[str, Path]:
         folder = self.folder(testset.name)
-        found = images_by_stem(folder)
+        found = images_by_stem(folder, self.suffix)
         faults = [f"{image.name}: no image of this name" for image in testset.images if image.name not in found]
         if faults:
             names = {image.name for image in testset.images}
@@ -62,12 +70,36 @@ class PublishedOutputs:
         return {image.name: found[image.name] for image in testset.images}
 
     def provenance(self) -> dict[str, object]:
-        images = images_by_stem(self.folder(self.testset))
-        return {**self.origin, "images": len(images), "images_sha256": sha256_of_files(images)}
+        """As of `FolderMethod`.
+
+        Raises:
+            UserError: the folder's images are not those that were published.
+        """
+        folder = self.folder(self.testset)
+        images = images_by_stem(folder, self.suffix)
+        found = sha256_of_files(images)
+        if self.images_sha256 is not None and found != self.images_sha256:
+            raise UserError(
+                f"the {len(images)} images in {folder} are not the published ones{self._difference(images)}: one hash "
+                f"over all of them is {found[:16]}…, expected {self.images_sha256[:16]}…. Get them again, or measure "
+                f"them for what they are with NAME=folder:{folder}"
+            )
+        return {**self.origin, "images": len(images), "images_sha256": found}
+
+    def _difference(self, images: Mapping[str, Path]) -> str:
+        """How the folder's names differ from the published ones, or that they do not."""
+        absent = [name for name in self.names if name not in images]
+        spare = [path.name for name, path in images.items() if self.names and name not in self.names]
+        parts = [f"{len(absent)} absent: {_some(absent)}"] if absent else []
+        parts += [f"{len(spare)} too many: {_some(spare)}"] if spare else []
+        return f" ({'; '.join(parts) or 'some were altered, re-encoded or are of another release'})"
 
 
-def images_by_stem(folder: Path) -> dict[str, Path]:
+def images_by_stem(folder: Path, suffix: str = "") -> dict[str, Path]:
     """The images directly inside `folder`, by stem, in sorted order; hidden files and other files are left out.
+
+    Args:
+        suffix: taken off the stems that end in it.
 
     Raises:
         UserError: no such folder, or two images of the same stem.
@@ -75,12 +107,14 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}; expected one with the finished images of a method")
     images: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in EXTENSIONS or path.name.startswith(".") or not path.is_file():
+    found = (path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and path.is_file())
+    for name, path in sorted((path.stem.removesuffix(suffix) + path.suffix, path) for path in found):
+        stem = Path(name).stem
+        if path.name.startswith("."):
             continue
-        if path.stem in images:
-            raise UserError(f"{folder} holds both {images[path.stem].name} and {path.name}; expected one image a name")
-        images[path.stem] = path
+        if stem in images:
+            raise UserError(f"{folder} holds both {images[stem].name} and {path.name}; expected one image a name")
+        images[stem] = path
     return images
 
 
@@ -116,63 +150,8 @@ def folder_spec(root: Path, name: str, display: str) -> MethodSpec:
         licence="that of the images",
         load=load,
         missing=missing,
+        how="published outputs",
     )
-
-
-OSEDIFF_COMMIT = "fcc4f09c7ed66a9bc0ba9433940d76b343142426"
-OSEDIFF_IMAGES = "preset/datasets/benchmark_realsr/results_osediff"
-
-
-def _osediff_folder(options: MethodOptions) -> Path:
-    return options.data() / "realsr" / "osediff"
-
-
-def _load_osediff(options: MethodOptions) -> PublishedOutputs:
-    absent = _missing_osediff(options)
-    if absent:
-        raise UserError(absent[0].line())
-    origin = {"repository": "https://github.com/cswry/OSEDiff", "commit": OSEDIFF_COMMIT, "path": OSEDIFF_IMAGES}
-    return PublishedOutputs(_osediff_folder(options), options.testset, origin)
-
-
-def _missing_osediff(options: MethodOptions) -> list[Missing]:
-    if options.testset not in (None, "realsr"):
-        return [
-            Missing(
-                name=f"a set of published images for {options.testset}",
-                where="(nowhere: this row exists for realsr only)",
-                source="another method, or folder:PATH with images of your own",
-                size_bytes=None,
-                licence=None,
-                needed_by="OSEDiff (published)",
-            )
-        ]
-    if _osediff_folder(options).is_dir():
-        return []
-    return [
-        Missing(
-            name="realsr/osediff/",
-            where="$TSD_DATA/realsr/osediff/ (or under --data-root)",
-            source=f"https://github.com/cswry/OSEDiff at {OSEDIFF_COMMIT[:7]}, folder {OSEDIFF_IMAGES}",
-            size_bytes=None,
-            licence="Apache-2.0",
-            needed_by="OSEDiff (published)",
-            fetch="osediff-published",
-        )
-    ]
-
-
-OSEDIFF_PUBLISHED = MethodSpec(
-    name="osediff-published",
-    display="OSEDiff (published)",
-    steps=1,
-    kind="published",
-    summary="the authors' own images for RealSR, as they stand in their repository",
-    licence="Apache-2.0",
-    load=_load_osediff,
-    missing=_missing_osediff,
-    testsets=("realsr",),
-)
 
 
 def _size_fault(image: "TestImage", path: Path) -> list[str]:

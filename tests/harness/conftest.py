@@ -50,6 +50,43 @@ def write_testset(root: Path, name: str = "mini", count: int = 3) -> Path:
     return folder
 
 
+SIZES = ((50, 27), (49, 49), (61, 30))
+
+
+def write_unreferenced(datasets: Path, data: Path) -> Path:
+    """The manifest of a RealSRSet of three noisy images of the `SIZES`, and the images in `data`/RealSRSet.
+
+    Enlarged, they are large enough for NIQE.
+    """
+    entries = []
+    for index, (width, height) in enumerate(SIZES):
+        y, x = np.mgrid[0:height, 0:width]
+        noise = np.random.default_rng(index).integers(0, 120, (height, width, 3))
+        pixels = (noise + ((x * (2 + index) + y * 3) % 130)[..., None]).astype(np.uint8)
+        path = data / "RealSRSet" / f"scene{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        entries.append({"name": path.name, "lr_sha256": digest, "size": [width, height]})
+    manifest = {
+        "schema": 1,
+        "name": "realsrset",
+        "display": "RealSRSet",
+        "reference": False,
+        "count": len(SIZES),
+        "scale": 4,
+        "source": "tests/harness/conftest.py",
+        "licence": "Apache-2.0",
+        "bytes": 1000,
+        "folders": ["realsrset", "RealSRSet"],
+        "images": entries,
+    }
+    path = datasets / "realsrset" / "manifest.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(manifest))
+    return data / "RealSRSet"
+
+
 @pytest.fixture
 def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A datasets folder with the tiny set under the name `mini`, in place of the repository's."""
@@ -73,6 +110,18 @@ def datasets_of_five(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny(datasets: Path) -> TestSet:
     return load_testset("mini")
+
+
+@pytest.fixture
+def unreferenced(datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A test set without ground truth under $TSD_DATA, and a made-up model of NIQE where pyiqa looks for it."""
+    from scipy.io import savemat
+
+    monkeypatch.setenv("TSD_DATA", str(tmp_path / "data"))
+    model = tmp_path / "torch" / "hub" / "pyiqa" / "niqe_modelparameters.mat"
+    model.parent.mkdir(parents=True)
+    savemat(model, {"mu_prisparam": np.linspace(0, 3, 36)[None], "cov_prisparam": np.eye(36)})
+    return write_unreferenced(datasets, tmp_path / "data")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from bench.records import Records
+from bench.testsets import TESTSETS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 Bench = Callable[..., tuple[int, str, str]]
@@ -208,7 +209,7 @@ def test_a_limit_of_nothing_is_refused(bench: Bench, capsys: pytest.CaptureFixtu
 
 
 def test_listing_says_what_is_available_and_what_is_missing(bench: Bench, datasets: Path) -> None:
-    for name in ("realsr", "drealsr", "div2k-val"):
+    for name in TESTSETS[1:]:
         shutil.copytree(Path(__file__).parents[2] / "datasets" / name, datasets / name)
     status, out, _ = bench("list")
     assert status == 0
@@ -295,7 +296,7 @@ def test_a_gpu_that_is_not_there_is_named_before_anything_begins(bench: Bench) -
 
 
 def test_what_the_paper_profile_lacks_may_be_left_out(bench: Bench, datasets: Path) -> None:
-    for name in ("realsr", "drealsr", "div2k-val"):
+    for name in TESTSETS[1:]:
         shutil.copytree(Path(__file__).parents[2] / "datasets" / name, datasets / name)
     status, _, err = bench("run", "--profile", "paper", "--allow-missing", "--out", "out")
     assert status == 2

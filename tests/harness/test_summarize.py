@@ -161,6 +161,10 @@ def test_without_a_ground_truth_a_reference_metric_is_a_dash_that_says_so(record
     assert cell(records, plan(["net"], [PSNR]), "net", "psnr").reasons == (
         "PSNR needs a ground truth, and Mini has none",
     )
+    lacking = replace(LPIPS, missing=["LPIPS needs a file"])
+    assert cell(records, plan(["net"], [lacking]), "net", "lpips").reasons == (
+        "LPIPS needs a ground truth, and Mini has none",
+    ), "fetching the file would not help"
 
 
 def test_a_set_level_value_has_n_and_no_interval(records: Records) -> None:

@@ -69,7 +69,7 @@ def test_rows_of_the_paper_profiles_are_those_of_the_papers_tables() -> None:
         ("tabel1", "mini", "Did you mean 'table1'?"),
         ("x", "mini", "Known: table1, table2"),
         ("table4", "mini", "bench/paper/table4.csv"),
-        ("table2", "mini", "--table table2 --profile paper"),
+        ("table6", "mini", "--table table2 --profile paper"),
     ],
 )
 def test_what_cannot_be_measured_is_said_with_what_can(table: str, profile: str, says: str) -> None:
@@ -158,6 +158,40 @@ def test_a_folder_holds_one_seed_and_one_profile() -> None:
 def test_a_limited_run_does_not_touch_the_full_table() -> None:
     assert default_out("mini", None) == Path("reports/mini")
     assert default_out("mini", 3) == Path("reports/mini-first3")
+
+
+def test_table_2_sets_one_step_against_many_of_the_same_base() -> None:
+    _, mini = get_profile("table2", "mini")
+    chosen = choose(TABLES["table2"], "mini", MethodOptions(), testsets=None, methods=None, metrics=["psnr"])
+    assert [(row.name, row.steps) for row in chosen.rows] == [
+        ("bicubic", None), ("teacher-20", 20), ("teacher-5", 5), ("teacher-1", 1), ("tsd-sr-mini", 1),
+    ]  # fmt: skip
+    assert all(row.spec is not None for row in chosen.rows)
+    assert [row.display for row in chosen.rows] == [row.display for row in mini.rows]
+    assert len({row.display for row in chosen.rows}) == 5, "rows are told apart by their names alone"
+    assert pairs_of("table2", "mini") == (("tsd-sr-mini", "teacher-20"), ("tsd-sr-mini", "teacher-1"))
+
+
+def test_table_7_has_the_four_gans_in_both_profiles() -> None:
+    gans = ["bsrgan", "realesrgan", "ldl", "femasr"]
+    for profile, last in (("mini", ["realesrgan-compact", "tsd-sr-mini"]), ("paper", ["tsd-sr"])):
+        _, found = get_profile("table7", profile)
+        assert [row.method for row in found.rows] == ["bicubic", *gans, *last]
+    assert get_profile("table7", "mini")[1].allow_missing
+
+
+def test_without_a_ground_truth_the_columns_are_those_that_need_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    unreferenced = choice(testsets=["realsrset"])
+    assert [spec.name for spec in unreferenced.metrics] == ["niqe", "musiq", "maniqa", "clipiqa"]
+    assert set(unreferenced.missing_metrics) == {"niqe", "musiq", "maniqa", "clipiqa"}
+    mixed = choice(testsets=["mini", "realsrset"])
+    assert tuple(spec.name for spec in mixed.metrics) == NINE
+    asked = choice(testsets=["realsrset"], metrics=["lpips", "niqe"])
+    assert [spec.name for spec in asked.metrics] == ["lpips", "niqe"]
+    assert set(asked.missing_metrics) == {"niqe"}, "the weights of what cannot be measured are not asked for"
 
 
 def test_table_5_sets_the_recipes_against_each_other_on_every_base() -> None:
