@@ -38,7 +38,7 @@ def run_folder(
         for name, output in outputs:
             if name not in waiting:
                 raise ValueError(f"an output for {name!r}, which was not asked for or came before")
-            yield waiting.pop(name), _no_output(output) if isinstance(output, str) else copier({name: output})
+            yield waiting.pop(name), no_output(output) if isinstance(output, str) else copier({name: output})
     except Exception as error:
         reason = one_line(error)
     finally:
@@ -46,10 +46,12 @@ def run_folder(
         if close is not None:
             close()
     for image in waiting.values():
-        yield image, _no_output(reason)
+        yield image, no_output(reason)
 
 
-def _no_output(reason: str) -> Maker:
+def no_output(reason: str) -> Maker:
+    """The maker of an image that there is none of: it raises the reason."""
+
     def make(image: "TestImage", seed: int | None) -> tuple[bytes, tuple[int, int], float | None]:
         raise UserError(reason)
 

@@ -15,6 +15,15 @@ examples:
 The same command continues after an interruption. Seconds differ from run to run; with --no-timing the table is the
 same byte for byte. Nothing is downloaded: what is missing is named, and `bench fetch` gets it.
 
+Started by accelerate, a run is shared by any number of GPUs and machines over one output folder:
+  accelerate launch --num_processes 8 $(which bench) run --table table2 --profile paper --out reports/paper
+  accelerate launch --num_machines 2 --num_processes 16 --machine_rank 0 --main_process_ip HOST \
+    --main_process_port 29500 $(which bench) run --table table2 --profile paper --out /shared/paper
+    (the same on the other machine with --machine_rank 1)
+  accelerate launch --multi_gpu --num_processes 2 $(which bench) run --device cpu      two processes without a GPU
+Methods come one after another, each process restores and scores its share of the images. A run that was killed is
+taken up by any number of processes, one included; the records at the end do not depend on how many there were.
+
 exit status: 0 everything that can be measured here is in the table, 1 a method or metric failed on some image (its
 cell says so), 2 bad input or a missing requirement. A method that cannot run here is a dash with its reason
 """
@@ -103,13 +112,19 @@ def positive(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bench.pipeline import Stages
+    from bench.shards import in_step, wait
 
-    stages = Stages.from_args(args)
-    with stages.records.lock():
-        stages.begin()
-        stages.announce()
-        stages.restore()
-        stages.score()
-    print(stages.render(timing=args.timing, figure=args.figure), end="")
-    return stages.status()
+    with in_step() as shard:
+        from bench.pipeline import Stages
+
+        stages = Stages.from_args(args, shard=shard)
+        with stages.hold():
+            stages.begin()
+            stages.announce()
+            stages.restore()
+            stages.score()
+        if shard.first:
+            print(stages.render(timing=args.timing, figure=args.figure), end="", flush=True)
+        status = stages.status()
+        wait(shard)  # a process that ends with a status of 1 makes the launcher end the others
+    return status
