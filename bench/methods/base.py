@@ -101,7 +101,10 @@ class FolderRunner(Protocol):
         ...
 
     def environment(self) -> dict[str, object]:
-        """What the process ran in (interpreter, packages), JSON-able; called after `restore_folder`."""
+        """What the process ran in (interpreter, packages), JSON-able; may raise.
+
+        Called once: after the first name was yielded, or after `restore_folder` failed.
+        """
         ...
 
     def seeded(self) -> bool:
