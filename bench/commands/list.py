@@ -1,6 +1,7 @@
 """`bench list`: methods, test sets, metrics, tables; one line each. `bench list METHOD` tells all of one method."""
 
 import argparse
+import difflib
 from pathlib import Path
 
 KINDS = ("methods", "testsets", "metrics", "tables")
@@ -34,10 +35,17 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from bench.describe import description
+    from bench.errors import UserError
     from bench.methods import MethodOptions, get_method
 
     options = MethodOptions(data_root=args.data_root, weights_root=args.weights_root, cache_root=args.cache)
     asked = args.what or list(KINDS)
+    for name in asked:
+        near = difflib.get_close_matches(name, KINDS, n=1, cutoff=0.75)
+        if near and name not in KINDS:
+            raise UserError(
+                f"cannot list {name!r}, did you mean {near[0]}? choose from {', '.join(KINDS)}, or a method"
+            )
     methods = [get_method(name) for name in asked if name not in KINDS]
     lister = {"methods": _methods, "testsets": _testsets, "metrics": _metrics, "tables": _tables}
     kinds = [kind for kind in KINDS if kind in asked]

@@ -213,7 +213,7 @@ def test_listing_says_what_is_available_and_what_is_missing(bench: Bench, datase
         shutil.copytree(Path(__file__).parents[2] / "datasets" / name, datasets / name)
     status, out, _ = bench("list")
     assert status == 0
-    assert re.search(r"^  bicubic +Bicubic.* · available$", out, flags=re.M)
+    assert re.search(r"^bicubic +1, 2, 5, 7 .* in process +none needed +- +here ", out, flags=re.M)
     assert re.search(r"^  realsr .* · missing: the test set RealSR needs", out, flags=re.M)
     assert re.search(r"^  psnr +PSNR ↑ \(full reference\) · available$", out, flags=re.M)
     assert re.search(r"^  lpips +LPIPS ↓ .* · missing: LPIPS needs alexnet", out, flags=re.M)
@@ -306,7 +306,7 @@ def test_what_the_paper_profile_lacks_may_be_left_out(bench: Bench, datasets: Pa
         "run", "--profile", "paper", "--allow-missing", "--testset", "mini", "--metrics", "psnr", "--out", "out"
     )
     assert status == 0
-    assert "SinSR: this harness has no adapter for it yet" in out
+    assert "SinSR needs SinSR_v1.pth (CC-BY-NC-SA-4.0)" in out
     assert "TSD-SR needs stable-diffusion-3-medium" in out
 
 

@@ -10,7 +10,7 @@ from bench.methods import METHODS, MethodOptions
 from bench.metrics import METRICS
 from bench.plan import choose, default_out, make_plan
 from bench.schema import Plan, PlanSet
-from bench.tables import NINE, TABLES, get_profile, pairs_of, paper_figures
+from bench.tables import NINE, TABLES, PaperRow, get_profile, pairs_of, paper_figures
 from bench.testsets import TESTSETS
 
 TABLE1, MINI = get_profile("table1", "mini")
@@ -122,11 +122,20 @@ def test_missing_weights_are_found_by_name_alone(tmp_path: Path, monkeypatch: py
 
 
 def test_a_method_without_an_adapter_keeps_its_row_and_says_so() -> None:
-    table, _ = get_profile("table1", "paper")
+    table, profile = get_profile("table1", "paper")
+    newer = replace(profile, rows=(*profile.rows, PaperRow("newer", "Newer", 1)))
+    table = replace(table, profiles={"paper": newer})
     chosen = choose(table, "paper", MethodOptions(), testsets=["realsr"], methods=None, metrics=["psnr"])
     by_name = {method.name: method for method in plan(chosen).methods}
-    assert by_name["sinsr"].missing == {"realsr": ["SinSR: this harness has no adapter for it yet"]}
-    assert ("realsr", "sinsr") not in chosen.missing_methods, "that is nothing a user can fetch"
+    assert by_name["newer"].missing == {"realsr": ["Newer: this harness has no adapter for it yet"]}
+    assert ("realsr", "newer") not in chosen.missing_methods, "that is nothing a user can fetch"
+
+
+def test_every_row_of_the_papers_tables_has_a_method() -> None:
+    for name in ("table1", "table2", "table5", "table7"):
+        for profile in TABLES[name].profiles.values():
+            missing = [row.method for row in profile.rows if row.method not in METHODS and "teacher-" not in row.method]
+            assert missing == []
 
 
 def test_what_was_measured_before_stays_in_the_table_in_the_tables_order(tmp_path: Path) -> None:
