@@ -330,7 +330,7 @@ def test_provenance_says_prompt_seed_and_every_file(tiny: tuple[Card, MethodOpti
     facts = method.provenance()
     assert facts["settings"] == {
         "process_size": 64, "tile": 96, "overlap": 32, "upscale": "pillow bicubic x4, 8 bit", "posterior": "sample",
-        "color": "adain", "lora_alpha": 8, "prompt": "', ,'",
+        "color": "adain", "lora_alpha": 8, "prompt": "empty, ', ,'",
     }  # fmt: skip
     assert facts["remarks"][:2] == [
         "prompt: empty, no tagger installed", "seeded per image; the authors' script is not"

@@ -166,7 +166,7 @@ class OSEDiffMethod:
             "posterior": "sample",
             "color": "adain",
             "lora_alpha": ALPHA,
-            "prompt": repr(prompt_text("")) if self.tagger is None else "tags of RAM with DAPE",
+            "prompt": f"empty, {prompt_text('')!r}" if self.tagger is None else "tags of RAM with DAPE",
         }
         remarks = [
             "prompt: empty, no tagger installed" if self.tagger is None else "prompt: tags of RAM with DAPE",
