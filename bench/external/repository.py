@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.card import Card, Patch
 from bench.errors import UserError
@@ -19,8 +20,11 @@ from bench.external.git import git, git_program, said, variables
 from bench.external.log import without_paths
 from bench.external.place import REPOSITORIES, alone, in_words
 from bench.external.process import require, run_tool
-from bench.methods.base import MethodOptions
 from bench.records import write_atomic
+
+if TYPE_CHECKING:
+    from bench.methods.base import MethodOptions
+
 
 MARKER = "tsd-bench.json"
 PROBE_SECONDS = 20.0
@@ -43,7 +47,7 @@ class Source:
     shown: str
 
 
-def checkout_place(card: Card, options: MethodOptions) -> Path:
+def checkout_place(card: Card, options: "MethodOptions") -> Path:
     """Where the card's checkout lies or will lie."""
     patched = f"-{patches_sha256(card.patches)[:8]}" if card.patches else ""
     return options.cache() / REPOSITORIES / f"{card.name}-{card.commit[:12]}{patched}"
@@ -54,12 +58,12 @@ def patches_sha256(patches: Sequence[Patch]) -> str:
     return hashlib.sha256(json.dumps([[p.file, p.find, p.replace] for p in patches]).encode()).hexdigest()
 
 
-def is_made(card: Card, options: MethodOptions) -> bool:
+def is_made(card: Card, options: "MethodOptions") -> bool:
     """Whether the checkout is there; looks at a file name only."""
     return (checkout_place(card, options) / ".git" / MARKER).is_file()
 
 
-def find_source(card: Card, options: MethodOptions) -> Source:
+def find_source(card: Card, options: "MethodOptions") -> Source:
     """Where the repository is taken from; looks at names only.
 
     Under --repo-dir it is a clone NAME/, a bare one NAME.git/ or a bundle NAME.bundle, where NAME is the repository's
@@ -86,7 +90,7 @@ def find_source(card: Card, options: MethodOptions) -> Source:
     )
 
 
-def check(card: Card, options: MethodOptions) -> None:
+def check(card: Card, options: "MethodOptions") -> None:
     """What can be known to be wrong before anything is made; takes a fraction of a second, and no network.
 
     Raises:
@@ -107,7 +111,7 @@ def check(card: Card, options: MethodOptions) -> None:
         _check_unchanged(card, options)
 
 
-def checkout(card: Card, options: MethodOptions) -> Path:
+def checkout(card: Card, options: "MethodOptions") -> Path:
     """Our own work tree at the card's commit with its patches, made if it is not there.
 
     Raises:
@@ -170,7 +174,7 @@ def _check_source(card: Card, source: Source) -> None:
         )
 
 
-def _check_unchanged(card: Card, options: MethodOptions) -> None:
+def _check_unchanged(card: Card, options: "MethodOptions") -> None:
     place = checkout_place(card, options)
     changed = git(place, "diff", "--name-only").stdout.split()
     recorded = json.loads((place / ".git" / MARKER).read_text(encoding="utf-8"))
@@ -249,7 +253,7 @@ def _patch(card: Card, part: Path) -> None:
     git(part, "add", "--update")
 
 
-def link(card: Card, options: MethodOptions, place: Path) -> None:
+def link(card: Card, options: "MethodOptions", place: Path) -> None:
     """Puts the links into the checkout that the card asks for, to files of the weight store.
 
     Several processes may do so at once: a link is replaced in one step.
