@@ -10,16 +10,20 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from bench.card import Card, Weight
 from bench.download import GIT, digest_of
 from bench.errors import UserError
-from bench.methods.base import MethodOptions
 from bench.missing import Missing
 from bench.provenance import file_sha256
 from bench.records import write_atomic
+
+if TYPE_CHECKING:
+    from bench.methods.base import MethodOptions
+
 
 LEDGER = "hashes.json"
 FIRST_USE = "recorded when it was first picked up, since nobody publishes it"
@@ -37,7 +41,7 @@ class Vouched:
 class Store:
     """The folder of weights; it need not exist."""
 
-    def __init__(self, options: MethodOptions) -> None:
+    def __init__(self, options: "MethodOptions") -> None:
         self.root = options.weights()
 
     def path(self, weight: Weight) -> Path:
@@ -118,7 +122,7 @@ class Store:
 
 
 def missing_files(
-    weights: Sequence[Weight], options: MethodOptions, *, licence: str, needed_by: str, fetch: str
+    weights: Sequence[Weight], options: "MethodOptions", *, licence: str, needed_by: str, fetch: str
 ) -> list[Missing]:
     """What of `weights` is not in the store; looks at file names only."""
     store = Store(options)
@@ -137,7 +141,7 @@ def missing_files(
     ]
 
 
-def missing_weights(card: Card, options: MethodOptions) -> list[Missing]:
+def missing_weights(card: Card, options: "MethodOptions") -> list[Missing]:
     """What of the card's weights is not in the store; looks at file names only."""
     return missing_files(card.weights, options, licence=card.licence, needed_by=card.display, fetch=card.name)
 
@@ -147,7 +151,7 @@ def source(weight: Weight) -> str:
     return " or ".join([*weight.urls, *(f"hf:{place}" for place in weight.hub)]) or weight.manual
 
 
-def verified_weights(card: Card, options: MethodOptions) -> dict[str, str]:
+def verified_weights(card: Card, options: "MethodOptions") -> dict[str, str]:
     """sha256 of every weight file of the card, by its name in the store.
 
     Raises:
@@ -157,7 +161,7 @@ def verified_weights(card: Card, options: MethodOptions) -> dict[str, str]:
 
 
 def verified_files(
-    weights: Sequence[Weight], options: MethodOptions, *, licence: str, needed_by: str, fetch: str
+    weights: Sequence[Weight], options: "MethodOptions", *, licence: str, needed_by: str, fetch: str
 ) -> dict[str, str]:
     """As `verified_weights`, of any weights."""
     absent = missing_files(weights, options, licence=licence, needed_by=needed_by, fetch=fetch)

@@ -60,3 +60,19 @@ def test_console_scripts_answer_quickly_and_without_torch(script: str) -> None:
     version = subprocess.run([path, "--version"], capture_output=True, text=True)
     assert version.stdout.startswith("tsd-sr-bench ")
     assert subprocess.run([path, "no-such-verb"], capture_output=True).returncode == 2
+
+
+def test_every_module_of_the_harness_can_be_imported_first() -> None:
+    code = """
+import importlib, pkgutil, sys
+import bench
+names = [module.name for module in pkgutil.walk_packages(bench.__path__, "bench.") if "bench_seed" not in module.name]
+for name in names:
+    for loaded in [loaded for loaded in sys.modules if loaded.partition(".")[0] == "bench"]:
+        del sys.modules[loaded]
+    importlib.import_module(name)
+print(len(names))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 50

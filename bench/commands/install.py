@@ -71,15 +71,10 @@ def _card(name: str) -> "Card":
     Raises:
         UserError: no such method, or one that runs in process.
     """
-    from bench.card import cards, read_card
     from bench.errors import UserError
     from bench.methods import get_method
 
-    form, colon, path = name.partition(":")
-    if colon and form == "card":
-        card = read_card(Path(path).expanduser())
-    else:
-        card = cards().get(name) or get_method(name).card
+    card = get_method(name).card
     if card is None or card.run != "external":
         raise UserError(f"{name} runs in process or as published outputs: there is nothing to install for it")
     return card

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.methods.base import SCALE
-
 MODES = ("RGB", "L", "P")
 
 
@@ -87,6 +85,8 @@ def collect(
         sizes: (width, height) of each expected image's input.
         step: called after each image.
     """
+    from bench.methods.base import SCALE
+
     by_name, further = names.found(folder)
     result = Collected(further=further)
     for name, (width, height) in sizes.items():

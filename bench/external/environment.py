@@ -14,15 +14,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.card import Card, Environment
 from bench.errors import UserError
 from bench.external.log import without_paths
 from bench.external.place import ENVIRONMENTS, alone, in_words
 from bench.external.process import require, run_tool
-from bench.methods.base import MethodOptions
 from bench.records import write_atomic
+
+if TYPE_CHECKING:
+    from bench.methods.base import MethodOptions
+
 
 MARKER = "environment.json"
 NOT_OURS = ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH")
@@ -48,7 +51,7 @@ def pins_sha256(environment: Environment) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def environment_place(card: Card, options: MethodOptions) -> Path:
+def environment_place(card: Card, options: "MethodOptions") -> Path:
     """Where the card's environment lies or will lie."""
     assert card.environment is not None
     return options.cache() / ENVIRONMENTS / pins_sha256(card.environment)[:16]
@@ -58,7 +61,7 @@ def python_of(place: Path) -> Path:
     return place / "bin" / "python"
 
 
-def ready(card: Card, options: MethodOptions) -> bool:
+def ready(card: Card, options: "MethodOptions") -> bool:
     """Whether the card's environment is built; looks at files only."""
     place = environment_place(card, options)
     return (place / MARKER).is_file() and python_of(place).exists()
@@ -76,7 +79,7 @@ def uv_program() -> str | None:
     return shutil.which("uv")
 
 
-def build(card: Card, options: MethodOptions) -> Path:
+def build(card: Card, options: "MethodOptions") -> Path:
     """The card's environment, built if it is not there; several processes wait for the one that builds it.
 
     Raises:
@@ -106,7 +109,7 @@ def build(card: Card, options: MethodOptions) -> Path:
     return place
 
 
-def described(card: Card, options: MethodOptions) -> dict[str, Any]:
+def described(card: Card, options: "MethodOptions") -> dict[str, Any]:
     """What a built environment consists of: interpreter, packages, the hash of its pins, the uv that built it.
 
     Raises:

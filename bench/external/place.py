@@ -4,13 +4,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bench.methods.base import MethodOptions
+if TYPE_CHECKING:
+    from bench.methods.base import MethodOptions
 
 REPOSITORIES, ENVIRONMENTS = "repositories", "environments"
 
 
-def in_words(options: MethodOptions, place: Path) -> str:
+def in_words(options: "MethodOptions", place: Path) -> str:
     """`place` for messages, which may be recorded and published: below the cache's own name."""
     return f"$TSD_CACHE/{place.relative_to(options.cache()).as_posix()} (or under --cache, else ~/.cache/tsd-sr-bench)"
 

@@ -9,26 +9,25 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.card import Card, Patch
 from bench.errors import UserError
+from bench.external.git import git, git_program, said, variables
 from bench.external.log import without_paths
 from bench.external.place import REPOSITORIES, alone, in_words
 from bench.external.process import require, run_tool
-from bench.methods.base import MethodOptions
 from bench.records import write_atomic
+
+if TYPE_CHECKING:
+    from bench.methods.base import MethodOptions
+
 
 MARKER = "tsd-bench.json"
 PROBE_SECONDS = 20.0
-GIT_SECONDS = 600.0
-OTHER_REPOSITORY = (
-    "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-    "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX",
-)  # fmt: skip
 STALLED = ("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=30")
 ELSEWHERE = "give a clone or bundle of it with --repo-dir"
 
@@ -48,7 +47,7 @@ class Source:
     shown: str
 
 
-def checkout_place(card: Card, options: MethodOptions) -> Path:
+def checkout_place(card: Card, options: "MethodOptions") -> Path:
     """Where the card's checkout lies or will lie."""
     patched = f"-{patches_sha256(card.patches)[:8]}" if card.patches else ""
     return options.cache() / REPOSITORIES / f"{card.name}-{card.commit[:12]}{patched}"
@@ -59,12 +58,12 @@ def patches_sha256(patches: Sequence[Patch]) -> str:
     return hashlib.sha256(json.dumps([[p.file, p.find, p.replace] for p in patches]).encode()).hexdigest()
 
 
-def is_made(card: Card, options: MethodOptions) -> bool:
+def is_made(card: Card, options: "MethodOptions") -> bool:
     """Whether the checkout is there; looks at a file name only."""
     return (checkout_place(card, options) / ".git" / MARKER).is_file()
 
 
-def find_source(card: Card, options: MethodOptions) -> Source:
+def find_source(card: Card, options: "MethodOptions") -> Source:
     """Where the repository is taken from; looks at names only.
 
     Under --repo-dir it is a clone NAME/, a bare one NAME.git/ or a bundle NAME.bundle, where NAME is the repository's
@@ -91,7 +90,7 @@ def find_source(card: Card, options: MethodOptions) -> Source:
     )
 
 
-def check(card: Card, options: MethodOptions) -> None:
+def check(card: Card, options: "MethodOptions") -> None:
     """What can be known to be wrong before anything is made; takes a fraction of a second, and no network.
 
     Raises:
@@ -112,7 +111,7 @@ def check(card: Card, options: MethodOptions) -> None:
         _check_unchanged(card, options)
 
 
-def checkout(card: Card, options: MethodOptions) -> Path:
+def checkout(card: Card, options: "MethodOptions") -> Path:
     """Our own work tree at the card's commit with its patches, made if it is not there.
 
     Raises:
@@ -129,7 +128,7 @@ def checkout(card: Card, options: MethodOptions) -> Path:
         try:
             _take_commit(card, find_source(card, options), part)
             _patch(card, part)
-            tree = _git(part, "write-tree").stdout.strip()
+            tree = git(part, "write-tree").stdout.strip()
             content = {"repository": card.repository, "commit": card.commit, "tree": tree}
             write_atomic(part / ".git" / MARKER, (json.dumps(content, indent=2) + "\n").encode())
             os.rename(part, place)
@@ -151,23 +150,23 @@ def _check_source(card: Card, source: Source) -> None:
     if source.kind != "clone":
         return
     place = Path(source.place)
-    inside = _git(place, "rev-parse", "--is-inside-work-tree")
+    inside = git(place, "rev-parse", "--is-inside-work-tree")
     if inside.returncode:
-        raise UserError(f"{source.shown} cannot be read by git: {_said(inside.stderr, place)}")
-    if _git(place, "cat-file", "-e", f"{card.commit}^{{commit}}").returncode:
+        raise UserError(f"{source.shown} cannot be read by git: {said(inside.stderr, place)}")
+    if git(place, "cat-file", "-e", f"{card.commit}^{{commit}}").returncode:
         raise UserError(
             f"{source.shown} does not contain the commit {card.commit}, which {card.display} is pinned to: fetch it "
             f"there from {card.repository}"
         )
     if inside.stdout.strip() != "true":
         return
-    head = _git(place, "rev-parse", "HEAD").stdout.strip()
+    head = git(place, "rev-parse", "HEAD").stdout.strip()
     if head != card.commit:
         raise UserError(
             f"{source.shown} is at commit {head[:12]}, expected {card.commit[:12]}, which {card.display} is pinned to. "
             f"Another commit would not be run: `git checkout {card.commit}` there, or give a bare clone"
         )
-    changed = _git(place, "status", "--porcelain", "--untracked-files=no").stdout.splitlines()
+    changed = git(place, "status", "--porcelain", "--untracked-files=no").stdout.splitlines()
     if changed:
         raise UserError(
             f"{source.shown} has local changes ({_some([line[3:] for line in changed])}), which would not be run: "
@@ -175,11 +174,11 @@ def _check_source(card: Card, source: Source) -> None:
         )
 
 
-def _check_unchanged(card: Card, options: MethodOptions) -> None:
+def _check_unchanged(card: Card, options: "MethodOptions") -> None:
     place = checkout_place(card, options)
-    changed = _git(place, "diff", "--name-only").stdout.split()
+    changed = git(place, "diff", "--name-only").stdout.split()
     recorded = json.loads((place / ".git" / MARKER).read_text(encoding="utf-8"))
-    same = (_git(place, "rev-parse", "HEAD").stdout.strip(), _git(place, "write-tree").stdout.strip()) == (
+    same = (git(place, "rev-parse", "HEAD").stdout.strip(), git(place, "write-tree").stdout.strip()) == (
         card.commit,
         recorded["tree"],
     )
@@ -195,9 +194,9 @@ def _take_commit(card: Card, source: Source, part: Path) -> None:
     part.mkdir(parents=True)
     log = part.with_suffix(".log")
     log.unlink(missing_ok=True)
-    setup = _git(part, "init", "--quiet", "--template=")
+    setup = git(part, "init", "--quiet", "--template=")
     if setup.returncode:
-        raise UserError(f"git could not make a repository in the cache: {_said(setup.stderr, part)}")
+        raise UserError(f"git could not make a repository in the cache: {said(setup.stderr, part)}")
     try:
         if source.kind == "address":
             _probe(card, source)
@@ -209,17 +208,17 @@ def _take_commit(card: Card, source: Source, part: Path) -> None:
             ways = [(*fetch, "--depth", "1", "--no-tags", source.place, card.commit), (*fetch, source.place, *every)]
         for way in ways:  # not every server gives a single commit away
             ending = run_tool(
-                [git_program(), *way], title=f"{card.display}: repository", log=log, cwd=part, env=_variables()
+                [git_program(), *way], title=f"{card.display}: repository", log=log, cwd=part, env=variables()
             )
             if ending.exit_code == 0 and _has(part, card.commit):
                 break
         else:
             require(ending, log, f"{card.display}: {source.shown} could not be read", ELSEWHERE)
             raise UserError(f"{source.shown} does not contain the commit {card.commit} of {card.display}")
-        _git(part, "config", "core.autocrlf", "false")
-        done = _git(part, "checkout", "--quiet", "--detach", card.commit)
+        git(part, "config", "core.autocrlf", "false")
+        done = git(part, "checkout", "--quiet", "--detach", card.commit)
         if done.returncode:
-            raise UserError(f"{source.shown}: {card.commit[:12]} cannot be checked out: {_said(done.stderr, part)}")
+            raise UserError(f"{source.shown}: {card.commit[:12]} cannot be checked out: {said(done.stderr, part)}")
     except UserError as error:
         raise UserError(without_paths(str(error), {Path(source.place): source.shown})) from None
     finally:
@@ -228,10 +227,10 @@ def _take_commit(card: Card, source: Source, part: Path) -> None:
 
 def _probe(card: Card, source: Source) -> None:
     """Raises UserError within seconds where the address cannot be reached."""
-    done = _git(Path.home(), "ls-remote", "--quiet", source.place, "HEAD", limit=PROBE_SECONDS)
+    done = git(Path.home(), "ls-remote", "--quiet", source.place, "HEAD", limit=PROBE_SECONDS)
     if done.returncode:
-        said = _said(done.stderr, Path.home())
-        raise UserError(f"{card.display}: {source.shown} cannot be reached ({said}); without network, {ELSEWHERE}")
+        why = said(done.stderr, Path.home())
+        raise UserError(f"{card.display}: {source.shown} cannot be reached ({why}); without network, {ELSEWHERE}")
 
 
 def _patch(card: Card, part: Path) -> None:
@@ -251,10 +250,10 @@ def _patch(card: Card, part: Path) -> None:
                 f"expected once ({patch.reason})"
             )
         path.write_bytes(content.replace(find, replace))
-    _git(part, "add", "--update")
+    git(part, "add", "--update")
 
 
-def link(card: Card, options: MethodOptions, place: Path) -> None:
+def link(card: Card, options: "MethodOptions", place: Path) -> None:
     """Puts the links into the checkout that the card asks for, to files of the weight store.
 
     Several processes may do so at once: a link is replaced in one step.
@@ -277,45 +276,7 @@ def link(card: Card, options: MethodOptions, place: Path) -> None:
 
 
 def _has(repository: Path, commit: str) -> bool:
-    return _git(repository, "cat-file", "-e", f"{commit}^{{commit}}").returncode == 0
-
-
-def _git(place: Path, *arguments: str, limit: float = GIT_SECONDS) -> subprocess.CompletedProcess[str]:
-    argv = [git_program(), *arguments]
-    try:
-        return subprocess.run(
-            argv,
-            cwd=place,
-            env=_variables(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=limit,
-        )
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(argv, 124, "", f"no answer within {limit:.0f} s")
-
-
-def git_program() -> str:
-    """Raises UserError where there is no git."""
-    program = shutil.which("git")
-    if program is None:
-        raise UserError("git is not installed here, and a method's repository cannot be checked out without it")
-    return program
-
-
-def _variables() -> dict[str, str]:
-    """Git's environment: never a question, no large files, English messages, and no repository but the one meant."""
-    kept = {key: value for key, value in os.environ.items() if key not in OTHER_REPOSITORY}
-    ssh = os.environ.get("GIT_SSH_COMMAND", "ssh -o BatchMode=yes -o ConnectTimeout=5")
-    quiet = {"GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "true", "GIT_LFS_SKIP_SMUDGE": "1", "LC_ALL": "C"}
-    return {**kept, **quiet, "GIT_SSH_COMMAND": ssh}
-
-
-def _said(stderr: str, place: Path) -> str:
-    lines = [line for line in stderr.strip().splitlines() if line.strip()]
-    return without_paths(lines[-1] if lines else "no message", {place: place.name})
+    return git(repository, "cat-file", "-e", f"{commit}^{{commit}}").returncode == 0
 
 
 def _some(names: Sequence[str]) -> str:

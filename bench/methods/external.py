@@ -21,6 +21,7 @@ from bench.external import environment, repository
 from bench.external.attempt import Attempt, attempts, next_attempt, remove_attempts
 from bench.external.collect import Collected, Names, collect
 from bench.external.command import arguments, values, variables, visible_gpu, write_inputs
+from bench.external.git import git_program
 from bench.external.log import last_lines, note, without_paths
 from bench.external.prepare import Prepared, prepare
 from bench.external.process import Ending, Process
@@ -236,7 +237,7 @@ def _obstacles(card: Card, options: MethodOptions) -> Iterator[Obstacle]:
     if environment.uv_program() is None and not environment.ready(card, options):
         yield Obstacle(card.display, "needs uv, which builds its environment: `pip install uv`")
     try:
-        repository.git_program()
+        git_program()
         if not repository.is_made(card, options):
             repository.find_source(card, options)
     except UserError as error:

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.card import cards
 from bench.errors import UserError
 from bench.external import seed_module
 from bench.external.command import arguments, values, variables, visible_gpu, write_inputs
@@ -28,11 +27,11 @@ def filled() -> dict[str, str]:
     return values(lr=Path("/w/lr"), sr=Path("/w/sr"), weights=Path("/store"), seed=2**32 + 7)
 
 
-def test_placeholders_and_nothing_else(filled) -> None:
-    command = cards()["sinsr"].command
-    assert command is not None
+def test_placeholders_and_nothing_else(filled, make_card) -> None:
+    command = make_card(mode="{not a placeholder").command
     assert arguments(command, filled) == [
-        *("inference.py", "-i", "/w/lr", "-o", "/w/sr", "--ckpt", "/store/SinSR_v1.pth", "--one_step", "--seed", "7")
+        *("run.py", "-i", "/w/lr", "-o", "/w/sr", "--ckpt", "/store/tiny.bin", "--seed", "7"),
+        *("--mode", "{not a placeholder"),
     ]
 
 
