@@ -23,13 +23,13 @@ from bench.errors import UserError
 
 CARDS = Path(__file__).parent / "cards"
 ASSETS = "assets.toml"
-RUNS = ("spandrel", "osediff", "external")
+RUNS = ("tsd-sr", "osediff", "spandrel", "external")
 SEEDINGS = ("image", "none", "deterministic")
 PLACEHOLDERS = ("lr", "sr", "weights", "seed")
 
 
 @dataclass(frozen=True)
-class WeightFile:
+class Weight:
     """One file of the weight store, or one folder of it (a name that ends in "/").
 
     Attributes:
@@ -38,10 +38,13 @@ class WeightFile:
         hub: places on the Hugging Face hub in the order to be tried: "owner/name" for a folder, "owner/name:path" for
             a file, both with "@revision" after the name where it is pinned.
         manual: for what only a browser can fetch: where it is and what to do with it; empty where a program can.
-        contains: of a folder, the files that must be there (patterns as of `Path.glob`).
+        contains: of a folder, the files that must be there; from the hub only these are fetched.
         size_bytes, sha256: as published, or as found by others (`sha256_source` says by whom); None where nobody
             states them: then the first fetch records the hash in the store, and any other content is refused after.
+        git_sha1: of a file that lies in a git repository, its blob's id there, instead of `sha256`.
+        hashes: of a folder, sha256 by the file's path inside.
         licence: where it differs from the card's.
+        restriction: what that licence forbids, or that the file is gated; empty where nothing.
     """
 
     file: str
@@ -52,7 +55,10 @@ class WeightFile:
     size_bytes: int | None = None
     sha256: str | None = None
     sha256_source: str = ""
+    git_sha1: str | None = None
+    hashes: Mapping[str, str] = field(default_factory=dict)
     licence: str = ""
+    restriction: str = ""
 
     @property
     def is_folder(self) -> bool:
@@ -87,11 +93,14 @@ class Environment:
     Attributes:
         python: version of the interpreter, "3.10".
         requirements: as for `uv pip install`, every direct dependency pinned.
+        before: "2024-02-01": what the pins leave open is taken from what was published before that day
+            (`uv --exclude-newer`), so that the environment stays the one its authors had; empty for no bound.
         note: where the pins differ from the repository's own statement, and why.
     """
 
     python: str
     requirements: tuple[str, ...]
+    before: str = ""
     note: str = ""
 
 
@@ -162,7 +171,8 @@ class Card:
     Attributes:
         name: on the command line and in records; the card's file name.
         display, steps, kind, summary: as in `bench.methods.base.MethodSpec`.
-        run: "spandrel", "osediff" (both in process) or "external" (the official repository in its own environment).
+        run: "tsd-sr", "osediff", "spandrel" (these three in process) or "external" (the official repository in an
+            environment of its own).
         licence: of the code and, where nothing else is said, of the weights.
         restriction: what the licence forbids ("noncommercial"); empty where nothing. Weights of such a method are
             fetched only with `--accept-license`.
@@ -190,7 +200,7 @@ class Card:
     restriction: str = ""
     settings: tuple[str, ...] = ()
     assets: tuple[str, ...] = ()
-    weights: tuple[WeightFile, ...] = ()
+    weights: tuple[Weight, ...] = ()
     network: Network | None = None
     environment: Environment | None = None
     command: Command | None = None
@@ -221,10 +231,10 @@ def read_card(path: Path) -> Card:
 
 
 @functools.cache
-def assets() -> dict[str, WeightFile]:
+def assets() -> dict[str, Weight]:
     """Weights that several methods share, by their key in `assets.toml`."""
     path = CARDS / ASSETS
-    return {key: _build(WeightFile, value, f"{path}, [{key}]") for key, value in _read_toml(path).items()}
+    return {key: _build(Weight, value, f"{path}, [{key}]") for key, value in _read_toml(path).items()}
 
 
 @functools.cache
@@ -254,6 +264,8 @@ def _faults(card: Card) -> typing.Iterator[str]:
         if card.environment is None or card.command is None:
             yield "run = 'external' needs [environment] and [command]"
         else:
+            if not re.fullmatch(r"(\d{4}-\d{2}-\d{2})?", card.environment.before):
+                yield f"before = {card.environment.before!r}; expected a day, like '2024-02-01'"
             yield from _command_faults(card, card.command, files)
 
 

@@ -4,6 +4,8 @@ While it is incomplete the file is called `<name>.part`, in the folder where it 
 atomic rename and a reader never sees half a file.
 """
 
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from time import sleep
 from typing import TYPE_CHECKING
 
 from bench.errors import UserError
-from bench.metrics.weights import file_sha256
+from bench.provenance import file_sha256
 
 if TYPE_CHECKING:
     import requests
@@ -22,20 +24,22 @@ READ_SECONDS = 30.0
 ATTEMPTS = 5
 PAUSE_SECONDS = 1.0
 CHUNK_BYTES = 1 << 20
+GIT = "git:"
 
 
 class BrokenTransferError(OSError):
     """The connection ended before the file did."""
 
 
-def download(urls: Sequence[str], target: Path, sha256: str | None, title: str | None = None) -> None:
+def download(urls: Sequence[str], target: Path, digest: str | None, title: str | None = None) -> None:
     """Fetches `target` from the first of `urls` that has it.
 
-    An earlier `.part` is continued where a hash can tell whether the pieces fit together; a hash that is wrong after
-    that costs one more transfer from the start.
+    An earlier `.part` is continued. Where a hash is known, it tells whether the pieces fit together, and one that is
+    wrong after that costs one more transfer from the start; else the server has to confirm, by its entity tag, that
+    its file is still the one the part was taken from.
 
     Args:
-        sha256: the hash, or its first digits; None where none is published (then nothing is resumed).
+        digest: the sha256 or its first digits, or "git:" and the blob id; None where none is published.
         title: what the progress bar says; the file name by default.
 
     Raises:
@@ -48,32 +52,45 @@ def download(urls: Sequence[str], target: Path, sha256: str | None, title: str |
     failures: list[str] = []
     for url in urls:
         for start_again in (False, True):
-            resumed = not start_again and sha256 is not None and part.is_file()
+            tag = _tag(part, url)
+            resumed = not start_again and part.is_file() and (digest is not None or tag is not None)
             if not resumed:
-                part.unlink(missing_ok=True)
+                _discard(part)
             try:
                 with requests.Session() as session:
-                    _transfer(session, url, part, title or target.name)
+                    _transfer(session, url, part, title or target.name, only_if_same=digest is None)
             except (requests.RequestException, OSError) as error:
                 failures.append(f"{url}: {_reason(error)}")
                 break
-            found = file_sha256(part)
-            if sha256 is None or found.startswith(sha256):
+            found = digest_of(part, digest)
+            if digest is None or found.startswith(digest):
                 os.replace(part, target)
+                _discard(part)
                 return
-            part.unlink()
+            _discard(part)
             if not resumed:
-                failures.append(f"{url}: sha256 {found[:16]}…, expected {sha256[:16]}…; the download was deleted")
+                failures.append(f"{url}: sha256 {found[:16]}…, expected {digest[:16]}…; the download was deleted")
                 break
     raise UserError("\n  ".join([f"{target.name} could not be fetched:", *failures]))
 
 
-def _transfer(session: "requests.Session", url: str, part: Path, title: str) -> None:
+def digest_of(path: Path, like: str | None) -> str:
+    """The file's hash in the form of `like`: its sha256, or "git:" and the id that git gives such a blob."""
+    if like is None or not like.startswith(GIT):
+        return file_sha256(path)
+    total = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            total.update(chunk)
+    return GIT + total.hexdigest()
+
+
+def _transfer(session: "requests.Session", url: str, part: Path, title: str, *, only_if_same: bool) -> None:
     """Appends to `part` until it is complete; a connection that breaks is taken up again while it makes progress."""
     for attempt in range(ATTEMPTS):
         before = _size(part)
         try:
-            return _receive(session, url, part, title)
+            return _receive(session, url, part, title, only_if_same)
         except OSError:  # requests' own exceptions are OSErrors too
             if _size(part) == before or attempt == ATTEMPTS - 1:
                 raise
@@ -81,19 +98,22 @@ def _transfer(session: "requests.Session", url: str, part: Path, title: str) -> 
     return None
 
 
-def _receive(session: "requests.Session", url: str, part: Path, title: str) -> None:
+def _receive(session: "requests.Session", url: str, part: Path, title: str, only_if_same: bool) -> None:
     from tqdm import tqdm
 
     have = _size(part)
     headers = {"Accept-Encoding": "identity"}  # a compressed body could neither be resumed nor counted
     if have:
         headers["Range"] = f"bytes={have}-"
+        if only_if_same:
+            headers["If-Range"] = _tag(part, url) or '"none"'
     with session.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as answer:
         if answer.status_code == 416 and have:
             return  # the server has nothing beyond the part; the hash says whether that is the whole file
         answer.raise_for_status()
         if answer.status_code != 206:
             have = 0  # the server does not resume: it sends the file from the start
+            _remember_tag(part, url, answer.headers.get("ETag"))
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length is not None else None
         with (
@@ -105,6 +125,31 @@ def _receive(session: "requests.Session", url: str, part: Path, title: str) -> N
                 bar.update(len(chunk))
     if total is not None and _size(part) < total:
         raise BrokenTransferError(f"connection closed after {_size(part)} of {total} bytes")
+
+
+def _tag_file(part: Path) -> Path:
+    return part.with_name(f"{part.name}.tag")
+
+
+def _tag(part: Path, url: str) -> str | None:
+    """The strong entity tag under which `part` was begun at `url`."""
+    try:
+        begun = json.loads(_tag_file(part).read_text(encoding="utf-8"))
+        return begun["etag"] if begun["url"] == url else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remember_tag(part: Path, url: str, etag: str | None) -> None:
+    if etag is None or etag.startswith("W/"):  # a weak tag says nothing about bytes
+        _tag_file(part).unlink(missing_ok=True)
+    else:
+        _tag_file(part).write_text(json.dumps({"url": url, "etag": etag}), encoding="utf-8")
+
+
+def _discard(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _tag_file(part).unlink(missing_ok=True)
 
 
 def _size(path: Path) -> int:

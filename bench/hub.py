@@ -1,13 +1,24 @@
-"""The base models from the Hugging Face hub: SD3-medium, which is gated, and the copies of SD2-base and SD2.1-base."""
+"""Files and folders from the Hugging Face hub, held against the hashes that it states for them.
+
+A place on the hub is "owner/name" for a folder and "owner/name:path" for a file, with "@revision" after the name where
+it is pinned. While it is incomplete a download has ".part" after its name, and the same call continues it.
+"""
 
 import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bench.download import CONNECT_SECONDS
+from tqdm import tqdm
+
+from bench.card import Weight
+from bench.download import CONNECT_SECONDS, GIT, digest_of
 from bench.errors import UserError
-from bench.methods.base import MethodOptions
-from bench.methods.tsd_weights import SD2_PARTS, SD3, SD3_HUB_ID, SD3_PARTS, SD2Base, base_is_there
-from bench.metrics.weights import file_sha256
-from bench.missing import Missing
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
 
 HUB = "https://huggingface.co"
 
@@ -22,86 +33,77 @@ def check_online() -> None:
         raise UserError(f"{HUB} cannot be reached: no network, or a firewall") from error
 
 
-def missing_sd3(options: MethodOptions) -> list[Missing]:
-    if base_is_there(options.weights() / SD3, SD3_PARTS):
-        return []
-    return [
-        Missing(
-            name=f"{SD3}/",
-            where=options.weights_place(SD3),
-            source=f"hf:{SD3_HUB_ID}",
-            size_bytes=4_340_000_000,
-            licence="Stability AI Community License",
-            needed_by="TSD-SR",
-            fetch="sd3-medium",
-        )
-    ]
+def get(place: str, weight: Weight, target: Path, known: Mapping[str, str]) -> dict[str, str]:
+    """Fetches what `target` lacks of `weight` from `place`.
 
+    Args:
+        known: hashes somebody else vouches for, by name in the store ("git:" before a blob id); they come before the
+            hub's own.
 
-def get_sd3(options: MethodOptions) -> None:
-    check_online()
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    try:
-        snapshot_download(
-            SD3_HUB_ID,
-            local_dir=options.weights() / SD3,
-            allow_patterns=["model_index.json", *(f"{part}/*" for part in SD3_PARTS)],
-        )
-    except (GatedRepoError, RepositoryNotFoundError) as error:
-        raise UserError(
-            f"{SD3_HUB_ID} is gated: log in at {HUB}/{SD3_HUB_ID}, accept its licence there, then `hf auth login` (or "
-            "set HF_TOKEN) on this machine and run the same command again"
-        ) from error
-    except Exception as error:  # while it reads, the client raises whatever its transport raises
-        raise UserError(f"{SD3_HUB_ID}: {error}; the same command continues the download") from error
-
-
-def get_sd2_base(base: SD2Base, options: MethodOptions) -> None:
-    """The base from the first mirror that has it: weights once, in safetensors, with text encoder and tokenizer.
-
-    It goes into a folder beside its place, whose name it gets once all weights are there and the known hashes right.
+    Returns:
+        The hash of each file that is what the hub states, or what `known` says, by its name in the store: those that
+        were fetched, and those that were there already.
 
     Raises:
-        UserError: no mirror has it, or something incomplete lies in its place.
+        UserError: no connection, a gated or absent repository, or another content than expected: such a file is
+            deleted, and nothing unverified lies at `target`.
     """
     check_online()
-    from huggingface_hub import snapshot_download
-
-    target = options.weights() / base.folder
-    part = target.with_name(f"{base.folder}.part")
-    if target.exists():
-        raise UserError(f"{target} exists but is incomplete: move it away, and `bench fetch` gets the whole base")
-    weights = [f"{folder}/diffusion_pytorch_model.safetensors" for folder in ("unet", "vae")]
-    weights.append("text_encoder/model.safetensors")
-    faults = []
-    for mirror in base.mirrors:
-        try:
-            snapshot_download(
-                mirror,
-                local_dir=part,
-                allow_patterns=[
-                    "model_index.json",
-                    *(f"{folder}/*.json" for folder in (*SD2_PARTS, "text_encoder", "tokenizer")),
-                    "tokenizer/*.txt",
-                    *weights,
-                ],
-            )
-        except Exception as error:  # as in get_sd3
-            faults.append(f"{mirror}: {error}")
+    repository, _, path = place.partition(":")
+    name, _, revision = repository.partition("@")
+    part = target.with_name(f"{target.name}.part")
+    places = {file: target / file for file in weight.contains} if weight.is_folder else {path: target}
+    info = _fetch(name, revision or None, [file for file, there in places.items() if not there.is_file()], part)
+    stated = _stated(info)
+    hashes = {}
+    for file, there in tqdm(places.items(), f"verifying {target.name}", unit="file", delay=2, file=sys.stderr):
+        in_store = f"{weight.file}{file}" if weight.is_folder else weight.file
+        expected = known.get(in_store) or stated.get(file)
+        if there.is_file():
+            if digest_of(there, expected) == expected:
+                hashes[in_store] = expected
             continue
-        absent = [name for name in weights if not (part / name).is_file()]
-        wrong = [] if absent else [name for name, digest in base.sha256 if file_sha256(part / name) != digest]
-        if not absent and not wrong:
-            os.replace(part, target)
-            return
-        if absent:
-            faults.append(f"{mirror}: has no {', '.join(absent)}")
-        else:
-            faults.append(f"{mirror}: other contents than expected in {', '.join(wrong)}")
-    raise UserError(
-        f"{base.display} could not be had; the same command continues a download that broke off:\n  "
-        + "\n  ".join(faults)
-        + f"\nBy hand: put unet/, vae/, scheduler/, text_encoder/ and tokenizer/ of a copy into {target}"
-    )
+        if not (part / file).is_file():
+            raise UserError(f"hf:{place} has no {file}")
+        hashes[in_store] = digest_of(part / file, expected)
+        if expected is not None and hashes[in_store] != expected:
+            (part / file).unlink()
+            raise UserError(f"hf:{place}: {file} has {hashes[in_store][:20]}…, expected {expected[:20]}…; deleted")
+    for file, there in places.items():  # only now that all of them are right
+        if not there.is_file():
+            there.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(part / file, there)
+    shutil.rmtree(part)
+    return hashes
+
+
+def _fetch(name: str, revision: str | None, files: list[str], part: Path) -> "ModelInfo":
+    """The files of one commit of a repository, into `part`; what is there already is not transferred again."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    api = HfApi(endpoint=HUB.rstrip("/"))
+    try:
+        info = api.model_info(name, revision=revision, files_metadata=True)
+        api.snapshot_download(name, revision=info.sha, local_dir=part, allow_patterns=files)
+        return info
+    except GatedRepoError as error:
+        raise UserError(
+            f"{name} is gated: log in at {HUB}/{name}, accept its licence there, then `hf auth login` (or set "
+            "HF_TOKEN) on this machine and run the same command again"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"hf:{name}: no such repository, or none without `hf auth login`") from error
+    except Exception as error:  # while it reads, the client raises whatever its transport raises
+        raise UserError(f"hf:{name}: {error}; the same command continues the download") from error
+
+
+def _stated(info: "ModelInfo") -> dict[str, str]:
+    """What the hub says each file hashes to: sha256 of large files, git's blob id of the others."""
+    found = {}
+    for file in info.siblings or []:
+        if file.lfs is not None:
+            found[file.rfilename] = file.lfs.sha256
+        elif file.blob_id is not None:
+            found[file.rfilename] = GIT + file.blob_id
+    return found

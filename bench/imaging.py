@@ -92,7 +92,7 @@ def warm_up(make: Maker, image: "TestImage", seed: int) -> None:
 
 
 def copier(outputs: dict[str, Path]) -> Maker:
-    """Takes over published images: an 8-bit RGB PNG byte for byte, another 8-bit format as PNG of the same pixels."""
+    """Takes over finished images: an 8-bit RGB PNG byte for byte, another 8-bit format as PNG of the same pixels."""
     import numpy as np
     from PIL import Image
 

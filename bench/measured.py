@@ -3,7 +3,7 @@
 from typing import Any
 
 from bench.records import Records
-from bench.schema import PlanMethod, PlanMetric, PlanSet, valid_scores
+from bench.schema import EXTERNAL, PlanMethod, PlanMetric, PlanSet, valid_scores
 
 
 class Measured:
@@ -18,6 +18,7 @@ class Measured:
         run = records.read_run(testset.name, method.name)
         used = {row.environment for row in self.images.values()}
         self.environments = {key: run.environments[key] for key in run.environments if key in used} if run else {}
+        self.provenance = run.provenance if run else {}
         self.protocols = {metric.name: metric.protocol for metric in metrics}
 
     def used_scores(self) -> list[dict[str, Any]]:
@@ -33,6 +34,19 @@ class Measured:
         """Valid per-image values, by image, in the order of the test set."""
         valid = valid_scores(self.scores[metric.name], self.images, metric.protocol)
         return {name: valid[name].value for name in self.testset.names if name in valid}  # type: ignore[misc]
+
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of the row should know, by the method's own account; nothing without images."""
+        return () if self.unrestored() else tuple(self.provenance.get("remarks", ()))
+
+    def untimed(self) -> str | None:
+        """Why there are no seconds per image, in words that follow the method's name; None where there are."""
+        without = [row for row in self.images.values() if row.seconds is None]
+        if not without:
+            return None
+        if any(EXTERNAL in self.environments.get(row.environment, ()) for row in without):
+            return "runs as a process of its own over the whole folder; its time is not measured per image"
+        return "published images, the time is not measured here"
 
     def unrestored(self) -> tuple[str, ...]:
         """Why there are not all images; empty where there are."""

@@ -1,11 +1,13 @@
 """The stages of a run in their order, over one output folder. Every stage reads what the one before wrote.
 
-What is missing is found before anything heavy is imported; with `allow_missing` it costs cells, else it ends the run.
+What is missing is found before anything heavy is imported. A method that cannot run costs its row, never the table; a
+missing test set or metric costs cells with `allow_missing`, else it ends the run.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from ctypes.util import find_library
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
@@ -16,13 +18,19 @@ from bench.errors import UserError
 from bench.methods.base import MethodOptions
 from bench.missing import describe
 from bench.plan import Choice, choose, default_out, make_plan
+from bench.provenance import sha256_json
 from bench.records import Records
 from bench.schema import Plan, PlanSet
+from bench.shards import ALONE, Shard, check_shared, exchange, from_first
 from bench.tables import get_profile
 
 if TYPE_CHECKING:
     from bench.restore import StageReport
     from bench.testsets import TestSet
+
+
+KeyT = TypeVar("KeyT")
+ItemT = TypeVar("ItemT")
 
 
 class Stages:
@@ -36,6 +44,7 @@ class Stages:
         records: Records,
         options: MethodOptions,
         redo: list[str],
+        shard: Shard = ALONE,
     ) -> None:
         self.choice = choice
         self.testsets = testsets
@@ -43,25 +52,35 @@ class Stages:
         self.records = records
         self.options = options
         self.redo = redo
+        self.shard = shard
         self.failed: list[str] = []
         self.restored: dict[tuple[str, str], StageReport] = {}
 
     @classmethod
-    def from_args(cls, args: argparse.Namespace, *, scoring: bool = True) -> "Stages":
+    def from_args(cls, args: argparse.Namespace, *, scoring: bool = True, shard: Shard = ALONE) -> "Stages":
         """Checks everything that can be checked early; loads and verifies the test sets.
+
+        Every process of a sharded run calls it and comes to the same stages.
 
         Raises:
             UserError: an unknown name, something missing that is required, a test set that is not what it should be.
         """
         table, profile = get_profile(args.table, args.profile)
-        options = MethodOptions("cpu", args.dtype, args.data_root, args.weights_root)
+        options = MethodOptions(_device(args.device, shard), args.dtype, args.data_root, args.weights_root)
+        own = {"repo_dir": args.repo_dir, "cache_root": args.cache, "time_limit_seconds": args.time_limit}
+        options = replace(options, seed=args.seed, **own)
         choice = choose(
             table, args.profile, options, testsets=args.testsets, methods=args.methods, metrics=args.metrics
         )
+        choice = _agreed(choice, shard)
         if not scoring:
             choice = replace(choice, missing_metrics={})
         allow = profile.allow_missing if args.allow_missing is None else args.allow_missing
-        choice = _required(choice, allow, asked=args.testsets is not None)
+        strict = args.allow_missing is False  # asked for in so many words: then a method may not be missing either
+        choice = _required(choice, allow, strict=strict, asked=args.testsets is not None)
+        if shard.first:
+            for name in choice.missing_sets.keys() - set(choice.testsets):
+                _say(f"left out: {describe(choice.missing_sets[name])}")
         _own_methods_exist(choice, args.methods or [])
         redo = [_redo_name(choice, name) for name in args.redo]
         reference = args.reference or profile.reference
@@ -69,30 +88,56 @@ class Stages:
         from bench.testsets import load_testset
 
         testsets = [load_testset(name, args.data_root, args.limit) for name in choice.testsets]
-        records = Records(args.out or default_out(args.profile, args.limit))
+        _same_everywhere(testsets, shard)
+        records = Records(args.out or default_out(args.profile, args.limit), shard.rank)
+        from_first(shard, lambda: _something_to_measure(choice, records))
         sets = [
             PlanSet(testset.name, testset.display, [image.name for image in testset.images], testset.total)
             for testset in testsets
         ]
-        plan = make_plan(choice, sets, seed=args.seed, reference=reference, old=records.read_plan(table.name))
+        plan = from_first(
+            shard,
+            lambda: make_plan(choice, sets, seed=args.seed, reference=reference, old=records.read_plan(table.name)),
+        )
         names = [method.name for method in plan.methods]
         if args.reference and args.reference not in names:
             raise UserError(f"no row {args.reference!r} to refer differences to; the table has {', '.join(names)}")
-        options = replace(options, device=_device(args.device))
-        return cls(choice, testsets, plan, records, options, redo)
+        return cls(choice, testsets, plan, records, options, redo, shard)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """The output folder for this run alone, and for all processes of it the same.
+
+        Raises:
+            UserError: another run holds it, or the processes do not see the same folder.
+        """
+        with self.records.lock():
+            check_shared(self.shard, self.records.out / "images")
+            yield
 
     def begin(self) -> None:
         """Records what the table consists of, so that it can be rendered whatever happens next."""
-        self.records.write_plan(self.plan)
+        if self.shard.first:
+            self.records.write_plan(self.plan)
+
+    def announce(self) -> None:
+        """One line for each method that cannot run here: why, and on which test sets where it can on others."""
+        for row in self.choice.rows if self.shard.first else ():
+            why = {testset: lines for testset, lines in self.choice.why_not(row).items() if lines}
+            if why:
+                where = "" if len(why) == len(self.testsets) else f" on {', '.join(why)}"
+                lines = dict.fromkeys(line for group in why.values() for line in group)
+                _say(f"left out{where}: {'; '.join(lines)}")
 
     def restore(self) -> None:
-        """Stage 1 for every row that can run here."""
+        """Stage 1 for every row that can run here: one method after another, in the order of the table."""
         from bench.restore import restore_set
 
+        order = [method.name for method in self.plan.methods]
         jobs = [
             (testset, row.spec)
+            for row in sorted(self.choice.rows, key=lambda row: order.index(row.name))
             for testset in self.testsets
-            for row in self.choice.rows
             if row.spec is not None and (testset.name, row.name) not in self.choice.missing_methods
         ]
         for testset, spec in _stage("restore", jobs, lambda job: f"{job[1].name} on {job[0].name}"):
@@ -103,6 +148,7 @@ class Stages:
                 self.options,
                 seed=self.plan.seed,
                 redo=spec.name in self.redo,
+                shard=self.shard,
                 say=_say,
             )
             self.restored[testset.name, spec.name] = report
@@ -120,8 +166,12 @@ class Stages:
             and (not spec.needs_reference or all(image.hr is not None for image in testset.images))
         ]
         for testset, spec in _stage("score", jobs, lambda job: f"{job[1].name} on {job[0].name}"):
-            methods = [row.name for row in self.choice.rows if self._on_disk(testset, row.name)]
-            for method, report in score_set(self.records, testset, methods, spec, self.options.device).items():
+            methods = from_first(
+                self.shard,
+                lambda testset=testset: [row.name for row in self.choice.rows if self._on_disk(testset, row.name)],
+            )
+            reports = score_set(self.records, testset, methods, spec, self.options.device, shard=self.shard, say=_say)
+            for method, report in reports.items():
                 self._note(f"{spec.name} of {method} on {testset.name}", report)
 
     def render(self, *, timing: bool, figure: bool) -> str:
@@ -150,8 +200,8 @@ class Stages:
         ]
 
     def status(self) -> int:
-        """Exit status: 1 when something failed, with one line on stderr for each; else 0."""
-        for line in self.failed:
+        """Exit status, the same in every process: 1 when something failed, with one line on stderr for each; else 0."""
+        for line in self.failed if self.shard.first else ():
             _say(f"failed: {line}")
         return 1 if self.failed else 0
 
@@ -169,17 +219,54 @@ class Stages:
         return bool(made) and all(self.records.image_path(testset.name, method, row.name).exists() for row in made)
 
 
-def _required(choice: Choice, allow_missing: bool, *, asked: bool) -> Choice:
+def _agreed(choice: Choice, shard: Shard) -> Choice:
+    """`choice` with everything that is missing for any process: all of them have to walk through the same jobs."""
+    missing = exchange(shard, (choice.missing_sets, choice.missing_methods, choice.missing_metrics))
+    sets, methods, metrics = zip(*missing, strict=True)
+    return replace(
+        choice, missing_sets=_united(sets), missing_methods=_united(methods), missing_metrics=_united(metrics)
+    )
+
+
+def _united(groups: Sequence[dict[KeyT, list[ItemT]]]) -> dict[KeyT, list[ItemT]]:
+    keys = dict.fromkeys(key for group in groups for key in group)
+    return {key: list(dict.fromkeys(item for group in groups for item in group.get(key, ()))) for key in keys}
+
+
+def _same_everywhere(testsets: list["TestSet"], shard: Shard) -> None:
+    """The processes divide the images among them by number, so their test sets must be one.
+
+    Raises:
+        UserError: names the test set that differs.
+    """
+    hashes = exchange(shard, [_images_sha256(testset) for testset in testsets])
+    for index, testset in enumerate(testsets):
+        for rank, found in enumerate(hashes):
+            if found[index] != hashes[0][index]:
+                raise UserError(f"the images of {testset.name} are not the same in process {rank} as in process 0")
+
+
+def _images_sha256(testset: "TestSet") -> str:
+    return sha256_json([[image.name, image.lr_sha256, image.hr_sha256] for image in testset.images])
+
+
+def _required(choice: Choice, allow_missing: bool, *, strict: bool, asked: bool) -> Choice:
     """`choice` without the test sets that are absent, where that is allowed.
+
+    Args:
+        strict: methods are required as well.
+        asked: the test sets were named by the user.
 
     Raises:
         UserError: something required is missing; lists every file with its source, size, licence and place.
     """
-    missing = choice.missing()
+    missing = choice.missing(methods=strict)
     if missing and not allow_missing:
+        others = describe(item for item in choice.missing() if item not in missing)
+        dashes = f"These keep a method from running, which costs its row alone:\n{others}\n" if others else ""
         raise UserError(
             f"{choice.table.name} in the profile {choice.profile} needs what is not on this machine:\n"
-            f"{describe(missing)}\n"
+            f"{describe(missing)}\n{dashes}"
             "Nothing is downloaded unasked: `bench fetch NAME` gets what says so. --allow-missing measures what can be "
             "measured here."
         )
@@ -187,8 +274,6 @@ def _required(choice: Choice, allow_missing: bool, *, asked: bool) -> Choice:
     if absent and (asked or len(absent) == len(choice.testsets)):
         listed = describe(item for items in choice.missing_sets.values() for item in items)
         raise UserError(f"test sets that are not on this machine:\n{listed}")
-    for name in absent:
-        _say(f"left out: {describe(choice.missing_sets[name])}")
     return replace(choice, testsets=tuple(name for name in choice.testsets if name not in absent))
 
 
@@ -208,6 +293,19 @@ def _own_methods_exist(choice: Choice, methods: list[str]) -> None:
                 raise UserError(f"--methods {name}: not there: {describe(missing[0])}")
 
 
+def _something_to_measure(choice: Choice, records: Records) -> None:
+    """A run in which no method can run, and none has run before, is a mistake rather than a table of dashes.
+
+    Raises:
+        UserError: lists what keeps each method from running.
+    """
+    why = {row.name: choice.why_not(row) for row in choice.rows}
+    if any(not lines or records.read_run(testset, name) for name in why for testset, lines in why[name].items()):
+        return
+    listed = dict.fromkeys(line for groups in why.values() for lines in groups.values() for line in lines)
+    raise UserError("nothing to measure, none of the methods can run here:\n" + "\n".join(listed))
+
+
 def _redo_name(choice: Choice, name: str) -> str:
     """The row that `--redo NAME` means, given as in --methods or as in the table."""
     from bench.methods import get_method
@@ -219,19 +317,34 @@ def _redo_name(choice: Choice, name: str) -> str:
     return found
 
 
-def _device(name: str) -> str:
-    """`auto` resolved: cuda where torch finds a GPU, else cpu.
+def _device(name: str, shard: Shard) -> str:
+    """`auto` resolved: cuda where torch finds a GPU, else cpu. Of several processes each gets the GPU of its number.
 
     Importing torch takes seconds that a run with nothing left to do need not spend, and without the driver's library
     its answer is known.
-    """
-    if name != "auto":
-        return name
-    if not any(find_library(library) for library in ("cuda", "nvcuda", "amdhip64")):
-        return "cpu"
-    import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    Raises:
+        UserError: a GPU was asked for and there is none, or too few, or one for several processes.
+    """
+    if shard.world > 1 and name.startswith("cuda:"):
+        raise UserError(f"--device {name} with {shard.world} processes: each takes a GPU of its own; expected cuda")
+    if name != "auto" and not name.startswith("cuda"):
+        return name
+    available = any(find_library(library) for library in ("cuda", "nvcuda", "amdhip64"))
+    if available:
+        import torch
+
+        available = torch.cuda.is_available()
+    if not available:
+        if name == "auto":
+            return "cpu"
+        raise UserError(f"--device {name}: torch finds no CUDA device on this machine; expected cpu, or a GPU")
+    if shard.world == 1:
+        return "cuda" if name == "auto" else name
+    found = torch.cuda.device_count()
+    if shard.local_rank >= found:
+        raise UserError(f"more processes than GPUs on this machine ({found}): expected --num_processes to be their sum")
+    return f"cuda:{shard.local_rank}"
 
 
 JobT = TypeVar("JobT")

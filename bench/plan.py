@@ -45,10 +45,19 @@ class Choice:
     missing_methods: dict[tuple[str, str], list[Missing | Obstacle]] = field(default_factory=dict)
     missing_metrics: dict[str, list[Missing]] = field(default_factory=dict)
 
-    def missing(self) -> list[Missing | Obstacle]:
-        """Everything missing, each once, test sets first."""
-        groups = [*self.missing_sets.values(), *self.missing_methods.values(), *self.missing_metrics.values()]
+    def missing(self, *, methods: bool = True) -> list[Missing | Obstacle]:
+        """Everything missing, each once, test sets first; with what keeps methods from running, or without."""
+        groups: list[Sequence[Missing | Obstacle]] = [*self.missing_sets.values()]
+        groups += [*(self.missing_methods.values() if methods else ()), *self.missing_metrics.values()]
         return list(dict.fromkeys(item for group in groups for item in group))
+
+    def why_not(self, row: Row) -> dict[str, list[str]]:
+        """By test set, what keeps the row's method from running on it, one line per cause; no line where it can run."""
+        if row.spec is None:
+            return {name: [f"{row.display}: this harness has no adapter for it yet"] for name in self.testsets}
+        return {
+            name: [item.line() for item in self.missing_methods.get((name, row.name), [])] for name in self.testsets
+        }
 
 
 def choose(
@@ -137,7 +146,7 @@ def make_plan(choice: Choice, sets: Sequence[PlanSet], *, seed: int, reference: 
         )
     before = {method.name: method.missing for method in (old.methods if old else [])}
     methods = [
-        PlanMethod(row.name, row.display, row.steps, {**before.get(row.name, {}), **_why_not(choice, row)})
+        PlanMethod(row.name, row.display, row.steps, {**before.get(row.name, {}), **choice.why_not(row)})
         for row in choice.rows
     ]
     metrics = [
@@ -166,15 +175,6 @@ def make_plan(choice: Choice, sets: Sequence[PlanSet], *, seed: int, reference: 
         methods=_merged(old.methods if old else [], methods, order),
         metrics=_merged(old.metrics if old else [], metrics, list(profile.metrics)),
     )
-
-
-def _why_not(choice: Choice, row: Row) -> dict[str, list[str]]:
-    """By test set of this run, what keeps the method from running, one line per file."""
-    if row.spec is None:
-        return {name: [f"{row.display}: this harness has no adapter for it yet"] for name in choice.testsets}
-    return {
-        name: [item.line() for item in choice.missing_methods.get((name, row.name), [])] for name in choice.testsets
-    }
 
 
 EntryT = TypeVar("EntryT", PlanSet, PlanMethod, PlanMetric)

@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from functools import cache
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,17 @@ def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a large file in hex; remembered for as long as its size and modification time stay the same."""
+    stat = path.stat()
+    return _remembered_sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _remembered_sha256(path: Path, size: int, modified_ns: int) -> str:
+    return sha256_file(path)
 
 
 def sha256_json(content: Any) -> str:

@@ -6,13 +6,18 @@ Under the output folder of a run:
     records/<test set>/<method>/run.json              what produced the images: method, weights, settings, environments
     records/<test set>/<method>/images.jsonl          one line per restored image
     records/<test set>/<method>/scores.<metric>.jsonl one line per score
+    records/<test set>/<method>/<file>.rank<N>.<ending>   of the N-th process of a sharded run, until it is merged
     images/<test set>/<method>/<name>.png             the images (not tracked by git)
+    images/.work/<test set>/<method>[.rank<N>]/       inputs, outputs and logs of a method's own process
     superseded/                                       records moved aside by `--redo`
 
 A row is appended with one write and flushed to disk, so a kill at any instant leaves whole lines and at most one torn
 line without its newline at the end. Reading ignores that torn line (its work is done again) and the next append
 removes it. Any other line that is not a valid row is an error with file and line number: a record that cannot be
 read is never skipped. Of two rows for one key the later counts; a finished file is rewritten in order, atomically.
+
+Of a sharded run (bench/shards.py) every process but the first writes to files of its own. Readers see them together
+with the one file, and the first process merges them into it when a job is done, or when a killed one is taken up.
 
 Standard library only: a table must be renderable without torch.
 """
@@ -45,11 +50,15 @@ RowT = TypeVar("RowT", ImageRow, ScoreRow)
 
 
 class Records:
-    """The records under one output folder. Nothing is created before something is written."""
+    """The records under one output folder. Nothing is created before something is written.
 
-    def __init__(self, out: Path) -> None:
+    `rank` is that of this process in a sharded run. Only the first (0) moves, merges and finishes files.
+    """
+
+    def __init__(self, out: Path, rank: int = 0) -> None:
         self.out = Path(out)
         self.root = self.out / "records"
+        self.rank = rank
 
     # -- where things are -------------------------------------------------------------------------------------
 
@@ -62,6 +71,10 @@ class Records:
     def image_path(self, testset: str, method: str, name: str) -> Path:
         return self.out / "images" / testset / method / f"{name}.png"
 
+    def work_folder(self, testset: str, method: str) -> Path:
+        """For the process of a method that restores a whole folder; beside the images, which git ignores."""
+        return self.out / "images" / ".work" / testset / (f"{method}.rank{self.rank}" if self.rank else method)
+
     def measured(self) -> list[tuple[str, str]]:
         """(test set, method) of everything that has a run, in alphabetical order."""
         found = []
@@ -72,8 +85,8 @@ class Records:
 
     def metrics(self, testset: str, method: str) -> list[str]:
         """Names of the metrics that have a file of scores."""
-        paths = sorted(self.folder(testset, method).glob("scores.*.jsonl"))
-        return [path.name.removeprefix("scores.").removesuffix(".jsonl") for path in paths]
+        paths = self.folder(testset, method).glob("scores.*.jsonl")
+        return sorted({re.sub(r"^scores\.|(\.rank\d+)?\.jsonl$", "", path.name) for path in paths})
 
     # -- plans and runs ---------------------------------------------------------------------------------------
 
@@ -92,11 +105,23 @@ class Records:
         _write_object(self.root / f"{plan.table}.json", asdict(plan))
 
     def read_run(self, testset: str, method: str) -> Run | None:
-        path = self.folder(testset, method) / "run.json"
-        return from_json(Run, _read_object(path), path) if path.exists() else None
+        """The run, with the environments of all its processes."""
+        first, *others = _parts(self.folder(testset, method) / "run.json")
+        if not first.exists():
+            return None
+        run = from_json(Run, _read_object(first), first)
+        for path in others:
+            run.environments.update(from_json(Run, _read_object(path), path).environments)
+        return run
 
     def write_run(self, run: Run) -> None:
-        _write_object(self.folder(run.testset, run.method) / "run.json", asdict(run))
+        _write_object(_of_rank(self.folder(run.testset, run.method) / "run.json", self.rank), asdict(run))
+
+    def finish_run(self, run: Run) -> None:
+        """Writes the run once and for all, in place of what its processes wrote."""
+        path = self.folder(run.testset, run.method) / "run.json"
+        _write_object(path, asdict(run))
+        _remove(_parts(path)[1:])
 
     # -- rows -------------------------------------------------------------------------------------------------
 
@@ -104,7 +129,11 @@ class Records:
         return _read_rows(ImageRow, self._images(testset, method))
 
     def add_image(self, testset: str, method: str, row: ImageRow) -> None:
-        _append(self._images(testset, method), row)
+        _append(_of_rank(self._images(testset, method), self.rank), row)
+
+    def images_bytes(self, testset: str, method: str, rank: int) -> int:
+        """How much the process of this rank has written, as seen from here; 0 without a file."""
+        return _size(_of_rank(self._images(testset, method), rank))
 
     def finish_images(self, testset: str, method: str, order: Iterable[str]) -> None:
         _finish(ImageRow, self._images(testset, method), order)
@@ -113,7 +142,11 @@ class Records:
         return _read_rows(ScoreRow, self._scores(testset, method, metric))
 
     def add_score(self, testset: str, method: str, row: ScoreRow) -> None:
-        _append(self._scores(testset, method, row.metric), row)
+        _append(_of_rank(self._scores(testset, method, row.metric), self.rank), row)
+
+    def scores_bytes(self, testset: str, method: str, metric: str, rank: int) -> int:
+        """How much the process of this rank has written, as seen from here; 0 without a file."""
+        return _size(_of_rank(self._scores(testset, method, metric), rank))
 
     def finish_scores(self, testset: str, method: str, metric: str, order: Iterable[str]) -> None:
         _finish(ScoreRow, self._scores(testset, method, metric), order)
@@ -133,7 +166,9 @@ class Records:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the output folder for this process; the kernel lets go when the process ends, however it ends.
+        """Holds the output folder for this run; the kernel lets go when the process ends, however it ends.
+
+        Of a sharded run the first process holds it for all.
 
         Raises:
             UserError: another process holds it. On systems without `fcntl` (Windows) nothing is checked.
@@ -141,6 +176,9 @@ class Records:
         try:
             import fcntl
         except ImportError:
+            yield
+            return
+        if self.rank:
             yield
             return
         path = self.out / "images" / ".lock"  # beside the images, which git ignores
@@ -154,7 +192,8 @@ class Records:
                 ) from None
             for folder in (self.root, path.parent):
                 for leftover in folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
-                    leftover.unlink()
+                    if leftover.is_file():
+                        leftover.unlink()
             yield
 
     def _images(self, testset: str, method: str) -> Path:
@@ -192,27 +231,55 @@ def _append(path: Path, row: ImageRow | ScoreRow) -> None:
         os.fsync(handle.fileno())
 
 
+def _of_rank(path: Path, rank: int) -> Path:
+    """`images.jsonl` of the third process: `images.rank2.jsonl`; of the first as it is."""
+    return path.with_name(f"{path.stem}.rank{rank}{path.suffix}") if rank else path
+
+
+def _parts(path: Path) -> list[Path]:
+    """`path`, which need not exist, and those of the other processes of a sharded run, which are newer."""
+    return [path, *sorted(path.parent.glob(f"{path.stem}.rank*{path.suffix}"))]
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink()
+
+
 def _whole_lines(data: bytes) -> int:
     """Length of `data` up to and including its last newline."""
     return data.rfind(b"\n") + 1
 
 
 def _finish(cls: type[RowT], path: Path, order: Iterable[str]) -> None:
-    """Rewrites a file with one row per key, in `order`, then rows that `order` does not name, as they came."""
-    if not path.exists():
+    """Rewrites a file with one row per key, in `order`, then rows that `order` does not name, as they came.
+
+    With it are merged, and removed, those of the other processes of a sharded run.
+    """
+    if not any(part.exists() for part in _parts(path)):
         return
     rows = _read_rows(cls, path)
     keys = dict.fromkeys([key for key in order if key in rows])
     keys |= dict.fromkeys(rows)
     lines = [json.dumps({"schema": SCHEMA, **asdict(rows[key])}, allow_nan=False, ensure_ascii=False) for key in keys]
     data = "".join(line + "\n" for line in lines).encode()
-    if data != path.read_bytes():
+    if not path.exists() or data != path.read_bytes():
         write_atomic(path, data)
+    _remove(_parts(path)[1:])
 
 
 def _read_rows(cls: type[RowT], path: Path) -> dict[str, RowT]:
-    if not path.exists():
-        return {}
+    rows: dict[str, RowT] = {}
+    for part in _parts(path):
+        rows |= _read_part(cls, part) if part.exists() else {}
+    return rows
+
+
+def _read_part(cls: type[RowT], path: Path) -> dict[str, RowT]:
     data = path.read_bytes()
     rows: dict[str, RowT] = {}
     for number, line in enumerate(data[: _whole_lines(data)].splitlines(), start=1):

@@ -1,9 +1,9 @@
 """Stage 4: a `Table` → Markdown for people, CSV for programs. The only place that rounds and marks.
 
 Markdown: per test set the means, the paired differences to the reference row, and the half-widths of the intervals;
-below, in a table of its own, what the paper printed. A dash carries the number of the footnote that says why; cells
-with one reason share a footnote. CSV: one line per method with full precision, n and intervals, empty where nothing
-was measured; the paper's figures in columns of their own.
+below, what the methods remark on themselves, and in a table of its own what the paper printed. A dash carries the
+number of the footnote that says why; cells with one reason share a footnote. CSV: one line per method with full
+precision, n and intervals, empty where nothing was measured; the paper's figures in columns of their own.
 """
 
 import csv
@@ -78,6 +78,11 @@ def to_markdown(table: Table, paper: list[dict[str, str]]) -> str:
         parts += _section(table, section, notes)
     if notes.numbers:
         parts.append("Not measured:\n\n" + "\n".join(notes.lines()))
+    remarks = dict.fromkeys(
+        f"- {row.display}: {remark}" for section in table.sections for row in section.rows for remark in row.remarks
+    )
+    if remarks:
+        parts.append("Remarks:\n\n" + "\n".join(remarks))
     if paper:
         parts.append(_paper(table, _relevant(table, paper)))
     parts.append(_evidence(table))
@@ -109,6 +114,8 @@ def to_csv(table: Table, paper: list[dict[str, str]]) -> str:
                 for column in table.columns
                 if row.cells[column.name].value is None
             )
+            if row.remarks:
+                line["remarks"] = " | ".join(row.remarks)
             lines.append(line)
         for pair in section.pairs:
             line = {"source": "pair", "testset": section.testset, "method": pair.method, "display": pair.display}

@@ -7,19 +7,24 @@ image, its row says so and the run goes on.
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from bench import provenance
-from bench.errors import UserError
+from bench.errors import UserError, one_line
+from bench.identity import agreed_account, continue_or_refuse
 from bench.imaging import Maker, copier, timer, warm_up
-from bench.methods.base import FolderMethod, MethodOptions, MethodSpec
+from bench.methods.base import FolderMethod, FolderRunner, Method, MethodOptions, MethodSpec
 from bench.records import Records, write_atomic
-from bench.schema import ImageRow, Run, StaleRecords
+from bench.runners import no_output, run_folder
+from bench.schema import EXTERNAL, ImageRow, Run
 from bench.seeds import image_seed
+from bench.shards import ALONE, Shard, exchange, from_first, shows_up
 
 if TYPE_CHECKING:
     from bench.testsets import TestImage, TestSet
@@ -46,59 +51,127 @@ def restore_set(
     *,
     seed: int,
     redo: bool = False,
+    shard: Shard = ALONE,
     say: Callable[[str], None] = lambda line: None,
 ) -> StageReport:
     """Restores every image of `testset` that has no image by exactly this method, seed and input yet.
 
     Args:
         redo: move existing records of this method aside and begin again.
+        shard: this process among those of the run, which all call this; each restores its share, and all get the
+            report over all shares.
         say: receives one line for whatever a reader should know (absent images restored again, records set aside).
 
     Raises:
         StaleRecords: images of other weights, settings or inputs are there, and `redo` was not asked for.
+        UserError: the method is not the same in every process, or does not write to the same folder.
     """
     options = replace(options, testset=testset.name)
-    if redo and records.read_run(testset.name, spec.name):
-        say(f"{spec.name} on {testset.name}: old records moved to {records.set_aside(testset.name, spec.name)}")
+    method, account, outputs, reason = None, None, {}, ""
     try:
         method = spec.load(options)
         account = json.loads(json.dumps(method.provenance(), allow_nan=False))  # as it will be read back
         outputs = method.outputs(testset) if isinstance(method, FolderMethod) else {}
     except Exception as error:
-        return _refuse(records, testset, spec, seed, options, f"could not be loaded: {one_line(error)}")
-    run = Run(spec.name, testset.name, testset.manifest_sha256, seed, account, {})
-    run = _continue_or_refuse(records, testset, run, say)
+        method, account, reason = None, None, f"could not be loaded: {one_line(error)}"
+    account = agreed_account(exchange(shard, account), spec.name)
+    run, there = from_first(shard, lambda: _begin(records, testset, spec, account, seed, redo, say))
 
-    rows = records.read_images(testset.name, spec.name)
-    pending = [image for image in testset.images if not is_restored(records, testset.name, spec.name, rows, image)]
-    report = StageReport(kept=len(testset.images) - len(pending))
-    absent = sum(1 for image in pending if image.name in rows and rows[image.name].error is None)
-    if absent:
-        say(f"{spec.name} on {testset.name}: {absent} recorded images are not on disk as recorded, restored again")
+    share = shard.share(testset.images)
+    pending = [image for image in share if image.name not in there]
+    report = StageReport(kept=len(share) - len(pending))
     if pending:
-        key, run = _with_environment(run, options)
-        records.write_run(run)
-        if isinstance(method, FolderMethod):
-            make = copier(outputs)
-        else:
-            import torch
+        key = None
+        seeded = method.seeded() if isinstance(method, FolderRunner) else isinstance(method, Method)
+        work = records.work_folder(testset.name, spec.name)
+        title = f"restore {testset.name} · {spec.name}"
+        if not shard.first:
+            say(shard.line(f"{title}: {len(pending)} images"))
+        with (
+            closing(_makers(method, reason, outputs, pending, options, seed, work)) as makers,
+            tqdm(makers, desc=title, total=len(pending), unit="image", delay=1, file=sys.stderr) as bar,
+        ):
+            for image, make in bar:
+                if key is None:  # not before: a process of its own has no environment until it has begun
+                    key, run = _with_environment(run, options, method, shard)
+                    records.write_run(run)
+                used = image_seed(seed, image.name) if seeded else None
+                row = _restore_one(records, testset.name, spec.name, image, make, used, key)
+                records.add_image(testset.name, spec.name, row)
+                if row.error is None:
+                    report.made += 1
+                else:
+                    report.failed[image.name] = row.error
+        if not shard.first:
+            say(shard.line(f"{title}: {report.made} restored, {len(report.failed)} failed"))
+    done = exchange(shard, (report, records.images_bytes(testset.name, spec.name, shard.rank)))
+    if shard.first:
+        sizes = [size for _, size in done]
+        if shard.world > 1 and not shows_up(lambda: _have_arrived(records, testset, spec.name, sizes)):
+            raise UserError(f"rows or images that other processes wrote do not show up in {records.out}")
+        _finish(records, testset, run)
+    return combined([report for report, _ in done])
 
-            make = timer(method, torch.device(options.device))
-            warm_up(make, pending[0], seed)
-        bar = tqdm(pending, desc=f"restore {testset.name} · {spec.name}", unit="image", delay=1, file=sys.stderr)
-        for image in bar:
-            used = None if outputs else image_seed(seed, image.name)
-            row = _restore_one(records, testset.name, spec.name, image, make, used, key)
-            records.add_image(testset.name, spec.name, row)
-            if row.error is None:
-                report.made += 1
-            else:
-                report.failed[image.name] = row.error
-    records.finish_images(testset.name, spec.name, [image.name for image in testset.images])
-    used = {row.environment for row in records.read_images(testset.name, spec.name).values()}
-    environments = {key: content for key, content in run.environments.items() if key in used}
-    records.write_run(replace(run, environments=environments))
-    return report
+
+def combined(reports: Sequence[StageReport]) -> StageReport:
+    """What all processes did together."""
+    failed = sorted(item for report in reports for item in report.failed.items())
+    undefined = sorted(item for report in reports for item in report.undefined.items())
+    kept, made = sum(report.kept for report in reports), sum(report.made for report in reports)
+    return StageReport(kept, made, dict(failed), dict(undefined))
+
+
+def _begin(
+    records: Records,
+    testset: "TestSet",
+    spec: MethodSpec,
+    account: dict[str, Any] | None,
+    seed: int,
+    redo: bool,
+    say: Callable[[str], None],
+) -> tuple[Run, set[str]]:
+    """The run that is begun or continued, and the names of the images that are there. Of the first process alone."""
+    what = f"{spec.name} on {testset.name}"
+    if redo and records.read_run(testset.name, spec.name):
+        say(f"{what}: old records moved to {records.set_aside(testset.name, spec.name)}")
+    order = [image.name for image in testset.images]
+    records.finish_images(testset.name, spec.name, order)  # what an interrupted run of several processes left
+    if account is None:
+        old = records.read_run(testset.name, spec.name)
+        run = old or Run(spec.name, testset.name, testset.manifest_sha256, seed, {}, {})
+    else:
+        run = Run(spec.name, testset.name, testset.manifest_sha256, seed, account, {})
+        run = continue_or_refuse(records, testset, run, say)
+    rows = records.read_images(testset.name, spec.name)
+    there = {image.name for image in testset.images if is_restored(records, testset.name, spec.name, rows, image)}
+    absent = sum(1 for name in order if name in rows and rows[name].error is None and name not in there)
+    if absent:
+        say(f"{what}: {absent} recorded images are not on disk as recorded, restored again")
+    if len(there) < len(order):
+        records.finish_run(run)
+    return run, there
+
+
+def _finish(records: Records, testset: "TestSet", run: Run) -> None:
+    """Merges and orders what all processes wrote; environments without a row are dropped."""
+    records.finish_images(testset.name, run.method, [image.name for image in testset.images])
+    used = {row.environment for row in records.read_images(testset.name, run.method).values()}
+    written = records.read_run(testset.name, run.method) or run
+    environments = {key: content for key, content in written.environments.items() if key in used}
+    records.finish_run(replace(run, environments=environments))
+
+
+def _have_arrived(records: Records, testset: "TestSet", method: str, sizes: list[int]) -> bool:
+    """Whether all that the processes say they wrote, `sizes` bytes of rows by rank, is seen from here."""
+    if any(records.images_bytes(testset.name, method, rank) != size for rank, size in enumerate(sizes)):
+        return False
+    rows, run = records.read_images(testset.name, method), records.read_run(testset.name, method)
+    known = run.environments if run else {}
+    return all(
+        row.environment in known
+        and (row.error is not None or records.image_path(testset.name, method, row.name).exists())
+        for row in (rows[image.name] for image in testset.images)
+    )
 
 
 def is_restored(records: Records, testset: str, method: str, rows: dict[str, ImageRow], image: "TestImage") -> bool:
@@ -110,17 +183,50 @@ def is_restored(records: Records, testset: str, method: str, rows: dict[str, Ima
     return provenance.sha256_file(path) == row.sr_sha256
 
 
-def one_line(error: BaseException) -> str:
-    """An exception as one line of at most 300 characters."""
-    text = " ".join(f"{type(error).__name__}: {error}".split()) if not isinstance(error, UserError) else str(error)
-    text = " ".join(text.split())
-    return text if len(text) <= 300 else text[:297] + "..."
+def _makers(
+    method: Method | FolderMethod | FolderRunner | None,
+    reason: str,
+    outputs: dict[str, Path],
+    images: Sequence["TestImage"],
+    options: MethodOptions,
+    seed: int,
+    work: Path,
+) -> Generator[tuple["TestImage", Maker]]:
+    """Every image with what makes its PNG; of a `FolderRunner` in the order in which its process is done with them.
+
+    Without a method `reason` says why there is none.
+    """
+    if isinstance(method, FolderRunner):
+        yield from run_folder(method, images, seed, work)
+        return
+    if method is None:
+        make = no_output(reason)
+    elif isinstance(method, FolderMethod):
+        make = copier(outputs)
+    else:
+        import torch
+
+        make = timer(method, torch.device(options.device))
+        warm_up(make, images[0], seed)
+    for image in images:
+        yield image, make
 
 
 def _restore_one(
     records: Records, testset: str, method: str, image: "TestImage", make: Maker, seed: int | None, environment: str
 ) -> ImageRow:
-    row = _failure(image, seed, environment, "")
+    row = ImageRow(
+        name=image.name,
+        seed=seed,
+        lr_sha256=image.lr_sha256,
+        hr_sha256=image.hr_sha256,
+        sr_sha256=None,
+        width=None,
+        height=None,
+        seconds=None,
+        environment=environment,
+        error="",
+    )
     try:
         data, (width, height), seconds = make(image, seed)
     except Exception as error:
@@ -131,90 +237,21 @@ def _restore_one(
     return replace(row, sr_sha256=digest, width=width, height=height, seconds=seconds, error=None)
 
 
-def _failure(image: "TestImage", seed: int | None, environment: str, reason: str) -> ImageRow:
-    return ImageRow(
-        name=image.name,
-        seed=seed,
-        lr_sha256=image.lr_sha256,
-        hr_sha256=image.hr_sha256,
-        sr_sha256=None,
-        width=None,
-        height=None,
-        seconds=None,
-        environment=environment,
-        error=reason,
-    )
+def _with_environment(
+    run: Run, options: MethodOptions, method: Method | FolderMethod | FolderRunner | None, shard: Shard
+) -> tuple[str, Run]:
+    """The key of the present environment, and `run` with it; with that of the method's own process, where it has one.
 
-
-def _refuse(
-    records: Records, testset: "TestSet", spec: MethodSpec, seed: int, options: MethodOptions, reason: str
-) -> StageReport:
-    """A method that cannot be loaded: every image without a result gets a row that says why."""
-    rows = records.read_images(testset.name, spec.name)
-    pending = [image for image in testset.images if not is_restored(records, testset.name, spec.name, rows, image)]
-    if pending:
-        run = records.read_run(testset.name, spec.name)
-        run = run or Run(spec.name, testset.name, testset.manifest_sha256, seed, {}, {})
-        key, run = _with_environment(run, options)
-        records.write_run(run)
-        for image in pending:
-            records.add_image(testset.name, spec.name, _failure(image, None, key, reason))
-    return StageReport(kept=len(testset.images) - len(pending), failed={image.name: reason for image in pending})
-
-
-def _continue_or_refuse(records: Records, testset: "TestSet", run: Run, say: Callable[[str], None]) -> Run:
-    """`run` with the environments of the one it continues. Records of something else are never mixed in.
-
-    Records whose images are all absent (a fresh clone) have nothing to be mixed with: they are moved aside.
+    What such a process ran in may not be known when nothing could be started; then the reason stands there.
     """
-    old = records.read_run(run.testset, run.method)
-    if old is None:
-        return run
-    rows = records.read_images(run.testset, run.method)
-    changes = _differences(old.identity(), run.identity())
-    for image in testset.images:
-        row = rows.get(image.name)
-        if row and (row.lr_sha256, row.hr_sha256) != (image.lr_sha256, image.hr_sha256):
-            changes.append(f"the test image {image.name} is another file")
-    results = [row for row in rows.values() if row.error is None]
-    if not changes:
-        return replace(run, environments=old.environments)
-    if any(records.image_path(run.testset, run.method, row.name).exists() for row in results):
-        listed = "".join(f"\n  {change}" for change in changes[:8])
-        more = f"\n  and {len(changes) - 8} more" if len(changes) > 8 else ""
-        raise StaleRecords(
-            f"{run.method} on {run.testset}: the {len(results)} images recorded in {records.out} were made otherwise "
-            f"than they would be now:{listed}{more}\nResults of two kinds are never mixed. Add `--redo {run.method}` "
-            "to measure it again (the old records are moved to superseded/), or choose another --out."
-        )
-    if not results:
-        return replace(run, environments=old.environments)
-    aside = records.set_aside(run.testset, run.method)
-    say(
-        f"{run.method} on {run.testset}: the records were made otherwise ({changes[0]}) and none of their images "
-        f"is on disk: moved to {aside}, restored again"
-    )
-    return run
-
-
-def _differences(old: Any, new: Any, at: str = "") -> list[str]:
-    """Readable differences of two JSON-able values, one line per changed leaf."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in dict.fromkeys([*old, *new]):
-            found += _differences(old.get(key), new.get(key), f"{at}.{key}" if at else str(key))
-        return found
-    if provenance.sha256_json(old) == provenance.sha256_json(new):
-        return []
-    return [f"{at}: recorded {_short(old)}, now {_short(new)}"]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _with_environment(run: Run, options: MethodOptions) -> tuple[str, Run]:
     content = provenance.environment(options.device, options.dtype)
+    if shard.world > 1:  # equal GPUs are one environment, whichever of them a process was given
+        content["device"] = options.device.partition(":")[0]
+    if isinstance(method, FolderRunner):
+        try:
+            external = json.loads(json.dumps(method.environment(), allow_nan=False))
+        except Exception as error:
+            external = {"unknown": one_line(error)}
+        content[EXTERNAL] = external
     key = provenance.environment_key(content)
     return key, replace(run, environments={**run.environments, key: content})

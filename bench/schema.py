@@ -14,6 +14,8 @@ from bench.errors import UserError
 SCHEMA = 1
 WHOLE_SET = "*"
 """The name in the row of a set-level score."""
+EXTERNAL = "external"
+"""Key in an environment: what the method's own process ran in, where it has one."""
 
 
 class RecordError(UserError):
@@ -30,10 +32,11 @@ class ImageRow:
 
     Attributes:
         name: the image's name in its test set (stem).
-        seed: what was passed to `Method.restore`; None for published outputs.
+        seed: the image's own, as the method was given it; None for published outputs and methods without one.
         lr_sha256, hr_sha256, sr_sha256: of the files, input, ground truth, output. `sr_sha256` is None on failure.
         width, height: of the output, in pixels.
-        seconds: of `restore` alone, without loading the method, decoding, encoding; None where nothing was run.
+        seconds: of `restore` alone, without loading the method, decoding, encoding; None where nothing was run
+            here, or a process of its own over the whole folder.
         environment: key into `Run.environments`.
         error: None, or one line saying what went wrong.
     """

@@ -6,7 +6,7 @@ scored again. Scores of a whole set (FID) are one row that names the hash of the
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,23 +15,36 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from bench import provenance
-from bench.errors import UserError
+from bench.errors import UserError, one_line
 from bench.metrics.base import CannotScoreError, MetricSpec, weight_hashes
 from bench.records import Records
-from bench.restore import StageReport, one_line
+from bench.restore import StageReport, combined
 from bench.schema import WHOLE_SET, ImageRow, ScoreRow, set_sha256, valid_scores, valid_set_score
+from bench.shards import ALONE, Shard, exchange, from_first, shows_up
 
 if TYPE_CHECKING:
     from bench.metrics.base import ImageScorer, SetScorer
-    from bench.testsets import TestSet
+    from bench.testsets import TestImage, TestSet
 
 
 def score_set(
-    records: Records, testset: "TestSet", methods: list[str], spec: MetricSpec, device: str
+    records: Records,
+    testset: "TestSet",
+    methods: list[str],
+    spec: MetricSpec,
+    device: str,
+    *,
+    shard: Shard = ALONE,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, StageReport]:
     """Scores every restored image of `methods` on `testset` that has no valid score; one report per method.
 
     The metric is loaded once, and only if there is something to score.
+
+    Args:
+        shard: this process among those of the run, which all call this; each scores its share of the images, the
+            first alone whole sets, and all get the reports over all shares.
+        say: receives one line when a process that shows no progress bars is done with the metric.
 
     Raises:
         UserError: an image on disk is not the recorded one.
@@ -41,17 +54,65 @@ def score_set(
     def scorer() -> "ImageScorer | SetScorer":
         return spec.load(device)
 
-    score = _score_whole if spec.level == "set" else _score_images
-    return {method: score(records, testset, method, spec, scorer) for method in methods}
+    def score(method: str) -> StageReport:
+        if spec.level == "set":
+            return from_first(shard, lambda: _score_whole(records, testset, method, spec, scorer))
+        images, valid = from_first(shard, lambda: _begin(records, testset, method, spec))
+        report = _score_images(records, testset, shard.share(testset.images), method, spec, scorer, images, valid)
+        done = exchange(shard, (report, records.scores_bytes(testset.name, method, spec.name, shard.rank)))
+        if shard.first:
+            _finish(records, testset, method, spec, [size for _, size in done])
+        return combined([report for report, _ in done])
+
+    reports = {method: score(method) for method in methods}
+    made = sum(report.made for report in reports.values())
+    if made and not shard.first:
+        say(shard.line(f"{spec.name} on {testset.name}: done with {made} values, all processes together"))
+    return reports
+
+
+def _begin(
+    records: Records, testset: "TestSet", method: str, spec: MetricSpec
+) -> tuple[dict[str, ImageRow], dict[str, ScoreRow]]:
+    """The restored images and the valid scores of them. Of the first process alone."""
+    images = _restored(records, testset, method)
+    return images, valid_scores(records.read_scores(testset.name, method, spec.name), images, spec.protocol)
+
+
+def _finish(
+    records: Records,
+    testset: "TestSet",
+    method: str,
+    spec: MetricSpec,
+    sizes: list[int],
+) -> None:
+    """Merges and orders what the processes wrote, `sizes` bytes by rank.
+
+    Raises:
+        UserError: rows of other processes do not show up in the output folder.
+    """
+
+    def have_arrived() -> bool:
+        seen = [records.scores_bytes(testset.name, method, spec.name, rank) for rank in range(len(sizes))]
+        return seen == sizes
+
+    if not shows_up(have_arrived):
+        raise UserError(f"scores that other processes wrote do not show up in {records.out}")
+    records.finish_scores(testset.name, method, spec.name, [image.name for image in testset.images])
 
 
 def _score_images(
-    records: Records, testset: "TestSet", method: str, spec: MetricSpec, scorer: Callable[[], Any]
+    records: Records,
+    testset: "TestSet",
+    share: Sequence["TestImage"],
+    method: str,
+    spec: MetricSpec,
+    scorer: Callable[[], Any],
+    images: dict[str, ImageRow],
+    valid: dict[str, ScoreRow],
 ) -> StageReport:
-    images = _restored(records, testset, method)
-    valid = valid_scores(records.read_scores(testset.name, method, spec.name), images, spec.protocol)
-    pending = [image for image in testset.images if image.name in images and image.name not in valid]
-    report = StageReport(kept=len(valid))
+    pending = [image for image in share if image.name in images and image.name not in valid]
+    report = StageReport(kept=sum(1 for image in share if image.name in valid))
     bar = tqdm(
         pending, desc=f"{spec.name} {testset.name} · {method}", unit="image", delay=1, file=sys.stderr, leave=False
     )
@@ -62,7 +123,6 @@ def _score_images(
             row, lambda sr=sr, image=image: scorer()(sr, image.hr if spec.needs_reference else None), report
         )
         records.add_score(testset.name, method, row)
-    records.finish_scores(testset.name, method, spec.name, [image.name for image in testset.images])
     return report
 
 

@@ -5,32 +5,32 @@ hash nobody published, the one that `bench fetch` found when it first picked the
 the store's own ledger, `hashes.json`. A file that none of them knows is not loaded.
 """
 
-import functools
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from bench.card import Card, WeightFile
+from bench.card import Card, Weight
+from bench.download import GIT, digest_of
 from bench.errors import UserError
 from bench.methods.base import MethodOptions
 from bench.missing import Missing
-from bench.provenance import sha256_file
+from bench.provenance import file_sha256
 from bench.records import write_atomic
 
 LEDGER = "hashes.json"
-FIRST_USE = "recorded when first picked up; nobody publishes it"
-LEFT_OUT = (".cache", ".gitattributes", ".huggingface", "README.md")  # what the hub's client leaves in a folder
+FIRST_USE = "recorded when it was first picked up, since nobody publishes it"
+LEFT_OUT = (".cache", ".gitattributes", "README.md")  # what the hub's client leaves in a folder
 
 
 @dataclass(frozen=True)
 class Vouched:
-    """A hash and who vouches for it."""
+    """A hash (sha256, or "git:" and a blob id) and who vouches for it."""
 
-    sha256: str
+    digest: str
     by: str
 
 
@@ -40,28 +40,66 @@ class Store:
     def __init__(self, options: MethodOptions) -> None:
         self.root = options.weights()
 
-    def path(self, weight: WeightFile) -> Path:
+    def path(self, weight: Weight) -> Path:
         return self.root / weight.file
 
-    def files(self, weight: WeightFile) -> list[str]:
+    def files(self, weight: Weight) -> list[str]:
         """What of `weight` lies in the store: itself, or every file of its folder; names under the store, sorted."""
         path = self.path(weight)
         if not weight.is_folder:
             return [weight.file] if path.is_file() else []
-        found = (file for file in path.rglob("*") if file.is_file())
-        names = (file.relative_to(path) for file in found)
-        return sorted(f"{weight.file}{name.as_posix()}" for name in names if name.parts[0] not in LEFT_OUT)
+        found = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
+        return sorted(f"{weight.file}{name.as_posix()}" for name in found if name.parts[0] not in LEFT_OUT)
 
-    def absent(self, weight: WeightFile) -> list[str]:
+    def absent(self, weight: Weight) -> list[str]:
         """The parts of `weight` that are not there; looks at names only."""
         path = self.path(weight)
         if not weight.is_folder:
             return [] if path.is_file() else [weight.file]
         if not path.is_dir():
             return [weight.file]
-        return [f"{weight.file}{pattern}" for pattern in weight.contains or ("*",) if not any(path.glob(pattern))]
+        return [f"{weight.file}{name}" for name in weight.contains if not (path / name).is_file()]
 
-    def ledger(self) -> dict[str, Vouched]:
+    def known(self, weight: Weight) -> dict[str, Vouched]:
+        """What each file of `weight` must hash to, as far as somebody vouches for it."""
+        entries = {name: entry for name, entry in self._ledger().items() if name.startswith(weight.file)}
+        by = weight.sha256_source or "published"
+        if weight.sha256 is not None:
+            entries[weight.file] = Vouched(weight.sha256, by)
+        if weight.git_sha1 is not None:
+            entries[weight.file] = Vouched(GIT + weight.git_sha1, "the repository at the card's commit")
+        return entries | {f"{weight.file}{name}": Vouched(digest, by) for name, digest in weight.hashes.items()}
+
+    def vouch(self, hashes: Mapping[str, Vouched]) -> None:
+        """Adds to the ledger."""
+        entries = self._ledger() | dict(hashes)
+        content = {name: {"hash": entry.digest, "by": entry.by} for name, entry in sorted(entries.items())}
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.root / LEDGER, (json.dumps(content, indent=2) + "\n").encode())
+
+    def unknown(self, weights: Sequence[Weight]) -> list[str]:
+        """The files that are there and that nobody vouches for."""
+        return [name for weight in weights for name in self.files(weight) if name not in self.known(weight)]
+
+    def verify(self, weights: Sequence[Weight], fetch: str) -> tuple[dict[str, str], list[str]]:
+        """sha256 of every file that is there, by name, and what is wrong with them, one line each."""
+        hashes: dict[str, str] = {}
+        faults: list[str] = []
+        files = [(name, self.known(weight).get(name)) for weight in weights for name in self.files(weight)]
+        for name, vouched in tqdm(files, "verifying weights", unit="file", delay=2, leave=False, file=sys.stderr):
+            hashes[name] = file_sha256(self.root / name)
+            if vouched is None:
+                faults.append(f"{name}: nobody vouches for it yet; `bench fetch {fetch}` records its hash")
+                continue
+            found = digest_of(self.root / name, vouched.digest)
+            if found != vouched.digest:
+                faults.append(
+                    f"{name}: {_short(found)}, expected {_short(vouched.digest)} ({vouched.by}): damaged, or another "
+                    f"version. Move it away, and `bench fetch {fetch}` gets the right one"
+                )
+        return hashes, faults
+
+    def _ledger(self) -> dict[str, Vouched]:
         """The hashes the store vouches for, by name.
 
         Raises:
@@ -72,52 +110,41 @@ class Store:
             return {}
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
-            return {name: Vouched(entry["sha256"], entry["by"]) for name, entry in raw.items()}
+            return {name: Vouched(entry["hash"], entry["by"]) for name, entry in raw.items()}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
                 f"{path} is damaged ({error}): delete it, and `bench fetch NAME` records the hashes of what is there"
             ) from error
 
-    def vouch(self, hashes: Mapping[str, Vouched]) -> None:
-        """Adds to the ledger."""
-        entries = self.ledger() | dict(hashes)
-        content = {name: {"sha256": entry.sha256, "by": entry.by} for name, entry in sorted(entries.items())}
-        self.root.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.root / LEDGER, (json.dumps(content, indent=2) + "\n").encode())
 
-    def known(self, weight: WeightFile) -> dict[str, Vouched]:
-        """What each file of `weight` must hash to, as far as somebody vouches for it."""
-        entries = {name: entry for name, entry in self.ledger().items() if name.startswith(weight.file)}
-        if weight.sha256 is not None:
-            entries[weight.file] = Vouched(weight.sha256, weight.sha256_source or "published")
-        return entries
+def missing_files(
+    weights: Sequence[Weight], options: MethodOptions, *, licence: str, needed_by: str, fetch: str
+) -> list[Missing]:
+    """What of `weights` is not in the store; looks at file names only."""
+    store = Store(options)
+    return [
+        Missing(
+            name=", ".join(absent),
+            where=options.weights_place(weight.file),
+            source=source(weight),
+            size_bytes=weight.size_bytes,
+            licence=weight.licence or licence or None,
+            needed_by=needed_by,
+            fetch=fetch if weight.urls or weight.hub else None,
+        )
+        for weight in weights
+        if (absent := store.absent(weight))
+    ]
 
 
 def missing_weights(card: Card, options: MethodOptions) -> list[Missing]:
     """What of the card's weights is not in the store; looks at file names only."""
-    store = Store(options)
-    found = []
-    for weight in card.weights:
-        absent = store.absent(weight)
-        if absent:
-            found.append(
-                Missing(
-                    name=", ".join(absent),
-                    where=options.weights_place(weight.file),
-                    source=source(weight),
-                    size_bytes=weight.size_bytes,
-                    licence=weight.licence or card.licence,
-                    needed_by=card.display,
-                    fetch=card.name,
-                )
-            )
-    return found
+    return missing_files(card.weights, options, licence=card.licence, needed_by=card.display, fetch=card.name)
 
 
-def source(weight: WeightFile) -> str:
-    """Where a file comes from, in words: the first address, or what a person has to do."""
-    places = [*weight.urls, *(f"hf:{place}" for place in weight.hub)]
-    return " or ".join(places) if places else weight.manual
+def source(weight: Weight) -> str:
+    """Where a file comes from, in words: its addresses, or what a person has to do."""
+    return " or ".join([*weight.urls, *(f"hf:{place}" for place in weight.hub)]) or weight.manual
 
 
 def verified_weights(card: Card, options: MethodOptions) -> dict[str, str]:
@@ -126,42 +153,21 @@ def verified_weights(card: Card, options: MethodOptions) -> dict[str, str]:
     Raises:
         UserError: a file is missing, has another content than the one vouched for, or nobody vouches for it.
     """
-    absent = missing_weights(card, options)
+    return verified_files(card.weights, options, licence=card.licence, needed_by=card.display, fetch=card.name)
+
+
+def verified_files(
+    weights: Sequence[Weight], options: MethodOptions, *, licence: str, needed_by: str, fetch: str
+) -> dict[str, str]:
+    """As `verified_weights`, of any weights."""
+    absent = missing_files(weights, options, licence=licence, needed_by=needed_by, fetch=fetch)
     if absent:
         raise UserError("\n".join(item.line() for item in absent))
-    store = Store(options)
-    hashes: dict[str, str] = {}
-    faults: list[str] = []
-    for weight, name in tqdm(
-        list(_files(store, card)), desc="verifying weights", delay=2, leave=False, file=sys.stderr
-    ):
-        vouched = store.known(weight).get(name)
-        found = hash_of(store.root / name)
-        if vouched is None:
-            faults.append(f"{name}: nobody vouches for it yet; `bench fetch {card.name}` records its hash")
-        elif found != vouched.sha256:
-            faults.append(
-                f"{name}: sha256 {found[:16]}…, expected {vouched.sha256[:16]}… ({vouched.by}): damaged, or another "
-                "version. Delete it and fetch it again"
-            )
-        hashes[name] = found
+    hashes, faults = Store(options).verify(weights, fetch)
     if faults:
-        raise UserError(f"weights of {card.display} in {store.root} are not used:\n  " + "\n  ".join(faults))
+        raise UserError(f"weights of {needed_by} are not used:\n  " + "\n  ".join(faults))
     return hashes
 
 
-def _files(store: Store, card: Card) -> Iterator[tuple[WeightFile, str]]:
-    for weight in card.weights:
-        for name in store.files(weight):
-            yield weight, name
-
-
-def hash_of(path: Path) -> str:
-    """sha256 of a file, read once per process as long as size and time of change stay the same."""
-    status = path.stat()
-    return _hash(path, status.st_size, status.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=4096)
-def _hash(path: Path, size: int, mtime_ns: int) -> str:
-    return sha256_file(path)
+def _short(digest: str) -> str:
+    return f"git blob {digest.removeprefix(GIT)[:12]}…" if digest.startswith(GIT) else f"sha256 {digest[:16]}…"

@@ -59,13 +59,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A method: one cell per column, and per image-level column the paired difference to the reference row."""
+    """A method: one cell per column, and per image-level column the paired difference to the reference row.
+
+    `remarks` are short facts that a reader of the row needs, by the method's own account.
+    """
 
     method: str
     display: str
     steps: int | None
     cells: Mapping[str, Cell]
     differences: Mapping[str, Cell] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,8 @@ def _section(
         differences = {}
         if reference is not None and item is not reference:
             differences = _differences(item, reference, plan.metrics)
-        rows.append(TableRow(item.method.name, item.method.display, item.method.steps, cells, differences))
+        method = item.method
+        rows.append(TableRow(method.name, method.display, method.steps, cells, differences, item.remarks()))
     for metric in plan.metrics:
         _rank(rows, metric)
     return Section(
@@ -221,9 +226,10 @@ def _seconds(item: Measured) -> Cell:
     why = item.unrestored()
     if why:
         return Cell(None, 0, reasons=why)
+    untimed = item.untimed()
+    if untimed:
+        return Cell(None, 0, reasons=(f"{item.method.display}: {untimed}",))
     seconds = [row.seconds for row in item.images.values() if row.seconds is not None]
-    if len(seconds) < len(item.images):
-        return Cell(None, 0, reasons=(f"{item.method.display}: published images, the time is not measured here",))
     mean, low, high = mean_ci95(seconds)
     return Cell(mean, len(seconds), low, high)
 

@@ -33,7 +33,7 @@ class Profile:
 
     Attributes:
         rows: methods from top to bottom.
-        allow_missing: whether absent weights or data cost a cell (True) or end the run with a list (False).
+        allow_missing: whether absent test sets and metrics cost cells (True) or end the run with a list (False).
         reference: the row that paired differences refer to.
         pairs: (method, against): rows that the table is there to set against each other.
     """

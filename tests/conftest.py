@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,16 @@ def tiny_sd3_text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_sd2_text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`build_tiny_sd2` with its text encoder. Session-wide: treat as read-only."""
     return add_sd2_text(build_tiny_sd2(tmp_path_factory.mktemp("tiny") / "sd2-text"))
+
+
+@pytest.fixture(scope="session")
+def mini_sd2_text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained mini SD2 model with a random text encoder of its width. Session-wide: treat as read-only."""
+    from tsd.backbone import mini_model_dir
+
+    folder = tmp_path_factory.mktemp("mini") / "sd2-text"
+    shutil.copytree(mini_model_dir("mini-sd2"), folder)
+    return add_sd2_text(folder, width=64)
 
 
 CAPTION_WORDS = "[PAD] [CLS] [SEP] [UNK] a photo of the sea cat at night two dogs"

@@ -20,7 +20,8 @@ from bench.metrics.distribution import (
     set_scorer,
 )
 from bench.metrics.quiet import guarded_pyiqa
-from bench.metrics.weights import INCEPTION, file_sha256
+from bench.metrics.weights import INCEPTION
+from bench.provenance import file_sha256
 
 
 def gaussian(count: int, dimension: int, seed: int, shift: float = 0.0) -> np.ndarray:

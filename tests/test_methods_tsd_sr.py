@@ -4,18 +4,21 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+import bench.methods.tsd_weights
+from bench.card import assets, cards
 from bench.check import check_method
 from bench.errors import UserError
+from bench.fetch_weights import settle
 from bench.methods import METHODS, MethodOptions, get_method
 from bench.methods.base import Method
 from bench.methods.tsd_sr import OneStepMethod, TeacherMethod, TeacherSettings, mini_folder
-from bench.methods.tsd_weights import RELEASE_SETTINGS, SD3, Weights
+from bench.methods.tsd_weights import RELEASE_SETTINGS, Weights
 from tsd.backbone import load_backbone, mini_model_dir
 from tsd.restore import RestoreConfig, Restorer
 from tsd.sampler import image_to_image
@@ -163,26 +166,29 @@ def restore(form: str) -> torch.Tensor:
 
 def test_the_real_model_names_all_it_lacks(tmp_path: Path):
     spec, options = METHODS["tsd-sr"], MethodOptions(weights_root=tmp_path)
-    base, lora, prompt = spec.missing(options)
-    assert "hf:stabilityai/stable-diffusion-3-medium-diffusers (gated" in base.source
+    lora, prompt, base = spec.missing(options)
+    assert base.source == "hf:stabilityai/stable-diffusion-3-medium-diffusers"
     assert base.licence == "Stability AI Community License"
-    assert lora.name == "tsdsr-mse/transformer.safetensors and tsdsr-mse/vae.safetensors"
-    assert prompt.name == "default/prompt_embeds.pt and default/pool_embeds.pt"
+    assert (lora.name, prompt.name) == ("tsdsr-mse/", "default/")
     assert "1XJY9Qxhz0mqjTtgDXr07oFy9eJr8jphI" in lora.source
-    with pytest.raises(UserError, match=r"(?s)TSD-SR cannot run here.*tsdsr-mse.*default/prompt_embeds"):
+    assert lora.fetch is None  # the authors' drive wants a browser
+    with pytest.raises(UserError, match=r"(?s)TSD-SR needs tsdsr-mse/.*TSD-SR needs default/"):
         spec.load(options)
 
 
 def test_the_real_models_layout_loads_with_the_papers_settings(tiny_sd3_dir: Path, tiny_lora_dir: Path, tmp_path: Path):
     """The same folders as on disk for SD3-medium, holding the tiny model."""
     for part in ("transformer", "vae", "scheduler"):
-        shutil.copytree(tiny_sd3_dir / part, tmp_path / SD3 / part)
+        shutil.copytree(tiny_sd3_dir / part, tmp_path / "stable-diffusion-3-medium-diffusers" / part)
     shutil.copytree(tiny_lora_dir, tmp_path / "tsdsr-mse")
     (tmp_path / "default").mkdir()
     torch.save(torch.randn(1, 5, 12), tmp_path / "default" / "prompt_embeds.pt")
     torch.save(torch.randn(1, 10), tmp_path / "default" / "pool_embeds.pt")
     options = MethodOptions(weights_root=tmp_path)
     assert METHODS["tsd-sr"].missing(options) == []
+    with pytest.raises(UserError, match="nobody vouches for it yet; `bench fetch tsd-sr` records its hash"):
+        METHODS["tsd-sr"].load(options)
+    settle(cards()["tsd-sr"].weights, "tsd-sr", options)
     method = METHODS["tsd-sr"].load(options)
     assert isinstance(method, OneStepMethod)
     assert (method.restorer.config.color, method.restorer.config.process_size) == ("adain", 512)
@@ -219,9 +225,11 @@ def test_a_student_of_the_second_family_keeps_the_contract(tiny_sd2_dir: Path, t
 
 
 def test_a_student_you_trained_on_sd2_becomes_the_row_of_table_5(
-    tiny_sd2_dir: Path, tiny_sd2_lora_dir: Path, tmp_path: Path
+    tiny_sd2_dir: Path, tiny_sd2_lora_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     options = MethodOptions(weights_root=tmp_path)
+    weight = replace(assets()["sd21-base"], contains=("unet/config.json",), hashes={})  # the tiny model's in its place
+    monkeypatch.setattr(bench.methods.tsd_weights, "assets", lambda: {"sd21-base": weight})
     base, student = METHODS["tsd-sr-sd21"].missing(options)
     assert base.fetch == "sd21-base"
     assert "unet.safetensors" in student.name
@@ -233,6 +241,7 @@ def test_a_student_you_trained_on_sd2_becomes_the_row_of_table_5(
     shutil.copytree(tiny_sd2_lora_dir, tmp_path / "tsdsr-sd21")
     shutil.copytree(tiny_sd2_dir / "prompts", tmp_path / "tsdsr-sd21" / "prompts")
     assert METHODS["tsd-sr-sd21"].missing(options) == []
+    settle((weight,), "sd21-base", options)
     method = METHODS["tsd-sr-sd21"].load(options)
     assert isinstance(method, OneStepMethod)
     assert method.settings["color"] == "adain"

@@ -29,7 +29,8 @@ from bench.metrics import (
 from bench.metrics.images import UnusableImageError, read_rgb8
 from bench.metrics.per_image import untrained_timm
 from bench.metrics.quiet import guarded_pyiqa
-from bench.metrics.weights import ALEXNET, LPIPS_HEADS, MUSIQ, file_sha256, hub_dir
+from bench.metrics.weights import ALEXNET, LPIPS_HEADS, MUSIQ, hub_dir
+from bench.provenance import file_sha256
 
 RUNNABLE_WITHOUT_WEIGHTS = ("psnr", "ssim")
 

@@ -5,6 +5,10 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bench.card import Card
 
 EPILOG = """\
 examples:
@@ -12,6 +16,7 @@ examples:
   bench check spandrel:weights/realesr-general-x4v3.pth
   bench check python:my_method.py:restore --device cuda
   bench check folder:outputs/my-method --testset realsr --data-root data
+  bench check sinsr --repo-dir clones          a card against clones/SinSR (or .git, .bundle)
 
 exit status: 0 the contract is kept, 1 a clause is broken, 2 the method could not be loaded
 """
@@ -23,7 +28,8 @@ def add_parser(subparsers) -> None:
         help="try a method against the contract on synthetic images",
         description="Tries a method against the contract of bench/methods/base.py: shapes, range, odd sizes, "
         "determinism, independence of other images and of global random state. Published outputs are checked for "
-        "completeness and size against a test set.",
+        "completeness and size against a test set. The card of a method that runs its authors' repository is checked "
+        "against that repository: commit, flags, links and patches; nothing is installed or run.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -37,6 +43,12 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--weights-root", type=Path, help="folder of weights (default: $TSD_WEIGHTS, else ./weights)")
     parser.add_argument("--data-root", type=Path, help="folder of test sets (default: $TSD_DATA)")
     parser.add_argument("--testset", help="for published outputs: the test set they belong to")
+    parser.add_argument(
+        "--repo-dir",
+        type=Path,
+        metavar="DIR",
+        help="for a card: a clone or bundle of its repository, or a folder of such",
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.set_defaults(func=run)
 
@@ -47,8 +59,12 @@ def run(args: argparse.Namespace) -> int:
     from bench.check import check_folder, check_method, report
     from bench.errors import UserError
     from bench.methods import FolderMethod, MethodOptions, get_method
+    from bench.methods.base import Method
     from bench.missing import describe
 
+    card = _card(args.method)
+    if card is not None and card.run == "external":
+        return _check_card(card, args.repo_dir, args.json)
     spec = get_method(args.method)
     options = MethodOptions(args.device, args.dtype, args.data_root, args.weights_root, args.testset)
     absent = spec.missing(options)
@@ -63,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
             findings = check_folder(method, load_testset(args.testset, args.data_root), bar.update)
         else:
+            assert isinstance(method, Method)  # what runs a folder at once comes from a card, and was checked above
             findings = check_method(method, device=args.device, progress=bar.update)
     kept = all(finding.passed is not False for finding in findings)
     if args.json:
@@ -70,4 +87,28 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(content, indent=2))
     else:
         print(report(spec.name, findings))
+    return 0 if kept else 1
+
+
+def _card(method: str) -> "Card | None":
+    from bench.card import cards, read_card
+
+    return read_card(Path(method.removeprefix("card:"))) if method.startswith("card:") else cards().get(method)
+
+
+def _check_card(card: "Card", repo_dir: Path | None, as_json: bool) -> int:
+    from bench.card_check import check_card, find_repository
+    from bench.errors import UserError
+
+    if repo_dir is None:
+        raise UserError(
+            f"{card.name} runs {card.repository} in an environment of its own: what can be checked is its card, "
+            "against a clone or bundle of that repository. Name it, or a folder that holds it, with --repo-dir"
+        )
+    checks = check_card(card, find_repository(card, repo_dir))
+    kept = all(check.passed for check in checks)
+    if as_json:
+        print(json.dumps({"card": card.name, "passed": kept, "checks": [asdict(check) for check in checks]}, indent=2))
+    else:
+        print("\n".join(check.line() for check in checks))
     return 0 if kept else 1

@@ -14,10 +14,12 @@ examples:
   bench fetch lpips niqe                             weights of two metrics
   bench fetch metrics                                weights of all metrics
   bench fetch realsr --data-root data --accept-license
-  bench fetch sd3-medium tsd-sr --weights-root weights --accept-license
+  bench fetch sinsr resshift --weights-root weights --accept-license
+  bench fetch ldl --weights-root weights             again, once a browser has put its file there: records the hash
 
 Weights of metrics go to $TORCH_HOME/hub (default ~/.cache/torch/hub), where pyiqa and torchvision look for them.
-An interrupted download is continued by the same command. Hashes are checked before a file gets its name.
+An interrupted download is continued by the same command. Hashes are checked before a file gets its name; of files
+whose hash nobody publishes, the first one found is recorded in the store (hashes.json) and any other refused after.
 Exit status: 0 all is here; 1 something remains to be done by hand; 2 failed, or a licence has to be accepted.
 """
 ALL_METRICS = "metrics"
@@ -56,15 +58,25 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"name what to fetch: {ALL_METRICS}, {', '.join(known)} (`bench fetch --list` says more)")
     wanted = [known[name] for name in _names(args.names, known)]
     pending = [item for item in wanted if item.missing(options)]
-    refused = [item for item in pending if item.restricted and not args.accept_license]
+    unsettled = [item for item in wanted if item.unsettled(options)]
+    restricted = [item for item in wanted if item.restricted and item in [*pending, *unsettled]]
+    refused = [] if args.accept_license else restricted
     if refused:
         lines = [f"  {item.name}: {item.licence}" for item in refused]
         raise UserError("\n".join(["read these licences, then repeat the command with --accept-license:", *lines]))
+    failures = []
     for item in wanted:
-        if item in pending and item.get is not None:
-            print(f"{item.name}: {item.summary} ({item.licence})")
-            item.get(options)
+        try:
+            if item in pending and item.get is not None:
+                print(f"{item.name}: {item.summary} ({item.licence})")
+                item.get(options)
+            for line in item.settle(options):
+                print(f"  {line}")
+        except UserError as error:  # what failed keeps nothing else from being fetched
+            failures.append(str(error))
         _show_state(item, options)
+    if failures:
+        raise UserError("\n".join(failures))
     return 1 if any(item.missing(options) for item in wanted) else 0
 
 

@@ -1,4 +1,4 @@
-"""`bench list`: methods, test sets, metrics, tables; one line each, available or what is missing."""
+"""`bench list`: methods, test sets, metrics, tables; one line each. `bench list METHOD` tells all of one method."""
 
 import argparse
 from pathlib import Path
@@ -8,73 +8,90 @@ EPILOG = """\
 examples:
   bench list
   bench list methods --weights-root weights
+  bench list sinsr                                    its paper, code, weights, environment, command, settings
   bench list testsets --data-root data
 
-A method may also be a path: spandrel:weights/net.pth, folder:outputs, python:FILE.py:FUNCTION.
+A method may also be a path: spandrel:weights/net.pth, folder:outputs, python:FILE.py:FUNCTION, card:my-method.toml.
 """
 
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "list",
-        help="methods, test sets, metrics: available, or what is missing",
+        help="methods, test sets, metrics: what there is, and what of it is here",
         description="Lists what can be measured, and for what cannot, what is missing. Looks at file names only.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"{', '.join(KINDS)} (default: all)")
+    parser.add_argument(
+        "what", nargs="*", metavar="KIND|METHOD", help=f"{', '.join(KINDS)}, or a method (default: all kinds)"
+    )
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of test sets (default: $TSD_DATA)")
     parser.add_argument("--weights-root", type=Path, metavar="DIR", help="folder of weights (default: $TSD_WEIGHTS)")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder of environments (default: $TSD_CACHE)")
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from bench.errors import UserError
+    from bench.describe import description
+    from bench.methods import MethodOptions, get_method
 
-    for kind in args.kinds:
-        if kind not in KINDS:
-            raise UserError(f"cannot list {kind!r}; choose from {', '.join(KINDS)}")
+    options = MethodOptions(data_root=args.data_root, weights_root=args.weights_root, cache_root=args.cache)
+    asked = args.what or list(KINDS)
+    methods = [get_method(name) for name in asked if name not in KINDS]
     lister = {"methods": _methods, "testsets": _testsets, "metrics": _metrics, "tables": _tables}
-    kinds = [kind for kind in KINDS if kind in args.kinds or not args.kinds]
-    for kind in kinds:
+    kinds = [kind for kind in KINDS if kind in asked]
+    for number, kind in enumerate(kinds):
         if len(kinds) > 1:
-            print(f"{kind}:")
-        for name, about, missing in lister[kind](args):
-            state = "available" if not missing else "missing: " + "; ".join(missing)
-            print(f"  {name:<20} {about} · {state}")
+            print(f"{chr(10) if number else ''}{kind}:")
+        print(lister[kind](options))
+    for number, spec in enumerate(methods):
+        print(("\n" if number or kinds else "") + description(spec.name, spec, options))
     return 0
 
 
-def _methods(args: argparse.Namespace) -> list[tuple[str, str, list[str]]]:
-    from bench.methods import METHODS, MethodOptions
+def _methods(options) -> str:
+    from tabulate import tabulate
 
-    options = MethodOptions(data_root=args.data_root, weights_root=args.weights_root)
-    return [
-        (name, f"{spec.display}: {spec.summary} ({spec.licence})", [item.line() for item in spec.missing(options)])
-        for name, spec in METHODS.items()
-    ]
+    from bench.describe import HEADERS, overview
+    from bench.methods import METHODS
+
+    rows = [overview(name, spec, options) for name, spec in METHODS.items()]
+    return tabulate(rows, headers=HEADERS, tablefmt="plain", disable_numparse=True)
 
 
-def _testsets(args: argparse.Namespace) -> list[tuple[str, str, list[str]]]:
+def _lines(rows: list[tuple[str, str, list[str]]]) -> str:
+    """Name, what it is, and whether it is available."""
+    return "\n".join(
+        f"  {name:<20} {about} · {'available' if not missing else 'missing: ' + '; '.join(missing)}"
+        for name, about, missing in rows
+    )
+
+
+def _testsets(options) -> str:
     from bench.testsets import TESTSETS, missing_testset
 
-    return [(name, name, [item.line() for item in missing_testset(name, args.data_root)]) for name in TESTSETS]
+    return _lines(
+        [(name, name, [item.line() for item in missing_testset(name, options.data_root)]) for name in TESTSETS]
+    )
 
 
-def _metrics(args: argparse.Namespace) -> list[tuple[str, str, list[str]]]:
+def _metrics(options) -> str:
     from bench.metrics import EXTRA_METRICS, METRICS, missing_metric
 
-    return [
-        (
-            name,
-            f"{spec.display} {spec.arrow} ({'full reference' if spec.needs_reference else 'no reference'})",
-            [item.line() for item in missing_metric(spec)],
-        )
-        for name, spec in (METRICS | EXTRA_METRICS).items()
-    ]
+    return _lines(
+        [
+            (
+                name,
+                f"{spec.display} {spec.arrow} ({'full reference' if spec.needs_reference else 'no reference'})",
+                [item.line() for item in missing_metric(spec)],
+            )
+            for name, spec in (METRICS | EXTRA_METRICS).items()
+        ]
+    )
 
 
-def _tables(args: argparse.Namespace) -> list[tuple[str, str, list[str]]]:
+def _tables(options) -> str:
     from bench.tables import TABLES
 
     rows = []
@@ -84,4 +101,4 @@ def _tables(args: argparse.Namespace) -> list[tuple[str, str, list[str]]]:
         else:
             missing = ["no row of it can be measured by this version"]
             rows.append((name, f"{spec.title} (the paper's figures: bench/paper/{spec.paper})", missing))
-    return rows
+    return _lines(rows)

@@ -27,12 +27,18 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bench.pipeline import Stages
+    from bench.shards import in_step, wait
 
     args.table, args.metrics, args.reference, args.allow_missing = "table1", None, None, None
-    stages = Stages.from_args(args, scoring=False)
-    with stages.records.lock():
-        stages.restore()
-    for line in stages.report():
-        print(line)
-    return stages.status()
+    with in_step() as shard:
+        from bench.pipeline import Stages
+
+        stages = Stages.from_args(args, scoring=False, shard=shard)
+        with stages.hold():
+            stages.announce()
+            stages.restore()
+        for line in stages.report() if shard.first else ():
+            print(line, flush=True)
+        status = stages.status()
+        wait(shard)
+    return status

@@ -15,8 +15,17 @@ examples:
 The same command continues after an interruption. Seconds differ from run to run; with --no-timing the table is the
 same byte for byte. Nothing is downloaded: what is missing is named, and `bench fetch` gets it.
 
+Started by accelerate, a run is shared by any number of GPUs and machines over one output folder:
+  accelerate launch --num_processes 8 $(which bench) run --table table2 --profile paper --out reports/paper
+  accelerate launch --num_machines 2 --num_processes 16 --machine_rank 0 --main_process_ip HOST \
+    --main_process_port 29500 $(which bench) run --table table2 --profile paper --out /shared/paper
+    (the same on the other machine with --machine_rank 1)
+  accelerate launch --multi_gpu --num_processes 2 $(which bench) run --device cpu      two processes without a GPU
+Methods come one after another, each process restores and scores its share of the images. A run that was killed is
+taken up by any number of processes, one included; the records at the end do not depend on how many there were.
+
 exit status: 0 everything that can be measured here is in the table, 1 a method or metric failed on some image (its
-cell says so), 2 bad input or a missing requirement
+cell says so), 2 bad input or a missing requirement. A method that cannot run here is a dash with its reason
 """
 
 
@@ -43,7 +52,8 @@ def add_parser(subparsers) -> None:
         "--allow-missing",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="measure what can be measured and put dashes for the rest (default: in the profile mini)",
+        help="put dashes for test sets and metrics that are missing too (default: in the profile mini); with "
+        "--no-allow-missing not even a method may be missing",
     )
     parser.set_defaults(func=run)
 
@@ -62,9 +72,36 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16", "fp16"), help="precision of the networks")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of test sets (default: $TSD_DATA)")
     parser.add_argument("--weights-root", type=Path, metavar="DIR", help="folder of weights (default: $TSD_WEIGHTS)")
+    add_environments(parser)
+    parser.add_argument(
+        "--time-limit",
+        type=positive_seconds,
+        metavar="SECONDS",
+        help="for a method's own process over a test set (default: its card's, by the number of images)",
+    )
     parser.add_argument(
         "--redo", nargs="+", default=[], metavar="METHOD", help="measure these again; their records are moved aside"
     )
+
+
+def add_environments(parser: argparse.ArgumentParser) -> None:
+    """Where methods that run in an environment of their own come from and lie."""
+    parser.add_argument(
+        "--repo-dir", type=Path, metavar="DIR", help="clones or bundles of the methods' repositories (default: network)"
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="checkouts and environments (default: $TSD_CACHE)",
+    )
+
+
+def positive_seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a time limit; expected seconds above 0")
+    return value
 
 
 def positive(text: str) -> int:
@@ -75,12 +112,19 @@ def positive(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bench.pipeline import Stages
+    from bench.shards import in_step, wait
 
-    stages = Stages.from_args(args)
-    with stages.records.lock():
-        stages.begin()
-        stages.restore()
-        stages.score()
-    print(stages.render(timing=args.timing, figure=args.figure), end="")
-    return stages.status()
+    with in_step() as shard:
+        from bench.pipeline import Stages
+
+        stages = Stages.from_args(args, shard=shard)
+        with stages.hold():
+            stages.begin()
+            stages.announce()
+            stages.restore()
+            stages.score()
+        if shard.first:
+            print(stages.render(timing=args.timing, figure=args.figure), end="", flush=True)
+        status = stages.status()
+        wait(shard)  # a process that ends with a status of 1 makes the launcher end the others
+    return status

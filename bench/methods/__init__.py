@@ -1,17 +1,20 @@
 """The methods by name, in the order of the tables' rows, and the forms that make a method from a path.
 
-Adding one: a module in this folder with a `MethodSpec`, one line in `METHODS`, one test.
+Adding one: a published method is a card in `bench/cards/`, nothing else; code of one's own is a module in this folder
+with a `MethodSpec`, one line in `METHODS`, one test.
 """
 
 import difflib
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from bench.card import cards
+from bench.card import cards, read_card
 from bench.errors import UserError
 from bench.methods.base import FolderMethod, Method, MethodOptions, MethodSpec
 from bench.methods.folder import folder_spec
+from bench.methods.from_card import card_spec, card_specs
 from bench.methods.function import function_spec
 from bench.methods.published import published_spec, published_specs
 from bench.methods.resize import BICUBIC, LANCZOS
@@ -20,7 +23,6 @@ from bench.methods.tsd_rows import (
     OSEDIFF_MINI,
     OSEDIFF_MINI_SD2,
     TEACHER_20,
-    TSD_SR,
     TSD_SR_MINI,
     TSD_SR_MINI_SD2,
     TSD_SR_SD2,
@@ -42,9 +44,9 @@ METHODS: dict[str, MethodSpec] = {
     "osediff-mini-sd2": OSEDIFF_MINI_SD2,
     "tsd-sr-mini-sd2": TSD_SR_MINI_SD2,
     "realesrgan-compact": REALESRGAN_COMPACT,
-    "tsd-sr": TSD_SR,
     "tsd-sr-sd2": TSD_SR_SD2,
     "tsd-sr-sd21": TSD_SR_SD21,
+    **card_specs(),
 }
 METHODS |= {spec.name: spec for spec in published_specs(cards())}
 
@@ -53,7 +55,7 @@ def get_method(name: str) -> MethodSpec:
     """The method called `name`: one of `METHODS`, `teacher-N`, or one of the forms in `FORMS`.
 
     A form may be given a name for records and tables: `my-net=spandrel:weights/net.pth`. Without one, the name is
-    made from the form and the file ("spandrel-net"). Nothing is loaded and no file is opened.
+    made from the form and the file ("spandrel-net"). Nothing is loaded, and no file but a card is opened.
 
     Raises:
         UserError: no such name or form; lists what there is, and the likeliest meant.
@@ -142,10 +144,16 @@ def _teacher(argument: str, label: str) -> MethodSpec:
     return teacher_spec(teacher, label or _slug("-".join(parts)), display, weights)
 
 
+def _card(argument: str, label: str) -> MethodSpec:
+    spec = card_spec(read_card(_path(argument, "card:PATH.toml")))
+    return replace(spec, name=label, display=label) if label else spec
+
+
 # Form -> (how it is written, what builds its spec from the text after the colon and the user's own name for it).
 FORMS: dict[str, tuple[str, Callable[[str, str], MethodSpec]]] = {
     "spandrel": ("spandrel:PATH", _spandrel),
     "folder": ("folder:PATH", _folder),
+    "card": ("card:PATH.toml", _card),
     "published": ("published:METHOD", _published),
     "python": ("python:FILE.py:FUNCTION", _python),
     "tsd-sr": ("tsd-sr:MODEL[,LORA[,PROMPTS]]", _student),

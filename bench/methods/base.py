@@ -101,7 +101,10 @@ class FolderRunner(Protocol):
         ...
 
     def environment(self) -> dict[str, object]:
-        """What the process ran in (interpreter, packages), JSON-able; called after `restore_folder`."""
+        """What the process ran in (interpreter, packages), JSON-able; may raise.
+
+        Called once: after the first name was yielded, or after `restore_folder` failed.
+        """
         ...
 
     def seeded(self) -> bool:
@@ -122,6 +125,7 @@ class MethodOptions:
         repo_dir: folder with clones or bundles of the methods' repositories; None clones from their addresses.
         cache_root: folder of checkouts and environments; None means $TSD_CACHE, else a folder in ~/.cache.
         time_limit_seconds: how long a method's process may take over one folder; None means the card's bound.
+        seed: the run's seed, for a process that takes one for all images; else each image has its own.
     """
 
     device: str = "cpu"
@@ -132,6 +136,7 @@ class MethodOptions:
     repo_dir: Path | None = None
     cache_root: Path | None = None
     time_limit_seconds: float | None = None
+    seed: int = 42
 
     def weights(self) -> Path:
         """The folder of weights that are not shipped; it need not exist."""

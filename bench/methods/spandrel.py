@@ -3,11 +3,12 @@
 spandrel recognises the architecture from the names and shapes in the state dict. The file is read here rather than
 by spandrel: once, so that the bytes that are hashed are the bytes that are loaded, and only as safetensors or with
 `weights_only=True`, so that nothing in it can run. Architectures with restrictive licences join in where the user
-has installed spandrel_extra_arches.
+has installed spandrel_extra_arches. The paper's GANs, which a card describes, are in gan.py.
 """
 
 import functools
 import hashlib
+import importlib.util
 import io
 import pickle
 from collections.abc import Mapping
@@ -73,7 +74,9 @@ class SpandrelMethod:
                 or precision for it.
         """
         self.options.require_device()
-        network = _build(self.path, self.data)
+        require_spandrel()
+        network = build(self.path, self.parameters(read_state_dict(self.path, self.data)))
+        self.check(network)
         self.data = b""
         dtype = self.options.dtype
         supported = {"fp32": True, "bf16": network.supports_bfloat16, "fp16": network.supports_half}
@@ -84,12 +87,25 @@ class SpandrelMethod:
         network.model.eval().requires_grad_(False)
         return network
 
+    def parameters(self, state_dict: dict[str, object]) -> dict[str, object]:
+        """The part of the file that is the network; spandrel's own guess where nothing else is known."""
+        from spandrel import canonicalize_state_dict
+
+        return canonicalize_state_dict(state_dict)
+
+    def check(self, network: "ImageModelDescriptor") -> None:
+        """Raises UserError where it is not the network that was to be expected; here any will do."""
+
+    def enlarge(self, image: "Tensor") -> "Tensor":
+        """The network on one image, both on its device and in its precision."""
+        return self.network(image)
+
     def restore(self, lr: "Tensor", seed: int) -> "Tensor":
         import torch
 
         # Copied, since an architecture may write into its input; cloned, since spandrel returns an inference tensor.
         image = lr.to(self.options.device, self.network.dtype, copy=True)
-        return self.network(image).to("cpu", torch.float32).clone()
+        return self.enlarge(image).to("cpu", torch.float32).clone()
 
     def provenance(self) -> dict[str, object]:
         facts = architecture_facts(self.network) if self.known_facts is None else self.known_facts
@@ -108,19 +124,33 @@ def architecture_facts(network: "ImageModelDescriptor") -> dict[str, object]:
     }
 
 
-def _build(path: Path, data: bytes) -> "ImageModelDescriptor":
-    try:
-        from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError, canonicalize_state_dict
-    except ImportError as error:
-        raise UserError("spandrel is not installed; `pip install spandrel` (it is in the extra `bench`)") from error
+def require_spandrel() -> None:
+    """Raises UserError where the package is not installed; imports nothing."""
+    if importlib.util.find_spec("spandrel") is None:
+        raise UserError("spandrel is not installed; `pip install spandrel` (it is in the extra `bench`)")
+
+
+def build(path: Path, state_dict: dict[str, object]) -> "ImageModelDescriptor":
+    """The network of a state dict, read from `path`.
+
+    Raises:
+        UserError: spandrel does not recognise it, tensors are missing or of another shape, it is not x4 from RGB.
+    """
+    from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
 
     _install_extra_architectures()
     try:
-        network = ModelLoader().load_from_state_dict(canonicalize_state_dict(_state_dict(path, data)))
+        network = ModelLoader().load_from_state_dict(state_dict)
     except UnsupportedModelError as error:
         raise UserError(
             f"spandrel does not recognise the network in {path} (its state dict fits no known architecture); some "
             "need the package spandrel_extra_arches"
+        ) from error
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, AssertionError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"spandrel recognises the network in {path} but cannot build it ({reason:.300}); the file is incomplete or "
+            "of another version"
         ) from error
     if not isinstance(network, ImageModelDescriptor):
         raise UserError(f"{path} is a {network.architecture.name} for {network.purpose}; expected an upscaler")
@@ -219,7 +249,7 @@ def _read(path: Path) -> tuple[bytes, str]:
     return data, hashlib.sha256(data).hexdigest()
 
 
-def _state_dict(path: Path, data: bytes) -> dict[str, object]:
+def read_state_dict(path: Path, data: bytes) -> dict[str, object]:
     """The state dict in `data`, read without running anything."""
     import torch
     from safetensors import SafetensorError

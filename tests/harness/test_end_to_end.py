@@ -254,6 +254,48 @@ def test_the_paper_profile_names_what_to_fetch_before_anything_heavy(tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+def test_a_method_that_cannot_run_costs_its_row_and_never_the_table(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TSD_WEIGHTS", raising=False)
+    run = ("run", "--profile", "paper", "--testset", "mini", "--metrics", "psnr", "--out", "out", "--no-figure")
+    status, out, err = bench(*run, "--methods", "bicubic", "tsd-sr")
+    assert status == 0, "nothing that ran failed"
+    (line,) = [line for line in err.splitlines() if line.startswith("left out: ")]
+    assert "TSD-SR needs stable-diffusion-3-medium" in line
+    assert "TSD-SR needs default/" in line, "all of it in one line"
+    assert re.search(r"^\| Bicubic .* \d\d\.\d\d", out, flags=re.M)
+    assert re.search(r"^\| TSD-SR .*— \[1\]", out, flags=re.M)
+    assert re.search(r"^- \[1\] TSD-SR needs .*stable-diffusion-3-medium", out, flags=re.M)
+
+    status, _, err = bench(*run, "--methods", "bicubic", "tsd-sr", "--no-allow-missing")
+    assert (status, "TSD-SR needs stable-diffusion-3-medium" in err) == (2, True)
+    status, _, err = bench(*run[:-3], "--out", "other", "--methods", "tsd-sr")
+    assert status == 2
+    assert "nothing to measure, none of the methods can run here:\nTSD-SR needs " in err
+    assert not Path("other").exists()
+    status, _, err = bench(*run, "--methods", "bicubic", "tsd-sr", "--metrics", "lpips")
+    assert status == 2, "what a metric needs is required"
+    assert "LPIPS needs alexnet" in err.split("costs its row alone")[0]
+    assert "TSD-SR needs" in err.split("costs its row alone")[1]
+
+
+def test_methods_run_in_the_order_of_the_table(bench: Bench) -> None:
+    _, out, _ = bench("restore", "--methods", "lanczos", "bicubic", "--out", "out")
+    assert [line.split()[0] for line in out.splitlines()] == ["bicubic", "lanczos"]
+
+
+def test_a_gpu_that_is_not_there_is_named_before_anything_begins(bench: Bench) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    status, _, err = bench(*TABLE, "--device", "cuda")
+    assert status == 2
+    assert "--device cuda: torch finds no CUDA device on this machine" in err
+    assert not Path("out").exists()
+
+
 def test_what_the_paper_profile_lacks_may_be_left_out(bench: Bench, datasets: Path) -> None:
     for name in TESTSETS[1:]:
         shutil.copytree(Path(__file__).parents[2] / "datasets" / name, datasets / name)

@@ -245,3 +245,60 @@ def test_records_of_schema_1_stay_readable() -> None:
     assert records.read_run("mini", "bicubic") == RUN
     assert records.read_images("mini", "bicubic") == {"a": image("a"), "b": image("b")}
     assert records.read_scores("mini", "bicubic", "psnr") == {"a": score("a"), "b": score("b")}
+
+
+def test_what_several_processes_write_is_read_together_and_merged_by_the_first(records: Records) -> None:
+    other = Records(records.out, rank=2)
+    records.write_run(RUN)
+    other.write_run(replace(RUN, environments={"far": {"threads": 8}}))
+    for writer, names in ((records, "ac"), (other, "bd")):
+        for name in names:
+            writer.add_image("mini", "bicubic", image(name, environment="far" if writer is other else "env"))
+            writer.add_score("mini", "bicubic", score(name))
+    folder = records.folder("mini", "bicubic")
+    parts = ["images.rank2.jsonl", "run.rank2.json", "scores.psnr.rank2.jsonl"]
+    assert sorted(path.name for path in folder.glob("*.rank*")) == parts
+    assert records.images_bytes("mini", "bicubic", 2) == (folder / parts[0]).stat().st_size
+    assert records.scores_bytes("mini", "bicubic", "psnr", 3) == 0
+    with open(folder / parts[0], "a") as torn:
+        torn.write('{"schema": 1, "name": "e"')
+
+    for reader in (records, other, Records(records.out)):
+        assert sorted(reader.read_images("mini", "bicubic")) == list("abcd")
+        assert sorted(reader.read_scores("mini", "bicubic", "psnr")) == list("abcd")
+        assert reader.metrics("mini", "bicubic") == ["psnr"]
+        assert reader.measured() == [("mini", "bicubic")]
+        run = reader.read_run("mini", "bicubic")
+        assert run is not None
+        assert run.environments == {"env": {"threads": 1}, "far": {"threads": 8}}
+
+    records.finish_images("mini", "bicubic", "abcd")
+    records.finish_scores("mini", "bicubic", "psnr", "abcd")
+    records.finish_run(replace(RUN, environments=run.environments))
+    assert not list(folder.glob("*.rank*"))
+    assert list(records.read_images("mini", "bicubic")) == list("abcd")
+    assert list(records.read_scores("mini", "bicubic", "psnr")) == list("abcd")
+    assert records.read_run("mini", "bicubic") == run
+
+
+def test_a_later_row_of_another_process_replaces_an_error(records: Records) -> None:
+    records.add_image("mini", "bicubic", image("a", sr_sha256=None, error="out of memory"))
+    Records(records.out, rank=1).add_image("mini", "bicubic", image("a"))
+    records.finish_images("mini", "bicubic", "a")
+    assert Records(records.out).read_images("mini", "bicubic") == {"a": image("a")}
+    assert len(rows_file(records).read_text().splitlines()) == 1
+
+
+def test_a_run_of_which_only_another_process_wrote_is_merged_all_the_same(records: Records) -> None:
+    Records(records.out, rank=1).add_image("mini", "bicubic", image("b"))
+    assert not rows_file(records).exists()
+    records.finish_images("mini", "bicubic", "b")
+    assert list(records.read_images("mini", "bicubic")) == ["b"]
+    assert [path.name for path in rows_file(records).parent.iterdir()] == ["images.jsonl"]
+
+
+def test_the_first_process_holds_the_folder_for_all_of_its_run(records: Records) -> None:
+    with records.lock(), Records(records.out, rank=1).lock():
+        assert records.work_folder("mini", "net") == records.out / "images" / ".work" / "mini" / "net"
+        work = Records(records.out, rank=1).work_folder("mini", "net")
+        assert work == records.out / "images" / ".work" / "mini" / "net.rank1"

@@ -148,6 +148,22 @@ def test_the_papers_figures_stand_apart_as_printed_and_only_those_of_the_set() -
     assert "27.92" in everything, "for a set that the paper does not have, all of its figures"
 
 
+def test_remarks_stand_once_below_the_table_and_in_the_csv() -> None:
+    remarked = replace(NET, remarks=("prompt: empty", "unseeded"))
+    one = table(BICUBIC, remarked)
+    two = replace(one, sections=(one.sections[0], table(remarked, display="RealSR").sections[0]))
+    text = to_markdown(two, [])
+    assert text.count("Remarks:\n\n- Net: prompt: empty\n- Net: unseeded\n\nHow it was measured") == 1
+    assert text.count("unseeded") == 1
+    lines = list(csv.DictReader(io.StringIO(to_csv(two, []))))
+    assert [line["remarks"] for line in lines] == ["", "prompt: empty | unseeded", "prompt: empty | unseeded"]
+
+
+def test_without_remarks_nothing_speaks_of_them() -> None:
+    assert "Remarks" not in to_markdown(table(BICUBIC, NET), PAPER)
+    assert "remarks" not in to_csv(table(BICUBIC, NET), PAPER)
+
+
 def test_columns_are_aligned_for_a_terminal() -> None:
     for line_group in re.findall(r"(?:^\|.*\n)+", to_markdown(table(BICUBIC, NET), PAPER), flags=re.M):
         assert len({len(line) for line in line_group.splitlines()}) == 1

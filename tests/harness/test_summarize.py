@@ -146,6 +146,16 @@ def test_published_images_have_no_time(records: Records) -> None:
     assert found.reasons == ("THEIRS: published images, the time is not measured here",)
 
 
+def test_what_a_method_remarks_stands_with_its_row_once_it_has_images(records: Records) -> None:
+    for names, expected in ((["a", "b"], ()), (NAMES, ("no tagger", "unseeded"))):
+        restored(records, "theirs", names)
+        run = records.read_run("mini", "theirs")
+        assert run is not None
+        records.write_run(replace(run, provenance={"remarks": ["no tagger", "unseeded"]}))
+        (section,) = summarize(records, plan(["theirs", "other"], [])).sections
+        assert [row.remarks for row in section.rows] == [expected, ()]
+
+
 def test_without_a_ground_truth_a_reference_metric_is_a_dash_that_says_so(records: Records) -> None:
     restored(records, "net", hr_sha256=None)
     assert cell(records, plan(["net"], [PSNR]), "net", "psnr").reasons == (

@@ -1,0 +1,261 @@
+"""Does a card say what its repository says? Flags, patches and links, held against the files at the pinned commit.
+
+The files are read out of the git directory; nothing is checked out, installed or run. What this cannot see is whether
+the command does what the card's settings claim: that takes the weights and a GPU.
+"""
+
+import argparse
+import ast
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from bench.card import Card, Command, Patch
+from bench.errors import UserError
+
+GIT_SECONDS = 600
+PLACEHOLDER = re.compile(r"\{\w+\}")
+NUMBERS = {"int": int, "float": float}
+
+
+@dataclass(frozen=True)
+class CardCheck:
+    """One thing a card claims about its repository.
+
+    Attributes:
+        what: the claim, in words.
+        fault: what is wrong with it; empty where nothing is.
+    """
+
+    what: str
+    fault: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return not self.fault
+
+    def line(self) -> str:
+        return f"pass  {self.what}" if self.passed else f"FAIL  {self.what}: {self.fault}"
+
+
+def check_card(card: Card, repository: Path) -> list[CardCheck]:
+    """Everything the card claims about the files of its repository, one check each.
+
+    Args:
+        card: of a method with `run = "external"`.
+        repository: a clone, a bare repository or a bundle that holds the pinned commit.
+
+    Raises:
+        UserError: the card runs no repository, or there is no git repository at that path.
+    """
+    if card.command is None or card.environment is None:
+        raise UserError(f"{card.name} runs in process: its card has no command to check against a repository")
+    with _git_directory(repository) as git_dir:
+        commit = _Commit(git_dir, card.commit)
+        if not commit.is_there():
+            return [
+                CardCheck(f"commit {card.commit}", f"not in {repository}; `git fetch` there, or name another clone")
+            ]
+        return [CardCheck(f"commit {card.commit}"), *_checks(card, card.command, commit)]
+
+
+def find_repository(card: Card, folder: Path) -> Path:
+    """The card's repository: `folder` itself, or a clone or bundle in it that is named after the repository.
+
+    Raises:
+        UserError: there is none; names what was looked for.
+    """
+    owner, name = card.repository.rstrip("/").removesuffix(".git").split("/")[-2:]
+    inside = [name, f"{name}.git", f"{name}.bundle", f"{owner}+{name}/repo"]
+    for path in (folder, *(folder / place for place in inside)):
+        if _is_repository(path):
+            return path
+    raise UserError(
+        f"no repository of {card.display} at {folder}: expected a clone or bundle of {card.repository} there, or in it "
+        f"one named {', '.join(inside)}"
+    )
+
+
+def _is_repository(path: Path) -> bool:
+    if path.is_file():
+        return path.suffix == ".bundle"
+    return (path / ".git").exists() or ((path / "HEAD").is_file() and (path / "objects").is_dir())
+
+
+@contextmanager
+def _git_directory(repository: Path) -> Iterator[Path]:
+    """The repository, or a bare clone of a bundle for as long as it is needed."""
+    if not _is_repository(repository):
+        raise UserError(f"{repository} is no git repository: expected a clone, a bare repository or a bundle")
+    if repository.is_dir():
+        done = _run(["git", "-C", str(repository), "rev-parse", "--git-dir"])
+        if done.returncode:
+            raise UserError(f"{repository} cannot be read by git: {_last_line(done.stderr)}")
+        yield repository
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "clone"
+        done = _run(["git", "clone", "--quiet", "--bare", str(repository.resolve()), str(target)])
+        if done.returncode:
+            raise UserError(f"{repository} is no bundle that git can read: {_last_line(done.stderr)}")
+        yield target
+
+
+class _Commit:
+    """The files of one commit, read from the object database."""
+
+    def __init__(self, git_dir: Path, commit: str) -> None:
+        self.git_dir, self.commit = git_dir, commit
+
+    def is_there(self) -> bool:
+        return self._git("cat-file", "-e", f"{self.commit}^{{commit}}").returncode == 0
+
+    def text(self, file: str) -> str | None:
+        """The file's text with "\\n" at the ends of lines; None where the commit has no such file."""
+        done = self._git("cat-file", "blob", f"{self.commit}:{file}")
+        if done.returncode:
+            return None
+        return done.stdout.decode("utf-8", errors="replace").replace("\r\n", "\n")
+
+    def holds(self, path: str) -> bool:
+        """Whether a file or folder of that name is tracked."""
+        return self._git("cat-file", "-e", f"{self.commit}:{path.rstrip('/')}").returncode == 0
+
+    def is_folder(self, path: str) -> bool:
+        return self._git("cat-file", "-t", f"{self.commit}:{path}").stdout.strip() == b"tree"
+
+    def _git(self, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
+        return _run(["git", "-C", str(self.git_dir), *arguments])
+
+
+def _run(command: list[str]) -> "subprocess.CompletedProcess[bytes]":
+    try:
+        return subprocess.run(command, capture_output=True, timeout=GIT_SECONDS, check=False)
+    except FileNotFoundError as error:
+        raise UserError("git is not installed, and a card is checked against a git repository") from error
+
+
+def _last_line(output: bytes) -> str:
+    lines = output.decode("utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "no message"
+
+
+def _checks(card: Card, command: Command, commit: _Commit) -> Iterator[CardCheck]:
+    script = command.arguments[0]
+    yield CardCheck(f"script {script}", "" if commit.text(script) is not None else "no such file")
+    files = dict.fromkeys(place.rpartition(":")[0] for place in command.flags.values())
+    declarations = {file: _declarations(commit.text(file)) for file in files}
+    for flag, place in command.flags.items():
+        yield CardCheck(f"flag {flag} at {place}", _flag_fault(flag, place, declarations))
+    yield CardCheck("command as the parser takes it", _command_fault(command, declarations))
+    for link in command.links:
+        yield CardCheck(f"link {link}", _link_fault(link, commit))
+    yield from _patch_checks(card, commit)
+
+
+@dataclass(frozen=True)
+class _Declaration:
+    """One `add_argument` of a parser: the line of each of its flags, and what of its keywords is plain data."""
+
+    lines: Mapping[str, int]
+    keywords: Mapping[str, Any]
+
+
+def _declarations(text: str | None) -> list[_Declaration] | None:
+    """The parser's flags in a Python file; None where there is no such file, or it is no Python."""
+    try:
+        tree = ast.parse(text or "")
+    except SyntaxError:
+        return None
+    if text is None:
+        return None
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
+            names = [part for part in node.args if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+            keywords = dict(filter(None, map(_keyword, node.keywords)))
+            found.append(_Declaration({str(part.value): part.lineno for part in names}, keywords))
+    return found
+
+
+def _keyword(keyword: ast.keyword) -> tuple[str, Any] | None:
+    if keyword.arg == "type" and isinstance(keyword.value, ast.Name):
+        return "type", NUMBERS.get(keyword.value.id, str)
+    if keyword.arg in ("action", "nargs", "choices", "required"):
+        try:
+            return keyword.arg, ast.literal_eval(keyword.value)
+        except ValueError:
+            return None
+    return None
+
+
+def _flag_fault(flag: str, place: str, declarations: Mapping[str, list[_Declaration] | None]) -> str:
+    file, _, number = place.rpartition(":")
+    declared = declarations[file]
+    if declared is None:
+        return f"no Python file {file}"
+    lines = [declaration.lines[flag] for declaration in declared if flag in declaration.lines]
+    if int(number) in lines:
+        return ""
+    return f"declared on line {', '.join(map(str, lines))}" if lines else f"{file} declares no such flag"
+
+
+def _command_fault(command: Command, declarations: Mapping[str, list[_Declaration] | None]) -> str:
+    """What argparse says to the command's flags and values, given the types and choices that the script declares."""
+    parser = argparse.ArgumentParser(exit_on_error=False, add_help=False)
+    used = [declaration for found in declarations.values() for declaration in found or []]
+    for declaration in used:
+        if any(flag in command.flags for flag in declaration.lines):
+            parser.add_argument(*declaration.lines, **declaration.keywords)
+    arguments = [PLACEHOLDER.sub("1", argument) for argument in command.arguments[1:]]
+    try:
+        _, rest = parser.parse_known_args(arguments)
+    except (argparse.ArgumentError, SystemExit) as error:
+        return str(error)
+    return f"not taken: {' '.join(rest)}" if rest else ""
+
+
+def _link_fault(link: str, commit: _Commit) -> str:
+    if commit.holds(link):
+        return "a file of this name is part of the repository"
+    for parent in list(PurePosixPath(link).parents)[:-1]:
+        if commit.holds(str(parent)) and not commit.is_folder(str(parent)):
+            return f"{parent} is a file in the repository"
+    return ""
+
+
+def _patch_checks(card: Card, commit: _Commit) -> Iterator[CardCheck]:
+    """Each patch finds its text exactly once, one after another as they are applied; the results are still Python."""
+    texts: dict[str, str | None] = {}
+    for number, patch in enumerate(card.patches, 1):
+        text = texts[patch.file] if patch.file in texts else commit.text(patch.file)
+        patched, fault = (None, "no such file") if text is None else apply_patch(text, patch)
+        texts[patch.file] = text if fault else patched
+        yield CardCheck(f"patch {number} of {patch.file}", fault)
+    assert card.environment is not None
+    major, minor = (int(part) for part in card.environment.python.split(".")[:2])
+    for file, text in texts.items():
+        if file.endswith(".py") and text is not None:
+            what = f"{file} parses as Python {card.environment.python} with the patches"
+            yield CardCheck(what, _syntax_fault(text, (major, minor)))
+
+
+def apply_patch(text: str, patch: Patch) -> tuple[str, str]:
+    """The text with the patch, and what keeps it from being applied: then the text is as it was."""
+    count = text.count(patch.find)
+    if count != 1:
+        return text, f"{patch.find[:60]!r} stands there {count} times, expected once"
+    return text.replace(patch.find, patch.replace), ""
+
+
+def _syntax_fault(text: str, version: tuple[int, int]) -> str:
+    try:
+        ast.parse(text, feature_version=version)
+    except SyntaxError as error:
+        return f"line {error.lineno}: {error.msg}"
+    return ""

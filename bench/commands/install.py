@@ -1,0 +1,113 @@
+"""`bench install`: makes the checkout and the environment of methods that run in one of their own, before a run."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.commands.run import add_environments
+
+if TYPE_CHECKING:
+    from bench.card import Card
+    from bench.methods.base import MethodOptions
+
+EPILOG = """\
+examples:
+  bench install sinsr resshift                      repositories from their addresses, packages from the index
+  bench install sinsr --repo-dir clones             from clones/SinSR, clones/SinSR.git or clones/SinSR.bundle
+  bench install card:cards/mine.toml --cache /scratch/bench
+
+`bench run` does the same when it comes to a method; beforehand it can be done where there is a network and no GPU.
+What is there already is checked and kept. uv takes packages from where its own settings say (UV_INDEX_URL, ...).
+exit status: 0 all is ready, 1 a method could not be prepared, 2 bad input
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "install",
+        help="prepare methods that run their official repository: checkout and environment",
+        description="Checks out the official repository of each METHOD at its pinned commit, applies the patches of "
+        "its card, and builds its environment with uv.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("methods", nargs="+", metavar="METHOD", help="names of `bench list methods`, card:PATH.toml")
+    add_environments(parser)
+    parser.add_argument("--weights-root", type=Path, metavar="DIR", help="folder of weights (default: $TSD_WEIGHTS)")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from bench.errors import UserError
+    from bench.external.prepare import is_prepared, prepare
+    from bench.methods.base import MethodOptions
+    from bench.store import missing_weights
+
+    options = MethodOptions(repo_dir=args.repo_dir, cache_root=args.cache, weights_root=args.weights_root)
+    cards = list({card.name: card for card in map(_card, args.methods)}.values())
+    for card in cards:
+        print(_plan(card, options), flush=True)
+    states: dict[str, str] = {}
+    failed = 0
+    for card in cards:
+        before = is_prepared(card, options)
+        try:
+            prepare(card, options)
+        except UserError as error:
+            states[card.name] = f"failed: {error}"
+            failed += 1
+            continue
+        absent = missing_weights(card, options)
+        weights = f"; {len(absent)} weights are missing: `bench fetch {card.name}`" if absent else ""
+        states[card.name] = f"{'ready, as it was' if before else 'ready'}{weights}"
+    for name, state in states.items():
+        print(f"{name}: {state}")
+    return 1 if failed else 0
+
+
+def _card(name: str) -> "Card":
+    """The card of a method that runs in an environment of its own.
+
+    Raises:
+        UserError: no such method, or one that runs in process.
+    """
+    from bench.card import cards, read_card
+    from bench.errors import UserError
+    from bench.methods import get_method
+
+    form, colon, path = name.partition(":")
+    if colon and form == "card":
+        card = read_card(Path(path).expanduser())
+    else:
+        card = cards().get(name) or get_method(name).card
+    if card is None or card.run != "external":
+        raise UserError(f"{name} runs in process or as published outputs: there is nothing to install for it")
+    return card
+
+
+def _plan(card: "Card", options: "MethodOptions") -> str:
+    """What will be done for a method, in two lines."""
+    from bench.external import environment, repository
+    from bench.external.repository import checkout_place
+
+    assert card.environment is not None
+    count = len(card.environment.requirements)
+    made = repository.is_made(card, options)
+    state = "checked out" if made else f"from {_source(card, options)}"
+    patches = f", {len(card.patches)} patches" if card.patches else ""
+    built = "built" if environment.ready(card, options) else "to be built"
+    return (
+        f"{card.name}: {card.repository} at {card.commit[:12]}{patches} -> {checkout_place(card, options)} ({state})\n"
+        f"{'':{len(card.name)}}  Python {card.environment.python}, {count} requirements -> "
+        f"{environment.environment_place(card, options)} ({built})"
+    )
+
+
+def _source(card: "Card", options: "MethodOptions") -> str:
+    from bench.errors import UserError
+    from bench.external.repository import find_source
+
+    try:
+        return find_source(card, options).shown
+    except UserError:
+        return "--repo-dir, which does not have it"

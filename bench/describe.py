@@ -1,0 +1,136 @@
+"""Methods in words: one line each for an overview, and everything there is to know about one."""
+
+import shlex
+from collections.abc import Iterator
+
+from bench.card import Card, Weight
+from bench.methods.base import MethodOptions, MethodSpec
+from bench.missing import Missing, human_size
+from bench.store import Store, source
+from bench.tables import TABLES
+
+HEADERS = ("method", "table", "steps", "runs", "licence", "forbids", "weights", "environment", "last verified")
+SEEDING = {
+    "image": "every image from a seed of its own",
+    "deterministic": "no random number is drawn",
+    "none": "unseeded: results differ from run to run",
+}
+
+
+def overview(name: str, spec: MethodSpec, options: MethodOptions) -> tuple[str, ...]:
+    """One row under `HEADERS`. Looks at file names only."""
+    steps = "" if spec.steps is None else str(spec.steps)
+    return (
+        name,
+        ", ".join(table.removeprefix("table") for table in tables_of(name)) or "-",
+        steps or "-",
+        spec.how,
+        spec.licence,
+        spec.restriction or "-",
+        _weights(spec, options),
+        _environment(spec.card, options),
+        spec.verified,
+    )
+
+
+def tables_of(method: str) -> list[str]:
+    """The tables of the paper that have a row of this method, in any profile."""
+    return [
+        table.name
+        for table in TABLES.values()
+        if any(row.method == method for profile in table.profiles.values() for row in profile.rows)
+    ]
+
+
+def _weights(spec: MethodSpec, options: MethodOptions) -> str:
+    missing = [item for item in spec.missing(options) if isinstance(item, Missing)]
+    if spec.card is None or not spec.card.weights:
+        return "missing" if missing else "here"
+    if missing:
+        return f"{len(missing)} of {len(spec.card.weights)} missing"
+    unknown = Store(options).unknown(spec.card.weights)
+    return "here, not yet picked up by `bench fetch`" if unknown else "here"
+
+
+def _environment(card: Card | None, options: MethodOptions) -> str:
+    if card is None or card.run != "external":
+        return "-"
+    from bench.external.environment import ready
+
+    return "ready" if ready(card, options) else "not built"
+
+
+def description(name: str, spec: MethodSpec, options: MethodOptions) -> str:
+    """Everything about one method, for `bench list METHOD`."""
+    lines = [f"{name}: {spec.display}", f"  {spec.summary}", ""]
+    for title, texts in _facts(name, spec, options):
+        for number, text in enumerate(texts):
+            lines.append(f"  {'' if number else title:<12} {text}")
+    return "\n".join(lines)
+
+
+def _facts(name: str, spec: MethodSpec, options: MethodOptions) -> Iterator[tuple[str, list[str]]]:
+    card = spec.card
+    yield "tables", [f"{TABLES[table].title}" for table in tables_of(name)] or ["in no table by default: --methods"]
+    yield "steps", ["no meaning here" if spec.steps is None else str(spec.steps)]
+    yield "runs", [spec.how]
+    yield "licence", [spec.licence, *([f"forbids: {spec.restriction}"] if spec.restriction else [])]
+    if card is not None:
+        yield "cite", [card.citation]
+        yield "code", [f"{card.repository} at {card.commit}"]
+        yield "settings", list(card.settings) or ["the code's own"]
+        yield "seeds", [SEEDING[card.seeding]]
+        yield "weights", [_weight(weight, card, options) for weight in card.weights] or ["none"]
+        yield from _external(card, options)
+        for published in card.published:
+            yield "published", [f"outputs for {published.testset}: {published.source}"]
+    yield "verified", [spec.verified]
+    obstacles = [item.line() for item in spec.missing(options)]
+    yield "here", (obstacles and [f"cannot run: {line}" for line in obstacles]) or ["can run"]
+
+
+def _weight(weight: Weight, card: Card, options: MethodOptions) -> str:
+    """File, state, size, hash, source, licence in one line."""
+    store = Store(options)
+    state = "missing" if store.absent(weight) else "here"
+    known = store.known(weight)
+    if weight.is_folder and known:
+        digest = f"hashes of {len(known)} files known"
+    elif weight.file in known:
+        digest = f"{_hash(known[weight.file].digest)} ({known[weight.file].by})"
+    elif weight.hub:
+        digest = "hash stated by the hub when it is fetched"
+    else:
+        digest = "no hash published: the first `bench fetch` records it"
+    facts = [state, human_size(weight.size_bytes) or "size not published", digest, source(weight)]
+    return f"{weight.file}: " + "; ".join([*facts, weight.licence or card.licence])
+
+
+def _hash(digest: str) -> str:
+    return digest if ":" in digest else f"sha256 {digest}"
+
+
+def _external(card: Card, options: MethodOptions) -> Iterator[tuple[str, list[str]]]:
+    if card.environment is None or card.command is None:
+        return
+    pins = ", ".join(card.environment.requirements)
+    yield "environment", [f"Python {card.environment.python}, {_environment(card, options)}: {pins}"]
+    if card.environment.note:
+        yield "", [card.environment.note]
+    yield "command", [f"python {shlex.join(card.command.arguments)}"]
+    variables = [f"{key}={value}" for key, value in card.command.variables.items()]
+    if variables:
+        yield "variables", variables
+    if card.command.links:
+        yield "links", [f"{place} -> {file}" for place, file in card.command.links.items()]
+    yield "inputs", [_inputs(card)]
+    yield "outputs", [card.command.outputs]
+    if card.patches:
+        yield "patches", [f"{patch.file}: {patch.reason}" for patch in card.patches]
+
+
+def _inputs(card: Card) -> str:
+    command = card.command
+    assert command is not None
+    size = f" of {command.lr_size[0]}x{command.lr_size[1]} only" if command.lr_size else " of any size"
+    return ("enlarged x4 by bicubic before" if command.upscale else "as they are") + f", PNG{size}"

@@ -1,0 +1,126 @@
+"""What came out: files decide, not exit codes.
+
+Four of the official scripts swallow errors and end with 0; others crash after the last image. So every expected image
+is looked for by name, and its reason says how the process ended only where the image did not come.
+"""
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.methods.base import SCALE
+
+MODES = ("RGB", "L", "P")
+
+
+@dataclass
+class Collected:
+    """The outputs of a run.
+
+    Attributes:
+        files: by name, the images that are whole, 8-bit, of the right size, and there once.
+        faults: by name, why there is none; an empty text where simply nothing came.
+        further: files that belong to no image and that the card does not ignore, as paths under the folder.
+    """
+
+    files: dict[str, Path] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
+    further: list[str] = field(default_factory=list)
+
+
+class Names:
+    """Which image a file under the folder of outputs belongs to.
+
+    Args:
+        pattern: as `bench.card.Command.outputs`; "*" and "?" stand for parts of one path component.
+        ignore: patterns of files that are no outputs, on the path under the folder or on the file's name.
+        names: of the expected images. Where two fit a file, the longer is meant: "a_b_0.png" of "{name}_*.png" is the
+            output of "a_b", not of "a".
+    """
+
+    def __init__(self, pattern: str, ignore: Sequence[str], names: Iterable[str]) -> None:
+        self._names = frozenset(names)
+        self._lengths = sorted({len(name) for name in self._names}, reverse=True)
+        self._pattern = pattern
+        self._ignore = tuple(ignore)
+        self._known: dict[str, str | None] = {}  # the same files are asked for again and again while they come
+
+    def of(self, path: str) -> str | None:
+        """The name of the image, or None for a file that is none of the outputs; `path` is under the folder."""
+        if path not in self._known:
+            self._known[path] = None if self.ignored(path) else next(self._fitting(path), None)
+        return self._known[path]
+
+    def _fitting(self, path: str) -> Iterator[str]:
+        """The names that are part of `path` in the way of the pattern, longer ones first."""
+        for length in self._lengths:
+            for start in range(len(path) - length + 1):
+                name = path[start : start + length]
+                if name in self._names and re.fullmatch(_regex(self._pattern, name), path):
+                    yield name
+
+    def ignored(self, path: str) -> bool:
+        name = path.rpartition("/")[2]
+        return any(fnmatch.fnmatchcase(path, way) or fnmatch.fnmatchcase(name, way) for way in self._ignore)
+
+    def found(self, folder: Path) -> tuple[dict[str, list[str]], list[str]]:
+        """The files under `folder` by image, and the further ones; paths under the folder, sorted."""
+        by_name: dict[str, list[str]] = {}
+        further = []
+        for path in sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()):
+            name = self.of(path)
+            if name is not None:
+                by_name.setdefault(name, []).append(path)
+            elif not self.ignored(path):
+                further.append(path)
+        return by_name, further
+
+
+def collect(
+    folder: Path, names: Names, sizes: Mapping[str, tuple[int, int]], step: Callable[[], object] = lambda: None
+) -> Collected:
+    """Looks at every file under `folder` and decodes every output.
+
+    Args:
+        sizes: (width, height) of each expected image's input.
+        step: called after each image.
+    """
+    by_name, further = names.found(folder)
+    result = Collected(further=further)
+    for name, (width, height) in sizes.items():
+        paths = by_name.get(name, [])
+        if len(paths) > 1:
+            result.faults[name] = f"twice: {' and '.join(paths[:3])}; expected one file"
+        elif not paths:
+            result.faults[name] = ""
+        elif fault := _fault(folder / paths[0], paths[0], (width * SCALE, height * SCALE)):
+            result.faults[name] = fault
+        else:
+            result.files[name] = folder / paths[0]
+        step()
+    return result
+
+
+def _fault(path: Path, shown: str, expected: tuple[int, int]) -> str:
+    """What is wrong with an output; empty where nothing is."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            size, mode = image.size, image.mode
+    except Exception as error:  # Pillow's decoders raise whatever they meet in a damaged file
+        return f"unreadable: {shown} is no whole image ({type(error).__name__})"
+    if size != expected:
+        return f"wrong size: {shown} is {size[0]}x{size[1]}, expected {expected[0]}x{expected[1]}"
+    if mode not in MODES:
+        return f"wrong format: {shown} is {mode}, expected 8-bit RGB"
+    return ""
+
+
+def _regex(pattern: str, name: str) -> str:
+    """The pattern with one image's name in it."""
+    wild = re.escape(pattern.replace("{name}", "\0")).replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
+    return wild.replace(re.escape("\0"), re.escape(name))

@@ -1,0 +1,111 @@
+"""How a script is called: its arguments, its environment variables, and the folder of inputs that it reads."""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.errors import UserError
+from bench.external import seed_module
+
+if TYPE_CHECKING:
+    from bench.card import Command
+
+SEED_LIMIT = 2**32
+# What torchrun, accelerate, MPI and Slurm tell a process about its place among others: the script is none of them.
+LAUNCHERS = re.compile(
+    r"(LOCAL_|GROUP_|ROLE_|NODE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|GROUP_WORLD_SIZE"
+    r"|(TORCHELASTIC|ACCELERATE|FSDP|PET|OMPI|PMI|PMIX|MV2|SLURM)_.*"
+)
+PYTHONS_OWN = re.compile(r"PYTHON(PATH|HOME|SAFEPATH|STARTUP|OPTIMIZE|WARNINGS)|VIRTUAL_ENV.*|CONDA_.*|UV_.*|PIP_.*")
+
+
+def arguments(command: "Command", values: Mapping[str, str]) -> list[str]:
+    """The script and its arguments with {lr}, {sr}, {weights} and {seed} replaced."""
+    return [_fill(argument, values) for argument in command.arguments]
+
+
+def values(*, lr: Path, sr: Path, weights: Path, seed: int) -> dict[str, str]:
+    """What stands for each placeholder; seeds as every library takes them, in [0, 2**32)."""
+    return {"lr": str(lr), "sr": str(sr), "weights": str(weights.absolute()), "seed": str(seed % SEED_LIMIT)}
+
+
+def variables(
+    command: "Command", values: Mapping[str, str], *, python: Path, weights: Path, seeds: Path, device: str
+) -> dict[str, str]:
+    """The whole environment of the process: that of the harness without its Python's and its launcher's settings.
+
+    The script finds the module `bench_seed`, sees one GPU or none, and does not reach the model hub: it loads what was
+    verified. A card's variables come last and may say otherwise; its PYTHONPATH is added.
+    """
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not LAUNCHERS.fullmatch(key) and not PYTHONS_OWN.fullmatch(key)
+    }
+    own = {
+        "PATH": os.pathsep.join([str(python.parent), os.environ.get("PATH", os.defpath)]),
+        "VIRTUAL_ENV": str(python.parent.parent),
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8",
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",  # some repositories have their bytecode under version control
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": visible_gpu(device, os.environ.get("CUDA_VISIBLE_DEVICES")),
+        "TSD_BENCH_WEIGHTS": str(weights.absolute()),
+        "TSD_BENCH_SEEDS": str(seeds),
+    }
+    asked = {key: _fill(value, values) for key, value in command.variables.items()}
+    path = [os.path.dirname(seed_module.__file__), *filter(None, [asked.pop("PYTHONPATH", "")])]
+    return {**kept, **own, **asked, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def visible_gpu(device: str, outer: str | None) -> str:
+    """CUDA_VISIBLE_DEVICES for the one GPU that `device` means to the harness: "cuda:1" under "4,6" is "6".
+
+    Raises:
+        UserError: there is no such GPU among the visible ones.
+    """
+    if not device.startswith("cuda"):
+        return ""
+    index = int(device.partition(":")[2] or 0)
+    if outer is None:
+        return str(index)
+    listed = [part.strip() for part in outer.split(",") if part.strip()]
+    if index >= len(listed):
+        raise UserError(f"the device is {device}, but CUDA_VISIBLE_DEVICES={outer} shows {len(listed)} GPUs")
+    return listed[index]
+
+
+def write_inputs(
+    images: Mapping[str, Path], folder: Path, upscale: str, step: Callable[[], object] = lambda: None
+) -> None:
+    """Writes NAME.png, 8-bit RGB, for every image: as it is, or with `upscale` "bicubic" enlarged x4.
+
+    The resize is that of the row "Bicubic" (bench/methods/resize.py), rounded once.
+    """
+    from PIL import Image
+
+    from bench.imaging import checked_pixels, read_image
+    from bench.methods.resize import Bicubic
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, path in images.items():
+        target = folder / f"{name}.png"
+        with Image.open(path) as image:
+            as_it_is = image.format == "PNG" and image.mode == "RGB"
+            if upscale:
+                lr = read_image(path)
+                Image.fromarray(checked_pixels(Bicubic().restore(lr, 0), *lr.shape[-2:])).save(target)
+            elif not as_it_is:
+                image.convert("RGB").save(target)
+        if not upscale and as_it_is:
+            target.write_bytes(path.read_bytes())  # a copy: nothing keeps a script from writing to its inputs
+        step()
+
+
+def _fill(text: str, values: Mapping[str, str]) -> str:
+    return re.sub(r"\{(\w+)\}", lambda match: values[match[1]], text)

@@ -1,0 +1,33 @@
+"""Places in the cache: made by one process at a time, and named in messages without this machine's paths."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.methods.base import MethodOptions
+
+REPOSITORIES, ENVIRONMENTS = "repositories", "environments"
+
+
+def in_words(options: MethodOptions, place: Path) -> str:
+    """`place` for messages, which may be recorded and published: below the cache's own name."""
+    return f"$TSD_CACHE/{place.relative_to(options.cache()).as_posix()} (or under --cache, else ~/.cache/tsd-sr-bench)"
+
+
+@contextmanager
+def alone(place: Path, what: str) -> Iterator[None]:
+    """Holds `place` against other processes, which wait; the kernel lets go when the process ends, however it ends."""
+    from filelock import FileLock, Timeout
+
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place.with_name(f".{place.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another process that makes {what}", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

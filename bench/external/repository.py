@@ -1,0 +1,323 @@
+"""The official repository at the pinned commit, as a checkout of our own with the card's patches.
+
+It comes from the card's address, or from a clone or bundle under --repo-dir where there is no network. Only the commit
+is taken, never the work tree of somebody's clone. The checkout is made beside its place and renamed once it is whole.
+What was patched stands in its index, so that git itself says whether anything was changed since.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.card import Card, Patch
+from bench.errors import UserError
+from bench.external.log import without_paths
+from bench.external.place import REPOSITORIES, alone, in_words
+from bench.external.process import require, run_tool
+from bench.methods.base import MethodOptions
+from bench.records import write_atomic
+
+MARKER = "tsd-bench.json"
+PROBE_SECONDS = 20.0
+GIT_SECONDS = 600.0
+OTHER_REPOSITORY = (
+    "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX",
+)  # fmt: skip
+STALLED = ("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=30")
+ELSEWHERE = "give a clone or bundle of it with --repo-dir"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a commit is taken from.
+
+    Attributes:
+        kind: "address", "clone" or "bundle".
+        place: for git.
+        shown: for messages.
+    """
+
+    kind: str
+    place: str
+    shown: str
+
+
+def checkout_place(card: Card, options: MethodOptions) -> Path:
+    """Where the card's checkout lies or will lie."""
+    patched = f"-{patches_sha256(card.patches)[:8]}" if card.patches else ""
+    return options.cache() / REPOSITORIES / f"{card.name}-{card.commit[:12]}{patched}"
+
+
+def patches_sha256(patches: Sequence[Patch]) -> str:
+    """One hash over what the patches do, in their order."""
+    return hashlib.sha256(json.dumps([[p.file, p.find, p.replace] for p in patches]).encode()).hexdigest()
+
+
+def is_made(card: Card, options: MethodOptions) -> bool:
+    """Whether the checkout is there; looks at a file name only."""
+    return (checkout_place(card, options) / ".git" / MARKER).is_file()
+
+
+def find_source(card: Card, options: MethodOptions) -> Source:
+    """Where the repository is taken from; looks at names only.
+
+    Under --repo-dir it is a clone NAME/, a bare one NAME.git/ or a bundle NAME.bundle, where NAME is the repository's
+    or the card's; or --repo-dir is itself one of these.
+
+    Raises:
+        UserError: --repo-dir has none of them.
+    """
+    if options.repo_dir is None:
+        return Source("address", card.repository, card.repository)
+    folder = options.repo_dir.expanduser().absolute()
+    official = card.repository.rstrip("/").rpartition("/")[2].removesuffix(".git")
+    for name in dict.fromkeys((official, card.name)):
+        for candidate in (name, f"{name}.git", f"{name}.bundle"):
+            kind = _kind(folder / candidate)
+            if kind:
+                return Source(kind, str(folder / candidate), f"{candidate} in --repo-dir")
+    kind = _kind(folder)
+    if kind:
+        return Source(kind, str(folder), f"{folder.name} (--repo-dir)")
+    raise UserError(
+        f"--repo-dir holds no repository of {card.display}; expected a clone {official}/ or {official}.git/, or a "
+        f"bundle {official}.bundle (`git bundle create {official}.bundle --all` in a clone of {card.repository})"
+    )
+
+
+def check(card: Card, options: MethodOptions) -> None:
+    """What can be known to be wrong before anything is made; takes a fraction of a second, and no network.
+
+    Raises:
+        UserError: no git; --repo-dir without this repository, or with a work tree whose state is not what would be run;
+            a checkout of ours that was changed.
+    """
+    git_program()
+    made = is_made(card, options)
+    if options.repo_dir is not None:
+        try:
+            source = find_source(card, options)
+        except UserError:
+            if not made:
+                raise
+        else:
+            _check_source(card, source)
+    if made:
+        _check_unchanged(card, options)
+
+
+def checkout(card: Card, options: MethodOptions) -> Path:
+    """Our own work tree at the card's commit with its patches, made if it is not there.
+
+    Raises:
+        UserError: as of `check`; the commit is not in the repository, a patch does not apply, or there is no network.
+    """
+    place = checkout_place(card, options)
+    with alone(place, f"the checkout of {card.display}"):
+        check(card, options)
+        if is_made(card, options):
+            return place
+        part = place.with_name(f".{place.name}.part")
+        for leftover in (part, place):
+            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            _take_commit(card, find_source(card, options), part)
+            _patch(card, part)
+            tree = _git(part, "write-tree").stdout.strip()
+            content = {"repository": card.repository, "commit": card.commit, "tree": tree}
+            write_atomic(part / ".git" / MARKER, (json.dumps(content, indent=2) + "\n").encode())
+            os.rename(part, place)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return place
+
+
+def _kind(path: Path) -> str:
+    """ "clone", "bundle" or "" for what lies at `path`."""
+    if path.is_file():
+        return "bundle" if path.suffix == ".bundle" else ""
+    bare = (path / "HEAD").is_file() and (path / "objects").is_dir()
+    return "clone" if bare or (path / ".git").exists() else ""
+
+
+def _check_source(card: Card, source: Source) -> None:
+    """A local clone has the commit; its work tree, if it has one, is what will be run."""
+    if source.kind != "clone":
+        return
+    place = Path(source.place)
+    inside = _git(place, "rev-parse", "--is-inside-work-tree")
+    if inside.returncode:
+        raise UserError(f"{source.shown} cannot be read by git: {_said(inside.stderr, place)}")
+    if _git(place, "cat-file", "-e", f"{card.commit}^{{commit}}").returncode:
+        raise UserError(
+            f"{source.shown} does not contain the commit {card.commit}, which {card.display} is pinned to: fetch it "
+            f"there from {card.repository}"
+        )
+    if inside.stdout.strip() != "true":
+        return
+    head = _git(place, "rev-parse", "HEAD").stdout.strip()
+    if head != card.commit:
+        raise UserError(
+            f"{source.shown} is at commit {head[:12]}, expected {card.commit[:12]}, which {card.display} is pinned to. "
+            f"Another commit would not be run: `git checkout {card.commit}` there, or give a bare clone"
+        )
+    changed = _git(place, "status", "--porcelain", "--untracked-files=no").stdout.splitlines()
+    if changed:
+        raise UserError(
+            f"{source.shown} has local changes ({_some([line[3:] for line in changed])}), which would not be run: "
+            "`git stash` them, or make them patches of a card of your own"
+        )
+
+
+def _check_unchanged(card: Card, options: MethodOptions) -> None:
+    place = checkout_place(card, options)
+    changed = _git(place, "diff", "--name-only").stdout.split()
+    recorded = json.loads((place / ".git" / MARKER).read_text(encoding="utf-8"))
+    same = (_git(place, "rev-parse", "HEAD").stdout.strip(), _git(place, "write-tree").stdout.strip()) == (
+        card.commit,
+        recorded["tree"],
+    )
+    if changed or not same:
+        raise UserError(
+            f"the checkout of {card.display} was changed since it was made ({_some(changed) or 'its index'}): delete "
+            f"{in_words(options, place)}, and it is made again"
+        )
+
+
+def _take_commit(card: Card, source: Source, part: Path) -> None:
+    """A repository at `part` with the commit checked out."""
+    part.mkdir(parents=True)
+    log = part.with_suffix(".log")
+    log.unlink(missing_ok=True)
+    setup = _git(part, "init", "--quiet", "--template=")
+    if setup.returncode:
+        raise UserError(f"git could not make a repository in the cache: {_said(setup.stderr, part)}")
+    try:
+        if source.kind == "address":
+            _probe(card, source)
+        if source.kind == "bundle":
+            ways: list[tuple[str, ...]] = [("bundle", "unbundle", source.place)]
+        else:
+            every = ("+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*")
+            fetch = (*STALLED, "fetch", "--no-auto-gc", "--progress")
+            ways = [(*fetch, "--depth", "1", "--no-tags", source.place, card.commit), (*fetch, source.place, *every)]
+        for way in ways:  # not every server gives a single commit away
+            ending = run_tool(
+                [git_program(), *way], title=f"{card.display}: repository", log=log, cwd=part, env=_variables()
+            )
+            if ending.exit_code == 0 and _has(part, card.commit):
+                break
+        else:
+            require(ending, log, f"{card.display}: {source.shown} could not be read", ELSEWHERE)
+            raise UserError(f"{source.shown} does not contain the commit {card.commit} of {card.display}")
+        _git(part, "config", "core.autocrlf", "false")
+        done = _git(part, "checkout", "--quiet", "--detach", card.commit)
+        if done.returncode:
+            raise UserError(f"{source.shown}: {card.commit[:12]} cannot be checked out: {_said(done.stderr, part)}")
+    except UserError as error:
+        raise UserError(without_paths(str(error), {Path(source.place): source.shown})) from None
+    finally:
+        log.unlink(missing_ok=True)
+
+
+def _probe(card: Card, source: Source) -> None:
+    """Raises UserError within seconds where the address cannot be reached."""
+    done = _git(Path.home(), "ls-remote", "--quiet", source.place, "HEAD", limit=PROBE_SECONDS)
+    if done.returncode:
+        said = _said(done.stderr, Path.home())
+        raise UserError(f"{card.display}: {source.shown} cannot be reached ({said}); without network, {ELSEWHERE}")
+
+
+def _patch(card: Card, part: Path) -> None:
+    """Applies the patches in their order and puts the result into the index."""
+    for patch in card.patches:
+        path = part / patch.file
+        if not path.resolve().is_relative_to(part.resolve()) or not path.is_file():
+            raise UserError(f"a patch of {card.display} is for {patch.file}, and there is no such file at that commit")
+        content = path.read_bytes()
+        find, replace = patch.find.encode(), patch.replace.encode()
+        if b"\r\n" in content and find not in content:
+            find, replace = (text.replace(b"\n", b"\r\n") for text in (find, replace))
+        count = content.count(find) if find else 0
+        if count != 1:
+            raise UserError(
+                f"a patch of {card.display} does not apply: what it looks for stands {count} times in {patch.file}, "
+                f"expected once ({patch.reason})"
+            )
+        path.write_bytes(content.replace(find, replace))
+    _git(part, "add", "--update")
+
+
+def link(card: Card, options: MethodOptions, place: Path) -> None:
+    """Puts the links into the checkout that the card asks for, to files of the weight store.
+
+    Several processes may do so at once: a link is replaced in one step.
+
+    Raises:
+        UserError: the repository itself has something in the place of a link.
+    """
+    assert card.command is not None
+    for where, weight in card.command.links.items():
+        path, target = place / where, (options.weights() / weight).absolute()
+        if path.is_symlink() and Path(os.readlink(path)) == target:
+            continue
+        if path.exists() and not path.is_symlink():
+            raise UserError(f"{card.display}: the card links {where} to a weight, but the repository has a {where}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        part.unlink(missing_ok=True)
+        part.symlink_to(target)
+        os.replace(part, path)
+
+
+def _has(repository: Path, commit: str) -> bool:
+    return _git(repository, "cat-file", "-e", f"{commit}^{{commit}}").returncode == 0
+
+
+def _git(place: Path, *arguments: str, limit: float = GIT_SECONDS) -> subprocess.CompletedProcess[str]:
+    argv = [git_program(), *arguments]
+    try:
+        return subprocess.run(
+            argv,
+            cwd=place,
+            env=_variables(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=limit,
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(argv, 124, "", f"no answer within {limit:.0f} s")
+
+
+def git_program() -> str:
+    """Raises UserError where there is no git."""
+    program = shutil.which("git")
+    if program is None:
+        raise UserError("git is not installed here, and a method's repository cannot be checked out without it")
+    return program
+
+
+def _variables() -> dict[str, str]:
+    """Git's environment: never a question, no large files, English messages, and no repository but the one meant."""
+    kept = {key: value for key, value in os.environ.items() if key not in OTHER_REPOSITORY}
+    ssh = os.environ.get("GIT_SSH_COMMAND", "ssh -o BatchMode=yes -o ConnectTimeout=5")
+    quiet = {"GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "true", "GIT_LFS_SKIP_SMUDGE": "1", "LC_ALL": "C"}
+    return {**kept, **quiet, "GIT_SSH_COMMAND": ssh}
+
+
+def _said(stderr: str, place: Path) -> str:
+    lines = [line for line in stderr.strip().splitlines() if line.strip()]
+    return without_paths(lines[-1] if lines else "no message", {place: place.name})
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -1,0 +1,114 @@
+"""Weights of the competitors into the store: from addresses, from the hub, or picked up where a browser put them.
+
+Every file comes with a hash that it must have: the card's, else the one the hub states for it. Of what nobody states a
+hash for, the one found at first is recorded, and any other content is refused from then on (bench/store.py).
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+from bench import hub
+from bench.card import Card, Weight, assets, cards
+from bench.download import download
+from bench.errors import UserError
+from bench.fetch_item import Item
+from bench.methods.base import MethodOptions
+from bench.provenance import file_sha256
+from bench.store import FIRST_USE, Store, Vouched, missing_files
+
+
+def weight_items() -> list[Item]:
+    """Every card's weights under the card's name, and every shared asset under its key."""
+    found = [_asset_item(key, weight) for key, weight in assets().items()]
+    return found + [_card_item(card) for card in cards().values() if card.weights]
+
+
+def _asset_item(key: str, weight: Weight) -> Item:
+    return _item(key, f"{weight.file}, shared by several methods", weight.licence, (weight,), weight.file)
+
+
+def _card_item(card: Card) -> Item:
+    licence = card.licence + (f" ({card.restriction})" if card.restriction else "")
+    others = {weight.licence for weight in card.weights if weight.licence and weight.licence != card.licence}
+    summary = f"weights of {card.display}: {', '.join(weight.file for weight in card.weights)}"
+    return _item(
+        card.name, summary, "; ".join([licence, *sorted(others)]), card.weights, card.display, card.restriction
+    )
+
+
+def _item(
+    name: str, summary: str, licence: str, weights: Sequence[Weight], needed_by: str, restriction: str = ""
+) -> Item:
+    sizes = [weight.size_bytes for weight in weights]
+    missing = partial(missing_files, weights, licence=licence, needed_by=needed_by, fetch=name)
+    by_hand = [f"{weight.file}: {weight.manual}" for weight in weights if not (weight.urls or weight.hub)]
+    return Item(
+        name=name,
+        summary=summary,
+        licence=licence,
+        size_bytes=sum(size for size in sizes if size is not None) if None not in sizes else None,
+        restricted=bool(restriction or any(weight.restriction for weight in weights)),
+        missing=missing,
+        get=partial(get_weights, weights) if any(weight.urls or weight.hub for weight in weights) else None,
+        by_hand="by hand, into the weights folder: " + "; ".join(by_hand) if by_hand else None,
+        unsettled=lambda options: Store(options).unknown(weights),
+        settle=partial(settle, weights, name),
+    )
+
+
+def get_weights(weights: Sequence[Weight], options: MethodOptions) -> None:
+    """Fetches whichever of `weights` are absent and can be had without a browser; one that fails stops no other.
+
+    Raises:
+        UserError: says for each that failed what was tried.
+    """
+    store = Store(options)
+    failures = []
+    for weight in weights:
+        if store.absent(weight) and (weight.urls or weight.hub):
+            try:
+                _get(store, weight)
+            except UserError as error:
+                failures.append(str(error))
+    if failures:
+        raise UserError("\n".join(failures))
+
+
+def _get(store: Store, weight: Weight) -> None:
+    """One weight from the first of its places that has it with the right content."""
+    failures = []
+    known = store.known(weight)
+    if weight.urls and not weight.is_folder:
+        vouched = known.get(weight.file)
+        try:
+            return download(weight.urls, store.path(weight), vouched.digest if vouched else None)
+        except UserError as error:
+            failures.append(str(error))
+    for place in weight.hub:
+        try:
+            hashes = hub.get(place, weight, store.path(weight), {name: entry.digest for name, entry in known.items()})
+        except UserError as error:
+            failures.append(str(error))
+            continue
+        store.vouch({name: Vouched(digest, f"hf:{place}") for name, digest in hashes.items() if name not in known})
+        return None
+    hint = f"\nBy hand: {weight.manual}" if weight.manual else ""
+    raise UserError("\n".join(failures) + hint)
+
+
+def settle(weights: Sequence[Weight], name: str, options: MethodOptions) -> list[str]:
+    """Verifies what is there; records the hashes of files that nobody vouches for. One line for each of those.
+
+    Raises:
+        UserError: a file has another content than the one vouched for.
+    """
+    store = Store(options)
+    lines = []
+    for file in store.unknown(weights):
+        digest = file_sha256(store.root / file)
+        store.vouch({file: Vouched(digest, FIRST_USE)})
+        lines.append(f"{file}: sha256 {digest} recorded in the store; nobody publishes one to compare it with")
+    _, faults = store.verify(weights, name)
+    if faults:
+        raise UserError("\n  ".join([f"{name}: not to be used:", *faults]))
+    return lines

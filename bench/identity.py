@@ -1,0 +1,80 @@
+"""Whether records may be continued: made by the same method, weights, settings and inputs, on every machine."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from bench import provenance
+from bench.errors import UserError
+from bench.records import Records
+from bench.schema import Run, StaleRecords
+
+if TYPE_CHECKING:
+    from bench.testsets import TestSet
+
+
+def agreed_account(accounts: Sequence[dict[str, Any] | None], method: str) -> dict[str, Any] | None:
+    """The one account that all processes give of a method, by rank; None for one in which it could not be loaded.
+
+    Raises:
+        UserError: two of them differ, as with other weights on another machine.
+    """
+    known = [(rank, account) for rank, account in enumerate(accounts) if account is not None]
+    for rank, account in known[1:]:
+        first, expected = known[0]
+        changes = differences(expected, account, words=(f"process {first} has", f"process {rank}"))
+        if changes:
+            raise UserError(f"{method} is not the same in every process of this run:\n  " + "\n  ".join(changes[:8]))
+    return known[0][1] if known else None
+
+
+def continue_or_refuse(records: Records, testset: "TestSet", run: Run, say: Callable[[str], None]) -> Run:
+    """`run` with the environments of the one it continues. Records of something else are never mixed in.
+
+    Records whose images are all absent (a fresh clone) have nothing to be mixed with: they are moved aside.
+    """
+    old = records.read_run(run.testset, run.method)
+    if old is None:
+        return run
+    rows = records.read_images(run.testset, run.method)
+    changes = differences(old.identity(), run.identity())
+    for image in testset.images:
+        row = rows.get(image.name)
+        if row and (row.lr_sha256, row.hr_sha256) != (image.lr_sha256, image.hr_sha256):
+            changes.append(f"the test image {image.name} is another file")
+    results = [row for row in rows.values() if row.error is None]
+    if not changes:
+        return replace(run, environments=old.environments)
+    if any(records.image_path(run.testset, run.method, row.name).exists() for row in results):
+        listed = "".join(f"\n  {change}" for change in changes[:8])
+        more = f"\n  and {len(changes) - 8} more" if len(changes) > 8 else ""
+        raise StaleRecords(
+            f"{run.method} on {run.testset}: the {len(results)} images recorded in {records.out} were made otherwise "
+            f"than they would be now:{listed}{more}\nResults of two kinds are never mixed. Add `--redo {run.method}` "
+            "to measure it again (the old records are moved to superseded/), or choose another --out."
+        )
+    if not results:
+        return replace(run, environments=old.environments)
+    aside = records.set_aside(run.testset, run.method)
+    say(
+        f"{run.method} on {run.testset}: the records were made otherwise ({changes[0]}) and none of their images "
+        f"is on disk: moved to {aside}, restored again"
+    )
+    return run
+
+
+def differences(old: Any, new: Any, at: str = "", *, words: tuple[str, str] = ("recorded", "now")) -> list[str]:
+    """Readable differences of two JSON-able values, one line per changed leaf."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in dict.fromkeys([*old, *new]):
+            found += differences(old.get(key), new.get(key), f"{at}.{key}" if at else str(key), words=words)
+        return found
+    if provenance.sha256_json(old) == provenance.sha256_json(new):
+        return []
+    return [f"{at}: {words[0]} {_short(old)}, {words[1]} {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,286 @@
+"""Competitors that run as they were published: the official repository, in an environment of its own, over a folder.
+
+One mechanism for all of them (`bench/external/`); what differs is in the card. The harness checks what came out,
+image by image: a crash costs the images that are not there, a hung process is stopped, an exit code proves nothing.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from ctypes.util import find_library
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.card import Card, Command, Patch
+from bench.errors import UserError
+from bench.external import environment, repository
+from bench.external.attempt import Attempt, attempts, next_attempt, remove_attempts
+from bench.external.collect import Collected, Names, collect
+from bench.external.command import arguments, values, variables, visible_gpu, write_inputs
+from bench.external.log import last_lines, note, without_paths
+from bench.external.prepare import Prepared, prepare
+from bench.external.process import Ending, Process
+from bench.methods.base import MethodOptions, MethodSpec
+from bench.missing import Missing, Obstacle
+from bench.provenance import sha256_file
+from bench.store import missing_weights, verified_weights
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+LOOK_SECONDS = 1.0
+SAID_CHARACTERS = 140
+
+
+@dataclass(frozen=True)
+class ExternalMethod:
+    """A card with its weights verified; a `FolderRunner`.
+
+    Attributes:
+        weights: sha256 of every weight file, by its name in the store.
+    """
+
+    card: Card
+    options: MethodOptions
+    weights: Mapping[str, str]
+
+    @property
+    def command(self) -> Command:
+        assert self.card.command is not None  # of a card with run = "external"
+        return self.card.command
+
+    def seeded(self) -> bool:
+        return self.card.seeding == "image"
+
+    def provenance(self) -> dict[str, object]:
+        assert self.card.environment is not None
+        command = self.command
+        return {
+            "repository": self.card.repository,
+            "commit": self.card.commit,
+            "patches": [
+                {"file": patch.file, "reason": patch.reason, "sha256": _patch_sha256(patch)}
+                for patch in self.card.patches
+            ],
+            "python": self.card.environment.python,
+            "requirements": list(self.card.environment.requirements),
+            "before": self.card.environment.before,
+            "command": list(command.arguments),
+            "variables": dict(command.variables),
+            "links": dict(command.links),
+            "outputs": command.outputs,
+            "upscale": command.upscale or "none",
+            "seeding": self.card.seeding,
+            "weights": dict(self.weights),
+            "remarks": ["unseeded"] if self.card.seeding == "none" else [],
+        }
+
+    def environment(self) -> dict[str, object]:
+        return environment.described(self.card, self.options)
+
+    def restore_folder(
+        self, images: Mapping[str, Path], seeds: Mapping[str, int], work: Path
+    ) -> Iterator[tuple[str, Path | str]]:
+        """As of `FolderRunner`. An image is yielded when the process has ended: before, it may come a second time."""
+        sizes = {name: _size(path) for name, path in images.items()}
+        refused = {name: reason for name, size in sizes.items() if (reason := self._refusal(size))}
+        jobs = {
+            name: {"lr_sha256": sha256_file(path), "seed": seeds[name] if self.seeded() else 0}
+            for name, path in images.items()
+            if name not in refused
+        }
+        made_by = {**self.provenance(), "device": self.options.device, "seed": self.options.seed}
+        account = json.loads(json.dumps(made_by))
+        names = Names(self.command.outputs, self.command.ignore, jobs)
+        done: dict[str, Path] = {}
+        for earlier in attempts(work):
+            done |= earlier.take_up(account, jobs, names, sizes)
+        pending = {name: images[name] for name in jobs if name not in done}
+        prepared = prepare(self.card, self.options) if jobs else None
+        yield from done.items()
+        if prepared and pending:
+            attempt = next_attempt(work)
+            attempt.begin(account, {name: jobs[name] for name in pending})
+            with self._bar(len(jobs), len(done)) as bar:
+                write_inputs(pending, attempt.lr, self.command.upscale)
+                ending = self._run(prepared, attempt, Names(self.command.outputs, self.command.ignore, pending), bar)
+            result = collect(attempt.sr, names, {name: sizes[name] for name in pending})
+            reasons = {name: self._reason(name, attempt, prepared, ending, result) for name in result.faults}
+            self._remark(attempt, ending, result)
+            for name in pending:
+                yield name, result.files[name] if name in result.files else reasons[name]
+        yield from refused.items()
+        remove_attempts(work)
+
+    def _refusal(self, size: tuple[int, int]) -> str:
+        """Why an input cannot be handled; empty where it can."""
+        expected = self.command.lr_size
+        if expected is None or size == tuple(expected):
+            return ""
+        return (
+            f"{self.card.display} handles inputs of {expected[0]}x{expected[1]} only; this one is {size[0]}x{size[1]}"
+        )
+
+    def _run(self, prepared: Prepared, attempt: Attempt, names: Names, bar: "tqdm") -> Ending:
+        """Runs the script to its end or its time limit; meanwhile the bar counts the outputs that are there."""
+        weights = self.options.weights()
+        filled = values(lr=attempt.lr, sr=attempt.sr, weights=weights, seed=self.options.seed)
+        argv = [str(prepared.python), *arguments(self.command, filled)]
+        env = variables(
+            self.command,
+            filled,
+            python=prepared.python,
+            weights=weights,
+            seeds=attempt.seeds,
+            device=self.options.device,
+        )
+        count = len(os.listdir(attempt.lr))
+        bound = self.command.startup_seconds + count * self.command.seconds_per_image
+        limit = self.options.time_limit_seconds or bound
+        changed = {key: value for key, value in env.items() if os.environ.get(key) != value}
+        head = f"{self.card.display}, {count} images, time limit {limit:.0f} s"
+        note(attempt.log, head, argv=argv, variables=changed)
+        before = bar.n
+        with Process(argv, cwd=prepared.checkout, env=env, log=attempt.log) as process:
+            while (ending := process.wait(LOOK_SECONDS)) is None:
+                bar.n = before + len(names.found(attempt.sr)[0])
+                bar.refresh()
+                if process.seconds() > limit:
+                    return Ending(None, process.seconds(), limit_seconds=limit)
+        return ending
+
+    def _bar(self, total: int, done: int) -> "tqdm":
+        from tqdm import tqdm
+
+        title = f"{self.card.display} (own environment)"
+        return tqdm(total=total, initial=done, desc=title, unit="image", leave=False, file=sys.stderr)
+
+    def _remark(self, attempt: Attempt, ending: Ending, result: Collected) -> None:
+        """The harness's last words in the log, and on stderr what a reader should know of a run that succeeded."""
+        from tqdm import tqdm
+
+        lines = [f"{ending.words()}, after {ending.seconds:.0f} s"]
+        lines.append(f"{len(result.files)} images are complete, {len(result.faults)} are not")
+        lines += [f"{name}: {fault or 'no output'}" for name, fault in result.faults.items()]
+        if result.further:
+            lines.append(f"files that belong to no image: {', '.join(result.further)}")
+        if ending.exit_code != 0 and not result.faults:
+            lines.append("every image is complete, so the run counts as a success")
+        note(attempt.log, *lines)
+        if result.further or (ending.exit_code != 0 and not result.faults):
+            further = f"; {len(result.further)} files belong to no image" if result.further else ""
+            tqdm.write(
+                f"{self.card.display}: {ending.words()}{further}; log: {attempt.log_in_words()}", file=sys.stderr
+            )
+
+    def _reason(self, name: str, attempt: Attempt, prepared: Prepared, ending: Ending, result: Collected) -> str:
+        """Why an image did not come, in one line that may be recorded and published."""
+        log = f"log: {attempt.log_in_words()}"
+        if result.faults[name]:
+            return f"{result.faults[name]} ({log})"
+        said = last_lines(attempt.log, 1, mentioning=name) if ending.exit_code == 0 else []
+        said = said or last_lines(attempt.log, 1)
+        known = {
+            attempt.folder: attempt.folder.name,
+            prepared.checkout: self.card.name,
+            self.options.weights().absolute(): "weights",
+            self.options.cache(): "cache",
+        }
+        words = without_paths(" ".join(said), known)
+        quoted = f": {words[:SAID_CHARACTERS]}{'…' if len(words) > SAID_CHARACTERS else ''}" if words else ""
+        partial = "partial result: no output for this image, though " if ending.exit_code == 0 else "no output, "
+        return f"{partial}{ending.words()} ({log}){quoted}"
+
+
+def external_spec(card: Card) -> MethodSpec:
+    """The row of a card with run = "external"."""
+
+    def load(options: MethodOptions) -> ExternalMethod:
+        assert card.command is not None
+        if card.command.cuda and not options.device.startswith("cuda"):
+            raise UserError(_no_gpu(card, options).line())
+        visible_gpu(options.device, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        repository.check(card, options)
+        return ExternalMethod(card, options, verified_weights(card, options))
+
+    def missing(options: MethodOptions) -> list[Missing | Obstacle]:
+        return [*missing_weights(card, options), *_obstacles(card, options)]
+
+    return MethodSpec(
+        name=card.name,
+        display=card.display,
+        steps=card.steps,
+        kind=card.kind,
+        summary=card.summary,
+        licence=card.licence,
+        load=load,
+        missing=missing,
+        how="own environment",
+        restriction=card.restriction,
+        verified=card.verified,
+        card=card,
+    )
+
+
+def _obstacles(card: Card, options: MethodOptions) -> Iterator[Obstacle]:
+    """What keeps the card from running here and is no weight file; looks at names only."""
+    assert card.command is not None
+    if os.name != "posix":
+        yield Obstacle(card.display, "runs on Linux and macOS only")
+    if card.command.cuda and not (options.device.startswith("cuda") and _has_driver()):
+        yield _no_gpu(card, options)
+    if environment.uv_program() is None and not environment.ready(card, options):
+        yield Obstacle(card.display, "needs uv, which builds its environment: `pip install uv`")
+    try:
+        repository.git_program()
+        if not repository.is_made(card, options):
+            repository.find_source(card, options)
+    except UserError as error:
+        yield Obstacle(card.display, f"needs its repository: {error}")
+    size = _testset_size(options.testset)
+    expected = card.command.lr_size
+    if expected is not None and size is not None and size != tuple(expected):
+        yield Obstacle(
+            card.display,
+            f"handles inputs of {expected[0]}x{expected[1]} only; those of {options.testset} are {size[0]}x{size[1]}",
+        )
+
+
+def _no_gpu(card: Card, options: MethodOptions) -> Obstacle:
+    asked = options.device.startswith("cuda")
+    found = "this machine has no driver of one" if asked else f"the device is {options.device}"
+    return Obstacle(card.display, f"needs an NVIDIA GPU, and {found}; run it on a machine with one, --device cuda")
+
+
+@functools.cache
+def _has_driver() -> bool:
+    return find_library("cuda") is not None
+
+
+def _testset_size(testset: str | None) -> tuple[int, int] | None:
+    """The size of all inputs of a test set as its manifest states it; None where it states none."""
+    from bench import testsets
+
+    if testset is None:
+        return None
+    try:
+        manifest: dict[str, Any] = json.loads((testsets.DATASETS / testset / "manifest.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    size = manifest.get("lr_size")
+    return (size[0], size[1]) if size else None
+
+
+def _patch_sha256(patch: Patch) -> str:
+    return hashlib.sha256(json.dumps([patch.find, patch.replace]).encode()).hexdigest()
+
+
+def _size(path: Path) -> tuple[int, int]:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.size

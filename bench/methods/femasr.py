@@ -1,0 +1,55 @@
+"""How FeMaSR's own test code feeds its network: mirrored beyond the right and lower edge, in tiles where large.
+
+Read from `FeMaSRNet.test`, `test_tile` and `inference_femasr.py` (chaofengc/FeMaSR at 1ca4295). Every side is padded to
+the *next* multiple of 16, a side of 128 to 144 as well, and the mirror repeats the edge itself. Group normalisation and
+attention spread over the whole image, so that an image without this padding comes out slightly different everywhere.
+Geometry only, no network inside.
+"""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WINDOW = 16  # 8 // scale * 8, for x4
+WHOLE_PIXELS = 600**2  # from here on the official script works in tiles
+TILE = 240
+TILE_PAD = 16
+
+
+def mirrored(image: "Tensor") -> "Tensor":
+    """`image` (B, C, h, w) continued by its mirror image to the next multiple of 16, which is never its own size.
+
+    A side of less than 8 has no mirror long enough; the harness has none under 16.
+    """
+    import torch
+
+    height, width = image.shape[-2:]
+    image = torch.cat([image, image.flip(2)], 2)[:, :, : height // WINDOW * WINDOW + WINDOW]
+    return torch.cat([image, image.flip(3)], 3)[:, :, :, : width // WINDOW * WINDOW + WINDOW]
+
+
+def enlarge(network: Callable[["Tensor"], "Tensor"], image: "Tensor", scale: int) -> "Tensor":
+    """`image` (1, 3, h, w) through `network`, which enlarges by `scale`, as the official script would send it.
+
+    Images of 600 x 600 pixels or more go in tiles of 240 with 16 pixels of context, each padded as a whole image.
+    """
+    height, width = image.shape[-2:]
+    if height * width < WHOLE_PIXELS:
+        return network(mirrored(image))[..., : scale * height, : scale * width]
+    output = image.new_zeros(*image.shape[:2], scale * height, scale * width)
+    for row in range(math.ceil(height / TILE)):
+        for column in range(math.ceil(width / TILE)):
+            top, left = row * TILE, column * TILE
+            bottom, right = min(top + TILE, height), min(left + TILE, width)
+            above, before = max(top - TILE_PAD, 0), max(left - TILE_PAD, 0)
+            tile = image[..., above : bottom + TILE_PAD, before : right + TILE_PAD]
+            inside = (
+                ...,
+                slice((top - above) * scale, (bottom - above) * scale),
+                slice((left - before) * scale, (right - before) * scale),
+            )
+            output[..., top * scale : bottom * scale, left * scale : right * scale] = network(mirrored(tile))[inside]
+    return output

@@ -1,0 +1,143 @@
+"""The paper's GANs (Table 7) from their cards: the authors' weights through spandrel, nothing guessed.
+
+The card says which entry of the checkpoint holds the parameters, which network they must turn out to be, and how the
+authors' own test code pads. Where two entries would do, as in checkpoints with and without moving average, spandrel
+would take the average; LDL's authors do not.
+"""
+
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.card import Card, Network
+from bench.errors import UserError
+from bench.methods.base import SCALE, MethodOptions, MethodSpec
+from bench.methods.spandrel import SpandrelMethod
+from bench.missing import Missing, Obstacle
+from bench.store import Store, missing_weights, verified_weights
+
+if TYPE_CHECKING:
+    from spandrel import ImageModelDescriptor
+    from torch import Tensor
+
+EXTRA_PACKAGE = "spandrel_extra_arches"
+IN_EXTRA_PACKAGE = ("FeMaSR",)  # of the architectures that cards name
+
+
+class GanMethod(SpandrelMethod):
+    """The network of a card, under the method contract.
+
+    The weights are verified at once, the network built when it is first needed.
+
+    Raises:
+        UserError: weights that are missing or not verified.
+    """
+
+    def __init__(self, card: Card, options: MethodOptions) -> None:
+        assert card.network is not None  # `bench.card` sees to that for run = "spandrel"
+        options.require_dtype()
+        self.card = card
+        self.described: Network = card.network
+        self.hashes = verified_weights(card, options)
+        file = self.described.file
+        super().__init__(Store(options).root / file, options, self.hashes[file])
+
+    def parameters(self, state_dict: dict[str, object]) -> dict[str, object]:
+        return chosen(state_dict, self.described, self.path)
+
+    def check(self, network: "ImageModelDescriptor") -> None:
+        found = (str(network.architecture.id), sum(p.numel() for p in network.model.parameters()))
+        if found != (self.described.architecture, self.described.parameters):
+            raise UserError(
+                f"{self.path} is a network of architecture {found[0]} with {found[1]:,} parameters; the card of "
+                f"{self.card.display} says {self.described.architecture} with {self.described.parameters:,}"
+            )
+
+    def enlarge(self, image: "Tensor") -> "Tensor":
+        if self.described.padding == "femasr":
+            from bench.methods.femasr import enlarge
+
+            return enlarge(self.network, image, SCALE)
+        return super().enlarge(image)
+
+    def provenance(self) -> dict[str, object]:
+        described = self.described
+        return {
+            "weights": self.hashes,
+            "architecture": described.architecture,
+            "parameters": described.parameters,
+            "scale": SCALE,
+            "settings": {"key": described.key, "dropped": list(described.drop), "padding": described.padding},
+            "dtype": self.options.dtype,
+        }
+
+
+def chosen(state_dict: dict[str, object], network: Network, path: Path) -> dict[str, object]:
+    """The network's parameters out of a checkpoint: the entry the card names, without the prefixes it drops.
+
+    Raises:
+        UserError: no such entry, or it holds something else than tensors; lists what is there.
+    """
+    from torch import Tensor
+
+    part: object = state_dict
+    if network.key:
+        if network.key not in state_dict:
+            raise UserError(f"{path} has no entry {network.key!r}, which the card names; it has {_some(state_dict)}")
+        part = state_dict[network.key]
+    what = f"the entry {network.key!r} of {path}" if network.key else f"{path}"
+    if not isinstance(part, dict):
+        raise UserError(f"{what} is a {type(part).__name__}; expected parameters by name")
+    odd = [name for name, value in part.items() if not isinstance(value, Tensor)]
+    if odd or not part:
+        hint = "; one of them may be the entry that `network.key` should name" if not network.key else ""
+        raise UserError(f"{what} does not hold tensors alone: {_some(odd) or 'it is empty'}{hint}")
+    return {name: value for name, value in part.items() if not name.startswith(network.drop)}
+
+
+def gan_spec(card: Card) -> MethodSpec:
+    """The row of a card with `run = "spandrel"`."""
+
+    def load(options: MethodOptions) -> GanMethod:
+        obstacles = _obstacles(card)
+        if obstacles:
+            raise UserError("\n".join(obstacle.line() for obstacle in obstacles))
+        return GanMethod(card, options)
+
+    def missing(options: MethodOptions) -> list[Missing | Obstacle]:
+        return [*missing_weights(card, options), *_obstacles(card)]
+
+    return MethodSpec(
+        name=card.name,
+        display=card.display,
+        steps=card.steps,
+        kind=card.kind,
+        summary=card.summary,
+        licence=card.licence,
+        load=load,
+        missing=missing,
+        how="in process",
+        restriction=card.restriction,
+        verified=card.verified,
+        card=card,
+    )
+
+
+def _obstacles(card: Card) -> list[Obstacle]:
+    """Packages that are not installed."""
+    architecture = card.network.architecture if card.network else ""
+    if architecture not in IN_EXTRA_PACKAGE or importlib.util.find_spec(EXTRA_PACKAGE) is not None:
+        return []
+    return [
+        Obstacle(
+            card.display,
+            f"needs the package {EXTRA_PACKAGE}, kept apart for its architectures' licences ({architecture}: "
+            f"{card.licence}): `pip install {EXTRA_PACKAGE}`",
+        )
+    ]
+
+
+def _some(names: Iterable[object]) -> str:
+    listed = [str(name) for name in names]
+    return ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")

@@ -1,0 +1,229 @@
+"""OSEDiff in process: the authors' adapters on SD2.1-base, through this project's own SD2 backbone.
+
+The order of `test_osediff.py` and `OSEDiff_test` (cswry/OSEDiff at fcc4f09): the 8-bit input enlarged x4 by Pillow, a
+sample of the VAE's posterior, one call of the UNet at t = 999, the x0 it implies, decoding, AdaIN against the enlarged
+input. Three things differ, all on purpose:
+
+- The posterior is drawn from the image's own seed; the authors' script parses `--seed` and never uses it.
+- The script cuts to 8 bits after decoding and again after AdaIN. The first cut is kept, AdaIN would multiply what it
+  takes away; the second is the harness's one rounding. On the published RealSR outputs that is 0.0007 dB of PSNR.
+- An input whose working size is not four times its own (under 128 pixels, or odd multiples of 4) is resized to that in
+  the end; the script computes this and throws it away. No test set of the paper has one.
+
+The adapters are merged into the weights in fp32, before the model goes to its device and precision. The VAE works on
+the whole image; the script tiles it above 1024 pixels.
+"""
+
+import functools
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from bench.card import Card
+from bench.methods.base import SCALE, MethodOptions, MethodSpec
+from bench.methods.osediff_checkpoint import ALPHA, attach, merge, read_checkpoint
+from bench.methods.tagger import Tagger, is_installed
+from bench.methods.tsd_sr import as_bench_errors
+from bench.store import Store, missing_weights, verified_weights
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from tsd.backbone import Backbone, PromptEmbeds
+
+CHECKPOINT = "osediff.pkl"
+BASE = "stable-diffusion-2-1-base"
+SIDE_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class OSEDiffSettings:
+    """The script's defaults.
+
+    Attributes:
+        process_size: least side in pixels the network works at; smaller inputs are enlarged to it.
+        tile, overlap: of latent tiles, in latent positions; used where the latent has more than tile² of them.
+    """
+
+    process_size: int = 512
+    tile: int = 96
+    overlap: int = 32
+
+
+class OSEDiffMethod:
+    """OSEDiff under the method contract.
+
+    Weights are verified at once, the model is built by the first `restore`.
+
+    Raises:
+        UserError: weights that are missing or not verified.
+    """
+
+    def __init__(self, card: Card, options: MethodOptions, settings: OSEDiffSettings | None = None) -> None:
+        options.require_dtype()
+        self.options = options
+        self.settings = settings or OSEDiffSettings()
+        self.hashes = verified_weights(card, options)
+        self.tagger = Tagger(card, options) if is_installed(options) else None
+        self.root = Store(options).root
+
+    @functools.cached_property
+    def backbone(self) -> "Backbone":
+        import torch
+
+        from tsd.backbone import load_backbone
+        from tsd.groupnorm import use_two_pass_group_norm
+
+        self.options.require_device()
+        parts = read_checkpoint(self.root / CHECKPOINT)
+        with as_bench_errors():
+            backbone = load_backbone(self.root / BASE, dtype=torch.float32)
+        for name, network in (("unet", backbone.denoiser), ("vae", backbone.vae)):
+            attach(network, parts[name], f"state_dict_{name} of {CHECKPOINT}")
+            merge(network, parts[name])
+        backbone.to(self.options.device, self.options.torch_dtype())
+        # As for this project's students: half the VAE's time on the CPU, the same mathematics.
+        backbone.vae.to(memory_format=torch.channels_last)
+        use_two_pass_group_norm(backbone.vae)
+        return backbone
+
+    def restore(self, lr: "Tensor", seed: int) -> "Tensor":
+        import torch
+
+        from tsd.color import adain
+        from tsd.restore import cut_to_levels, resize
+
+        backbone = self.backbone
+        target = (SCALE * lr.shape[-2], SCALE * lr.shape[-1])
+        image = _tensor(enlarged(lr, self.settings.process_size))
+        generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device draws the same
+        with torch.inference_mode():
+            prompt = self._prompt(image)
+            x = (image * 2 - 1).to(backbone.device, backbone.dtype)
+            z = backbone.encode(x, posterior="sample", generator=generator)
+            x0 = self._one_step(z, prompt).to(backbone.dtype)
+            # In the model's precision up to the first cut, as in the script.
+            decoded = backbone.decode(x0).clamp(-1, 1).cpu() * 0.5 + 0.5
+            sr = adain(cut_to_levels(decoded, decoded.shape[-2:]), image).clamp(0, 1)
+            return resize(sr, target).clone()
+
+    def _one_step(self, z: "Tensor", prompt: "PromptEmbeds") -> "Tensor":
+        """The x0 that one prediction at the last time implies, in fp32; the prediction in tiles where z is large."""
+        import torch
+
+        from tsd.tiling import blend_tiles
+
+        backbone, settings = self.backbone, self.settings
+        time = torch.full((1,), backbone.process.last_time, device=z.device)
+
+        def predict(window: "Tensor") -> "Tensor":
+            return backbone.predict(window.to(backbone.dtype), time, prompt).float()
+
+        if z.shape[-2] * z.shape[-1] <= settings.tile**2:
+            prediction = predict(z)
+        else:
+            prediction = blend_tiles(predict, z.float(), tile=settings.tile, overlap=settings.overlap)
+        return backbone.process.x0(z.float(), prediction, time)
+
+    def _prompt(self, image: "Tensor") -> "PromptEmbeds":
+        if self.tagger is None:
+            return self._empty_prompt
+        device, dtype = self.options.device, self.options.torch_dtype()
+        return self._encode(prompt_text(self.tagger.tags(image, device, dtype)), self._encoder)
+
+    @functools.cached_property
+    def _empty_prompt(self) -> "PromptEmbeds":
+        with ExitStack() as stack:
+            return self._encode(prompt_text(""), self._open_encoder(stack))
+
+    @functools.cached_property
+    def _encoder(self) -> Any:
+        """The text encoder, kept in memory: with tags every image needs it."""
+        return self._open_encoder(ExitStack())
+
+    def _open_encoder(self, stack: ExitStack) -> Any:
+        from tsd.text_encoders import LoadedEncoder, load_tokenizer, text_side
+
+        with as_bench_errors():
+            (encoder,) = text_side(self.root / BASE).encoders
+            tokenizer = load_tokenizer(encoder)
+            return stack.enter_context(
+                LoadedEncoder(encoder, tokenizer, self.options.device, self.options.torch_dtype())
+            )
+
+    def _encode(self, text: str, encoder: Any) -> "PromptEmbeds":
+        from tsd.backbone import PromptEmbeds
+
+        with as_bench_errors():
+            embeds, _ = encoder([text])
+        return PromptEmbeds(embeds).to(self.backbone.device, self.backbone.dtype)
+
+    def provenance(self) -> dict[str, object]:
+        settings = {
+            **asdict(self.settings),
+            "upscale": "pillow bicubic x4, 8 bit",
+            "posterior": "sample",
+            "color": "adain",
+            "lora_alpha": ALPHA,
+            "prompt": f"empty, {prompt_text('')!r}" if self.tagger is None else "tags of RAM with DAPE",
+        }
+        remarks = [
+            "prompt: empty, no tagger installed" if self.tagger is None else "prompt: tags of RAM with DAPE",
+            "seeded per image; the authors' script is not",
+        ]
+        if self.options.dtype != "fp16":
+            remarks.append(f"{self.options.dtype}; the authors' script runs in fp16")
+        hashes = self.hashes | (self.tagger.hashes if self.tagger else {})
+        return {"weights": hashes, "settings": settings, "remarks": remarks, "dtype": self.options.dtype}
+
+
+def prompt_text(tags: str, user_prompt: str = "") -> str:
+    """What the script gives the text encoder: tags, the user's prompt, its commas; ", ," where both are empty."""
+    return f"{tags}, {user_prompt},"
+
+
+def enlarged(lr: "Tensor", process_size: int) -> "Image.Image":
+    """The input as the network gets it: 8 bit, enlarged by Pillow, sides cut to multiples of 8.
+
+    Args:
+        lr: (1, 3, h, w) float in [0, 1], rounded to 8 bits, which a PNG's values are already.
+        process_size: an input with a side under process_size // 4 is first enlarged to that side, with the script's
+            truncations.
+    """
+    import torch
+    from PIL import Image
+
+    image = Image.fromarray((lr[0] * 255).round().to("cpu", torch.uint8).permute(1, 2, 0).contiguous().numpy())
+    least, (width, height) = process_size // SCALE, image.size
+    if min(width, height) < least:
+        factor = least / min(width, height)
+        image = image.resize((int(factor * width), int(factor * height)), Image.Resampling.BICUBIC)
+    width, height = image.width * SCALE, image.height * SCALE
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return image.resize((width - width % SIDE_MULTIPLE, height - height % SIDE_MULTIPLE), Image.Resampling.LANCZOS)
+
+
+def _tensor(image: "Image.Image") -> "Tensor":
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+
+
+def osediff_spec(card: Card) -> MethodSpec:
+    """The row of a card with `run = "osediff"`."""
+    return MethodSpec(
+        name=card.name,
+        display=card.display,
+        steps=card.steps,
+        kind=card.kind,
+        summary=card.summary,
+        licence=card.licence,
+        load=functools.partial(OSEDiffMethod, card),
+        missing=functools.partial(missing_weights, card),
+        how="in process",
+        restriction=card.restriction,
+        verified=card.verified,
+        card=card,
+    )

@@ -1,0 +1,272 @@
+"""Runs `bench` in one and in several CPU processes, for `tests/harness/test_shards.py`: `python … DATASETS SCENARIO…`.
+
+The heavy imports happen once; every process of every scenario is forked from here, before torch has computed anything,
+with the variables that a launcher would set. Every scenario works in a folder of its name, under the current one; what
+its processes printed is in `<label>.<rank>.txt` there, how they ended in `<label>.json`.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import accelerate
+import pyiqa
+import torch
+
+import bench.figures
+import bench.pipeline
+import bench.render
+import bench.score
+from bench import cli, restore, shards, testsets
+from bench.errors import UserError
+from bench.methods import METHODS, MethodOptions, MethodSpec
+from bench.methods.base import nothing_missing
+from bench.records import Records
+from bench.testsets import load_testset
+
+IMPORTED_ONCE = (accelerate, pyiqa, torch, bench)
+LIMIT_SECONDS = 100
+TABLE = ("run", "--methods", "bicubic", "lanczos", "--metrics", "psnr", "ssim", "--no-timing", "--no-figure")
+
+
+def together(label: str, world: int, act: Callable[[int], int]) -> None:
+    """`act(rank)` in `world` processes. One that has not ended in time is killed, and -9 tells."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [fork(label, rank, world, port, act) for rank in range(world)]
+    watch = threading.Timer(LIMIT_SECONDS, lambda: [os.kill(child, signal.SIGKILL) for child in children])
+    watch.start()
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    watch.cancel()
+    Path(f"{label}.json").write_text(json.dumps(codes))
+
+
+def fork(label: str, rank: int, world: int, port: int, act: Callable[[int], int]) -> int:
+    child = os.fork()
+    if child:
+        return child
+    status = 70
+    try:
+        if world > 1:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        output = os.open(f"{label}.{rank}.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1, closefd=False)
+        status = act(rank)
+    except SystemExit as end:
+        status = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def command(*arguments: object) -> Callable[[int], int]:
+    return lambda rank: cli.main([str(argument) for argument in arguments])
+
+
+def killed_at(count: int, victim: int, act: Callable[[int], int]) -> Callable[[int], int]:
+    """`act`, but the process of rank `victim` is killed in its write number `count` (each ends in fsync)."""
+
+    def acting(rank: int) -> int:
+        real, written = os.fsync, 0
+
+        def fsync(handle: int) -> None:
+            nonlocal written
+            written += 1
+            if written == count:
+                os.ftruncate(handle, max(os.fstat(handle).st_size - 40, 0))  # torn as well
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(handle)
+
+        if rank == victim:
+            os.fsync = fsync
+        return act(rank)
+
+    return acting
+
+
+# -- the whole command -----------------------------------------------------------------------------------------------
+
+
+def equal() -> None:
+    for world in (1, 2, 3):
+        together(f"of{world}", world, command(*TABLE, "--out", f"of{world}"))
+
+
+def killed() -> None:
+    """At several instants, in either process, and taken up by another number of processes."""
+    for count, victim, world in ((3, 1, 1), (7, 1, 3), (11, 1, 2), (16, 1, 1), (9, 0, 3), (21, 0, 1)):
+        label = f"at{count}-{victim}"
+        together(f"{label}-killed", 2, killed_at(count, victim, command(*TABLE, "--out", label)))
+        shutil.copytree(f"{label}/records", f"{label}-records-then")
+        together(f"{label}-again", world, command(*TABLE, "--out", label))
+
+
+def failing() -> None:
+    """A method that fails on an image of the second process."""
+    from bench.imaging import read_image
+
+    mean = float(read_image(load_testset("mini").images[1].lr).mean())
+    Path("own.py").write_text(
+        "def restore(lr, seed):\n"
+        f"    if abs(float(lr.mean()) - {mean!r}) < 1e-6:\n"
+        "        raise RuntimeError('not this')\n"
+        "    return lr.repeat_interleave(4, 2).repeat_interleave(4, 3)\n"
+    )
+    for world in (1, 2):
+        rows = ("--methods", "bicubic", "own=python:own.py:restore", "--metrics", "psnr")
+        together(f"of{world}", world, command("run", *rows, "--no-timing", "--no-figure", "--out", f"of{world}"))
+
+
+def refused() -> None:
+    """Bad input, the same for all: said once. And one process alone that comes to nothing: all end."""
+    together("typo", 3, command("run", "--methods", "bicubi", "--out", "typo"))
+    together("gpus", 2, command("run", "--device", "cuda:0", "--out", "gpus"))
+    together("redo", 2, command(*TABLE, "--out", "redo"))
+    together("redone", 2, command(*TABLE, "--out", "redo", "--redo", "lanczos"))
+    together("seed", 2, command(*TABLE, "--out", "redo", "--seed", "7"))
+
+    def apart(rank: int) -> int:
+        shards.shows_up = lambda condition, real=shards.shows_up: real(condition, 1.0)
+        return cli.main([*TABLE, "--out", f"apart{rank}"])
+
+    together("apart", 2, apart)
+
+    def broken(rank: int) -> int:
+        if rank == 1:
+            Records.add_score = lambda *arguments: (_ for _ in ()).throw(ArithmeticError("a bug\nof rank 1"))
+        return cli.main([*TABLE, "--out", "broken"])
+
+    together("broken", 2, broken)
+
+
+def uneven() -> None:
+    """Machines that do not have the same: weights of one of them alone, another image in the test set of one."""
+    Path("weights").mkdir()
+    Path("weights/realesr-general-x4v3.pth").write_bytes(b"found by its name")
+
+    def weights(rank: int) -> int:
+        rows = ("--methods", "bicubic", "realesrgan-compact", "--metrics", "psnr")
+        root = "weights" if rank == 0 else "none"
+        return cli.main(["run", *rows, "--no-timing", "--no-figure", "--out", "weighed", "--weights-root", root])
+
+    together("weighed", 2, weights)
+    shutil.copytree(testsets.DATASETS, "datasets")
+    manifest = Path("datasets/mini/manifest.json")
+    content = json.loads(manifest.read_text())
+    content["images"][0]["lr_sha256"] = content["images"][1]["lr_sha256"]
+    manifest.write_text(json.dumps(content))
+    shutil.copy("datasets/mini/test_LR/photo1.png", "datasets/mini/test_LR/photo0.png")
+
+    def images(rank: int) -> int:
+        if rank == 1:
+            testsets.DATASETS = Path("datasets")
+        return cli.main([*TABLE, "--out", "sets"])
+
+    together("sets", 2, images)
+
+
+# -- restore_set by itself, with methods that look at their process ----------------------------------------------------
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from PIL import Image
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    with Image.open(path) as image:
+        image.resize((image.width * 4, image.height * 4)).save(Path(sys.argv[2], path.stem + ".png"))
+    print(path.stem, flush=True)
+"""
+
+
+@dataclass
+class Enlarger:
+    """A `FolderRunner`; `account` is its provenance."""
+
+    account: dict[str, object]
+
+    def restore_folder(
+        self, images: Mapping[str, Path], seeds: Mapping[str, int], work: Path
+    ) -> Iterator[tuple[str, Path | str]]:
+        for name in ("in", "out"):
+            (work / name).mkdir(parents=True)
+        for path in images.values():
+            shutil.copy(path, work / "in")
+        command = [sys.executable, "-c", SCRIPT, work / "in", work / "out"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        for name in done.stdout.split():
+            yield name, work / "out" / f"{name}.png"
+
+    def provenance(self) -> dict[str, object]:
+        return self.account
+
+    def environment(self) -> dict[str, object]:
+        return {"python": "3.8"}
+
+    def seeded(self) -> bool:
+        return True
+
+
+def restored(out: str, load: Callable[[int], object]) -> Callable[[int], int]:
+    """`restore_set` with a method of its own per rank, through a `Shard` alone; its status as of `bench run`."""
+
+    def act(rank: int) -> int:
+        with shards.in_step() as shard:
+            spec = MethodSpec(
+                "own", "Own", 1, "function", "", "", lambda options: load(rank), nothing_missing,  # type: ignore[arg-type, return-value]
+            )  # fmt: skip
+            records = Records(Path(out), shard.rank)
+            options = MethodOptions()
+            report = restore.restore_set(records, load_testset("mini"), spec, options, seed=42, shard=shard, say=print)
+            print(json.dumps([report.kept, report.made, report.failed]))
+        return 1 if report.failed else 0
+
+    return act
+
+
+def runner() -> None:
+    for world in (1, 2):
+        together(f"of{world}", world, restored(f"of{world}", lambda rank: Enlarger({"steps": 1})))
+
+
+def loading() -> None:
+    def load(rank: int) -> object:
+        if rank == 1:
+            raise UserError("no weights on this machine")
+        return METHODS["bicubic"].load(MethodOptions())
+
+    together("partly", 2, restored("partly", load))
+    together("mended", 2, restored("partly", lambda rank: METHODS["bicubic"].load(MethodOptions())))
+    together("differs", 2, restored("differs", lambda rank: Enlarger({"weights": {"net.pth": f"{rank}a"}})))
+
+
+SCENARIOS = (equal, killed, failing, refused, uneven, runner, loading)
+
+
+def main(datasets: str, *names: str) -> None:
+    testsets.DATASETS = Path(datasets)
+    root = Path.cwd()
+    for scenario in SCENARIOS:
+        if scenario.__name__ in names:
+            folder = root / scenario.__name__
+            folder.mkdir()
+            os.chdir(folder)
+            scenario()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,32 @@
+"""bench/identity.py: what several processes say of one method. What records say is tested in test_restore.py."""
+
+import pytest
+
+from bench.errors import UserError
+from bench.identity import agreed_account, differences
+
+
+def test_processes_that_say_the_same_agree_and_those_without_the_method_do_not_count() -> None:
+    account = {"weights": {"net.pth": "aa"}, "steps": 4}
+    assert agreed_account([account], "net") == account
+    assert agreed_account([None, account, dict(reversed(account.items()))], "net") == account
+    assert agreed_account([None, None], "net") is None
+
+
+def test_another_weight_in_one_process_is_named() -> None:
+    account = {"weights": {"net.pth": "aa"}, "steps": 4}
+    with pytest.raises(UserError) as error:
+        agreed_account([None, account, account, {**account, "weights": {"net.pth": "bb"}}], "net")
+    assert "net is not the same in every process" in str(error.value)
+    assert "weights.net.pth: process 1 has 'aa', process 3 'bb'" in str(error.value)
+    assert "steps" not in str(error.value)
+
+
+def test_differences_name_the_leaves_that_changed_on_either_side() -> None:
+    assert differences({"a": 1, "b": [1, 2]}, {"b": [1, 2], "a": 1}) == []
+    assert differences({"a": {"x": 1}, "old": 0}, {"a": {"x": 2}, "new": True}) == [
+        "a.x: recorded 1, now 2",
+        "old: recorded 0, now None",
+        "new: recorded None, now True",
+    ]
+    assert differences({"a": "x" * 100}, {"a": 1})[0] == f"a: recorded '{'x' * 56}..., now 1"

@@ -1,0 +1,131 @@
+"""The weight store: who vouches for a file, and that nothing else is loaded. `bench fetch` of cards."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.card import Card, Weight, cards
+from bench.cli import main
+from bench.download import GIT
+from bench.errors import UserError
+from bench.fetch_weights import settle
+from bench.methods.base import MethodOptions
+from bench.store import FIRST_USE, LEDGER, Store, Vouched, missing_weights, verified_weights
+
+SHA256 = hashlib.sha256(b"numbers").hexdigest()
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> MethodOptions:
+    (tmp_path / "weights").mkdir()
+    return MethodOptions(weights_root=tmp_path / "weights")
+
+
+def card(*weights: Weight) -> Card:
+    return replace(cards()["tsd-sr"], name="net", display="Net", licence="MIT", weights=weights)
+
+
+def put(options: MethodOptions, name: str, content: bytes = b"numbers") -> None:
+    path = options.weights() / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def test_a_published_hash_vouches_for_a_file(options: MethodOptions) -> None:
+    net = card(Weight("net.pth", sha256=SHA256, sha256_source="its authors"))
+    put(options, "net.pth")
+    assert verified_weights(net, options) == {"net.pth": SHA256}
+    put(options, "net.pth", b"other numbers")
+    with pytest.raises(UserError, match=r"weights of Net are not used:\n  net.pth: sha256 .* \(its authors\): damaged"):
+        verified_weights(net, options)
+
+
+def test_a_blob_of_the_pinned_commit_vouches_for_a_file(options: MethodOptions) -> None:
+    blob = hashlib.sha1(b"blob 7\0numbers").hexdigest()
+    net = card(Weight("net.pkl", git_sha1=blob))
+    put(options, "net.pkl")
+    assert verified_weights(net, options) == {"net.pkl": SHA256}
+    with pytest.raises(UserError, match=r"expected git blob 0000.*the repository at the card's commit"):
+        verified_weights(card(Weight("net.pkl", git_sha1="0" * 40)), options)
+
+
+def test_a_file_that_nobody_vouches_for_is_not_loaded_until_fetch_has_recorded_it(options: MethodOptions) -> None:
+    weight = Weight("drive/net.pth", manual="their drive, folder a")
+    net = card(weight)
+    (missing,) = missing_weights(net, options)
+    assert missing.line().endswith(
+        "drive/net.pth (or under --weights-root, else ./weights): from their drive, folder a"
+    )
+    put(options, "drive/net.pth")
+    with pytest.raises(UserError, match="nobody vouches for it yet; `bench fetch net` records its hash"):
+        verified_weights(net, options)
+    assert settle(net.weights, "net", options) == [
+        f"drive/net.pth: sha256 {SHA256} recorded in the store; nobody publishes one to compare it with"
+    ]
+    assert Store(options).known(weight) == {"drive/net.pth": Vouched(SHA256, FIRST_USE)}
+    assert verified_weights(net, options) == {"drive/net.pth": SHA256}
+    assert settle(net.weights, "net", options) == []
+    put(options, "drive/net.pth", b"another version")
+    with pytest.raises(UserError, match="damaged, or another version"):
+        verified_weights(net, options)
+    with pytest.raises(UserError, match="damaged, or another version"):  # and fetch does not record it either
+        settle(net.weights, "net", options)
+
+
+def test_every_file_of_a_folder_counts(options: MethodOptions) -> None:
+    weight = Weight("base/", manual="x", contains=("unet/config.json",), hashes={"unet/net.bin": SHA256})
+    net = card(weight)
+    assert [item.name for item in missing_weights(net, options)] == ["base/"]
+    put(options, "base/unet/net.bin")
+    assert [item.name for item in missing_weights(net, options)] == ["base/unet/config.json"]
+    with pytest.raises(UserError, match=r"base/unet/config.json \(MIT\)"):
+        verified_weights(net, options)
+    put(options, "base/unet/config.json", b"{}")
+    put(options, "base/.cache/left-by-the-hub", b"")
+    settle(net.weights, "net", options)
+    assert sorted(verified_weights(net, options)) == ["base/unet/config.json", "base/unet/net.bin"]
+    put(options, "base/unet/smuggled.bin")  # a loader might pick it up
+    with pytest.raises(UserError, match=r"base/unet/smuggled\.bin: nobody vouches"):
+        verified_weights(net, options)
+
+
+def test_a_damaged_ledger_is_an_error_that_says_what_to_do(options: MethodOptions) -> None:
+    put(options, LEDGER, b'{"net.pth": {"hash"')
+    with pytest.raises(UserError, match=r"hashes.json is damaged .*: delete it"):
+        Store(options).known(Weight("net.pth"))
+
+
+def test_a_hash_of_the_card_comes_before_the_ledgers(options: MethodOptions) -> None:
+    Store(options).vouch({"net.pth": Vouched("f" * 64, FIRST_USE)})
+    put(options, "net.pth")
+    assert verified_weights(card(Weight("net.pth", sha256=SHA256)), options) == {"net.pth": SHA256}
+
+
+def test_fetch_picks_up_what_a_browser_put_into_the_store(
+    options: MethodOptions, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TSD-SR's adapters lie on a drive; a restricted base beside them must be accepted."""
+    root = str(options.weights())
+    assert main(["fetch", "tsd-sr", "--weights-root", root]) == 2
+    assert "read these licences, then repeat the command with --accept-license" in capsys.readouterr().err
+    for weight in cards()["tsd-sr"].weights:
+        for name in weight.contains:
+            put(options, f"{weight.file}{name}")
+    assert main(["fetch", "tsd-sr", "--weights-root", root]) == 2  # still to be accepted before it is picked up
+    assert not (options.weights() / LEDGER).exists()
+    assert main(["fetch", "tsd-sr", "--weights-root", root, "--accept-license"]) == 0
+    said = capsys.readouterr().out
+    assert f"default/prompt_embeds.pt: sha256 {SHA256} recorded" in said
+    assert len(json.loads((options.weights() / LEDGER).read_text())) == 9
+    assert main(["fetch", "tsd-sr", "--weights-root", root]) == 0  # nothing is left to accept
+    put(options, "default/prompt_embeds.pt", b"changed")
+    assert main(["fetch", "tsd-sr", "--weights-root", root]) == 2
+    assert "default/prompt_embeds.pt: sha256" in capsys.readouterr().err
+
+
+def test_a_git_digest_is_marked(options: MethodOptions) -> None:
+    weight = Weight("a", git_sha1="1" * 40)
+    assert Store(options).known(weight)["a"].digest == f"{GIT}{'1' * 40}"
