@@ -120,6 +120,14 @@ def test_the_heading_names_the_set_and_how_much_of_it() -> None:
     assert "alex" not in limited.split("How it was measured")[1], "nothing was measured by that protocol"
 
 
+def test_the_warning_about_fid_stands_where_fid_does() -> None:
+    assert "FID depends on N" not in to_markdown(table(NET), [])
+    row = replace(NET, cells={**NET.cells, "fid": Cell(120.5, 3)})
+    with_fid = table(row)
+    with_fid = replace(with_fid, columns=(*with_fid.columns, HeaderCell("fid", "FID", False, 2)))
+    assert "FID depends on N" in to_markdown(with_fid, [])
+
+
 def test_several_test_sets_get_a_heading_each() -> None:
     one = table(NET)
     two = Table(**{**vars(one), "sections": (one.sections[0], table(NET, display="RealSR").sections[0])})
