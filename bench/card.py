@@ -153,7 +153,7 @@ class Published:
     """Outputs that the authors published for one test set.
 
     Attributes:
-        source: where they are, in words or as an address.
+        source: a folder of the repository at the card's commit, or where they are, as an address or in words.
         suffix: what follows the image's name in their file names ("_BSRGAN").
         images_sha256: over the lines "<sha256>  <name>" of all images; None where it is not known.
     """

@@ -6,31 +6,27 @@ missing test set or metric costs cells with `allow_missing`, else it ends the ru
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from ctypes.util import find_library
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
+from bench.agreement import agreed, same_everywhere
+from bench.device import resolve_device
 from bench.errors import UserError
 from bench.methods.base import MethodOptions
 from bench.missing import describe
 from bench.plan import Choice, choose, default_out, make_plan
-from bench.provenance import sha256_json
 from bench.records import Records
 from bench.schema import Plan, PlanSet
-from bench.shards import ALONE, Shard, check_shared, exchange, from_first
+from bench.shards import ALONE, Shard, check_shared, from_first
 from bench.tables import get_profile
 
 if TYPE_CHECKING:
     from bench.restore import StageReport
     from bench.testsets import TestSet
-
-
-KeyT = TypeVar("KeyT")
-ItemT = TypeVar("ItemT")
 
 
 class Stages:
@@ -66,13 +62,13 @@ class Stages:
             UserError: an unknown name, something missing that is required, a test set that is not what it should be.
         """
         table, profile = get_profile(args.table, args.profile)
-        options = MethodOptions(_device(args.device, shard), args.dtype, args.data_root, args.weights_root)
+        options = MethodOptions(resolve_device(args.device, shard), args.dtype, args.data_root, args.weights_root)
         own = {"repo_dir": args.repo_dir, "cache_root": args.cache, "time_limit_seconds": args.time_limit}
         options = replace(options, seed=args.seed, **own)
         choice = choose(
             table, args.profile, options, testsets=args.testsets, methods=args.methods, metrics=args.metrics
         )
-        choice = _agreed(choice, shard)
+        choice = agreed(choice, shard)
         if not scoring:
             choice = replace(choice, missing_metrics={})
         allow = profile.allow_missing if args.allow_missing is None else args.allow_missing
@@ -88,7 +84,7 @@ class Stages:
         from bench.testsets import load_testset
 
         testsets = [load_testset(name, args.data_root, args.limit) for name in choice.testsets]
-        _same_everywhere(testsets, shard)
+        same_everywhere(testsets, shard)
         records = Records(args.out or default_out(args.profile, args.limit), shard.rank)
         from_first(shard, lambda: _something_to_measure(choice, records))
         sets = [
@@ -219,37 +215,6 @@ class Stages:
         return bool(made) and all(self.records.image_path(testset.name, method, row.name).exists() for row in made)
 
 
-def _agreed(choice: Choice, shard: Shard) -> Choice:
-    """`choice` with everything that is missing for any process: all of them have to walk through the same jobs."""
-    missing = exchange(shard, (choice.missing_sets, choice.missing_methods, choice.missing_metrics))
-    sets, methods, metrics = zip(*missing, strict=True)
-    return replace(
-        choice, missing_sets=_united(sets), missing_methods=_united(methods), missing_metrics=_united(metrics)
-    )
-
-
-def _united(groups: Sequence[dict[KeyT, list[ItemT]]]) -> dict[KeyT, list[ItemT]]:
-    keys = dict.fromkeys(key for group in groups for key in group)
-    return {key: list(dict.fromkeys(item for group in groups for item in group.get(key, ()))) for key in keys}
-
-
-def _same_everywhere(testsets: list["TestSet"], shard: Shard) -> None:
-    """The processes divide the images among them by number, so their test sets must be one.
-
-    Raises:
-        UserError: names the test set that differs.
-    """
-    hashes = exchange(shard, [_images_sha256(testset) for testset in testsets])
-    for index, testset in enumerate(testsets):
-        for rank, found in enumerate(hashes):
-            if found[index] != hashes[0][index]:
-                raise UserError(f"the images of {testset.name} are not the same in process {rank} as in process 0")
-
-
-def _images_sha256(testset: "TestSet") -> str:
-    return sha256_json([[image.name, image.lr_sha256, image.hr_sha256] for image in testset.images])
-
-
 def _required(choice: Choice, allow_missing: bool, *, strict: bool, asked: bool) -> Choice:
     """`choice` without the test sets that are absent, where that is allowed.
 
@@ -315,36 +280,6 @@ def _redo_name(choice: Choice, name: str) -> str:
     if found not in rows:
         raise UserError(f"--redo {name}: not among the rows of this run ({', '.join(sorted(rows))})")
     return found
-
-
-def _device(name: str, shard: Shard) -> str:
-    """`auto` resolved: cuda where torch finds a GPU, else cpu. Of several processes each gets the GPU of its number.
-
-    Importing torch takes seconds that a run with nothing left to do need not spend, and without the driver's library
-    its answer is known.
-
-    Raises:
-        UserError: a GPU was asked for and there is none, or too few, or one for several processes.
-    """
-    if shard.world > 1 and name.startswith("cuda:"):
-        raise UserError(f"--device {name} with {shard.world} processes: each takes a GPU of its own; expected cuda")
-    if name != "auto" and not name.startswith("cuda"):
-        return name
-    available = any(find_library(library) for library in ("cuda", "nvcuda", "amdhip64"))
-    if available:
-        import torch
-
-        available = torch.cuda.is_available()
-    if not available:
-        if name == "auto":
-            return "cpu"
-        raise UserError(f"--device {name}: torch finds no CUDA device on this machine; expected cpu, or a GPU")
-    if shard.world == 1:
-        return "cuda" if name == "auto" else name
-    found = torch.cuda.device_count()
-    if shard.local_rank >= found:
-        raise UserError(f"more processes than GPUs on this machine ({found}): expected --num_processes to be their sum")
-    return f"cuda:{shard.local_rank}"
 
 
 JobT = TypeVar("JobT")

@@ -35,10 +35,12 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from bench.describe import description
+    from bench.device import resolve_device
     from bench.errors import UserError
     from bench.methods import MethodOptions, get_method
 
-    options = MethodOptions(data_root=args.data_root, weights_root=args.weights_root, cache_root=args.cache)
+    device = resolve_device("auto")
+    options = MethodOptions(device, data_root=args.data_root, weights_root=args.weights_root, cache_root=args.cache)
     asked = args.what or list(KINDS)
     for name in asked:
         near = difflib.get_close_matches(name, KINDS, n=1, cutoff=0.75)

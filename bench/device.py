@@ -1,0 +1,36 @@
+"""Which device a command runs on."""
+
+from ctypes.util import find_library
+
+from bench.errors import UserError
+from bench.shards import ALONE, Shard
+
+
+def resolve_device(name: str, shard: Shard = ALONE) -> str:
+    """`auto` resolved: cuda where torch finds a GPU, else cpu. Of several processes each gets the GPU of its number.
+
+    Importing torch takes seconds that a run with nothing left to do need not spend, and without the driver's library
+    its answer is known.
+
+    Raises:
+        UserError: a GPU was asked for and there is none, or too few, or one for several processes.
+    """
+    if shard.world > 1 and name.startswith("cuda:"):
+        raise UserError(f"--device {name} with {shard.world} processes: each takes a GPU of its own; expected cuda")
+    if name != "auto" and not name.startswith("cuda"):
+        return name
+    available = any(find_library(library) for library in ("cuda", "nvcuda", "amdhip64"))
+    if available:
+        import torch
+
+        available = torch.cuda.is_available()
+    if not available:
+        if name == "auto":
+            return "cpu"
+        raise UserError(f"--device {name}: torch finds no CUDA device on this machine; expected cpu, or a GPU")
+    if shard.world == 1:
+        return "cuda" if name == "auto" else name
+    found = torch.cuda.device_count()
+    if shard.local_rank >= found:
+        raise UserError(f"more processes than GPUs on this machine ({found}): expected --num_processes to be their sum")
+    return f"cuda:{shard.local_rank}"
