@@ -7,7 +7,6 @@ the command does what the card's settings claim: that takes the weights and a GP
 import argparse
 import ast
 import re
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,8 +16,10 @@ from typing import Any
 
 from bench.card import Card, Command, Patch
 from bench.errors import UserError
+from bench.external.git import git, said
+from bench.external.repository import Source, find_source
+from bench.methods.base import MethodOptions
 
-GIT_SECONDS = 600
 PLACEHOLDER = re.compile(r"\{\w+\}")
 NUMBERS = {"int": int, "float": float}
 
@@ -43,106 +44,64 @@ class CardCheck:
         return f"pass  {self.what}" if self.passed else f"FAIL  {self.what}: {self.fault}"
 
 
-def check_card(card: Card, repository: Path) -> list[CardCheck]:
+def check_card(card: Card, repo_dir: Path) -> list[CardCheck]:
     """Everything the card claims about the files of its repository, one check each.
 
     Args:
         card: of a method with `run = "external"`.
-        repository: a clone, a bare repository or a bundle that holds the pinned commit.
+        repo_dir: a clone, a bare repository or a bundle of the card's repository, or a folder that holds it.
 
     Raises:
-        UserError: the card runs no repository, or there is no git repository at that path.
+        UserError: the card runs no repository, or there is none at that path.
     """
     if card.command is None or card.environment is None:
         raise UserError(f"{card.name} runs in process: its card has no command to check against a repository")
-    with _git_directory(repository) as git_dir:
-        commit = _Commit(git_dir, card.commit)
+    source = find_source(card, MethodOptions(repo_dir=repo_dir))
+    with _repository(source) as repository:
+        commit = _Commit(repository, card.commit)
         if not commit.is_there():
-            return [
-                CardCheck(f"commit {card.commit}", f"not in {repository}; `git fetch` there, or name another clone")
-            ]
+            return [CardCheck(f"commit {card.commit}", f"not in {source.shown}; `git fetch` there, or name another")]
         return [CardCheck(f"commit {card.commit}"), *_checks(card, card.command, commit)]
 
 
-def find_repository(card: Card, folder: Path) -> Path:
-    """The card's repository: `folder` itself, or a clone or bundle in it that is named after the repository.
-
-    Raises:
-        UserError: there is none; names what was looked for.
-    """
-    owner, name = card.repository.rstrip("/").removesuffix(".git").split("/")[-2:]
-    inside = [name, f"{name}.git", f"{name}.bundle", f"{owner}+{name}/repo"]
-    for path in (folder, *(folder / place for place in inside)):
-        if _is_repository(path):
-            return path
-    raise UserError(
-        f"no repository of {card.display} at {folder}: expected a clone or bundle of {card.repository} there, or in it "
-        f"one named {', '.join(inside)}"
-    )
-
-
-def _is_repository(path: Path) -> bool:
-    if path.is_file():
-        return path.suffix == ".bundle"
-    return (path / ".git").exists() or ((path / "HEAD").is_file() and (path / "objects").is_dir())
-
-
 @contextmanager
-def _git_directory(repository: Path) -> Iterator[Path]:
-    """The repository, or a bare clone of a bundle for as long as it is needed."""
-    if not _is_repository(repository):
-        raise UserError(f"{repository} is no git repository: expected a clone, a bare repository or a bundle")
-    if repository.is_dir():
-        done = _run(["git", "-C", str(repository), "rev-parse", "--git-dir"])
+def _repository(source: Source) -> Iterator[Path]:
+    """The repository for git, or what a bundle holds for as long as it is needed."""
+    if source.kind == "clone":
+        done = git(Path(source.place), "rev-parse", "--git-dir")
         if done.returncode:
-            raise UserError(f"{repository} cannot be read by git: {_last_line(done.stderr)}")
-        yield repository
+            raise UserError(f"{source.shown} cannot be read by git: {said(done.stderr, Path(source.place))}")
+        yield Path(source.place)
         return
     with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "clone"
-        done = _run(["git", "clone", "--quiet", "--bare", str(repository.resolve()), str(target)])
+        target = Path(folder)
+        git(target, "init", "--quiet", "--bare", "--template=")
+        done = git(target, "bundle", "unbundle", source.place)
         if done.returncode:
-            raise UserError(f"{repository} is no bundle that git can read: {_last_line(done.stderr)}")
+            raise UserError(f"{source.shown} is no bundle that git can read: {said(done.stderr, Path(source.place))}")
         yield target
 
 
 class _Commit:
     """The files of one commit, read from the object database."""
 
-    def __init__(self, git_dir: Path, commit: str) -> None:
-        self.git_dir, self.commit = git_dir, commit
+    def __init__(self, repository: Path, commit: str) -> None:
+        self.repository, self.commit = repository, commit
 
     def is_there(self) -> bool:
-        return self._git("cat-file", "-e", f"{self.commit}^{{commit}}").returncode == 0
+        return git(self.repository, "cat-file", "-e", f"{self.commit}^{{commit}}").returncode == 0
 
     def text(self, file: str) -> str | None:
         """The file's text with "\\n" at the ends of lines; None where the commit has no such file."""
-        done = self._git("cat-file", "blob", f"{self.commit}:{file}")
-        if done.returncode:
-            return None
-        return done.stdout.decode("utf-8", errors="replace").replace("\r\n", "\n")
+        done = git(self.repository, "cat-file", "blob", f"{self.commit}:{file}")
+        return done.stdout if done.returncode == 0 else None
 
     def holds(self, path: str) -> bool:
         """Whether a file or folder of that name is tracked."""
-        return self._git("cat-file", "-e", f"{self.commit}:{path.rstrip('/')}").returncode == 0
+        return git(self.repository, "cat-file", "-e", f"{self.commit}:{path.rstrip('/')}").returncode == 0
 
     def is_folder(self, path: str) -> bool:
-        return self._git("cat-file", "-t", f"{self.commit}:{path}").stdout.strip() == b"tree"
-
-    def _git(self, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
-        return _run(["git", "-C", str(self.git_dir), *arguments])
-
-
-def _run(command: list[str]) -> "subprocess.CompletedProcess[bytes]":
-    try:
-        return subprocess.run(command, capture_output=True, timeout=GIT_SECONDS, check=False)
-    except FileNotFoundError as error:
-        raise UserError("git is not installed, and a card is checked against a git repository") from error
-
-
-def _last_line(output: bytes) -> str:
-    lines = output.decode("utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else "no message"
+        return git(self.repository, "cat-file", "-t", f"{self.commit}:{path}").stdout.strip() == "tree"
 
 
 def _checks(card: Card, command: Command, commit: _Commit) -> Iterator[CardCheck]:

@@ -97,7 +97,7 @@ def _card(method: str) -> "Card | None":
 
 
 def _check_card(card: "Card", repo_dir: Path | None, as_json: bool) -> int:
-    from bench.card_check import check_card, find_repository
+    from bench.card_check import check_card
     from bench.errors import UserError
 
     if repo_dir is None:
@@ -105,7 +105,7 @@ def _check_card(card: "Card", repo_dir: Path | None, as_json: bool) -> int:
             f"{card.name} runs {card.repository} in an environment of its own: what can be checked is its card, "
             "against a clone or bundle of that repository. Name it, or a folder that holds it, with --repo-dir"
         )
-    checks = check_card(card, find_repository(card, repo_dir))
+    checks = check_card(card, repo_dir)
     kept = all(check.passed for check in checks)
     if as_json:
         print(json.dumps({"card": card.name, "passed": kept, "checks": [asdict(check) for check in checks]}, indent=2))

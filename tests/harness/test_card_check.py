@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.card import Card, Patch, cards, read_card
-from bench.card_check import check_card, find_repository
+from bench.card_check import check_card
 from bench.cli import main
 from bench.errors import UserError
 
@@ -201,7 +201,7 @@ def test_an_absent_commit_is_the_only_finding(card, repository):
     assert len(check_card(absent, repository)) == 1
 
 
-@pytest.mark.parametrize("form", ["clone", "bare", "bundle", "mirror", "itself"])
+@pytest.mark.parametrize("form", ["clone", "bare", "bundle", "itself"])
 def test_the_repository_is_found_in_each_form(card, repository, tmp_path, form):
     folder = tmp_path / "elsewhere"
     folder.mkdir()
@@ -209,7 +209,6 @@ def test_the_repository_is_found_in_each_form(card, repository, tmp_path, form):
         "clone": folder / "Own",
         "bare": folder / "Own.git",
         "bundle": folder / "Own.bundle",
-        "mirror": folder / "owner+Own" / "repo",
         "itself": repository,
     }[form]
     if form == "bundle":
@@ -217,17 +216,15 @@ def test_the_repository_is_found_in_each_form(card, repository, tmp_path, form):
     elif form != "itself":
         bare = [] if form == "clone" else ["--bare"]
         git(tmp_path, "clone", "--quiet", *bare, str(repository), str(expected))
-    found = find_repository(card, repository if form == "itself" else folder)
-    assert found == expected
-    assert faults(card, found) == []
+    assert faults(card, expected if form == "itself" else folder) == []
 
 
 def test_no_repository(card, tmp_path):
-    with pytest.raises(UserError, match=r"no repository of Own at .*Own, Own\.git, Own\.bundle, owner\+Own/repo"):
-        find_repository(card, tmp_path)
+    with pytest.raises(UserError, match=r"no repository of Own; expected a clone Own/ or Own\.git/, or a bundle"):
+        check_card(card, tmp_path)
     (tmp_path / "Own.bundle").write_text("no bundle")
     with pytest.raises(UserError, match="no bundle that git can read"):
-        check_card(card, find_repository(card, tmp_path))
+        check_card(card, tmp_path)
 
 
 def test_a_card_that_runs_in_process(card, repository):
@@ -258,4 +255,4 @@ def test_the_harness_cards_against_their_repositories(name):
     if "TSD_REPOS" not in os.environ:
         pytest.skip("no clones of the competitors' repositories: $TSD_REPOS is not set")
     card = cards()[name]
-    assert faults(card, find_repository(card, Path(os.environ["TSD_REPOS"]))) == []
+    assert faults(card, Path(os.environ["TSD_REPOS"])) == []
