@@ -28,6 +28,7 @@ from bench.external.process import Ending, Process
 from bench.methods.base import MethodOptions, MethodSpec
 from bench.missing import Missing, Obstacle
 from bench.provenance import sha256_file
+from bench.schema import DESCRIPTIONS
 from bench.store import missing_weights, verified_weights
 
 if TYPE_CHECKING:
@@ -63,10 +64,8 @@ class ExternalMethod:
         return {
             "repository": self.card.repository,
             "commit": self.card.commit,
-            "patches": [
-                {"file": patch.file, "reason": patch.reason, "sha256": _patch_sha256(patch)}
-                for patch in self.card.patches
-            ],
+            "patches": [{"file": patch.file, "sha256": _patch_sha256(patch)} for patch in self.card.patches],
+            "patch_reasons": [patch.reason for patch in self.card.patches],
             "python": self.card.environment.python,
             "requirements": list(self.card.environment.requirements),
             "before": self.card.environment.before,
@@ -94,8 +93,8 @@ class ExternalMethod:
             for name, path in images.items()
             if name not in refused
         }
-        made_by = {**self.provenance(), "device": self.options.device, "seed": self.options.seed}
-        account = json.loads(json.dumps(made_by))
+        made_by = {key: value for key, value in self.provenance().items() if key not in DESCRIPTIONS}
+        account = json.loads(json.dumps({**made_by, "device": self.options.device, "seed": self.options.seed}))
         names = Names(self.command.outputs, self.command.ignore, jobs)
         done: dict[str, Path] = {}
         for earlier in attempts(work):

@@ -216,6 +216,16 @@ def test_results_of_other_settings_are_never_mixed_in(records: Records, tiny: Te
     assert len((aside / "images.jsonl").read_text().splitlines()) == 3
 
 
+def test_other_words_about_the_same_method_are_the_same_method(records: Records, tiny: TestSet) -> None:
+    said = {"remarks": ["unseeded"], "patch_reasons": ["its paths"]}
+    restore(records, tiny, Scripted(enlarge, {"tile": 64}).spec())
+    for settings in ({"tile": 64, **said}, {"tile": 64, "remarks": ["no seed"]}):
+        assert restore(records, tiny, Scripted(enlarge, settings).spec()).kept == 3
+        assert records.read_run("mini", "scripted").provenance == settings  # type: ignore[union-attr]
+    with pytest.raises(StaleRecords, match="tile: recorded 64, now 96"):
+        restore(records, tiny, Scripted(enlarge, {"tile": 96, **said}).spec())
+
+
 def test_another_seed_is_another_run(records: Records, tiny: TestSet) -> None:
     restore(records, tiny, METHODS["bicubic"])
     with pytest.raises(StaleRecords, match="seed: recorded 42, now 43"):
