@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from bench import provenance
-from bench.errors import UserError, one_line
+from bench.errors import UserError, one_line, without_paths
 from bench.identity import agreed_account, continue_or_refuse
 from bench.imaging import Maker, copier, timer, warm_up
 from bench.methods.base import FolderMethod, FolderRunner, Method, MethodOptions, MethodSpec
@@ -251,7 +251,7 @@ def _with_environment(
         try:
             external = json.loads(json.dumps(method.environment(), allow_nan=False))
         except Exception as error:
-            external = {"unknown": one_line(error)}
+            external = {"unknown": without_paths(one_line(error))}
         content[EXTERNAL] = external
     key = provenance.environment_key(content)
     return key, replace(run, environments={**run.environments, key: content})

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.card import Card, Command, Patch
-from bench.errors import UserError
+from bench.errors import UserError, without_paths
 from bench.external import environment, repository
 from bench.external.attempt import Attempt, attempts, next_attempt, remove_attempts
 from bench.external.collect import Collected, Names, collect
 from bench.external.command import arguments, values, variables, visible_gpu, write_inputs
 from bench.external.git import git_program
-from bench.external.log import last_lines, note, without_paths
+from bench.external.log import last_lines, note
 from bench.external.prepare import Prepared, prepare
 from bench.external.process import Ending, Process
 from bench.methods.base import MethodOptions, MethodSpec

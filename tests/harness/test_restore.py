@@ -196,6 +196,24 @@ def test_a_method_that_cannot_be_loaded_is_an_error_row_per_image(records: Recor
     assert records.read_run("mini", "scripted").provenance == {"a": 1}  # type: ignore[union-attr]
 
 
+def test_the_reason_of_an_error_is_recorded_without_this_machines_paths(
+    records: Records, tiny: TestSet, tmp_path: Path
+) -> None:
+    """The report, for the terminal, keeps them."""
+    weights = tmp_path / "net.pth"
+    weights.write_bytes(b"no network")
+
+    def broken(lr: torch.Tensor, seed: int) -> torch.Tensor:
+        return torch.load(tmp_path / "absent.pth")
+
+    for spec, names in ((get_method(f"net=spandrel:{weights}"), "…/net.pth"), (Scripted(broken).spec(), "…/absent")):
+        report = restore(records, tiny, spec)
+        assert str(tmp_path) in report.failed["photo0"]
+        row = records.read_images("mini", spec.name)["photo0"]
+        assert names in (row.error or "")
+        assert str(tmp_path) not in "".join(path.read_text() for path in records.root.rglob("*.json*"))
+
+
 def test_results_of_other_settings_are_never_mixed_in(records: Records, tiny: TestSet) -> None:
     restore(records, tiny, Scripted(enlarge, {"tile": {"size": 64}, "weights": "aa"}).spec())
     other = Scripted(enlarge, {"tile": {"size": 96}, "weights": "aa", "new": True}).spec()
