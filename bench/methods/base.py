@@ -212,6 +212,29 @@ class MethodSpec:
     card: "Card | None" = None
 
 
+def spec_of(
+    card: "Card",
+    load: Callable[[MethodOptions], Method | FolderMethod | FolderRunner],
+    missing: "Callable[[MethodOptions], Sequence[Missing | Obstacle]]",
+    how: str = "in process",
+) -> MethodSpec:
+    """The row of a card, in the card's own words."""
+    return MethodSpec(
+        name=card.name,
+        display=card.display,
+        steps=card.steps,
+        kind=card.kind,
+        summary=card.summary,
+        licence=card.licence,
+        load=load,
+        missing=missing,
+        how=how,
+        restriction=card.restriction,
+        verified=card.verified,
+        card=card,
+    )
+
+
 def nothing_missing(options: MethodOptions) -> "list[Missing | Obstacle]":
     """For methods that need no file beyond the installed packages."""
     return []

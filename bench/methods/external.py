@@ -25,7 +25,7 @@ from bench.external.git import git_program
 from bench.external.log import last_lines, note
 from bench.external.prepare import Prepared, prepare
 from bench.external.process import Ending, Process
-from bench.methods.base import MethodOptions, MethodSpec
+from bench.methods.base import MethodOptions, MethodSpec, spec_of
 from bench.missing import Missing, Obstacle
 from bench.provenance import sha256_file
 from bench.schema import DESCRIPTIONS
@@ -210,20 +210,7 @@ def external_spec(card: Card) -> MethodSpec:
     def missing(options: MethodOptions) -> list[Missing | Obstacle]:
         return [*missing_weights(card, options), *_obstacles(card, options)]
 
-    return MethodSpec(
-        name=card.name,
-        display=card.display,
-        steps=card.steps,
-        kind=card.kind,
-        summary=card.summary,
-        licence=card.licence,
-        load=load,
-        missing=missing,
-        how="own environment",
-        restriction=card.restriction,
-        verified=card.verified,
-        card=card,
-    )
+    return spec_of(card, load, missing, "own environment")
 
 
 def _obstacles(card: Card, options: MethodOptions) -> Iterator[Obstacle]:
