@@ -214,6 +214,26 @@ def test_the_reason_of_an_error_is_recorded_without_this_machines_paths(
         assert str(tmp_path) not in "".join(path.read_text() for path in records.root.rglob("*.json*"))
 
 
+def test_a_recorded_result_outlives_its_image_and_a_failure(records: Records, tiny: TestSet) -> None:
+    """A fresh clone on a machine where the method cannot be loaded, or fails, still has what was measured elsewhere."""
+
+    def load(options: MethodOptions) -> Scripted:
+        raise UserError("no GPU")
+
+    def broken(lr: torch.Tensor, seed: int) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    restore(records, tiny, Scripted(enlarge).spec())
+    before = records.read_images("mini", "scripted")
+    shutil.rmtree(records.out / "images")
+    for spec in (replace(Scripted(enlarge).spec(), load=load), Scripted(broken).spec()):
+        report = restore(records, tiny, spec)
+        assert (report.kept, report.made, len(report.failed)) == (0, 0, 3)
+        assert records.read_images("mini", "scripted") == before
+        assert set(records.read_run("mini", "scripted").environments) == {before["photo0"].environment}  # type: ignore[union-attr]
+    assert restore(records, tiny, Scripted(enlarge).spec()).made == 3
+
+
 def test_results_of_other_settings_are_never_mixed_in(records: Records, tiny: TestSet) -> None:
     restore(records, tiny, Scripted(enlarge, {"tile": {"size": 64}, "weights": "aa"}).spec())
     other = Scripted(enlarge, {"tile": {"size": 96}, "weights": "aa", "new": True}).spec()
