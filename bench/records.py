@@ -26,6 +26,7 @@ Standard library only: a table must be renderable without torch.
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -75,6 +76,14 @@ class Records:
     def work_folder(self, testset: str, method: str) -> Path:
         """For the process of a method that restores a whole folder; beside the images, which git ignores."""
         return self.out / "images" / ".work" / testset / (f"{method}.rank{self.rank}" if self.rank else method)
+
+    def clear_work(self, testset: str, method: str) -> None:
+        """Removes what processes of the method left to be taken up, of all ranks; their logs stay."""
+        place = self.out / "images" / ".work" / testset
+        for folder in (place / method, *place.glob(f"{method}.rank*")):
+            for left in folder.iterdir() if folder.is_dir() else ():
+                if left.is_dir():
+                    shutil.rmtree(left)
 
     def measured(self) -> list[tuple[str, str]]:
         """(test set, method) of everything that has a run, in alphabetical order."""

@@ -138,8 +138,10 @@ def _begin(
     Of the first process alone.
     """
     what = f"{spec.name} on {testset.name}"
-    if redo and records.read_run(testset.name, spec.name):
-        say(f"{what}: old records moved to {records.set_aside(testset.name, spec.name)}")
+    if redo:
+        if records.read_run(testset.name, spec.name):
+            say(f"{what}: old records moved to {records.set_aside(testset.name, spec.name)}")
+        records.clear_work(testset.name, spec.name)
     order = [image.name for image in testset.images]
     records.finish_images(testset.name, spec.name, order)  # what an interrupted run of several processes left
     if account is None:
