@@ -3,6 +3,7 @@
 `reference` is a second implementation, straight down the authors' script with stock diffusers, peft and Pillow.
 """
 
+import json
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
+from torchvision.transforms import Compose, Normalize, Resize
 from torchvision.transforms.functional import to_pil_image, to_tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -36,6 +38,7 @@ from tsd.backbone import load_backbone, mini_model_dir
 from tsd.backbones.sd2 import SD2
 from tsd.lora import check_lora, denoiser_targets, read_lora, vae_targets
 from tsd.public_configs import PUBLIC_CONFIGS
+from tsd.text_encoders import TextEncoder, load_tokenizer
 from tsd.tiling import blend_tiles
 
 SMALL = OSEDiffSettings(process_size=64)
@@ -306,16 +309,26 @@ def test_large_latents_go_in_tiles(method: OSEDiffMethod, tiny: tuple[Card, Meth
 
 @pytest.mark.parametrize(
     ("size", "working"),
-    [((128, 128), (512, 512)), ((64, 96), (768, 512)), ((130, 129), (512, 520)), ((47, 47), (512, 512))],
+    [
+        ((128, 128), (512, 512)),
+        ((64, 96), (768, 512)),
+        ((130, 129), (512, 520)),
+        ((47, 47), (512, 512)),
+        ((47, 70), (760, 512)),
+    ],
 )
-def test_working_sizes_are_the_scripts(size: tuple[int, int], working: tuple[int, int]):
-    """(width, height): enlarged to 128 where a side is less, x4, cut to multiples of 8."""
+def test_the_working_image_is_the_scripts(size: tuple[int, int], working: tuple[int, int]):
+    """(height, width) -> (width, height): enlarged to 128 where a side is less, x4, brought to multiples of 8."""
     lr = synthetic_image(*size)
     image = enlarged(lr, 512)
     assert image.size == working
-    if min(size) >= 128 and size[0] % 2 == size[1] % 2 == 0:
-        picture = to_pil_image((lr[0] * 255).round().byte())
-        assert np.array_equal(np.asarray(image), np.asarray(picture.resize(working, Image.Resampling.BICUBIC)))
+    picture = to_pil_image((lr[0] * 255).round().byte())
+    if min(size) < 128:
+        scale = (512 // 4) / min(size)
+        picture = picture.resize((int(scale * picture.width), int(scale * picture.height)))
+    picture = picture.resize((picture.size[0] * 4, picture.size[1] * 4))
+    picture = picture.resize((picture.width - picture.width % 8, picture.height - picture.height % 8), Image.LANCZOS)
+    assert np.array_equal(np.asarray(image), np.asarray(picture))
 
 
 def test_half_precision_is_the_scripts_default(tiny: tuple[Card, MethodOptions], method: OSEDiffMethod):
@@ -459,6 +472,7 @@ class RAMLora(torch.nn.Module):
 
     def generate_tag(self, image):
         assert image.shape == (1, 3, 384, 384) and image.dtype == self.weight.dtype
+        self.received = image
         index = int(image.mean() > 0)
         return [self.names[index]], [""]
 
@@ -513,6 +527,29 @@ def test_tags_are_the_prompt_where_a_tagger_is_installed(
         assert not torch.equal(sr, OSEDiffMethod(*tiny, SMALL).restore(lr, 3)), "the prompt must matter"
     assert capsys.readouterr().out == ""
     assert [finding.clause for finding in check_method(method) if finding.passed is False] in ([], ["content"])
+
+
+def test_the_tagger_is_shown_what_the_authors_show_it(tagger: Path, tiny: tuple[Card, MethodOptions]):
+    """At torchvision 0.15 `Resize` did not smooth tensors; today's does unless told."""
+    found, image = tagging.Tagger(tiny[0], MethodOptions(weights_root=tagger)), synthetic_image(512, 520)
+    found.tags(image, "cpu", torch.float32)
+    shown = Compose([Resize((384, 384), antialias=False), Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
+    assert torch.allclose(found._model.received, shown(image), atol=1e-5)
+    assert not torch.allclose(found._model.received, shown.transforms[1](Resize((384, 384))(image)), atol=0.01)
+
+
+def test_the_prompt_is_padded_as_the_bases_own_map_of_special_tokens_says(tiny_sd2_text_dir: Path, tmp_path: Path):
+    """SD2.1's two files differ: "<|endoftext|>" in the configuration, "!" in the map, which is the one that counts.
+
+    Padding is not masked, so that another token would change every number.
+    """
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(tiny_sd2_text_dir / "tokenizer", folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": "<|endoftext|>"}))
+    (folder / "special_tokens_map.json").write_text('{"pad_token": "!"}')
+    tokenizer = load_tokenizer(TextEncoder("clip", tmp_path, folder, 77, 16, None, False))
+    assert tokenizer([", ,"], padding="max_length").input_ids[0][-1] == 0
 
 
 def test_without_its_weights_or_its_package_there_is_no_tagger(
