@@ -58,6 +58,12 @@ def test_provenance_is_the_hash_of_the_file(file: Path):
     assert load(file, "nearest").provenance() == expected
 
 
+def test_two_functions_of_one_file_are_two_methods(file: Path):
+    """Whatever they call themselves: results of one must not be continued by the other."""
+    file.write_text(SOURCE + "\na = lambda lr, seed: nearest(lr, seed)\nb = lambda lr, seed: 1 - nearest(lr, seed)\n")
+    assert load(file, "a").provenance() != load(file, "b").provenance()
+
+
 @pytest.mark.parametrize("name", ["absent", "not_a_function"])
 def test_absent_function_lists_what_there_is(file: Path, name: str):
     with pytest.raises(UserError, match=rf"no function '{name}'; it defines .*nearest"):

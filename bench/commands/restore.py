@@ -10,7 +10,8 @@ examples:
   bench restore --methods lanczos --limit 3 --out out
 
 `bench run` with the same --out scores what is there and adds the rest.
-exit status: 0 every image is restored, 1 a method failed on some image, 2 bad input or a missing requirement
+exit status: 0 every image is restored by every method that can run here (the others are named), 1 a method failed on
+some image, 2 bad input or a missing requirement
 """
 
 

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FunctionMethod:
-    """The function, with the file it came from as its provenance."""
+    """The function, with the file it came from and its name there as its provenance."""
 
     function: "Callable[..., Tensor]"
+    name: str
     file_name: str
     sha256: str
 
@@ -38,7 +39,7 @@ class FunctionMethod:
             return self.function(lr, seed)
 
     def provenance(self) -> dict[str, object]:
-        return {"file": self.file_name, "sha256": self.sha256, "function": self.function.__name__}
+        return {"file": self.file_name, "sha256": self.sha256, "function": self.name}
 
 
 def load_function(path: Path, name: str) -> FunctionMethod:
@@ -68,7 +69,7 @@ def load_function(path: Path, name: str) -> FunctionMethod:
     if not callable(function):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise UserError(f"{path} has no function {name!r}; it defines {', '.join(sorted(names)) or 'none'}")
-    return FunctionMethod(cast("Callable[..., Tensor]", function), path.name, sha256)
+    return FunctionMethod(cast("Callable[..., Tensor]", function), name, path.name, sha256)
 
 
 def function_spec(path: Path, function: str, name: str, display: str) -> MethodSpec:

@@ -11,7 +11,7 @@ input. Three things differ, all on purpose:
   the end; the script computes this and throws it away. No test set of the paper has one.
 
 The adapters are merged into the weights in fp32, before the model goes to its device and precision. The VAE works on
-the whole image; the script tiles it above 1024 pixels.
+the whole image; the script encodes images of more than 1088 pixels a side in tiles, and decodes those above 1968 so.
 """
 
 import functools
