@@ -34,6 +34,7 @@ def test_in_a_terminal_a_line_is_a_line(
     columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Short facts stay whole; the longest texts alone are cut, and not where no terminal asks for it."""
+    monkeypatch.delenv("COLUMNS", raising=False)
     whole = listed(capsys, "methods", "--weights-root", str(tmp_path))
     monkeypatch.setenv("COLUMNS", str(columns))
     cut = listed(capsys, "methods", "--weights-root", str(tmp_path)).splitlines()
