@@ -1,4 +1,11 @@
-"""The one exception that means: the user can put this right."""
+"""The one exception that means: the user can put this right. And errors as text, for a terminal or for a record."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+ABSOLUTE = re.compile(r"(?<![\w.:/~…>-])/(?:[^\s/'\":,;()<>]+/)+")
 
 
 class UserError(ValueError):
@@ -10,3 +17,13 @@ def one_line(error: BaseException) -> str:
     text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     text = " ".join(text.split())
     return text if len(text) <= 300 else text[:297] + "..."
+
+
+def without_paths(text: str, names: Mapping[Path, str] = MappingProxyType({})) -> str:
+    """`text` with known folders under the names given, and of other absolute paths the last part only.
+
+    Reasons become part of records, which are published and say nothing of the machine.
+    """
+    for path, name in sorted(names.items(), key=lambda item: -len(str(item[0]))):
+        text = text.replace(str(path), name)
+    return ABSOLUTE.sub("…/", text)

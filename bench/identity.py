@@ -64,7 +64,7 @@ def continue_or_refuse(records: Records, testset: "TestSet", run: Run, say: Call
 
 
 def differences(old: Any, new: Any, at: str = "", *, words: tuple[str, str] = ("recorded", "now")) -> list[str]:
-    """Readable differences of two JSON-able values, one line per changed leaf."""
+    """Readable differences of two JSON-able values, one line per changed leaf; of lists, what only one of them has."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for key in dict.fromkeys([*old, *new]):
@@ -72,6 +72,14 @@ def differences(old: Any, new: Any, at: str = "", *, words: tuple[str, str] = ("
         return found
     if provenance.sha256_json(old) == provenance.sha256_json(new):
         return []
+    if isinstance(old, list) and isinstance(new, list):
+        gone, added = [item for item in old if item not in new], [item for item in new if item not in old]
+        if len(gone) == len(added) == 1:
+            return differences(gone[0], added[0], at, words=words)
+        if not (gone and added):
+            only = [(word, items) for word, items in zip(words, (gone, added), strict=True) if items]
+            return [f"{at}: only {word} {_short(items)}" for word, items in only] or [f"{at}: in another order"]
+        old, new = gone, added
     return [f"{at}: {words[0]} {_short(old)}, {words[1]} {_short(new)}"]
 
 

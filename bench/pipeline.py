@@ -208,12 +208,15 @@ class Stages:
             self.failed.append(f"{what}: {len(report.failed)} images, first {name}: {reason}")
 
     def _on_disk(self, testset: "TestSet", method: str) -> bool:
-        """Whether the method was restored by this run, or all its recorded images still lie there."""
-        if (testset.name, method) in self.restored:
+        """Whether all recorded images of the method still lie there as recorded."""
+        from bench.restore import is_restored
+
+        report = self.restored.get((testset.name, method))
+        if report is not None and not report.failed:
             return True
         rows = self.records.read_images(testset.name, method)
-        made = [row for row in rows.values() if row.error is None]
-        return bool(made) and all(self.records.image_path(testset.name, method, row.name).exists() for row in made)
+        made = [image for image in testset.images if image.name in rows and rows[image.name].error is None]
+        return bool(made) and all(is_restored(self.records, testset.name, method, rows, image) for image in made)
 
 
 def _required(choice: Choice, allow_missing: bool, *, strict: bool, asked: bool) -> Choice:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from bench.errors import UserError
+from bench.errors import UserError, without_paths
 from bench.methods import MethodOptions, MethodSpec, get_method
 from bench.metrics import MetricSpec, get_metric, missing_metric
 from bench.missing import Missing, Obstacle
@@ -145,8 +145,12 @@ def make_plan(choice: Choice, sets: Sequence[PlanSet], *, seed: int, reference: 
             f"--profile {choice.profile} --seed {seed}: choose another --out for another table"
         )
     before = {method.name: method.missing for method in (old.methods if old else [])}
+
+    def missing(row: Row) -> dict[str, list[str]]:
+        return {testset: [without_paths(line) for line in lines] for testset, lines in choice.why_not(row).items()}
+
     methods = [
-        PlanMethod(row.name, row.display, row.steps, {**before.get(row.name, {}), **choice.why_not(row)})
+        PlanMethod(row.name, row.display, row.steps, {**before.get(row.name, {}), **missing(row)})
         for row in choice.rows
     ]
     metrics = [
@@ -158,7 +162,7 @@ def make_plan(choice: Choice, sets: Sequence[PlanSet], *, seed: int, reference: 
             higher_is_better=spec.higher_is_better,
             decimals=spec.decimals,
             protocol=spec.protocol,
-            missing=[item.line() for item in choice.missing_metrics.get(spec.name, [])],
+            missing=[without_paths(item.line()) for item in choice.missing_metrics.get(spec.name, [])],
         )
         for spec in choice.metrics
     ]

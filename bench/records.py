@@ -15,6 +15,7 @@ A row is appended with one write and flushed to disk, so a kill at any instant l
 line without its newline at the end. Reading ignores that torn line (its work is done again) and the next append
 removes it. Any other line that is not a valid row is an error with file and line number: a record that cannot be
 read is never skipped. Of two rows for one key the later counts; a finished file is rewritten in order, atomically.
+Why there is no result is written without this machine's absolute paths.
 
 Of a sharded run (bench/shards.py) every process but the first writes to files of its own. Readers see them together
 with the one file, and the first process merges them into it when a job is done, or when a killed one is taken up.
@@ -25,13 +26,14 @@ Standard library only: a table must be renderable without torch.
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bench.errors import UserError
+from bench.errors import UserError, without_paths
 from bench.schema import (
     SCHEMA,
     ImageRow,
@@ -74,6 +76,14 @@ class Records:
     def work_folder(self, testset: str, method: str) -> Path:
         """For the process of a method that restores a whole folder; beside the images, which git ignores."""
         return self.out / "images" / ".work" / testset / (f"{method}.rank{self.rank}" if self.rank else method)
+
+    def clear_work(self, testset: str, method: str) -> None:
+        """Removes what processes of the method left to be taken up, of all ranks; their logs stay."""
+        place = self.out / "images" / ".work" / testset
+        for folder in (place / method, *place.glob(f"{method}.rank*")):
+            for left in folder.iterdir() if folder.is_dir() else ():
+                if left.is_dir():
+                    shutil.rmtree(left)
 
     def measured(self) -> list[tuple[str, str]]:
         """(test set, method) of everything that has a run, in alphabetical order."""
@@ -219,6 +229,8 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def _append(path: Path, row: ImageRow | ScoreRow) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    if row.error is not None:
+        row = replace(row, error=without_paths(row.error))
     line = json.dumps({"schema": SCHEMA, **asdict(row)}, allow_nan=False, ensure_ascii=False) + "\n"
     with open(path, "a+b", buffering=0) as handle:
         size = handle.seek(0, os.SEEK_END)

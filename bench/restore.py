@@ -1,13 +1,14 @@
 """Stage 1: methods × test sets → images on disk and one row per image.
 
 Decoding, timing, checking and rounding are `bench.imaging`'s, for every method alike. Where a method fails on an
-image, its row says so and the run goes on.
+image, its row says so and the run goes on. A recorded result whose image is gone (a fresh clone) stays until there is
+another: a machine on which the method fails does not undo what was measured elsewhere.
 """
 
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from bench import provenance
-from bench.errors import UserError, one_line
+from bench.errors import UserError, one_line, without_paths
 from bench.identity import agreed_account, continue_or_refuse
 from bench.imaging import Maker, copier, timer, warm_up
 from bench.methods.base import FolderMethod, FolderRunner, Method, MethodOptions, MethodSpec
@@ -75,7 +76,7 @@ def restore_set(
     except Exception as error:
         method, account, reason = None, None, f"could not be loaded: {one_line(error)}"
     account = agreed_account(exchange(shard, account), spec.name)
-    run, there = from_first(shard, lambda: _begin(records, testset, spec, account, seed, redo, say))
+    run, there, absent = from_first(shard, lambda: _begin(records, testset, spec, account, seed, redo, say))
 
     share = shard.share(testset.images)
     pending = [image for image in share if image.name not in there]
@@ -97,20 +98,22 @@ def restore_set(
                     records.write_run(run)
                 used = image_seed(seed, image.name) if seeded else None
                 row = _restore_one(records, testset.name, spec.name, image, make, used, key)
-                records.add_image(testset.name, spec.name, row)
                 if row.error is None:
                     report.made += 1
                 else:
                     report.failed[image.name] = row.error
+                if row.error is None or image.name not in absent:
+                    records.add_image(testset.name, spec.name, row)
         if not shard.first:
             say(shard.line(f"{title}: {report.made} restored, {len(report.failed)} failed"))
     done = exchange(shard, (report, records.images_bytes(testset.name, spec.name, shard.rank)))
+    whole = combined([report for report, _ in done])
     if shard.first:
         sizes = [size for _, size in done]
-        if shard.world > 1 and not shows_up(lambda: _have_arrived(records, testset, spec.name, sizes)):
+        if shard.world > 1 and not shows_up(lambda: _have_arrived(records, testset, spec.name, sizes, whole.failed)):
             raise UserError(f"rows or images that other processes wrote do not show up in {records.out}")
         _finish(records, testset, run)
-    return combined([report for report, _ in done])
+    return whole
 
 
 def combined(reports: Sequence[StageReport]) -> StageReport:
@@ -129,11 +132,16 @@ def _begin(
     seed: int,
     redo: bool,
     say: Callable[[str], None],
-) -> tuple[Run, set[str]]:
-    """The run that is begun or continued, and the names of the images that are there. Of the first process alone."""
+) -> tuple[Run, set[str], set[str]]:
+    """The run that is begun or continued, the names of the images that are there, and of those recorded and not there.
+
+    Of the first process alone.
+    """
     what = f"{spec.name} on {testset.name}"
-    if redo and records.read_run(testset.name, spec.name):
-        say(f"{what}: old records moved to {records.set_aside(testset.name, spec.name)}")
+    if redo:
+        if records.read_run(testset.name, spec.name):
+            say(f"{what}: old records moved to {records.set_aside(testset.name, spec.name)}")
+        records.clear_work(testset.name, spec.name)
     order = [image.name for image in testset.images]
     records.finish_images(testset.name, spec.name, order)  # what an interrupted run of several processes left
     if account is None:
@@ -144,12 +152,12 @@ def _begin(
         run = continue_or_refuse(records, testset, run, say)
     rows = records.read_images(testset.name, spec.name)
     there = {image.name for image in testset.images if is_restored(records, testset.name, spec.name, rows, image)}
-    absent = sum(1 for name in order if name in rows and rows[name].error is None and name not in there)
+    absent = {name for name in order if name in rows and rows[name].error is None and name not in there}
     if absent:
-        say(f"{what}: {absent} recorded images are not on disk as recorded, restored again")
+        say(f"{what}: {len(absent)} recorded images are not on disk as recorded, restored again")
     if len(there) < len(order):
         records.finish_run(run)
-    return run, there
+    return run, there, absent
 
 
 def _finish(records: Records, testset: "TestSet", run: Run) -> None:
@@ -161,15 +169,14 @@ def _finish(records: Records, testset: "TestSet", run: Run) -> None:
     records.finish_run(replace(run, environments=environments))
 
 
-def _have_arrived(records: Records, testset: "TestSet", method: str, sizes: list[int]) -> bool:
+def _have_arrived(records: Records, testset: "TestSet", method: str, sizes: list[int], failed: Collection[str]) -> bool:
     """Whether all that the processes say they wrote, `sizes` bytes of rows by rank, is seen from here."""
     if any(records.images_bytes(testset.name, method, rank) != size for rank, size in enumerate(sizes)):
         return False
     rows, run = records.read_images(testset.name, method), records.read_run(testset.name, method)
     known = run.environments if run else {}
     return all(
-        row.environment in known
-        and (row.error is not None or records.image_path(testset.name, method, row.name).exists())
+        row.environment in known and (row.name in failed or records.image_path(testset.name, method, row.name).exists())
         for row in (rows[image.name] for image in testset.images)
     )
 
@@ -251,7 +258,7 @@ def _with_environment(
         try:
             external = json.loads(json.dumps(method.environment(), allow_nan=False))
         except Exception as error:
-            external = {"unknown": one_line(error)}
+            external = {"unknown": without_paths(one_line(error))}
         content[EXTERNAL] = external
     key = provenance.environment_key(content)
     return key, replace(run, environments={**run.environments, key: content})

@@ -16,6 +16,8 @@ WHOLE_SET = "*"
 """The name in the row of a set-level score."""
 EXTERNAL = "external"
 """Key in an environment: what the method's own process ran in, where it has one."""
+DESCRIPTIONS = ("remarks", "patch_reasons")
+"""Keys of a method's account that are for readers and decide no number: other words are no other method."""
 
 
 class RecordError(UserError):
@@ -93,8 +95,8 @@ class Run:
 
     Attributes:
         seed: the run's seed, from which each image's is derived.
-        provenance: the method's own account of its weights and settings. With method and seed it is the identity of
-            the run: records of two identities are never mixed.
+        provenance: the method's own account of its weights and settings. With method and seed it is, but for
+            `DESCRIPTIONS`, the identity of the run: records of two identities are never mixed.
         environments: machine, device, threads, versions and git commit of every process that added rows, by key.
     """
 
@@ -106,7 +108,8 @@ class Run:
     environments: dict[str, dict[str, Any]]
 
     def identity(self) -> dict[str, Any]:
-        return {"method": self.method, "seed": self.seed, **self.provenance}
+        account = {key: value for key, value in self.provenance.items() if key not in DESCRIPTIONS}
+        return {"method": self.method, "seed": self.seed, **account}
 
 
 @dataclass(frozen=True)

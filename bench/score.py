@@ -75,6 +75,8 @@ def _begin(
     records: Records, testset: "TestSet", method: str, spec: MetricSpec
 ) -> tuple[dict[str, ImageRow], dict[str, ScoreRow]]:
     """The restored images and the valid scores of them. Of the first process alone."""
+    order = [image.name for image in testset.images]
+    records.finish_scores(testset.name, method, spec.name, order)  # what an interrupted run of several processes left
     images = _restored(records, testset, method)
     return images, valid_scores(records.read_scores(testset.name, method, spec.name), images, spec.protocol)
 

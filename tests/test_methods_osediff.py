@@ -118,7 +118,9 @@ def vouched(root: Path) -> tuple[Card, MethodOptions]:
 def fill(root: Path, base: Path, content: dict[str, Any]) -> tuple[Card, MethodOptions]:
     """A store of a base model with its text side and a checkpoint."""
     shutil.copytree(base, root / BASE, ignore=shutil.ignore_patterns("prompts", "lora", "*.csv"), dirs_exist_ok=True)
-    (root / BASE / "tokenizer" / "special_tokens_map.json").write_text("{}")
+    (root / BASE / "feature_extractor").mkdir(exist_ok=True)
+    for small in ("tokenizer/special_tokens_map", "feature_extractor/preprocessor_config", "model_index"):
+        (root / BASE / f"{small}.json").write_text("{}")  # part of the base as published, and of no use here
     torch.save(content, root / CHECKPOINT)
     return vouched(root)
 

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.card import Card, Environment
-from bench.errors import UserError
-from bench.external.log import without_paths
+from bench.errors import UserError, without_paths
 from bench.external.place import ENVIRONMENTS, alone, in_words
 from bench.external.process import require, run_tool
 from bench.records import write_atomic

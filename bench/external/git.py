@@ -5,8 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from bench.errors import UserError
-from bench.external.log import without_paths
+from bench.errors import UserError, without_paths
 
 GIT_SECONDS = 600.0
 OTHER_REPOSITORY = (

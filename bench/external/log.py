@@ -1,13 +1,11 @@
-"""The log of a process: what it said last, the harness's lines among its own, and text without this machine's paths."""
+"""The log of a process: what it said last, and the harness's lines among its own."""
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 TAIL_BYTES = 32_768
 HARNESS = "[bench] "
-ABSOLUTE = re.compile(r"(?<![\w.:/~…>-])/(?:[^\s/'\":,;()<>]+/)+")
 
 
 def note(log: Path, *lines: str, **facts: object) -> None:
@@ -31,13 +29,3 @@ def last_lines(log: Path, count: int, mentioning: str | None = None) -> list[str
         text = handle.read().decode(errors="replace")
     lines = [line.strip() for line in re.split(r"[\r\n]+", text) if not line.startswith(HARNESS)]
     return [line for line in lines if line and (mentioning is None or mentioning in line)][-count:]
-
-
-def without_paths(text: str, names: Mapping[Path, str]) -> str:
-    """`text` with known folders under the names given, and of other absolute paths the last part only.
-
-    Reasons become part of records, which are published and say nothing of the machine.
-    """
-    for path, name in sorted(names.items(), key=lambda item: -len(str(item[0]))):
-        text = text.replace(str(path), name)
-    return ABSOLUTE.sub("…/", text)

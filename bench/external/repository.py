@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.card import Card, Patch
-from bench.errors import UserError
+from bench.errors import UserError, without_paths
 from bench.external.git import git, git_program, said, variables
-from bench.external.log import without_paths
 from bench.external.place import REPOSITORIES, alone, in_words
 from bench.external.process import require, run_tool
 from bench.records import write_atomic

@@ -16,7 +16,8 @@ The contract, clause by clause; `bench check METHOD` tries every one of them on 
     no traces     lr is not modified, the global random generators are left as they were found, and a returned sr
                   keeps its values when the method is called again.
     provenance    method.provenance() is a JSON-able dict with the sha256 of every weight file and every setting
-                  that changes a number; names of files, no absolute paths.
+                  that changes a number; names of files, no absolute paths. What only a reader needs to know goes
+                  under "remarks", a list of short texts: tables show them, and other words do not make records stale.
 
 Published outputs have no `restore`: a `FolderMethod` names one finished image per test image instead. A method that
 runs as a process over a whole folder is a `FolderRunner`; seeds, checks and records are the same.
@@ -209,6 +210,29 @@ class MethodSpec:
     restriction: str = ""
     verified: str = "by the tests"
     card: "Card | None" = None
+
+
+def spec_of(
+    card: "Card",
+    load: Callable[[MethodOptions], Method | FolderMethod | FolderRunner],
+    missing: "Callable[[MethodOptions], Sequence[Missing | Obstacle]]",
+    how: str = "in process",
+) -> MethodSpec:
+    """The row of a card, in the card's own words."""
+    return MethodSpec(
+        name=card.name,
+        display=card.display,
+        steps=card.steps,
+        kind=card.kind,
+        summary=card.summary,
+        licence=card.licence,
+        load=load,
+        missing=missing,
+        how=how,
+        restriction=card.restriction,
+        verified=card.verified,
+        card=card,
+    )
 
 
 def nothing_missing(options: MethodOptions) -> "list[Missing | Obstacle]":

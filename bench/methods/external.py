@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.card import Card, Command, Patch
-from bench.errors import UserError
+from bench.errors import UserError, without_paths
 from bench.external import environment, repository
 from bench.external.attempt import Attempt, attempts, next_attempt, remove_attempts
 from bench.external.collect import Collected, Names, collect
 from bench.external.command import arguments, values, variables, visible_gpu, write_inputs
 from bench.external.git import git_program
-from bench.external.log import last_lines, note, without_paths
+from bench.external.log import last_lines, note
 from bench.external.prepare import Prepared, prepare
 from bench.external.process import Ending, Process
-from bench.methods.base import MethodOptions, MethodSpec
+from bench.methods.base import MethodOptions, MethodSpec, spec_of
 from bench.missing import Missing, Obstacle
 from bench.provenance import sha256_file
+from bench.schema import DESCRIPTIONS
 from bench.store import missing_weights, verified_weights
 
 if TYPE_CHECKING:
@@ -63,10 +64,8 @@ class ExternalMethod:
         return {
             "repository": self.card.repository,
             "commit": self.card.commit,
-            "patches": [
-                {"file": patch.file, "reason": patch.reason, "sha256": _patch_sha256(patch)}
-                for patch in self.card.patches
-            ],
+            "patches": [{"file": patch.file, "sha256": _patch_sha256(patch)} for patch in self.card.patches],
+            "patch_reasons": [patch.reason for patch in self.card.patches],
             "python": self.card.environment.python,
             "requirements": list(self.card.environment.requirements),
             "before": self.card.environment.before,
@@ -94,8 +93,8 @@ class ExternalMethod:
             for name, path in images.items()
             if name not in refused
         }
-        made_by = {**self.provenance(), "device": self.options.device, "seed": self.options.seed}
-        account = json.loads(json.dumps(made_by))
+        made_by = {key: value for key, value in self.provenance().items() if key not in DESCRIPTIONS}
+        account = json.loads(json.dumps({**made_by, "device": self.options.device, "seed": self.options.seed}))
         names = Names(self.command.outputs, self.command.ignore, jobs)
         done: dict[str, Path] = {}
         for earlier in attempts(work):
@@ -211,20 +210,7 @@ def external_spec(card: Card) -> MethodSpec:
     def missing(options: MethodOptions) -> list[Missing | Obstacle]:
         return [*missing_weights(card, options), *_obstacles(card, options)]
 
-    return MethodSpec(
-        name=card.name,
-        display=card.display,
-        steps=card.steps,
-        kind=card.kind,
-        summary=card.summary,
-        licence=card.licence,
-        load=load,
-        missing=missing,
-        how="own environment",
-        restriction=card.restriction,
-        verified=card.verified,
-        card=card,
-    )
+    return spec_of(card, load, missing, "own environment")
 
 
 def _obstacles(card: Card, options: MethodOptions) -> Iterator[Obstacle]:

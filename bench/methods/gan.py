@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from bench.card import Card, Network
 from bench.errors import UserError
-from bench.methods.base import SCALE, MethodOptions, MethodSpec
+from bench.methods.base import SCALE, MethodOptions, MethodSpec, spec_of
 from bench.methods.spandrel import SpandrelMethod
 from bench.missing import Missing, Obstacle
 from bench.store import Store, missing_weights, verified_weights
@@ -108,20 +108,7 @@ def gan_spec(card: Card) -> MethodSpec:
     def missing(options: MethodOptions) -> list[Missing | Obstacle]:
         return [*missing_weights(card, options), *_obstacles(card)]
 
-    return MethodSpec(
-        name=card.name,
-        display=card.display,
-        steps=card.steps,
-        kind=card.kind,
-        summary=card.summary,
-        licence=card.licence,
-        load=load,
-        missing=missing,
-        how="in process",
-        restriction=card.restriction,
-        verified=card.verified,
-        card=card,
-    )
+    return spec_of(card, load, missing)
 
 
 def _obstacles(card: Card) -> list[Obstacle]:

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.card import Card
-from bench.methods.base import SCALE, MethodOptions, MethodSpec
+from bench.methods.base import SCALE, MethodOptions, MethodSpec, spec_of
 from bench.methods.osediff_checkpoint import ALPHA, attach, merge, read_checkpoint
 from bench.methods.tagger import Tagger, is_installed
 from bench.methods.tsd_sr import as_bench_errors
@@ -213,17 +213,4 @@ def _tensor(image: "Image.Image") -> "Tensor":
 
 def osediff_spec(card: Card) -> MethodSpec:
     """The row of a card with `run = "osediff"`."""
-    return MethodSpec(
-        name=card.name,
-        display=card.display,
-        steps=card.steps,
-        kind=card.kind,
-        summary=card.summary,
-        licence=card.licence,
-        load=functools.partial(OSEDiffMethod, card),
-        missing=functools.partial(missing_weights, card),
-        how="in process",
-        restriction=card.restriction,
-        verified=card.verified,
-        card=card,
-    )
+    return spec_of(card, functools.partial(OSEDiffMethod, card), functools.partial(missing_weights, card))

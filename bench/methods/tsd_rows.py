@@ -3,7 +3,7 @@
 import functools
 
 from bench.card import Card
-from bench.methods.base import MethodOptions, MethodSpec
+from bench.methods.base import MethodOptions, MethodSpec, spec_of
 from bench.methods.tsd_sr import (
     MINI,
     MINI_SD2,
@@ -117,16 +117,4 @@ TSD_SR_SD2, TSD_SR_SD21 = (_sd2_spec(base) for base in SD2_BASES.values())
 
 def release_spec(card: Card) -> MethodSpec:
     """The row of the authors' own weights."""
-    return MethodSpec(
-        name=card.name,
-        display=card.display,
-        steps=card.steps,
-        kind=card.kind,
-        summary=card.summary,
-        licence=card.licence,
-        restriction=card.restriction,
-        load=functools.partial(load_release, card),
-        missing=functools.partial(missing_weights, card),
-        verified=card.verified,
-        card=card,
-    )
+    return spec_of(card, functools.partial(load_release, card), functools.partial(missing_weights, card))

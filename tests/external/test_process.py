@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench.errors import UserError
-from bench.external.log import last_lines, note, without_paths
+from bench.errors import UserError, without_paths
+from bench.external.log import last_lines, note
 from bench.external.process import Ending, Process, require, run_tool
 
 

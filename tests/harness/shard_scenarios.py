@@ -251,6 +251,8 @@ def loading() -> None:
 
     together("partly", 2, restored("partly", load))
     together("mended", 2, restored("partly", lambda rank: METHODS["bicubic"].load(MethodOptions())))
+    shutil.rmtree("partly/images")
+    together("cloned", 2, restored("partly", load))
     together("differs", 2, restored("differs", lambda rank: Enlarger({"weights": {"net.pth": f"{rank}a"}})))
 
 

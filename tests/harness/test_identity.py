@@ -30,3 +30,18 @@ def test_differences_name_the_leaves_that_changed_on_either_side() -> None:
         "new: recorded None, now True",
     ]
     assert differences({"a": "x" * 100}, {"a": 1})[0] == f"a: recorded '{'x' * 56}..., now 1"
+
+
+def test_differences_of_long_lists_show_what_differs() -> None:
+    pins = [f"package-{number}==1.{number}" for number in range(20)]
+    newer = ["package-19==2.0" if pin == pins[19] else pin for pin in pins]
+    assert differences({"pins": pins}, {"pins": newer}) == [
+        "pins: recorded 'package-19==1.19', now 'package-19==2.0'"
+    ]  # fmt: skip
+    assert differences({"pins": pins}, {"pins": [*pins, "extra"]}) == ["pins: only now ['extra']"]
+    assert differences({"pins": pins}, {"pins": pins[1:]}) == ["pins: only recorded ['package-0==1.0']"]
+    assert differences({"pins": pins}, {"pins": pins[::-1]}) == ["pins: in another order"]
+    assert differences(["a", "b", "c"], ["a", "x", "y"], "pins") == ["pins: recorded ['b', 'c'], now ['x', 'y']"]
+    patches = [{"file": "test.py", "sha256": "aa"}, {"file": "data.py", "sha256": "bb"}]
+    changed = [patches[0], {"file": "data.py", "sha256": "cc"}]
+    assert differences({"patches": patches}, {"patches": changed}) == ["patches.sha256: recorded 'bb', now 'cc'"]

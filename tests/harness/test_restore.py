@@ -196,6 +196,44 @@ def test_a_method_that_cannot_be_loaded_is_an_error_row_per_image(records: Recor
     assert records.read_run("mini", "scripted").provenance == {"a": 1}  # type: ignore[union-attr]
 
 
+def test_the_reason_of_an_error_is_recorded_without_this_machines_paths(
+    records: Records, tiny: TestSet, tmp_path: Path
+) -> None:
+    """The report, for the terminal, keeps them."""
+    weights = tmp_path / "net.pth"
+    weights.write_bytes(b"no network")
+
+    def broken(lr: torch.Tensor, seed: int) -> torch.Tensor:
+        return torch.load(tmp_path / "absent.pth")
+
+    for spec, names in ((get_method(f"net=spandrel:{weights}"), "…/net.pth"), (Scripted(broken).spec(), "…/absent")):
+        report = restore(records, tiny, spec)
+        assert str(tmp_path) in report.failed["photo0"]
+        row = records.read_images("mini", spec.name)["photo0"]
+        assert names in (row.error or "")
+        assert str(tmp_path) not in "".join(path.read_text() for path in records.root.rglob("*.json*"))
+
+
+def test_a_recorded_result_outlives_its_image_and_a_failure(records: Records, tiny: TestSet) -> None:
+    """A fresh clone on a machine where the method cannot be loaded, or fails, still has what was measured elsewhere."""
+
+    def load(options: MethodOptions) -> Scripted:
+        raise UserError("no GPU")
+
+    def broken(lr: torch.Tensor, seed: int) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    restore(records, tiny, Scripted(enlarge).spec())
+    before = records.read_images("mini", "scripted")
+    shutil.rmtree(records.out / "images")
+    for spec in (replace(Scripted(enlarge).spec(), load=load), Scripted(broken).spec()):
+        report = restore(records, tiny, spec)
+        assert (report.kept, report.made, len(report.failed)) == (0, 0, 3)
+        assert records.read_images("mini", "scripted") == before
+        assert set(records.read_run("mini", "scripted").environments) == {before["photo0"].environment}  # type: ignore[union-attr]
+    assert restore(records, tiny, Scripted(enlarge).spec()).made == 3
+
+
 def test_results_of_other_settings_are_never_mixed_in(records: Records, tiny: TestSet) -> None:
     restore(records, tiny, Scripted(enlarge, {"tile": {"size": 64}, "weights": "aa"}).spec())
     other = Scripted(enlarge, {"tile": {"size": 96}, "weights": "aa", "new": True}).spec()
@@ -214,6 +252,16 @@ def test_results_of_other_settings_are_never_mixed_in(records: Records, tiny: Te
     aside = records.out / "superseded" / "mini" / "scripted.1"
     assert said == [f"scripted on mini: old records moved to {aside}"]
     assert len((aside / "images.jsonl").read_text().splitlines()) == 3
+
+
+def test_other_words_about_the_same_method_are_the_same_method(records: Records, tiny: TestSet) -> None:
+    said = {"remarks": ["unseeded"], "patch_reasons": ["its paths"]}
+    restore(records, tiny, Scripted(enlarge, {"tile": 64}).spec())
+    for settings in ({"tile": 64, **said}, {"tile": 64, "remarks": ["no seed"]}):
+        assert restore(records, tiny, Scripted(enlarge, settings).spec()).kept == 3
+        assert records.read_run("mini", "scripted").provenance == settings  # type: ignore[union-attr]
+    with pytest.raises(StaleRecords, match="tile: recorded 64, now 96"):
+        restore(records, tiny, Scripted(enlarge, {"tile": 96, **said}).spec())
 
 
 def test_another_seed_is_another_run(records: Records, tiny: TestSet) -> None:

@@ -230,3 +230,16 @@ def test_work_of_a_killed_run_is_left_for_the_next(records: Records, tiny: TestS
     folder.mkdir()
     with records.lock():
         assert folder.is_dir()
+
+
+def test_redo_takes_up_nothing_of_an_interrupted_run(records: Records, tiny: TestSet) -> None:
+    """Its outputs are what is to be made again; its logs stay, since recorded reasons name them."""
+    works = [Records(records.out, rank).work_folder("mini", "enlarger") for rank in (0, 1)]
+    for work in works:
+        (work / "attempt-1" / "sr").mkdir(parents=True)
+        (work / "attempt-1.log").touch()
+    restore(records, tiny, Enlarger())
+    assert all((work / "attempt-1").is_dir() for work in works)
+    restore(records, tiny, Enlarger(), redo=True)
+    assert not any((work / "attempt-1").exists() for work in works)
+    assert all((work / "attempt-1.log").is_file() for work in works)

@@ -174,3 +174,17 @@ def test_an_image_changed_behind_the_records_is_refused(records: Records, tiny: 
     records.image_path("mini", "bicubic", "photo2").write_bytes(b"other")
     with pytest.raises(UserError, match=r"photo2\.png is not the recorded image"):
         score_set(records, tiny, ["bicubic"], Scorer().spec(), "cpu")
+
+
+def test_rows_that_a_killed_process_left_never_replace_newer_ones(records: Records, tiny: TestSet) -> None:
+    """A row of another rank's file counts as the later of two; one of an earlier run is merged before it could."""
+    metric = Scorer()
+    metric.fail = RuntimeError("out of memory")
+    score_set(Records(records.out, rank=2), tiny, ["bicubic"], metric.spec(), "cpu")
+    left = records.folder("mini", "bicubic") / "scores.own.jsonl"
+    left.rename(left.with_name("scores.own.rank2.jsonl"))
+    metric.fail = None
+    report = score_set(records, tiny, ["bicubic"], metric.spec(), "cpu")["bicubic"]
+    assert (report.kept, report.made) == (2, 1)
+    assert {row.error for row in records.read_scores("mini", "bicubic", "own").values()} == {None}
+    assert [path.name for path in left.parent.glob("scores.own*")] == ["scores.own.jsonl"]

@@ -268,6 +268,8 @@ def test_a_process_in_which_the_method_does_not_load_fails_on_its_share_alone(sc
     assert json.loads(printed(path, 0).splitlines()[-1]) == [0, 3, {"photo1": reason, "photo3": reason}]
     assert codes(path.with_name("mended")) == [0, 0]
     assert json.loads(printed(path.with_name("mended"), 0).splitlines()[-1]) == [3, 2, {}]
+    assert codes(path.with_name("cloned")) == [1, 1]
+    assert json.loads(printed(path.with_name("cloned"), 0).splitlines()[-1])[:2] == [0, 3]
     rows = Records(path).read_images("mini", "own")
     assert list(rows) == NAMES
     assert {row.error for row in rows.values()} == {None}
