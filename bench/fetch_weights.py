@@ -14,7 +14,7 @@ from bench.errors import UserError
 from bench.fetch_item import Item
 from bench.methods.base import MethodOptions
 from bench.provenance import file_sha256
-from bench.store import FIRST_USE, Store, Vouched, fetch_name, missing_files
+from bench.store import FIRST_USE, Store, Vouched, missing_files
 
 
 def weight_items() -> list[Item]:
@@ -30,7 +30,7 @@ def _asset_item(key: str, weight: Weight) -> Item:
 def card_item(card: Card) -> Item:
     """The weights of a card, whether it comes with the harness or not."""
     summary = f"weights of {card.display}: {', '.join(weight.file for weight in card.weights)}"
-    return _item(fetch_name(card), summary, card.licence, card.weights, card.display, card.restriction)
+    return _item(card.argument, summary, card.licence, card.weights, card.display, card.restriction)
 
 
 def _terms(licence: str, restriction: str, weights: Sequence[Weight]) -> str:

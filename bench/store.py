@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from bench.card import Card, Weight, cards
+from bench.card import Card, Weight
 from bench.download import GIT, digest_of
 from bench.errors import UserError
 from bench.missing import Missing
@@ -149,12 +149,7 @@ def missing_files(
 
 def missing_weights(card: Card, options: "MethodOptions") -> list[Missing]:
     """What of the card's weights is not in the store; looks at file names only."""
-    return missing_files(card.weights, options, licence=card.licence, needed_by=card.display, fetch=fetch_name(card))
-
-
-def fetch_name(card: Card) -> str:
-    """What `bench fetch` calls the card's weights: its name, or its file where it is none of the harness's own."""
-    return card.name if card.name in cards() else f"card:{card.name}.toml"
+    return missing_files(card.weights, options, licence=card.licence, needed_by=card.display, fetch=card.argument)
 
 
 def source(weight: Weight) -> str:
@@ -168,7 +163,7 @@ def verified_weights(card: Card, options: "MethodOptions") -> dict[str, str]:
     Raises:
         UserError: a file is missing, has another content than the one vouched for, or nobody vouches for it.
     """
-    return verified_files(card.weights, options, licence=card.licence, needed_by=card.display, fetch=fetch_name(card))
+    return verified_files(card.weights, options, licence=card.licence, needed_by=card.display, fetch=card.argument)
 
 
 def verified_files(

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from bench.errors import UserError
     from bench.external.prepare import is_prepared, prepare
     from bench.methods.base import MethodOptions
-    from bench.store import fetch_name, missing_weights
+    from bench.store import missing_weights
 
     options = MethodOptions(repo_dir=args.repo_dir, cache_root=args.cache, weights_root=args.weights_root)
     cards = list({card.name: card for card in map(_card, args.methods)}.values())
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             failed += 1
             continue
         absent = missing_weights(card, options)
-        weights = f"; {len(absent)} weights are missing: `bench fetch {fetch_name(card)}`" if absent else ""
+        weights = f"; {len(absent)} weights are missing: `bench fetch {card.argument}`" if absent else ""
         states[card.name] = f"{'ready, as it was' if before else 'ready'}{weights}"
     for name, state in states.items():
         print(f"{name}: {state}")
