@@ -69,7 +69,7 @@ def _forbidden(spec: MethodSpec) -> list[str]:
     """What the method's licence forbids, then those of the files it needs."""
     own = [spec.restriction] if spec.restriction else []
     files = spec.card.weights if spec.card and spec.kind != "published" else ()
-    return own + [f"{weight.restriction} ({weight.file})" for weight in files if weight.restriction]
+    return own + [f"{weight.restriction} ({weight.file})" for weight in files if weight.restriction not in ("", *own)]
 
 
 def _weights(spec: MethodSpec, options: MethodOptions) -> str:
