@@ -207,6 +207,11 @@ class Card:
     patches: tuple[Patch, ...] = ()
     published: tuple[Published, ...] = ()
 
+    @property
+    def argument(self) -> str:
+        """What commands take for it: its name, or "card:" and its file; without folder, as reasons are published."""
+        return self.name if cards().get(self.name) == self else f"card:{self.name}.toml"
+
 
 def read_card(path: Path) -> Card:
     """The card in a TOML file.

@@ -1,15 +1,21 @@
 """Methods in words: one line each for an overview, and everything there is to know about one."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from bench.card import Card, Weight
 from bench.methods.base import MethodOptions, MethodSpec
+from bench.methods.published import absent_outputs
 from bench.missing import Missing, human_size
 from bench.store import Store, source
 from bench.tables import TABLES
+from bench.testsets import TESTSETS
 
-HEADERS = ("method", "table", "steps", "runs", "licence", "forbids", "weights", "environment", "last verified")
+HEADERS = ("method", "table", "steps", "runs", "weights", "licence", "forbids", "last verified")
+LONG = (5, 6, 7)  # the columns of sentences, which may be cut
+SHORTEST = 12
+GAP = 2  # tabulate's, between columns and beside a title
 SEEDING = {
     "image": "every image from a seed of its own",
     "deterministic": "no random number is drawn",
@@ -22,15 +28,32 @@ def overview(name: str, spec: MethodSpec, options: MethodOptions) -> tuple[str, 
     steps = "" if spec.steps is None else str(spec.steps)
     return (
         name,
-        ", ".join(table.removeprefix("table") for table in tables_of(name)) or "-",
+        " ".join(table.removeprefix("table") for table in tables_of(name)) or "-",
         steps or "-",
-        spec.how,
-        spec.licence,
-        spec.restriction or "-",
+        f"own env, {_environment(spec.card, options)}" if spec.how == "own environment" else spec.how,
         _weights(spec, options),
-        _environment(spec.card, options),
+        spec.licence,
+        "; ".join(_forbidden(spec)) or "-",
         spec.verified,
     )
+
+
+def fitted(rows: Sequence[tuple[str, ...]], width: int) -> list[tuple[str, ...]]:
+    """Rows under `HEADERS` with the longest texts cut, so that a line has at most `width` characters where that can be.
+
+    Args:
+        width: 0 for rows as they are.
+    """
+    widths = [max(len(title) + GAP, *map(len, texts)) for title, *texts in zip(HEADERS, *rows, strict=True)]
+    over = sum(widths) + GAP * (len(widths) - 1) - width if width else 0
+    for _ in range(over):
+        longest = max(LONG, key=lambda column: widths[column])
+        widths[longest] = max(widths[longest] - 1, SHORTEST)
+    return [tuple(_cut(text, most) for text, most in zip(row, widths, strict=True)) for row in rows]
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def tables_of(method: str) -> list[str]:
@@ -42,14 +65,30 @@ def tables_of(method: str) -> list[str]:
     ]
 
 
+def _forbidden(spec: MethodSpec) -> list[str]:
+    """What the method's licence forbids, then those of the files it needs."""
+    own = [spec.restriction] if spec.restriction else []
+    files = spec.card.weights if spec.card and spec.kind != "published" else ()
+    return own + [f"{weight.restriction} ({weight.file})" for weight in files if weight.restriction not in ("", *own)]
+
+
 def _weights(spec: MethodSpec, options: MethodOptions) -> str:
+    if spec.kind == "published":
+        return _images(spec.card, options)
     missing = [item for item in spec.missing(options) if isinstance(item, Missing)]
     if spec.card is None or not spec.card.weights:
         return "missing" if missing else "here"
     if missing:
-        return f"{len(missing)} of {len(spec.card.weights)} missing"
-    unknown = Store(options).unknown(spec.card.weights)
-    return "here, not yet picked up by `bench fetch`" if unknown else "here"
+        return f"{len(missing)}/{len(spec.card.weights)} missing"
+    return "to be picked up" if Store(options).unknown(spec.card.weights) else "here"
+
+
+def _images(card: Card | None, options: MethodOptions) -> str:
+    """How many of the published folders are there."""
+    if card is None or not card.published:
+        return "-"
+    absent = absent_outputs(card, options)
+    return f"{len(absent)}/{len(card.published)} missing" if absent else "here"
 
 
 def _environment(card: Card | None, options: MethodOptions) -> str:
@@ -74,19 +113,32 @@ def _facts(name: str, spec: MethodSpec, options: MethodOptions) -> Iterator[tupl
     yield "tables", [f"{TABLES[table].title}" for table in tables_of(name)] or ["in no table by default: --methods"]
     yield "steps", ["no meaning here" if spec.steps is None else str(spec.steps)]
     yield "runs", [spec.how]
-    yield "licence", [spec.licence, *([f"forbids: {spec.restriction}"] if spec.restriction else [])]
+    yield "licence", [spec.licence, *(f"forbids: {line}" for line in _forbidden(spec))]
     if card is not None:
         yield "cite", [card.citation]
         yield "code", [f"{card.repository} at {card.commit}"]
-        yield "settings", list(card.settings) or ["the code's own"]
-        yield "seeds", [SEEDING[card.seeding]]
-        yield "weights", [_weight(weight, card, options) for weight in card.weights] or ["none"]
-        yield from _external(card, options)
+        if spec.kind == "published":
+            yield "settings", ["those of the authors, who made the images; `bench list " + card.name + "` has ours"]
+        else:
+            yield "settings", list(card.settings) or ["the code's own"]
+            yield "seeds", [SEEDING[card.seeding]]
+            yield "weights", [_weight(weight, card, options) for weight in card.weights] or ["none"]
+            yield from _external(card, options)
         for published in card.published:
             yield "published", [f"outputs for {published.testset}: {published.source}"]
     yield "verified", [spec.verified]
-    obstacles = [item.line() for item in spec.missing(options)]
-    yield "here", (obstacles and [f"cannot run: {line}" for line in obstacles]) or ["can run"]
+    yield "here", _here(spec, options)
+
+
+def _here(spec: MethodSpec, options: MethodOptions) -> list[str]:
+    """Whether it can run, and what is in the way; of published outputs, for which test sets they are there."""
+    lines = [f"cannot run: {item.line()}" for item in spec.missing(options)]
+    if spec.kind == "published" and not lines:
+        found = [name for name in spec.testsets or TESTSETS if not spec.missing(replace(options, testset=name))]
+        if spec.testsets is None and len(found) == len(TESTSETS):
+            return ["a folder; `bench check METHOD --testset NAME` says whether it fits a test set"]
+        return [f"for {', '.join(found)}" if found else "for none of the test sets"]
+    return lines or ["can run"]
 
 
 def _weight(weight: Weight, card: Card, options: MethodOptions) -> str:
@@ -103,7 +155,8 @@ def _weight(weight: Weight, card: Card, options: MethodOptions) -> str:
     else:
         digest = "no hash published: the first `bench fetch` records it"
     facts = [state, human_size(weight.size_bytes) or "size not published", digest, source(weight)]
-    return f"{weight.file}: " + "; ".join([*facts, weight.licence or card.licence])
+    forbids = f" ({weight.restriction})" if weight.restriction else ""
+    return f"{weight.file}: " + "; ".join([*facts, (weight.licence or card.licence) + forbids])
 
 
 def _hash(digest: str) -> str:

@@ -47,7 +47,6 @@ def download(urls: Sequence[str], target: Path, digest: str | None, title: str |
     """
     import requests
 
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     failures: list[str] = []
     for url in urls:
@@ -111,6 +110,7 @@ def _receive(session: "requests.Session", url: str, part: Path, title: str, only
         if answer.status_code == 416 and have:
             return  # the server has nothing beyond the part; the hash says whether that is the whole file
         answer.raise_for_status()
+        part.parent.mkdir(parents=True, exist_ok=True)  # not before: a failure leaves no empty folder
         if answer.status_code != 206:
             have = 0  # the server does not resume: it sends the file from the start
             _remember_tag(part, url, answer.headers.get("ETag"))

@@ -20,20 +20,26 @@ from bench.store import FIRST_USE, Store, Vouched, missing_files
 def weight_items() -> list[Item]:
     """Every card's weights under the card's name, and every shared asset under its key."""
     found = [_asset_item(key, weight) for key, weight in assets().items()]
-    return found + [_card_item(card) for card in cards().values() if card.weights]
+    return found + [card_item(card) for card in cards().values() if card.weights]
 
 
 def _asset_item(key: str, weight: Weight) -> Item:
     return _item(key, f"{weight.file}, shared by several methods", weight.licence, (weight,), weight.file)
 
 
-def _card_item(card: Card) -> Item:
-    licence = card.licence + (f" ({card.restriction})" if card.restriction else "")
-    others = {weight.licence for weight in card.weights if weight.licence and weight.licence != card.licence}
+def card_item(card: Card) -> Item:
+    """The weights of a card, whether it comes with the harness or not."""
     summary = f"weights of {card.display}: {', '.join(weight.file for weight in card.weights)}"
-    return _item(
-        card.name, summary, "; ".join([licence, *sorted(others)]), card.weights, card.display, card.restriction
-    )
+    return _item(card.argument, summary, card.licence, card.weights, card.display, card.restriction)
+
+
+def _terms(licence: str, restriction: str, weights: Sequence[Weight]) -> str:
+    """Every licence once, the method's first, each with what it forbids."""
+    forbidden = {licence: [restriction] if restriction else []}
+    for weight in weights:
+        found = forbidden.setdefault(weight.licence or licence, [])
+        found += [weight.restriction] if weight.restriction and weight.restriction not in found else []
+    return "; ".join(f"{name} ({'; '.join(forbids)})" if forbids else name for name, forbids in forbidden.items())
 
 
 def _item(
@@ -45,7 +51,7 @@ def _item(
     return Item(
         name=name,
         summary=summary,
-        licence=licence,
+        licence=_terms(licence, restriction, weights),
         size_bytes=sum(size for size in sizes if size is not None) if None not in sizes else None,
         restricted=bool(restriction or any(weight.restriction for weight in weights)),
         missing=missing,
@@ -88,7 +94,7 @@ def _get(store: Store, weight: Weight) -> None:
         try:
             hashes = hub.get(place, weight, store.path(weight), {name: entry.digest for name, entry in known.items()})
         except UserError as error:
-            failures.append(str(error))
+            failures.append(f"{weight.file}: {error}")
             continue
         store.vouch({name: Vouched(digest, f"hf:{place}") for name, digest in hashes.items() if name not in known})
         return None

@@ -68,3 +68,22 @@ def human_size(size_bytes: int | None) -> str:
 def describe(missing: "Iterable[Missing | Obstacle]") -> str:
     """Every missing file on a line of its own, in the order given, duplicates once."""
     return "\n".join(dict.fromkeys(item.line() for item in missing))
+
+
+def brief(missing: "Iterable[Missing | Obstacle]") -> list[str]:
+    """As `describe`, in short lines for a terminal: what one `bench fetch` gets is one line, by names and sizes alone.
+
+    Where each file goes and under what licence is said by `Missing.line`: below the table and in `bench list METHOD`.
+    """
+    groups: dict[tuple[str, str | None], list[str]] = {}
+    for item in missing:
+        if isinstance(item, Obstacle) or item.fetch is None:
+            groups.setdefault((item.line(), None), [])
+            continue
+        size = human_size(item.size_bytes)
+        names = groups.setdefault((item.needed_by, item.fetch), [])
+        names.append(f"{item.name} ({size})" if size else item.name)
+    return [
+        line if fetch is None else f"{line} needs {', '.join(dict.fromkeys(names))}: `bench fetch {fetch}`"
+        for (line, fetch), names in groups.items()
+    ]

@@ -17,7 +17,7 @@ from bench.agreement import agreed, same_everywhere
 from bench.device import resolve_device
 from bench.errors import UserError
 from bench.methods.base import MethodOptions
-from bench.missing import describe
+from bench.missing import brief, describe
 from bench.plan import Choice, choose, default_out, make_plan
 from bench.records import Records
 from bench.schema import Plan, PlanSet
@@ -122,8 +122,9 @@ class Stages:
             why = {testset: lines for testset, lines in self.choice.why_not(row).items() if lines}
             if why:
                 where = "" if len(why) == len(self.testsets) else f" on {', '.join(why)}"
+                items = [item for name in why for item in self.choice.missing_methods.get((name, row.name), [])]
                 lines = dict.fromkeys(line for group in why.values() for line in group)
-                _say(f"left out{where}: {'; '.join(lines)}")
+                _say(f"left out{where}: {'; '.join(brief(items) or lines)}")
 
     def restore(self) -> None:
         """Stage 1 for every row that can run here: one method after another, in the order of the table."""
@@ -230,8 +231,12 @@ def _required(choice: Choice, allow_missing: bool, *, strict: bool, asked: bool)
     """
     missing = choice.missing(methods=strict)
     if missing and not allow_missing:
-        others = describe(item for item in choice.missing() if item not in missing)
-        dashes = f"These keep a method from running, which costs its row alone:\n{others}\n" if others else ""
+        others = "\n".join(brief(item for item in choice.missing() if item not in missing))
+        dashes = (
+            f"These keep a method from running, which costs its row alone (`bench list METHOD` says more):\n{others}\n"
+            if others
+            else ""
+        )
         raise UserError(
             f"{choice.table.name} in the profile {choice.profile} needs what is not on this machine:\n"
             f"{describe(missing)}\n{dashes}"
@@ -246,7 +251,7 @@ def _required(choice: Choice, allow_missing: bool, *, strict: bool, asked: bool)
 
 
 def _own_methods_exist(choice: Choice, methods: list[str]) -> None:
-    """A path on the command line that leads nowhere is a mistake, not a missing download.
+    """A path on the command line that leads nowhere is a mistake, not a missing download; a card has been read by now.
 
     Raises:
         UserError: names the file.
@@ -254,7 +259,8 @@ def _own_methods_exist(choice: Choice, methods: list[str]) -> None:
     from bench.methods import get_method
 
     for name in methods:
-        if ":" in name:
+        form = name.partition(":")[0].rpartition("=")[2]
+        if ":" in name and form != "card":
             found = get_method(name).name
             missing = [choice.missing_methods.get((testset, found), []) for testset in choice.testsets]
             if all(missing):  # a folder may be there for some test sets and not for others

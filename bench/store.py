@@ -97,9 +97,15 @@ class Store:
                 continue
             found = digest_of(self.root / name, vouched.digest)
             if found != vouched.digest:
+                if vouched.by == FIRST_USE:
+                    advice = (
+                        f"Put the first one back, or delete its entry in {LEDGER}: `bench fetch {fetch}` records this"
+                    )
+                else:
+                    advice = f"Move it away: `bench fetch {fetch}` gets the right one, or says where it is"
                 faults.append(
                     f"{name}: {_short(found)}, expected {_short(vouched.digest)} ({vouched.by}): damaged, or another "
-                    f"version. Move it away, and `bench fetch {fetch}` gets the right one"
+                    f"version. {advice}"
                 )
         return hashes, faults
 
@@ -143,7 +149,7 @@ def missing_files(
 
 def missing_weights(card: Card, options: "MethodOptions") -> list[Missing]:
     """What of the card's weights is not in the store; looks at file names only."""
-    return missing_files(card.weights, options, licence=card.licence, needed_by=card.display, fetch=card.name)
+    return missing_files(card.weights, options, licence=card.licence, needed_by=card.display, fetch=card.argument)
 
 
 def source(weight: Weight) -> str:
@@ -157,7 +163,7 @@ def verified_weights(card: Card, options: "MethodOptions") -> dict[str, str]:
     Raises:
         UserError: a file is missing, has another content than the one vouched for, or nobody vouches for it.
     """
-    return verified_files(card.weights, options, licence=card.licence, needed_by=card.display, fetch=card.name)
+    return verified_files(card.weights, options, licence=card.licence, needed_by=card.display, fetch=card.argument)
 
 
 def verified_files(

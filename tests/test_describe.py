@@ -9,7 +9,7 @@ from bench.card import cards
 from bench.cli import main
 from bench.describe import HEADERS, description, overview
 from bench.fetch_weights import settle
-from bench.methods import METHODS, MethodOptions
+from bench.methods import METHODS, MethodOptions, get_method
 from bench.tables import TABLES
 
 
@@ -22,11 +22,49 @@ def test_one_line_for_every_method(capsys: pytest.CaptureFixture[str], tmp_path:
     lines = listed(capsys, "methods", "--weights-root", str(tmp_path)).splitlines()
     assert lines[0].split() == " ".join(HEADERS).split()
     assert [line.split()[0] for line in lines[1:]] == list(METHODS)
-    for name, table in (("tsd-sr", "1, 2, 7"), ("bicubic", "1, 2, 5, 7")):
+    for name, table in (("tsd-sr", "1 2 7"), ("bicubic", "1 2 5 7")):
         row = overview(name, METHODS[name], MethodOptions(weights_root=tmp_path))
         assert len(row) == len(HEADERS)
         assert row[1] == table
-    assert overview("tsd-sr", METHODS["tsd-sr"], MethodOptions(weights_root=tmp_path))[6] == "3 of 3 missing"
+    assert overview("tsd-sr", METHODS["tsd-sr"], MethodOptions(weights_root=tmp_path))[4] == "3/3 missing"
+
+
+@pytest.mark.parametrize("columns", [120, 160, 200])
+def test_in_a_terminal_a_line_is_a_line(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Short facts stay whole; the longest texts alone are cut, and not where no terminal asks for it."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    whole = listed(capsys, "methods", "--weights-root", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", str(columns))
+    cut = listed(capsys, "methods", "--weights-root", str(tmp_path)).splitlines()
+    assert len(cut) == len(METHODS) + 1
+    assert max(map(len, cut)) <= columns
+    assert "…" not in whole
+    supir = next(line for line in cut if line.startswith("supir"))
+    for fact in ("own env, not built", "4/4 missing", "SUPIR Softwa", "noncommercial", "never run"):
+        assert fact in supir
+
+
+def test_what_the_files_forbid_is_said_with_the_method(tmp_path: Path) -> None:
+    row = overview("sinsr", METHODS["sinsr"], MethodOptions(weights_root=tmp_path))
+    assert row[6] == "noncommercial: academic research only; noncommercial (autoencoder_vq_f4.pth)"
+    said = description("tsd-sr", METHODS["tsd-sr"], MethodOptions(weights_root=tmp_path))
+    assert "forbids: gated: accept its licence on its page first (stable-diffusion-3-medium-diffusers/)" in said
+
+
+def test_published_outputs_are_described_as_images_not_as_the_method_that_we_run(tmp_path: Path) -> None:
+    options = MethodOptions(weights_root=tmp_path, data_root=tmp_path)
+    spec = METHODS["osediff-published"]
+    assert overview(spec.name, spec, options)[4] == "2/2 missing"
+    assert "cannot run: OSEDiff (published) needs realsr/osediff/" in description(spec.name, spec, options)
+    (tmp_path / "realsr" / "osediff").mkdir(parents=True)
+    assert overview(spec.name, spec, options)[4] == "1/2 missing"
+    said = description(spec.name, spec, options)
+    assert said.endswith("for realsr")
+    assert "osediff.pkl" not in said
+    assert "seed" not in said
+    assert description("x", get_method("published:sinsr"), options).endswith("for none of the test sets")
 
 
 def test_weights_are_here_once_they_are_picked_up(tmp_path: Path) -> None:
@@ -36,9 +74,9 @@ def test_weights_are_here_once_they_are_picked_up(tmp_path: Path) -> None:
         for name in weight.contains:
             (tmp_path / weight.file / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / weight.file / name).write_bytes(b"x")
-    assert "not yet picked up" in overview("tsd-sr", METHODS["tsd-sr"], options)[6]
+    assert overview("tsd-sr", METHODS["tsd-sr"], options)[4] == "to be picked up"
     settle(weights, "tsd-sr", options)
-    assert overview("tsd-sr", METHODS["tsd-sr"], options)[6] == "here"
+    assert overview("tsd-sr", METHODS["tsd-sr"], options)[4] == "here"
     said = description("tsd-sr", METHODS["tsd-sr"], options)
     assert "hashes of 2 files known" in said
     assert "can run" in said

@@ -25,7 +25,7 @@ from bench.methods.base import MethodOptions
 from bench.methods.published import absent_outputs, fetch_published
 from bench.metrics import METRICS
 from bench.metrics.weights import WeightFile
-from bench.missing import Missing, describe, human_size
+from bench.missing import Missing, Obstacle, brief, describe, human_size
 
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -250,7 +250,10 @@ def test_restricted_content_waits_for_the_licence(torch_home: Path, capsys: pyte
     error = capsys.readouterr().err
     assert "--accept-license" in error
     assert "realsr: S-Lab License 1.0" in error
-    assert "sd3-medium: Stability AI Community License" in error
+    assert "sd3-medium: Stability AI Community License (gated: accept its licence on its page first)" in error
+    assert main(["fetch", "sinsr"]) == 2
+    error = capsys.readouterr().err
+    assert "CC-BY-NC-SA-4.0 (noncommercial: academic research only); S-Lab License 1.0 (noncommercial)\n" in error
 
 
 def test_what_has_to_be_done_by_hand_is_described(
@@ -272,6 +275,7 @@ def test_offline_ends_in_seconds_with_a_clear_message(
     error = capsys.readouterr().err
     assert "http://hub.invalid cannot be reached: no network" in error
     assert "Traceback" not in error
+    assert not (tmp_path / "data").exists(), "no empty folder is left behind"
 
 
 def test_test_sets_need_a_place(torch_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -361,6 +365,7 @@ def test_an_interrupted_base_model_is_still_missing(torch_home: Path, tmp_path: 
         (folder / part).mkdir(parents=True)
         (folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")).write_text("{}")
     (missing,) = item.missing(options)
+    assert isinstance(missing, Missing)
     assert missing.name.count("diffusion_pytorch_model.safetensors") == 2
     for part in ("transformer", "vae"):
         (folder / part / "diffusion_pytorch_model.safetensors").touch()
@@ -462,6 +467,18 @@ def test_a_missing_file_in_one_line() -> None:
     by_hand = replace(missing, size_bytes=None, licence=None, fetch=None, source="their page")
     assert by_hand.line() == "LPIPS needs net.pth at $HOME/net.pth: from their page"
     assert describe([missing, by_hand, missing]).count("\n") == 1
+
+
+def test_the_files_of_one_method_in_one_line() -> None:
+    net = Missing("net.pth", "$W/net.pth", "https://x/net.pth", 233_100_000, "MIT", "Net", "net")
+    tags = replace(net, name="tags.pth", size_bytes=None)
+    by_hand = replace(net, name="base/", size_bytes=None, fetch=None, source="their page")
+    gpu = Obstacle("Net", "needs an NVIDIA GPU")
+    assert brief([net, by_hand, tags, net, gpu]) == [
+        "Net needs net.pth (233.1 MB), tags.pth: `bench fetch net`",
+        by_hand.line(),
+        "Net needs an NVIDIA GPU",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.card import Card, Weight, cards
+from bench.card import CARDS, Card, Weight, cards, read_card
 from bench.cli import main
 from bench.download import GIT
 from bench.errors import UserError
@@ -60,7 +60,7 @@ def test_a_file_that_nobody_vouches_for_is_not_loaded_until_fetch_has_recorded_i
         "drive/net.pth (or under --weights-root, else ./weights): from their drive, folder a"
     )
     put(options, "drive/net.pth")
-    with pytest.raises(UserError, match="nobody vouches for it yet; `bench fetch net` records its hash"):
+    with pytest.raises(UserError, match=r"nobody vouches for it yet; `bench fetch card:net\.toml` records its hash"):
         verified_weights(net, options)
     assert settle(net.weights, "net", options) == [
         f"drive/net.pth: sha256 {SHA256} recorded in the store; nobody publishes one to compare it with"
@@ -124,6 +124,27 @@ def test_fetch_picks_up_what_a_browser_put_into_the_store(
     put(options, "default/prompt_embeds.pt", b"changed")
     assert main(["fetch", "tsd-sr", "--weights-root", root]) == 2
     assert "default/prompt_embeds.pt: sha256" in capsys.readouterr().err
+
+
+def test_a_card_by_path_is_fetched_like_any_other(
+    options: MethodOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes((CARDS / "ldl.toml").read_bytes())
+    fetch = ["fetch", f"card:{path}", "--weights-root", str(options.weights())]
+    assert main(fetch) == 1
+    file = "net_g_RealESRGAN+LDL.pth"
+    put(options, file)
+    mine = read_card(path)
+    with pytest.raises(UserError, match=r"`bench fetch card:mine\.toml` records its hash"):
+        verified_weights(mine, options)
+    assert main(fetch) == 0
+    assert verified_weights(mine, options) == {file: SHA256}
+    put(options, file, b"other")
+    assert main(fetch) == 2
+    said = capsys.readouterr()
+    assert "delete its entry in hashes.json" in said.err
+    assert said.out.splitlines()[-1] == "card:mine.toml: not to be used as it is"
 
 
 def test_a_git_digest_is_marked(options: MethodOptions) -> None:

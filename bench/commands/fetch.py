@@ -15,6 +15,7 @@ examples:
   bench fetch metrics                                weights of all metrics
   bench fetch realsr --data-root data --accept-license
   bench fetch sinsr resshift --weights-root weights --accept-license
+  bench fetch card:mine.toml --weights-root weights  a card of your own
   bench fetch ldl --weights-root weights             again, once a browser has put its file there: records the hash
 
 Weights of metrics go to $TORCH_HOME/hub (default ~/.cache/torch/hub), where pyiqa and torchvision look for them.
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from bench.methods.base import MethodOptions
 
     options = MethodOptions(data_root=args.data_root, weights_root=args.weights_root)
-    known = items()
+    known = items() | _own_cards(args.names)
     if args.list:
         for item in known.values():
             _show(item, options)
@@ -74,10 +75,34 @@ def run(args: argparse.Namespace) -> int:
                 print(f"  {line}")
         except UserError as error:  # what failed keeps nothing else from being fetched
             failures.append(str(error))
+            if not item.missing(options):
+                print(f"{item.name}: not to be used as it is")
+                continue
         _show_state(item, options)
     if failures:
         raise UserError("\n".join(failures))
     return 1 if any(item.missing(options) for item in wanted) else 0
+
+
+def _own_cards(asked: list[str]) -> "dict[str, Item]":
+    """The weights of cards given by path, by what was typed.
+
+    Raises:
+        UserError: no such card, or it has nothing to fetch.
+    """
+    from bench.card import read_card
+    from bench.errors import UserError
+    from bench.fetch_weights import card_item
+
+    found = {}
+    for name in asked:
+        form, colon, path = name.partition(":")
+        if colon and form == "card":
+            card = read_card(Path(path).expanduser())
+            if not card.weights:
+                raise UserError(f"{name} names no weights: there is nothing to fetch")
+            found[name] = card_item(card)
+    return found
 
 
 def _names(asked: list[str], known: "dict[str, Item]") -> list[str]:
@@ -97,7 +122,7 @@ def _names(asked: list[str], known: "dict[str, Item]") -> list[str]:
             raise UserError(f"{name} needs no weights: there is nothing to fetch")
         if name not in known:
             near = difflib.get_close_matches(name, [*known, ALL_METRICS], n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = f", did you mean {near[0]}?" if near else "."
             raise UserError(f"nothing called {name!r} to fetch{hint} Known: {ALL_METRICS}, {', '.join(known)}")
     return list(dict.fromkeys(names))
 

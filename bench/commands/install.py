@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             failed += 1
             continue
         absent = missing_weights(card, options)
-        weights = f"; {len(absent)} weights are missing: `bench fetch {card.name}`" if absent else ""
+        weights = f"; {len(absent)} weights are missing: `bench fetch {card.argument}`" if absent else ""
         states[card.name] = f"{'ready, as it was' if before else 'ready'}{weights}"
     for name, state in states.items():
         print(f"{name}: {state}")

@@ -12,6 +12,7 @@ examples:
   bench list sinsr                                    its paper, code, weights, environment, command, settings
   bench list testsets --data-root data
 
+In a terminal long texts of `bench list methods` are cut to its width; `bench list METHOD` has them whole.
 A method may also be a path: spandrel:weights/net.pth, folder:outputs, python:FILE.py:FUNCTION, card:my-method.toml.
 """
 
@@ -61,12 +62,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _methods(options) -> str:
+    import shutil
+
     from tabulate import tabulate
 
-    from bench.describe import HEADERS, overview
+    from bench.describe import HEADERS, fitted, overview
     from bench.methods import METHODS
 
     rows = [overview(name, spec, options) for name, spec in METHODS.items()]
+    rows = fitted(rows, shutil.get_terminal_size((0, 0)).columns)  # no terminal: nothing is cut
     return tabulate(rows, headers=HEADERS, tablefmt="plain", disable_numparse=True)
 
 

@@ -17,7 +17,7 @@ same byte for byte. Nothing is downloaded: what is missing is named, and `bench 
 
 Started by accelerate, a run is shared by any number of GPUs and machines over one output folder:
   accelerate launch --num_processes 8 $(which bench) run --table table2 --profile paper --out reports/paper
-  accelerate launch --num_machines 2 --num_processes 16 --machine_rank 0 --main_process_ip HOST \
+  accelerate launch --num_machines 2 --num_processes 16 --machine_rank 0 --main_process_ip HOST \\
     --main_process_port 29500 $(which bench) run --table table2 --profile paper --out /shared/paper
     (the same on the other machine with --machine_rank 1)
   accelerate launch --multi_gpu --num_processes 2 $(which bench) run --device cpu      two processes without a GPU

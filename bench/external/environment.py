@@ -115,7 +115,7 @@ def described(card: Card, options: "MethodOptions") -> dict[str, Any]:
         UserError: it is not built.
     """
     if not ready(card, options):
-        raise UserError(f"the environment of {card.display} is not built: `bench install {card.name}`")
+        raise UserError(f"the environment of {card.display} is not built: `bench install {card.argument}`")
     return json.loads((environment_place(card, options) / MARKER).read_text(encoding="utf-8"))
 
 

@@ -208,7 +208,7 @@ class MethodSpec:
     testsets: tuple[str, ...] | None = None
     how: str = "in process"
     restriction: str = ""
-    verified: str = "in the test suite"
+    verified: str = "by the tests"
     card: "Card | None" = None
 
 

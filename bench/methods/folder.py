@@ -151,6 +151,7 @@ def folder_spec(root: Path, name: str, display: str) -> MethodSpec:
         load=load,
         missing=missing,
         how="published outputs",
+        verified="names and sizes",
     )
 
 

@@ -94,7 +94,7 @@ def test_a_requirement_that_does_not_exist(built, make_card, own) -> None:
     assert not ready(card, own)
     folder = own.cache() / "environments"
     assert [path for path in folder.iterdir() if path.is_dir()] == []
-    with pytest.raises(UserError, match="`bench install tiny`"):
+    with pytest.raises(UserError, match=r"`bench install card:tiny\.toml`"):
         described(card, own)
 
 

@@ -29,7 +29,7 @@ def test_ready_and_then_as_it_was(built, make_card, options, tmp_path, capsys) -
     said = capsys.readouterr().out
     assert "(checked out)" in said
     assert "(built)" in said
-    assert said.endswith("installed: ready, as it was; 1 weights are missing: `bench fetch installed`\n")
+    assert said.endswith("installed: ready, as it was; 1 weights are missing: `bench fetch card:installed.toml`\n")
 
 
 def test_one_that_fails_does_not_keep_the_others_from_it(built, make_card, options, tmp_path, capsys) -> None:

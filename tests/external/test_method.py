@@ -180,6 +180,7 @@ def test_nothing_outlives_the_harness(make_card, options, make_images, tmp_path,
 
 
 HARNESS = """
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -187,6 +188,7 @@ from bench.card import read_card
 from bench.methods.base import MethodOptions
 from bench.methods.external import external_spec
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 card, cache, weights, inputs, work = map(Path, sys.argv[1:])
 method = external_spec(read_card(card)).load(MethodOptions(cache_root=cache, weights_root=weights))
 images = {path.stem: path for path in sorted(inputs.iterdir())}

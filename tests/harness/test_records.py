@@ -142,6 +142,15 @@ def test_a_row_has_a_result_or_an_error_never_both_or_neither(records: Records) 
         records.read_scores("mini", "bicubic", "psnr")
 
 
+def test_a_reason_names_no_folder_of_this_machine(records: Records) -> None:
+    why = "could not be loaded: /home/me/store/hashes.json is damaged, see https://x.org/a/b"
+    records.add_image("mini", "bicubic", image("a", sr_sha256=None, width=None, height=None, seconds=None, error=why))
+    records.add_score("mini", "bicubic", score("a", value=None, error=why))
+    kept = "could not be loaded: …/hashes.json is damaged, see https://x.org/a/b"
+    assert records.read_images("mini", "bicubic")["a"].error == kept
+    assert [row.error for row in records.read_scores("mini", "bicubic", "psnr").values()] == [kept]
+
+
 def test_a_value_that_is_not_a_number_cannot_be_written(records: Records) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         records.add_score("mini", "bicubic", score("a", value=float("nan")))
