@@ -38,7 +38,8 @@ class Weight:
         hub: places on the Hugging Face hub in the order to be tried: "owner/name" for a folder, "owner/name:path" for
             a file, both with "@revision" after the name where it is pinned.
         manual: for what only a browser can fetch: where it is and what to do with it; empty where a program can.
-        contains: of a folder, the files that must be there; from the hub only these are fetched.
+        contains: of a folder, the files that must be there; from the hub only these are fetched. Where a browser fetches
+            it, "*" may stand for what is not known of their names.
         size_bytes, sha256: as published, or as found by others (`sha256_source` says by whom); None where nobody
             states them: then the first fetch records the hash in the store, and any other content is refused after.
         git_sha1: of a file that lies in a git repository, its blob's id there, instead of `sha256`.

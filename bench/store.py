@@ -62,7 +62,7 @@ class Store:
             return [] if path.is_file() else [weight.file]
         if not path.is_dir():
             return [weight.file]
-        return [f"{weight.file}{name}" for name in weight.contains if not (path / name).is_file()]
+        return [f"{weight.file}{name}" for name in weight.contains if not any(map(Path.is_file, path.glob(name)))]
 
     def known(self, weight: Weight) -> dict[str, Vouched]:
         """What each file of `weight` must hash to, as far as somebody vouches for it."""
