@@ -74,10 +74,10 @@ def _card(name: str) -> "Card":
     from bench.errors import UserError
     from bench.methods import get_method
 
-    card = get_method(name).card
-    if card is None or card.run != "external":
+    spec = get_method(name)
+    if spec.card is None or spec.how != "own environment":
         raise UserError(f"{name} runs in process or as published outputs: there is nothing to install for it")
-    return card
+    return spec.card
 
 
 def _plan(card: "Card", options: "MethodOptions") -> str:
