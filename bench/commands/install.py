@@ -38,6 +38,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
+    from bench.card import argument_of
     from bench.errors import UserError
     from bench.external.prepare import is_prepared, prepare
     from bench.methods.base import MethodOptions
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
             failed += 1
             continue
         absent = missing_weights(card, options)
-        weights = f"; {len(absent)} weights are missing: `bench fetch {card.argument}`" if absent else ""
+        weights = f"; {len(absent)} weights are missing: `bench fetch {argument_of(card)}`" if absent else ""
         states[card.name] = f"{'ready, as it was' if before else 'ready'}{weights}"
     for name, state in states.items():
         print(f"{name}: {state}")
