@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from bench.card import Card, Weight
+from bench.card import Card, Weight, argument_of
 from bench.methods.base import MethodOptions, MethodSpec
 from bench.methods.published import absent_outputs
 from bench.missing import Missing, human_size
@@ -133,6 +133,8 @@ def _facts(name: str, spec: MethodSpec, options: MethodOptions) -> Iterator[tupl
 def _here(spec: MethodSpec, options: MethodOptions) -> list[str]:
     """Whether it can run, and what is in the way; of published outputs, for which test sets they are there."""
     lines = [f"cannot run: {item.line()}" for item in spec.missing(options)]
+    if spec.card is not None and spec.kind != "published" and Store(options).unknown(spec.card.weights):
+        lines.append(f"cannot run: `bench fetch {argument_of(spec.card)}` has to pick up the weights first")
     if spec.kind == "published" and not lines:
         found = [name for name in spec.testsets or TESTSETS if not spec.missing(replace(options, testset=name))]
         if spec.testsets is None and len(found) == len(TESTSETS):

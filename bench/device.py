@@ -1,5 +1,7 @@
 """Which device a command runs on."""
 
+import ctypes
+import functools
 from ctypes.util import find_library
 
 from bench.errors import UserError
@@ -9,8 +11,8 @@ from bench.shards import ALONE, Shard
 def resolve_device(name: str, shard: Shard = ALONE) -> str:
     """`auto` resolved: cuda where torch finds a GPU, else cpu. Of several processes each gets the GPU of its number.
 
-    Importing torch takes seconds that a run with nothing left to do need not spend, and without the driver's library
-    its answer is known.
+    Importing torch takes seconds that a run with nothing left to do need not spend: where nobody asked for a GPU and no
+    driver is found, it is not asked.
 
     Raises:
         UserError: a GPU was asked for and there is none, or too few, or one for several processes.
@@ -19,7 +21,7 @@ def resolve_device(name: str, shard: Shard = ALONE) -> str:
         raise UserError(f"--device {name} with {shard.world} processes: each takes a GPU of its own; expected cuda")
     if name != "auto" and not name.startswith("cuda"):
         return name
-    available = any(find_library(library) for library in ("cuda", "nvcuda", "amdhip64"))
+    available = name != "auto" or has_nvidia_driver() or any(map(find_library, ("nvcuda", "amdhip64")))
     if available:
         import torch
 
@@ -34,3 +36,16 @@ def resolve_device(name: str, shard: Shard = ALONE) -> str:
     if shard.local_rank >= found:
         raise UserError(f"more processes than GPUs on this machine ({found}): expected --num_processes to be their sum")
     return f"cuda:{shard.local_rank}"
+
+
+@functools.cache
+def has_nvidia_driver() -> bool:
+    """Whether the library of NVIDIA's driver is there; starts no GPU.
+
+    The loader is asked first: `find_library` needs ldconfig, gcc or ld, which small containers do not have.
+    """
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return find_library("cuda") is not None
+    return True

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from bench import hub
-from bench.card import Card, Weight, assets, cards
+from bench.card import Card, Weight, argument_of, assets, cards
 from bench.download import download
 from bench.errors import UserError
 from bench.fetch_item import Item
@@ -30,7 +30,7 @@ def _asset_item(key: str, weight: Weight) -> Item:
 def card_item(card: Card) -> Item:
     """The weights of a card, whether it comes with the harness or not."""
     summary = f"weights of {card.display}: {', '.join(weight.file for weight in card.weights)}"
-    return _item(card.argument, summary, card.licence, card.weights, card.display, card.restriction)
+    return _item(argument_of(card), summary, card.licence, card.weights, card.display, card.restriction)
 
 
 def _terms(licence: str, restriction: str, weights: Sequence[Weight]) -> str:

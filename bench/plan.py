@@ -75,7 +75,7 @@ def choose(
     the others.
 
     Raises:
-        UserError: an unknown name (with the nearest known one).
+        UserError: an unknown name (with the nearest known one), or two methods of one name.
     """
     profile = table.profiles[profile_name]
     names = tuple(dict.fromkeys(testsets or profile.testsets))
@@ -111,11 +111,15 @@ def _rows(profile: Profile, methods: Sequence[str] | None) -> tuple[Row, ...]:
     if methods is None:
         return tuple(_row(row) for row in profile.rows)
     known = {row.method: row for row in profile.rows}
-    rows = {}
+    rows: dict[str, tuple[str, Row]] = {}
     for name in methods:
         row = _row(known[name]) if name in known else _asked(name)
-        rows[row.name] = row
-    return tuple(rows.values())
+        first, _ = rows.setdefault(row.name, (name, row))
+        if first != name:
+            raise UserError(
+                f"{first!r} and {name!r} would both be called {row.name!r}: put another name before one, NAME=FORM:..."
+            )
+    return tuple(row for _, row in rows.values())
 
 
 def _row(paper: PaperRow) -> Row:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from bench.card import Card, Weight
+from bench.card import Card, Weight, argument_of
 from bench.download import GIT, digest_of
 from bench.errors import UserError
 from bench.missing import Missing
@@ -62,7 +62,7 @@ class Store:
             return [] if path.is_file() else [weight.file]
         if not path.is_dir():
             return [weight.file]
-        return [f"{weight.file}{name}" for name in weight.contains if not (path / name).is_file()]
+        return [f"{weight.file}{name}" for name in weight.contains if not any(map(Path.is_file, path.glob(name)))]
 
     def known(self, weight: Weight) -> dict[str, Vouched]:
         """What each file of `weight` must hash to, as far as somebody vouches for it."""
@@ -149,7 +149,7 @@ def missing_files(
 
 def missing_weights(card: Card, options: "MethodOptions") -> list[Missing]:
     """What of the card's weights is not in the store; looks at file names only."""
-    return missing_files(card.weights, options, licence=card.licence, needed_by=card.display, fetch=card.argument)
+    return missing_files(card.weights, options, licence=card.licence, needed_by=card.display, fetch=argument_of(card))
 
 
 def source(weight: Weight) -> str:
@@ -163,7 +163,7 @@ def verified_weights(card: Card, options: "MethodOptions") -> dict[str, str]:
     Raises:
         UserError: a file is missing, has another content than the one vouched for, or nobody vouches for it.
     """
-    return verified_files(card.weights, options, licence=card.licence, needed_by=card.display, fetch=card.argument)
+    return verified_files(card.weights, options, licence=card.licence, needed_by=card.display, fetch=argument_of(card))
 
 
 def verified_files(

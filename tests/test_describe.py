@@ -75,6 +75,8 @@ def test_weights_are_here_once_they_are_picked_up(tmp_path: Path) -> None:
             (tmp_path / weight.file / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / weight.file / name).write_bytes(b"x")
     assert overview("tsd-sr", METHODS["tsd-sr"], options)[4] == "to be picked up"
+    first = "cannot run: `bench fetch tsd-sr` has to pick up the weights first"
+    assert first in description("tsd-sr", METHODS["tsd-sr"], options)
     settle(weights, "tsd-sr", options)
     assert overview("tsd-sr", METHODS["tsd-sr"], options)[4] == "here"
     said = description("tsd-sr", METHODS["tsd-sr"], options)

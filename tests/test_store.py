@@ -92,6 +92,24 @@ def test_every_file_of_a_folder_counts(options: MethodOptions) -> None:
         verified_weights(net, options)
 
 
+@pytest.mark.parametrize("name", cards())
+def test_nothing_is_missing_once_every_file_that_a_card_names_is_there(name: str, options: MethodOptions) -> None:
+    named = cards()[name]
+    for weight in named.weights:
+        for file in [f"{weight.file}{part}" for part in weight.contains] or [weight.file]:
+            put(options, file.replace("*", ".safetensors"))
+    assert missing_weights(named, options) == []
+
+
+def test_a_name_that_is_not_quite_known_is_a_pattern(options: MethodOptions) -> None:
+    weight = Weight("net/", manual="x", contains=("unet/model*",))
+    put(options, "net/unet/other.bin")
+    (options.weights() / "net/unet/model_folder").mkdir()
+    assert Store(options).absent(weight) == ["net/unet/model*"]
+    put(options, "net/unet/model.bin")
+    assert Store(options).absent(weight) == []
+
+
 def test_a_damaged_ledger_is_an_error_that_says_what_to_do(options: MethodOptions) -> None:
     put(options, LEDGER, b'{"net.pth": {"hash"')
     with pytest.raises(UserError, match=r"hashes.json is damaged .*: delete it"):

@@ -17,6 +17,7 @@ examples:
   bench check python:my_method.py:restore --device cuda
   bench check folder:outputs/my-method --testset realsr --data-root data
   bench check sinsr --repo-dir clones          a card against clones/SinSR (or .git, .bundle)
+  bench check card:mine.toml --repo-dir clones
 
 exit status: 0 the contract is kept, 1 a clause is broken, 2 the method could not be loaded
 """
@@ -62,10 +63,9 @@ def run(args: argparse.Namespace) -> int:
     from bench.methods.base import Method
     from bench.missing import describe
 
-    card = _card(args.method)
-    if card is not None and card.run == "external":
-        return _check_card(card, args.repo_dir, args.json)
     spec = get_method(args.method)
+    if spec.card is not None and spec.how == "own environment":
+        return _check_card(spec.card, args.repo_dir, args.json)
     options = MethodOptions(args.device, args.dtype, args.data_root, args.weights_root, args.testset)
     absent = spec.missing(options)
     if absent:
@@ -88,12 +88,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(report(spec.name, findings))
     return 0 if kept else 1
-
-
-def _card(method: str) -> "Card | None":
-    from bench.card import cards, read_card
-
-    return read_card(Path(method.removeprefix("card:"))) if method.startswith("card:") else cards().get(method)
 
 
 def _check_card(card: "Card", repo_dir: Path | None, as_json: bool) -> int:

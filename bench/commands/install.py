@@ -38,6 +38,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
+    from bench.card import argument_of
     from bench.errors import UserError
     from bench.external.prepare import is_prepared, prepare
     from bench.methods.base import MethodOptions
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
             failed += 1
             continue
         absent = missing_weights(card, options)
-        weights = f"; {len(absent)} weights are missing: `bench fetch {card.argument}`" if absent else ""
+        weights = f"; {len(absent)} weights are missing: `bench fetch {argument_of(card)}`" if absent else ""
         states[card.name] = f"{'ready, as it was' if before else 'ready'}{weights}"
     for name, state in states.items():
         print(f"{name}: {state}")
@@ -74,10 +75,10 @@ def _card(name: str) -> "Card":
     from bench.errors import UserError
     from bench.methods import get_method
 
-    card = get_method(name).card
-    if card is None or card.run != "external":
+    spec = get_method(name)
+    if spec.card is None or spec.how != "own environment":
         raise UserError(f"{name} runs in process or as published outputs: there is nothing to install for it")
-    return card
+    return spec.card
 
 
 def _plan(card: "Card", options: "MethodOptions") -> str:

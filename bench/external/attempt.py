@@ -61,7 +61,7 @@ class Attempt:
         if job["account"] != account:
             return {}
         same = {name: sizes[name] for name, image in images.items() if job["images"].get(name) == image}
-        return collect(self.sr, names, same).files
+        return collect(self.sr, names.among(job["images"]), same).files
 
 
 def attempts(work: Path) -> list[Attempt]:

@@ -51,6 +51,10 @@ class Names:
             self._known[path] = None if self.ignored(path) else next(self._fitting(path), None)
         return self._known[path]
 
+    def among(self, others: Iterable[str]) -> "Names":
+        """The same names where files of `others` may lie beside theirs."""
+        return Names(self._pattern, self._ignore, self._names.union(others))
+
     def _fitting(self, path: str) -> Iterator[str]:
         """The names that are part of `path` in the way of the pattern, longer ones first."""
         for length in self._lengths:

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.card import Card, Environment
+from bench.card import Card, Environment, argument_of
 from bench.errors import UserError, without_paths
 from bench.external.place import ENVIRONMENTS, alone, in_words
 from bench.external.process import require, run_tool
@@ -115,7 +115,7 @@ def described(card: Card, options: "MethodOptions") -> dict[str, Any]:
         UserError: it is not built.
     """
     if not ready(card, options):
-        raise UserError(f"the environment of {card.display} is not built: `bench install {card.argument}`")
+        raise UserError(f"the environment of {card.display} is not built: `bench install {argument_of(card)}`")
     return json.loads((environment_place(card, options) / MARKER).read_text(encoding="utf-8"))
 
 

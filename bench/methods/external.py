@@ -4,18 +4,17 @@ One mechanism for all of them (`bench/external/`); what differs is in the card. 
 image by image: a crash costs the images that are not there, a hung process is stopped, an exit code proves nothing.
 """
 
-import functools
 import hashlib
 import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from ctypes.util import find_library
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.card import Card, Command, Patch
+from bench.device import has_nvidia_driver
 from bench.errors import UserError, without_paths
 from bench.external import environment, repository
 from bench.external.attempt import Attempt, attempts, next_attempt, remove_attempts
@@ -218,7 +217,7 @@ def _obstacles(card: Card, options: MethodOptions) -> Iterator[Obstacle]:
     assert card.command is not None
     if os.name != "posix":
         yield Obstacle(card.display, "runs on Linux and macOS only")
-    if card.command.cuda and not (options.device.startswith("cuda") and _has_driver()):
+    if card.command.cuda and not (options.device.startswith("cuda") and has_nvidia_driver()):
         yield _no_gpu(card, options)
     if environment.uv_program() is None and not environment.ready(card, options):
         yield Obstacle(card.display, "needs uv, which builds its environment: `pip install uv`")
@@ -241,11 +240,6 @@ def _no_gpu(card: Card, options: MethodOptions) -> Obstacle:
     asked = options.device.startswith("cuda")
     found = "this machine has no driver of one" if asked else f"the device is {options.device}"
     return Obstacle(card.display, f"needs an NVIDIA GPU, and {found}; run it on a machine with one, --device cuda")
-
-
-@functools.cache
-def _has_driver() -> bool:
-    return find_library("cuda") is not None
 
 
 def _testset_size(testset: str | None) -> tuple[int, int] | None:

@@ -224,6 +224,21 @@ def test_outputs_of_other_settings_are_not_taken_up(make_card, options, make_ima
     assert found == restore(other, images, tmp_path / "elsewhere", seed=2)
 
 
+def test_what_is_taken_up_is_told_apart_from_the_outputs_of_images_that_are_done(
+    make_card, options, make_images, tmp_path
+) -> None:
+    method = load(make_card(seeding="image"), options)
+    images = make_images("a", "a_SR-0")
+    seeds = {name: image_seed(42, name) for name in images}
+    first = method.restore_folder(images, seeds, tmp_path / "work")
+    next(first)
+    first.close()
+    [attempt] = attempts(tmp_path / "work")
+    (attempt.sr / "results/a_SR-0.png").unlink()  # of "a"; "a_SR-0_SR-0.png" would pass for it, were it alone
+    alone = {"a": images["a"]}
+    assert restore(method, alone, tmp_path / "work") == restore(method, alone, tmp_path / "elsewhere")
+
+
 def test_seeds_reach_the_script_by_image_and_nothing_else_matters(make_card, options, make_images, tmp_path) -> None:
     images = make_images("a", "b", "c", "d")
     method = load(make_card(seeding="image"), options)

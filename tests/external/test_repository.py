@@ -155,7 +155,7 @@ def test_patches_are_part_of_the_checkout_and_of_its_name(make_card, own) -> Non
         ("naming.py", "no such text", r"stands 0 times in naming\.py, expected once"),
         ("naming.py", "os.path", r"stands 3 times in naming\.py, expected once"),
         ("other.py", "x", r"is for other\.py, and there is no such file"),
-        ("../../victim.py", "x", r"no such file"),
+        ("../../victim.py", "x", "does not lie in the checkout"),
     ],
 )
 def test_a_patch_that_does_not_apply(make_card, own, file, find, reason) -> None:

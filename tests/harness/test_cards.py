@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from bench.card import Card, Command, cards, read_card, used_flags
+from bench.card import Card, Command, cards, read_card
+from bench.card_faults import used_flags
 from bench.errors import UserError
 from bench.methods import METHODS
 from bench.tables import TABLES
@@ -182,6 +183,23 @@ def test_the_card_below_is_right_before_it_is_spoilt(tmp_path):
         ('seeding = "none"', 'seeding = "image"', "needs a patch that calls bench_seed"),
         ('seeding = "none"', 'seeding = "maybe"', "expected one of image, none, deterministic"),
         ('python = "3.10"', 'python = "3.10"\nbefore = "May 2024"', "before = 'May 2024'; expected a day"),
+        ('python = "3.10"', 'python = "3.10"\nbefore = "2024-13-45"', "before = '2024-13-45'; expected a day"),
+        ('python = "3.10"', 'python = "three"', "python = 'three'; expected a version, like '3.10'"),
+        ('["numpy==1.26.4"]', '["-r other.txt"]', "'-r other.txt' is an option or a file of one machine"),
+        ('["numpy==1.26.4"]', '["own @ file:///home/me/own"]', "is an option or a file of one machine"),
+        ('"{lr}"', '"{lr}", "/home/me/x.yaml"', "'/home/me/x.yaml' is a path of one machine; use {weights}"),
+        ('"{name}.png"', '"../{name}.png"', "outputs = '../{name}.png' does not lie under {sr}"),
+        ('"{name}.png"', '"/{name}.png"', "outputs = '/{name}.png' does not lie under {sr}"),
+        ('"{name}.png"', '"{name}.png"\nlinks = { "../w" = "ram_swin_large_14m.pth" }', "'../w' does not lie in the"),
+        ('"{name}.png"', '"{name}.png"\nlinks = { "/w" = "ram_swin_large_14m.pth" }', "'/w' does not lie in the"),
+        ('"{name}.png"', '"{name}.png"\nlinks = { ".git/w" = "ram_swin_large_14m.pth" }', "'.git/w' does not lie in"),
+        ('"{name}.png"', '"{name}.png"\nseconds_per_image = 0', "seconds_per_image = 0; expected 1 or more"),
+        ('assets = ["ram"]', 'weights = [{ file = "../w.pth" }]', "'../w.pth' does not lie in the store"),
+        ('assets = ["ram"]', 'weights = [{ file = "./w.pth" }]', "the weight file './w.pth' does not lie in the store"),
+        ('assets = ["ram"]', 'weights = [{ file = "" }]', "the weight file '' does not lie in the store"),
+        ('assets = ["ram"]', 'weights = [{ file = "hashes.json" }]', "'hashes.json' does not lie in the store"),
+        ('assets = ["ram"]', 'weights = [{ file = "w/", contains = ["../a"] }]', "'../a' does not lie in the folder"),
+        ('assets = ["ram"]', 'weights = [{ file = "w/", hub = ["a/b"], contains = ["a*"] }]', "names, not patterns"),
         ("steps = 1", "steps = ", "is not TOML"),
     ],
 )
@@ -194,6 +212,15 @@ def test_a_spoilt_card_gets_the_one_clear_error(tmp_path, find, replace, message
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("file", ["../../x.py", "/x.py", ".git/config", "a//x.py"])
+def test_a_patch_stays_in_the_checkout(tmp_path, file):
+    patch = f'[[patches]]\nfile = "{file}"\nfind = "a"\nreplace = "b"\nreason = "c"\n'
+    with pytest.raises(UserError, match=r"patches: '.*' does not lie in the checkout"):
+        read_card(written(tmp_path, CARD + patch))
+
+
 def test_no_card_at_all(tmp_path):
     with pytest.raises(UserError, match="no card at"):
         read_card(tmp_path / "own.toml")
+    with pytest.raises(UserError, match="cannot be read as a card: Is a directory"):
+        read_card(tmp_path)

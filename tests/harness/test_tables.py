@@ -216,3 +216,13 @@ def test_table_5_sets_the_recipes_against_each_other_on_every_base() -> None:
         assert all(name in names for pair in profile.pairs for name in pair)
     assert pairs_of("table1", "mini") == ()
     assert pairs_of("of another version", "mini") == ()
+
+
+def test_two_methods_of_one_name_are_refused_and_none_is_dropped(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder / "out").mkdir(parents=True)
+    methods = [f"folder:{tmp_path}/{folder}/out" for folder in ("a", "b")]
+    with pytest.raises(UserError, match="would both be called 'folder-out': put another name before one"):
+        choice(methods=["bicubic", *methods])
+    named = choice(methods=["bicubic", methods[0], f"b={methods[1]}", methods[0]])
+    assert [row.name for row in named.rows] == ["bicubic", "folder-out", "b"]
