@@ -32,28 +32,15 @@ def continue_or_refuse(records: Records, testset: "TestSet", run: Run, say: Call
     """`run` with the environments of the one it continues. Records of something else are never mixed in.
 
     Records whose images are all absent (a fresh clone) have nothing to be mixed with: they are moved aside.
+
+    Raises:
+        StaleRecords: as of `refuse_stale`.
     """
     old = records.read_run(run.testset, run.method)
     if old is None:
         return run
-    rows = records.read_images(run.testset, run.method)
-    changes = differences(old.identity(), run.identity())
-    for image in testset.images:
-        row = rows.get(image.name)
-        if row and (row.lr_sha256, row.hr_sha256) != (image.lr_sha256, image.hr_sha256):
-            changes.append(f"the test image {image.name} is another file")
-    results = [row for row in rows.values() if row.error is None]
-    if not changes:
-        return replace(run, environments=old.environments)
-    if any(records.image_path(run.testset, run.method, row.name).exists() for row in results):
-        listed = "".join(f"\n  {change}" for change in changes[:8])
-        more = f"\n  and {len(changes) - 8} more" if len(changes) > 8 else ""
-        raise StaleRecords(
-            f"{run.method} on {run.testset}: the {len(results)} images recorded in {records.out} were made otherwise "
-            f"than they would be now:{listed}{more}\nResults of two kinds are never mixed. Add `--redo {run.method}` "
-            "to measure it again (the old records are moved to superseded/), or choose another --out."
-        )
-    if not results:
+    changes = refuse_stale(records, testset, run)
+    if not changes or all(row.error is not None for row in records.read_images(run.testset, run.method).values()):
         return replace(run, environments=old.environments)
     aside = records.set_aside(run.testset, run.method)
     say(
@@ -61,6 +48,33 @@ def continue_or_refuse(records: Records, testset: "TestSet", run: Run, say: Call
         f"is on disk: moved to {aside}, restored again"
     )
     return run
+
+
+def refuse_stale(records: Records, testset: "TestSet", run: Run) -> list[str]:
+    """How what is recorded was made otherwise than `run` would make it now, one line per difference.
+
+    Raises:
+        StaleRecords: there are differences, and images that would be mixed.
+    """
+    old = records.read_run(run.testset, run.method)
+    if old is None:
+        return []
+    rows = records.read_images(run.testset, run.method)
+    changes = differences(old.identity(), run.identity())
+    for image in testset.images:
+        row = rows.get(image.name)
+        if row and (row.lr_sha256, row.hr_sha256) != (image.lr_sha256, image.hr_sha256):
+            changes.append(f"the test image {image.name} is another file")
+    results = [row for row in rows.values() if row.error is None]
+    if changes and any(records.image_path(run.testset, run.method, row.name).exists() for row in results):
+        listed = "".join(f"\n  {change}" for change in changes[:8])
+        more = f"\n  and {len(changes) - 8} more" if len(changes) > 8 else ""
+        raise StaleRecords(
+            f"{run.method} on {run.testset}: the {len(results)} images recorded in {records.out} were made otherwise "
+            f"than they would be now:{listed}{more}\nResults of two kinds are never mixed. Add `--redo {run.method}` "
+            "to measure it again (the old records are moved to superseded/), or choose another --out."
+        )
+    return changes
 
 
 def differences(old: Any, new: Any, at: str = "", *, words: tuple[str, str] = ("recorded", "now")) -> list[str]:

@@ -128,7 +128,7 @@ class Stages:
 
     def restore(self) -> None:
         """Stage 1 for every row that can run here: one method after another, in the order of the table."""
-        from bench.restore import restore_set
+        from bench.restore import check_recorded, restore_set
 
         order = [method.name for method in self.plan.methods]
         jobs = [
@@ -137,6 +137,14 @@ class Stages:
             for testset in self.testsets
             if row.spec is not None and (testset.name, row.name) not in self.choice.missing_methods
         ]
+        for testset, spec in jobs:  # rather now than after the hours that the rows before it take
+            if spec.name not in self.redo:
+                from_first(
+                    self.shard,
+                    lambda testset=testset, spec=spec: check_recorded(
+                        self.records, testset, spec, self.options, seed=self.plan.seed
+                    ),
+                )
         for testset, spec in _stage("restore", jobs, lambda job: f"{job[1].name} on {job[0].name}"):
             report = restore_set(
                 self.records,

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from bench import provenance
 from bench.errors import UserError, one_line, without_paths
-from bench.identity import agreed_account, continue_or_refuse
+from bench.identity import agreed_account, continue_or_refuse, refuse_stale
 from bench.imaging import Maker, copier, timer, warm_up
 from bench.methods.base import FolderMethod, FolderRunner, Method, MethodOptions, MethodSpec
 from bench.records import Records, write_atomic
@@ -71,7 +71,7 @@ def restore_set(
     method, account, outputs, reason = None, None, {}, ""
     try:
         method = spec.load(options)
-        account = json.loads(json.dumps(method.provenance(), allow_nan=False))  # as it will be read back
+        account = _account(method)
         outputs = method.outputs(testset) if isinstance(method, FolderMethod) else {}
     except Exception as error:
         method, account, reason = None, None, f"could not be loaded: {one_line(error)}"
@@ -114,6 +114,24 @@ def restore_set(
             raise UserError(f"rows or images that other processes wrote do not show up in {records.out}")
         _finish(records, testset, run)
     return whole
+
+
+def check_recorded(
+    records: Records, testset: "TestSet", spec: MethodSpec, options: MethodOptions, *, seed: int
+) -> None:
+    """Raises StaleRecords where `restore_set` would, without restoring anything; looks only where there are records."""
+    if records.read_run(testset.name, spec.name) is None:
+        return
+    try:
+        account = _account(spec.load(replace(options, testset=testset.name)))
+    except Exception:  # `restore_set` says why, in the row
+        return
+    refuse_stale(records, testset, Run(spec.name, testset.name, testset.manifest_sha256, seed, account, {}))
+
+
+def _account(method: Method | FolderMethod | FolderRunner) -> dict[str, Any]:
+    """The method's own account of itself, as it will be read back."""
+    return json.loads(json.dumps(method.provenance(), allow_nan=False))
 
 
 def combined(reports: Sequence[StageReport]) -> StageReport:

@@ -151,6 +151,9 @@ def test_changed_settings_need_redo_and_keep_the_old_records(bench: Bench, tmp_p
     assert status == 2
     assert "were made otherwise" in err
     assert "--redo own" in err
+    status, _, err = bench(*arguments[:2], "bicubic", *arguments[2:])
+    assert (status, "--redo own" in err) == (2, True)
+    assert not Path("out/images/mini/bicubic").exists(), "it is said before the rows above it are restored"
     for given in ("own", name):
         status, _, err = bench(*arguments, "--redo", given)
         assert status == 1, "the method still fails on one image"
