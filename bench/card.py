@@ -6,7 +6,8 @@ CONTRIBUTING.md walks through one. Keys are checked strictly, since a misspelt k
 not apply.
 
 Weights that several methods share (base models, taggers) are described once, in `bench/cards/assets.toml`, and named
-by their key.
+by their key. A variant of a method says `like = "NAME"` and only what differs: its keys replace the other card's, its
+patches come after them.
 """
 
 import difflib
@@ -49,7 +50,7 @@ def read_card(path: Path) -> Card:
         UserError: no such file, not TOML, an unknown key, a missing one, a value of the wrong type, or parts that do
             not fit together; names the file and the key.
     """
-    raw = _read_toml(path)
+    raw = _over_another(path, _read_toml(path))
     if "name" in raw:
         raise UserError(f"{path}: `name` is the file's name ({path.stem!r}) and is not written in the card")
     card = _build(Card, {"name": path.stem, **raw}, str(path))
@@ -62,6 +63,25 @@ def read_card(path: Path) -> Card:
     if found:
         raise UserError(f"{path}: " + "; ".join(found))
     return card
+
+
+def _over_another(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    """A card that is `like` another: its own keys count, and its patches come after the other's.
+
+    Outputs that the other's authors published are not this one's.
+    """
+    if "like" not in raw:
+        return raw
+    name = raw.pop("like")
+    beside = {file.stem for file in path.parent.glob("*.toml")}
+    if name not in beside - {path.stem}:
+        raise UserError(f"{path}: like = {name!r}; expected the name of a card beside this one")
+    other = _read_toml(path.with_name(f"{name}.toml"))
+    if "like" in other:
+        raise UserError(f"{path}: like = {name!r}, which is itself like {other['like']!r}; expected a whole card")
+    other.pop("published", None)
+    patches = [*other.get("patches", ()), *raw.get("patches", ())]
+    return other | raw | ({"patches": patches} if patches else {})
 
 
 @functools.cache

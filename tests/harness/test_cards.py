@@ -219,6 +219,29 @@ def test_a_patch_stays_in_the_checkout(tmp_path, file):
         read_card(written(tmp_path, CARD + patch))
 
 
+def test_a_variant_says_only_what_differs(tmp_path):
+    patch = '[[patches]]\nfile = "test.py"\nfind = "{}"\nreplace = "{}"\nreason = "r"\n'
+    published = '[[published]]\ntestset = "realsr"\nsource = "results"\n'
+    whole = read_card(written(tmp_path, CARD + patch.format("a", "b") + published))
+    variant = tmp_path / "own-4.toml"
+    variant.write_text('like = "own"\nsteps = 4\n' + patch.format("c", "d"))
+    card = read_card(variant)
+    assert (card.name, card.steps, card.command, card.weights) == ("own-4", 4, whole.command, whole.weights)
+    assert [item.find for item in card.patches] == ["a", "c"]
+    assert card.published == ()
+    variant.write_text('like = "own"\nstep = 4\n')
+    with pytest.raises(UserError, match=r"own-4\.toml: unknown key 'step' \(did you mean 'steps'\?\)"):
+        read_card(variant)
+    for wrong in ('"other"', "4", '"../own"'):
+        variant.write_text(f"like = {wrong}\nsteps = 4\n")
+        with pytest.raises(UserError, match=r"like = .*; expected the name of a card beside this one"):
+            read_card(variant)
+    variant.write_text('like = "own"\n')
+    (tmp_path / "own-5.toml").write_text('like = "own-4"\n')
+    with pytest.raises(UserError, match="which is itself like 'own'; expected a whole card"):
+        read_card(tmp_path / "own-5.toml")
+
+
 def test_no_card_at_all(tmp_path):
     with pytest.raises(UserError, match="no card at"):
         read_card(tmp_path / "own.toml")
