@@ -74,7 +74,7 @@ def _over_another(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
         return raw
     name = raw.pop("like")
     beside = {file.stem for file in path.parent.glob("*.toml")}
-    if name not in beside - {path.stem}:
+    if not isinstance(name, str) or name not in beside - {path.stem}:
         raise UserError(f"{path}: like = {name!r}; expected the name of a card beside this one")
     other = _read_toml(path.with_name(f"{name}.toml"))
     if "like" in other:

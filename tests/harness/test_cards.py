@@ -232,7 +232,7 @@ def test_a_variant_says_only_what_differs(tmp_path):
     variant.write_text('like = "own"\nstep = 4\n')
     with pytest.raises(UserError, match=r"own-4\.toml: unknown key 'step' \(did you mean 'steps'\?\)"):
         read_card(variant)
-    for wrong in ('"other"', "4", '"../own"'):
+    for wrong in ('"other"', "4", '["own"]', '"../own"'):
         variant.write_text(f"like = {wrong}\nsteps = 4\n")
         with pytest.raises(UserError, match=r"like = .*; expected the name of a card beside this one"):
             read_card(variant)
