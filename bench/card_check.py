@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bench.card import Card, Command, Patch
+from bench.card import Card, Command
 from bench.errors import UserError
 from bench.external.git import git, said
-from bench.external.repository import Source, find_source
+from bench.external.repository import Source, apply_patch, find_source
 from bench.methods.base import MethodOptions
 
 PLACEHOLDER = re.compile(r"\{\w+\}")
@@ -193,8 +193,12 @@ def _patch_checks(card: Card, commit: _Commit) -> Iterator[CardCheck]:
     texts: dict[str, str | None] = {}
     for number, patch in enumerate(card.patches, 1):
         text = texts[patch.file] if patch.file in texts else commit.text(patch.file)
-        patched, fault = (None, "no such file") if text is None else apply_patch(text, patch)
-        texts[patch.file] = text if fault else patched
+        fault = "no such file"
+        if text is not None:
+            content, count = apply_patch(text.encode(), patch)
+            text = content.decode()
+            fault = "" if count == 1 else f"{patch.find[:60]!r} stands there {count} times, expected once"
+        texts[patch.file] = text
         yield CardCheck(f"patch {number} of {patch.file}", fault)
     assert card.environment is not None
     major, minor = (int(part) for part in card.environment.python.split(".")[:2])
@@ -202,14 +206,6 @@ def _patch_checks(card: Card, commit: _Commit) -> Iterator[CardCheck]:
         if file.endswith(".py") and text is not None:
             what = f"{file} parses as Python {card.environment.python} with the patches"
             yield CardCheck(what, _syntax_fault(text, (major, minor)))
-
-
-def apply_patch(text: str, patch: Patch) -> tuple[str, str]:
-    """The text with the patch, and what keeps it from being applied: then the text is as it was."""
-    count = text.count(patch.find)
-    if count != 1:
-        return text, f"{patch.find[:60]!r} stands there {count} times, expected once"
-    return text.replace(patch.find, patch.replace), ""
 
 
 def _syntax_fault(text: str, version: tuple[int, int]) -> str:

@@ -1,7 +1,7 @@
 """The one exception that means: the user can put this right. And errors as text, for a terminal or for a record."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,6 +17,13 @@ def one_line(error: BaseException) -> str:
     text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     text = " ".join(text.split())
     return text if len(text) <= 300 else text[:297] + "..."
+
+
+def some(names: Iterable[object], most: int = 3) -> str:
+    """The first of `names`, and how many more there are: "a, b, c and 4 more"; empty for none."""
+    listed = [str(name) for name in names]
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
 
 
 def without_paths(text: str, names: Mapping[Path, str] = MappingProxyType({})) -> str:

@@ -83,13 +83,13 @@ class Store:
 
     def unknown(self, weights: Sequence[Weight]) -> list[str]:
         """The files that are there and that nobody vouches for."""
-        return [name for weight in weights for name in self.files(weight) if name not in self.known(weight)]
+        return [name for name, vouched in self._vouched(weights) if vouched is None]
 
     def verify(self, weights: Sequence[Weight], fetch: str) -> tuple[dict[str, str], list[str]]:
         """sha256 of every file that is there, by name, and what is wrong with them, one line each."""
         hashes: dict[str, str] = {}
         faults: list[str] = []
-        files = [(name, self.known(weight).get(name)) for weight in weights for name in self.files(weight)]
+        files = self._vouched(weights)
         for name, vouched in tqdm(files, "verifying weights", unit="file", delay=2, leave=False, file=sys.stderr):
             hashes[name] = file_sha256(self.root / name)
             if vouched is None:
@@ -108,6 +108,11 @@ class Store:
                     f"version. {advice}"
                 )
         return hashes, faults
+
+    def _vouched(self, weights: Sequence[Weight]) -> list[tuple[str, Vouched | None]]:
+        """Every file that is there, with what it must hash to, as far as somebody vouches for it."""
+        found = [(self.files(weight), self.known(weight)) for weight in weights]
+        return [(name, known.get(name)) for files, known in found for name in files]
 
     def _ledger(self) -> dict[str, Vouched]:
         """The hashes the store vouches for, by name.

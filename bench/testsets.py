@@ -151,6 +151,12 @@ def folders_of(name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((name, *_read_manifest(name)[0]["folders"])))
 
 
+def lr_size_of(name: str) -> tuple[int, int] | None:
+    """(width, height) of all inputs of the test set; None where its manifest states no one size."""
+    size = _read_manifest(name)[0].get("lr_size")
+    return (size[0], size[1]) if size else None
+
+
 def names_of(name: str) -> tuple[str, ...] | None:
     """The names (stems) of the test set's images, sorted; None where its manifest lists none."""
     listed = _read_manifest(name)[0]["images"]

@@ -6,7 +6,7 @@ is looked for by name, and its reason says how the process ended only where the 
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,14 +80,11 @@ class Names:
         return by_name, further
 
 
-def collect(
-    folder: Path, names: Names, sizes: Mapping[str, tuple[int, int]], step: Callable[[], object] = lambda: None
-) -> Collected:
+def collect(folder: Path, names: Names, sizes: Mapping[str, tuple[int, int]]) -> Collected:
     """Looks at every file under `folder` and decodes every output.
 
     Args:
         sizes: (width, height) of each expected image's input.
-        step: called after each image.
     """
     from bench.methods.base import SCALE
 
@@ -103,7 +100,6 @@ def collect(
             result.faults[name] = fault
         else:
             result.files[name] = folder / paths[0]
-        step()
     return result
 
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,9 +80,7 @@ def visible_gpu(device: str, outer: str | None) -> str:
     return listed[index]
 
 
-def write_inputs(
-    images: Mapping[str, Path], folder: Path, upscale: str, step: Callable[[], object] = lambda: None
-) -> None:
+def write_inputs(images: Mapping[str, Path], folder: Path, upscale: str) -> None:
     """Writes NAME.png, 8-bit RGB, for every image: as it is, or with `upscale` "bicubic" enlarged x4.
 
     The resize is that of the row "Bicubic" (bench/methods/resize.py), rounded once.
@@ -104,7 +102,6 @@ def write_inputs(
                 image.convert("RGB").save(target)
         if not upscale and as_it_is:
             target.write_bytes(path.read_bytes())  # a copy: nothing keeps a script from writing to its inputs
-        step()
 
 
 def _fill(text: str, values: Mapping[str, str]) -> str:

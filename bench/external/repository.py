@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.card import Card, Patch
-from bench.errors import UserError, without_paths
+from bench.errors import UserError, some, without_paths
 from bench.external.git import git, git_program, said, variables
 from bench.external.place import REPOSITORIES, alone, in_words
 from bench.external.process import require, run_tool
@@ -168,7 +168,7 @@ def _check_source(card: Card, source: Source) -> None:
     changed = git(place, "status", "--porcelain", "--untracked-files=no").stdout.splitlines()
     if changed:
         raise UserError(
-            f"{source.shown} has local changes ({_some([line[3:] for line in changed])}), which would not be run: "
+            f"{source.shown} has local changes ({some([line[3:] for line in changed])}), which would not be run: "
             "`git stash` them, or make them patches of a card of your own"
         )
 
@@ -183,7 +183,7 @@ def _check_unchanged(card: Card, options: "MethodOptions") -> None:
     )
     if changed or not same:
         raise UserError(
-            f"the checkout of {card.display} was changed since it was made ({_some(changed) or 'its index'}): delete "
+            f"the checkout of {card.display} was changed since it was made ({some(changed) or 'its index'}): delete "
             f"{in_words(options, place)}, and it is made again"
         )
 
@@ -238,18 +238,26 @@ def _patch(card: Card, part: Path) -> None:
         path = part / patch.file
         if not path.resolve().is_relative_to(part.resolve()) or not path.is_file():
             raise UserError(f"a patch of {card.display} is for {patch.file}, and there is no such file at that commit")
-        content = path.read_bytes()
-        find, replace = patch.find.encode(), patch.replace.encode()
-        if b"\r\n" in content and find not in content:
-            find, replace = (text.replace(b"\n", b"\r\n") for text in (find, replace))
-        count = content.count(find) if find else 0
+        content, count = apply_patch(path.read_bytes(), patch)
         if count != 1:
             raise UserError(
                 f"a patch of {card.display} does not apply: what it looks for stands {count} times in {patch.file}, "
                 f"expected once ({patch.reason})"
             )
-        path.write_bytes(content.replace(find, replace))
+        path.write_bytes(content)
     git(part, "add", "--update")
+
+
+def apply_patch(content: bytes, patch: Patch) -> tuple[bytes, int]:
+    """A file's content with the patch, and how often what it looks for stands there: other than once, nothing changes.
+
+    In a file with Windows' line ends those of the patch are Windows' too.
+    """
+    find, replace = patch.find.encode(), patch.replace.encode()
+    if b"\r\n" in content and find not in content:
+        find, replace = (text.replace(b"\n", b"\r\n") for text in (find, replace))
+    count = content.count(find) if find else 0
+    return (content.replace(find, replace) if count == 1 else content), count
 
 
 def link(card: Card, options: "MethodOptions", place: Path) -> None:
@@ -276,8 +284,3 @@ def link(card: Card, options: "MethodOptions", place: Path) -> None:
 
 def _has(repository: Path, commit: str) -> bool:
     return git(repository, "cat-file", "-e", f"{commit}^{{commit}}").returncode == 0
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

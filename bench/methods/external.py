@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bench.card import Card, Command, Patch
 from bench.device import has_nvidia_driver
@@ -29,6 +29,7 @@ from bench.missing import Missing, Obstacle
 from bench.provenance import sha256_file
 from bench.schema import DESCRIPTIONS
 from bench.store import missing_weights, verified_weights
+from bench.testsets import lr_size_of
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -227,7 +228,7 @@ def _obstacles(card: Card, options: MethodOptions) -> Iterator[Obstacle]:
             repository.find_source(card, options)
     except UserError as error:
         yield Obstacle(card.display, f"needs its repository: {error}")
-    size = _testset_size(options.testset)
+    size = lr_size_of(options.testset) if options.testset is not None else None
     expected = card.command.lr_size
     if expected is not None and size is not None and size != tuple(expected):
         yield Obstacle(
@@ -240,20 +241,6 @@ def _no_gpu(card: Card, options: MethodOptions) -> Obstacle:
     asked = options.device.startswith("cuda")
     found = "this machine has no driver of one" if asked else f"the device is {options.device}"
     return Obstacle(card.display, f"needs an NVIDIA GPU, and {found}; run it on a machine with one, --device cuda")
-
-
-def _testset_size(testset: str | None) -> tuple[int, int] | None:
-    """The size of all inputs of a test set as its manifest states it; None where it states none."""
-    from bench import testsets
-
-    if testset is None:
-        return None
-    try:
-        manifest: dict[str, Any] = json.loads((testsets.DATASETS / testset / "manifest.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    size = manifest.get("lr_size")
-    return (size[0], size[1]) if size else None
 
 
 def _patch_sha256(patch: Patch) -> str:

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.errors import UserError
+from bench.errors import UserError, some
 from bench.methods.base import SCALE, MethodOptions, MethodSpec
 from bench.metrics.images import EXTENSIONS
 from bench.missing import Missing
-from bench.provenance import sha256_file
+from bench.provenance import file_sha256
 
 if TYPE_CHECKING:
     from bench.testsets import TestImage, TestSet
@@ -58,7 +58,7 @@ class PublishedOutputs:
             names = {image.name for image in testset.images}
             spare = [path.name for stem, path in found.items() if stem not in names]
             if spare:
-                faults.append(f"(images there that match no name: {_some(spare)}; names must be equal, without suffix)")
+                faults.append(f"(images there that match no name: {some(spare)}; names must be equal, without suffix)")
         for image in testset.images:
             if image.name in found:
                 faults += _size_fault(image, found[image.name])
@@ -90,8 +90,8 @@ class PublishedOutputs:
         """How the folder's names differ from the published ones, or that they do not."""
         absent = [name for name in self.names if name not in images]
         spare = [path.name for name, path in images.items() if self.names and name not in self.names]
-        parts = [f"{len(absent)} absent: {_some(absent)}"] if absent else []
-        parts += [f"{len(spare)} too many: {_some(spare)}"] if spare else []
+        parts = [f"{len(absent)} absent: {some(absent)}"] if absent else []
+        parts += [f"{len(spare)} too many: {some(spare)}"] if spare else []
         return f" ({'; '.join(parts) or 'some were altered, re-encoded or are of another release'})"
 
 
@@ -124,7 +124,7 @@ def sha256_of_files(files: Mapping[str, Path]) -> str:
 
     total = hashlib.sha256()
     for name, path in tqdm(files.items(), desc="hashing", unit="file", delay=2, leave=False, file=sys.stderr):
-        total.update(f"{sha256_file(path)}  {name}\n".encode())
+        total.update(f"{file_sha256(path)}  {name}\n".encode())
     return total.hexdigest()
 
 
@@ -175,8 +175,3 @@ def _size_fault(image: "TestImage", path: Path) -> list[str]:
     if found == expected:
         return []
     return [f"{image.name}: {path.name} is {found[0]}x{found[1]}, expected {expected[0]}x{expected[1]}"]
-
-
-def _some(names: list[str], count: int = 3) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more

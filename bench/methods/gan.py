@@ -6,12 +6,11 @@ would take the average; LDL's authors do not.
 """
 
 import importlib.util
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.card import Card, Network
-from bench.errors import UserError
+from bench.errors import UserError, some
 from bench.methods.base import SCALE, MethodOptions, MethodSpec, spec_of
 from bench.methods.spandrel import SpandrelMethod
 from bench.missing import Missing, Obstacle
@@ -84,7 +83,7 @@ def chosen(state_dict: dict[str, object], network: Network, path: Path) -> dict[
     part: object = state_dict
     if network.key:
         if network.key not in state_dict:
-            raise UserError(f"{path} has no entry {network.key!r}, which the card names; it has {_some(state_dict)}")
+            raise UserError(f"{path} has no entry {network.key!r}, which the card names; it has {some(state_dict, 8)}")
         part = state_dict[network.key]
     what = f"the entry {network.key!r} of {path}" if network.key else f"{path}"
     if not isinstance(part, dict):
@@ -92,7 +91,7 @@ def chosen(state_dict: dict[str, object], network: Network, path: Path) -> dict[
     odd = [name for name, value in part.items() if not isinstance(value, Tensor)]
     if odd or not part:
         hint = "; one of them may be the entry that `network.key` should name" if not network.key else ""
-        raise UserError(f"{what} does not hold tensors alone: {_some(odd) or 'it is empty'}{hint}")
+        raise UserError(f"{what} does not hold tensors alone: {some(odd, 8) or 'it is empty'}{hint}")
     return {name: value for name, value in part.items() if not name.startswith(network.drop)}
 
 
@@ -123,8 +122,3 @@ def _obstacles(card: Card) -> list[Obstacle]:
             f"{card.licence}): `pip install {EXTRA_PACKAGE}`",
         )
     ]
-
-
-def _some(names: Iterable[object]) -> str:
-    listed = [str(name) for name in names]
-    return ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import UserError
+from bench.errors import UserError, some
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,8 +72,8 @@ def read_checkpoint(path: Path) -> dict[str, Part]:
     found = {str(key) for key in content}
     if found != set(KINDS):
         raise UserError(
-            f"{path} is not of OSEDiff's layout: missing {_some(set(KINDS) - found) or 'nothing'}, unknown "
-            f"{_some(found - set(KINDS)) or 'nothing'}"
+            f"{path} is not of OSEDiff's layout: missing {some(sorted(set(KINDS) - found), 5) or 'nothing'}, unknown "
+            f"{some(sorted(found - set(KINDS)), 5) or 'nothing'}"
         )
     odd = [f"{key} is a {type(content[key]).__name__}" for key, kind in KINDS.items() if type(content[key]) is not kind]
     if odd:
@@ -137,9 +137,4 @@ def merge(network: Any, part: Part) -> None:
 
 def _refuse(where: str, what: str, names: set[str]) -> None:
     if names:
-        raise UserError(f"{where} {what}: {_some(names)}")
-
-
-def _some(names: set[str]) -> str:
-    shown = ", ".join(sorted(names)[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+        raise UserError(f"{where} {what}: {some(sorted(names), 5)}")
