@@ -18,7 +18,7 @@ from bench.card import Card, Command
 from bench.errors import UserError
 from bench.external.git import git, said
 from bench.external.repository import Source, apply_patch, find_source
-from bench.methods.base import MethodOptions
+from bench.options import RunOptions
 
 PLACEHOLDER = re.compile(r"\{\w+\}")
 NUMBERS = {"int": int, "float": float}
@@ -56,7 +56,7 @@ def check_card(card: Card, repo_dir: Path) -> list[CardCheck]:
     """
     if card.command is None or card.environment is None:
         raise UserError(f"{card.name} runs in process: its card has no command to check against a repository")
-    source = find_source(card, MethodOptions(repo_dir=repo_dir))
+    source = find_source(card, RunOptions(repo_dir=repo_dir))
     with _repository(source) as repository:
         commit = _Commit(repository, card.commit)
         if not commit.is_there():

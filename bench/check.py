@@ -17,7 +17,8 @@ from torch import Tensor
 
 from bench.errors import UserError
 from bench.global_random import kept_generators, states
-from bench.methods.base import MIN_SIDE, SCALE, SEED_LIMIT, FolderMethod, Method
+from bench.methods.base import FolderMethod, Method
+from bench.options import MIN_SIDE, SCALE, SEED_LIMIT
 
 if TYPE_CHECKING:
     from bench.testsets import TestSet

@@ -20,11 +20,11 @@ from bench.errors import UserError
 from bench.fetch_item import Item
 from bench.fetch_weights import weight_items
 from bench.methods import METHODS
-from bench.methods.base import MethodOptions
 from bench.methods.published import absent_outputs, fetch_published
 from bench.metrics import EXTRA_METRICS, METRICS
 from bench.metrics.weights import WeightFile
 from bench.missing import Missing
+from bench.options import RunOptions
 from bench.testsets import DATASETS, HR, LQ, LR, TESTSETS, missing_testset
 
 TESTSETS_REPO = "Iceclear/StableSR-TestSets"
@@ -58,10 +58,10 @@ def items() -> dict[str, Item]:
 
 
 def _metric_item(name: str, display: str, weights: tuple[WeightFile, ...]) -> Item:
-    def missing(options: MethodOptions) -> list[Missing]:
+    def missing(options: RunOptions) -> list[Missing]:
         return [file.missing(display, name) for file in weights if not file.path().is_file()]
 
-    def get(options: MethodOptions) -> None:
+    def get(options: RunOptions) -> None:
         for file in weights:
             if not file.path().is_file():
                 download(file.urls, file.path(), file.sha256)
@@ -95,13 +95,13 @@ def _manifest(name: str) -> dict[str, Any]:
     return json.loads((DATASETS / name / "manifest.json").read_text(encoding="utf-8"))
 
 
-def _data_root(options: MethodOptions) -> Path:
+def _data_root(options: RunOptions) -> Path:
     if options.data_root is None and not os.environ.get("TSD_DATA"):
         raise UserError("say where test sets are to be kept: --data-root DIR, or the variable TSD_DATA")
     return options.data()
 
 
-def _get_testset(name: str, options: MethodOptions) -> None:
+def _get_testset(name: str, options: RunOptions) -> None:
     """The set's own folder out of the hub's archive of all sets, read in place: only that folder is transferred.
 
     Where the hub cannot be reached, RealSR and DRealSR come from the copies in the OSEDiff repository. Sets without
@@ -182,7 +182,7 @@ def _place(member: zipfile.ZipInfo, folder: str, target: Path) -> Path | None:
 def _published_item(card: Card) -> Item:
     sets = ", ".join(published.testset for published in card.published)
 
-    def get(options: MethodOptions) -> None:
+    def get(options: RunOptions) -> None:
         _data_root(options)
         fetch_published(card, options)
 
@@ -197,5 +197,5 @@ def _published_item(card: Card) -> Item:
     )
 
 
-def _get_realesrgan(options: MethodOptions) -> None:
+def _get_realesrgan(options: RunOptions) -> None:
     download([REALESRGAN], options.weights() / "realesr-general-x4v3.pth", REALESRGAN_SHA256)

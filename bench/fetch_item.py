@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench.methods.base import MethodOptions
 from bench.missing import Missing, Obstacle
+from bench.options import RunOptions
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Item:
     licence: str
     size_bytes: int | None
     restricted: bool
-    missing: Callable[[MethodOptions], Sequence[Missing | Obstacle]]
-    get: Callable[[MethodOptions], None] | None
+    missing: Callable[[RunOptions], Sequence[Missing | Obstacle]]
+    get: Callable[[RunOptions], None] | None
     by_hand: str | None = None
-    unsettled: Callable[[MethodOptions], list[str]] = lambda options: []
-    settle: Callable[[MethodOptions], list[str]] = lambda options: []
+    unsettled: Callable[[RunOptions], list[str]] = lambda options: []
+    settle: Callable[[RunOptions], list[str]] = lambda options: []

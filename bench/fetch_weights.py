@@ -12,7 +12,7 @@ from bench.card import Card, Weight, argument_of, assets, cards
 from bench.download import download
 from bench.errors import UserError
 from bench.fetch_item import Item
-from bench.methods.base import MethodOptions
+from bench.options import RunOptions
 from bench.provenance import file_sha256
 from bench.store import FIRST_USE, Store, Vouched, missing_files
 
@@ -62,7 +62,7 @@ def _item(
     )
 
 
-def get_weights(weights: Sequence[Weight], options: MethodOptions) -> None:
+def get_weights(weights: Sequence[Weight], options: RunOptions) -> None:
     """Fetches whichever of `weights` are absent and can be had without a browser; one that fails stops no other.
 
     Raises:
@@ -102,7 +102,7 @@ def _get(store: Store, weight: Weight) -> None:
     raise UserError("\n".join(failures) + hint)
 
 
-def settle(weights: Sequence[Weight], name: str, options: MethodOptions) -> list[str]:
+def settle(weights: Sequence[Weight], name: str, options: RunOptions) -> list[str]:
     """Verifies what is there; records the hashes of files that nobody vouches for. One line for each of those.
 
     Raises:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from bench.methods.base import SCALE
+from bench.options import SCALE
 from bench.provenance import sha256_json
 from bench.records import Records, write_atomic
 from bench.restore import is_restored

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.methods.base import SCALE, Method
+from bench.methods.base import Method
+from bench.options import SCALE
 from bench.seeds import image_seed
 
 if TYPE_CHECKING:

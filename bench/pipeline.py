@@ -16,8 +16,8 @@ from tqdm import tqdm
 from bench.agreement import agreed, same_everywhere
 from bench.device import resolve_device
 from bench.errors import UserError
-from bench.methods.base import MethodOptions
 from bench.missing import brief, describe
+from bench.options import RunOptions
 from bench.plan import Choice, choose, default_out, make_plan
 from bench.records import Records
 from bench.schema import Plan, PlanSet
@@ -38,7 +38,7 @@ class Stages:
         testsets: list["TestSet"],
         plan: Plan,
         records: Records,
-        options: MethodOptions,
+        options: RunOptions,
         redo: list[str],
         shard: Shard = ALONE,
     ) -> None:
@@ -62,7 +62,7 @@ class Stages:
             UserError: an unknown name, something missing that is required, a test set that is not what it should be.
         """
         table, profile = get_profile(args.table, args.profile)
-        options = MethodOptions(resolve_device(args.device, shard), args.dtype, args.data_root, args.weights_root)
+        options = RunOptions(resolve_device(args.device, shard), args.dtype, args.data_root, args.weights_root)
         own = {"repo_dir": args.repo_dir, "cache_root": args.cache, "time_limit_seconds": args.time_limit}
         options = replace(options, seed=args.seed, **own)
         choice = choose(

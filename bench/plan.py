@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from bench.errors import UserError, without_paths
-from bench.methods import MethodOptions, MethodSpec, get_method
+from bench.methods import MethodSpec, get_method
 from bench.metrics import MetricSpec, get_metric, missing_metric
 from bench.missing import Missing, Obstacle
+from bench.options import RunOptions
 from bench.schema import Plan, PlanMethod, PlanMetric, PlanSet
 from bench.tables import PaperRow, Profile, TableSpec
 from bench.testsets import TESTSETS, has_reference, missing_testset
@@ -63,7 +64,7 @@ class Choice:
 def choose(
     table: TableSpec,
     profile_name: str,
-    options: MethodOptions,
+    options: RunOptions,
     *,
     testsets: Sequence[str] | None,
     methods: Sequence[str] | None,

@@ -20,7 +20,8 @@ from bench import provenance
 from bench.errors import UserError, one_line, without_paths
 from bench.identity import agreed_account, continue_or_refuse, refuse_stale
 from bench.imaging import Maker, copier, timer, warm_up
-from bench.methods.base import FolderMethod, FolderRunner, Method, MethodOptions, MethodSpec
+from bench.methods.base import FolderMethod, FolderRunner, Method, MethodSpec
+from bench.options import RunOptions
 from bench.records import Records, write_atomic
 from bench.runners import no_output, run_folder
 from bench.schema import EXTERNAL, ImageRow, Run
@@ -48,7 +49,7 @@ def restore_set(
     records: Records,
     testset: "TestSet",
     spec: MethodSpec,
-    options: MethodOptions,
+    options: RunOptions,
     *,
     seed: int,
     redo: bool = False,
@@ -116,9 +117,7 @@ def restore_set(
     return whole
 
 
-def check_recorded(
-    records: Records, testset: "TestSet", spec: MethodSpec, options: MethodOptions, *, seed: int
-) -> None:
+def check_recorded(records: Records, testset: "TestSet", spec: MethodSpec, options: RunOptions, *, seed: int) -> None:
     """Raises StaleRecords where `restore_set` would, without restoring anything; looks only where there are records."""
     if records.read_run(testset.name, spec.name) is None:
         return
@@ -213,7 +212,7 @@ def _makers(
     reason: str,
     outputs: dict[str, Path],
     images: Sequence["TestImage"],
-    options: MethodOptions,
+    options: RunOptions,
     seed: int,
     work: Path,
 ) -> Generator[tuple["TestImage", Maker]]:
@@ -263,7 +262,7 @@ def _restore_one(
 
 
 def _with_environment(
-    run: Run, options: MethodOptions, method: Method | FolderMethod | FolderRunner | None, shard: Shard
+    run: Run, options: RunOptions, method: Method | FolderMethod | FolderRunner | None, shard: Shard
 ) -> tuple[str, Run]:
     """The key of the present environment, and `run` with it; with that of the method's own process, where it has one.
 

@@ -22,7 +22,7 @@ from bench.provenance import file_sha256
 from bench.records import write_atomic
 
 if TYPE_CHECKING:
-    from bench.methods.base import MethodOptions
+    from bench.options import RunOptions
 
 
 LEDGER = "hashes.json"
@@ -41,7 +41,7 @@ class Vouched:
 class Store:
     """The folder of weights; it need not exist."""
 
-    def __init__(self, options: "MethodOptions") -> None:
+    def __init__(self, options: "RunOptions") -> None:
         self.root = options.weights()
 
     def path(self, weight: Weight) -> Path:
@@ -133,7 +133,7 @@ class Store:
 
 
 def missing_files(
-    weights: Sequence[Weight], options: "MethodOptions", *, licence: str, needed_by: str, fetch: str
+    weights: Sequence[Weight], options: "RunOptions", *, licence: str, needed_by: str, fetch: str
 ) -> list[Missing]:
     """What of `weights` is not in the store; looks at file names only."""
     store = Store(options)
@@ -152,7 +152,7 @@ def missing_files(
     ]
 
 
-def missing_weights(card: Card, options: "MethodOptions") -> list[Missing]:
+def missing_weights(card: Card, options: "RunOptions") -> list[Missing]:
     """What of the card's weights is not in the store; looks at file names only."""
     return missing_files(card.weights, options, licence=card.licence, needed_by=card.display, fetch=argument_of(card))
 
@@ -162,7 +162,7 @@ def source(weight: Weight) -> str:
     return " or ".join([*weight.urls, *(f"hf:{place}" for place in weight.hub)]) or weight.manual
 
 
-def verified_weights(card: Card, options: "MethodOptions") -> dict[str, str]:
+def verified_weights(card: Card, options: "RunOptions") -> dict[str, str]:
     """sha256 of every weight file of the card, by its name in the store.
 
     Raises:
@@ -172,7 +172,7 @@ def verified_weights(card: Card, options: "MethodOptions") -> dict[str, str]:
 
 
 def verified_files(
-    weights: Sequence[Weight], options: "MethodOptions", *, licence: str, needed_by: str, fetch: str
+    weights: Sequence[Weight], options: "RunOptions", *, licence: str, needed_by: str, fetch: str
 ) -> dict[str, str]:
     """As `verified_weights`, of any weights."""
     absent = missing_files(weights, options, licence=licence, needed_by=needed_by, fetch=fetch)

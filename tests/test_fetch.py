@@ -21,11 +21,11 @@ from bench.card import assets, cards
 from bench.cli import main
 from bench.download import download
 from bench.errors import UserError
-from bench.methods.base import MethodOptions
 from bench.methods.published import absent_outputs, fetch_published
 from bench.metrics import METRICS
 from bench.metrics.weights import WeightFile
 from bench.missing import Missing, Obstacle, brief, describe, human_size
+from bench.options import RunOptions
 
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -359,7 +359,7 @@ def test_a_hub_that_breaks_off_is_an_error_without_traceback(
 
 
 def test_an_interrupted_base_model_is_still_missing(torch_home: Path, tmp_path: Path) -> None:
-    item, options = bench.fetch.items()["sd3-medium"], MethodOptions()
+    item, options = bench.fetch.items()["sd3-medium"], RunOptions()
     folder = tmp_path / "weights" / "stable-diffusion-3-medium-diffusers"
     for part in ("transformer", "vae", "scheduler"):
         (folder / part).mkdir(parents=True)
@@ -384,7 +384,7 @@ def test_a_mirror_is_verified_image_by_image(
     monkeypatch.setattr(bench.fetch, "DATASETS", tmp_path / "datasets")
     monkeypatch.setattr(bench.hub, "HUB", "http://hub.invalid")
     monkeypatch.setattr(bench.fetch, "OSEDIFF", server.url("file"))
-    options = MethodOptions(data_root=tmp_path / "data")
+    options = RunOptions(data_root=tmp_path / "data")
     bench.fetch._get_testset("realsr", options)
     images = sorted((tmp_path / "data").rglob("*.png"))
     assert [f"{path.parent.name}/{path.name}" for path in images] == [
@@ -408,7 +408,7 @@ def test_published_outputs_come_from_the_cards_commit_and_are_verified_as_a_whol
     (folder / "manifest.json").write_text(json.dumps(manifest))
     monkeypatch.setattr(bench.testsets, "DATASETS", tmp_path / "datasets")
     monkeypatch.setattr(bench.methods.published, "RAW", server.url("file/"))
-    options = MethodOptions(data_root=tmp_path / "data")
+    options = RunOptions(data_root=tmp_path / "data")
     card = cards()["bsrgan"]
     with pytest.raises(UserError, match="not the published ones"):
         fetch_published(card, options)
@@ -442,7 +442,7 @@ def test_a_set_without_ground_truth_comes_image_by_image(
     (tmp_path / "datasets" / "realsrset" / "manifest.json").write_text(json.dumps(manifest))
     for module in (bench.fetch, bench.testsets):
         monkeypatch.setattr(module, "DATASETS", tmp_path / "datasets")
-    options = MethodOptions(data_root=tmp_path / "data")
+    options = RunOptions(data_root=tmp_path / "data")
     bench.fetch._get_testset("realsrset", options)
     assert [path for path, _ in server.requests] == ["/file/set/a.png", "/file/set/b.png"]
     assert [image.name for image in bench.testsets.load_testset("realsrset", tmp_path / "data").images] == ["a", "b"]

@@ -15,9 +15,10 @@ from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
 
 from bench.check import check_method
 from bench.errors import UserError
-from bench.methods import MethodOptions, get_method
+from bench.methods import get_method
 from bench.methods.base import Method
 from bench.methods.spandrel import COMPACT_FILES, REALESRGAN_COMPACT, SpandrelMethod, architecture_facts
+from bench.options import RunOptions
 
 
 def tiny(upscale: int = 4, channels: int = 3) -> torch.nn.Module:
@@ -33,7 +34,7 @@ def save(network: torch.nn.Module, path: Path) -> Path:
 
 
 def load(path: Path, **options: str) -> SpandrelMethod:
-    method = get_method(f"spandrel:{path}").load(MethodOptions(**options))
+    method = get_method(f"spandrel:{path}").load(RunOptions(**options))
     assert isinstance(method, SpandrelMethod)
     return method
 
@@ -132,14 +133,14 @@ def test_unknown_network_absent_file_and_folder_are_named(tmp_path: Path):
 def test_a_known_file_with_another_hash_is_refused_before_loading(tmp_path: Path):
     path = save(tiny(), tmp_path / "net.pth")
     with pytest.raises(UserError, match=r"has sha256 \w+, expected 0000"):
-        SpandrelMethod(path, MethodOptions(), sha256="0000")
+        SpandrelMethod(path, RunOptions(), sha256="0000")
     save(tiny(), tmp_path / COMPACT_FILES[1].name)
     with pytest.raises(UserError, match=COMPACT_FILES[1].sha256):
-        REALESRGAN_COMPACT.load(MethodOptions(weights_root=tmp_path))
+        REALESRGAN_COMPACT.load(RunOptions(weights_root=tmp_path))
 
 
 def test_compact_is_missing_with_name_place_and_source(tmp_path: Path):
-    options = MethodOptions(weights_root=tmp_path)
+    options = RunOptions(weights_root=tmp_path)
     (missing,) = REALESRGAN_COMPACT.missing(options)
     assert missing.name == "realesr-general-x4v3.pth"
     assert "TSD_WEIGHTS" in missing.where
@@ -149,7 +150,7 @@ def test_compact_is_missing_with_name_place_and_source(tmp_path: Path):
 
 
 def test_compact_realesrgan_restores_a_real_photograph(shared_dir: Path):
-    options = MethodOptions(weights_root=shared_dir / "weights")
+    options = RunOptions(weights_root=shared_dir / "weights")
     if REALESRGAN_COMPACT.missing(options):
         pytest.skip("no compact Real-ESRGAN in ../shared/weights")
     lr, hr = (

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bench.fetch import Item
-    from bench.methods.base import MethodOptions
+    from bench.options import RunOptions
 
 EPILOG = """\
 examples:
@@ -47,9 +47,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     from bench.errors import UserError
     from bench.fetch import items
-    from bench.methods.base import MethodOptions
+    from bench.options import RunOptions
 
-    options = MethodOptions(data_root=args.data_root, weights_root=args.weights_root)
+    options = RunOptions(data_root=args.data_root, weights_root=args.weights_root)
     known = items() | _own_cards(args.names)
     if args.list:
         for item in known.values():
@@ -127,7 +127,7 @@ def _names(asked: list[str], known: "dict[str, Item]") -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _show(item: "Item", options: "MethodOptions") -> None:
+def _show(item: "Item", options: "RunOptions") -> None:
     from bench.missing import human_size
 
     state = "missing" if item.missing(options) else "here"
@@ -135,7 +135,7 @@ def _show(item: "Item", options: "MethodOptions") -> None:
     print(f"{item.name:<18} {state:<8} {item.summary}\n{'':<27} {about}")
 
 
-def _show_state(item: "Item", options: "MethodOptions") -> None:
+def _show_state(item: "Item", options: "RunOptions") -> None:
     missing = item.missing(options)
     if not missing:
         print(f"{item.name}: here")

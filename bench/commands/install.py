@@ -8,7 +8,7 @@ from bench.commands.run import add_environments
 
 if TYPE_CHECKING:
     from bench.card import Card
-    from bench.methods.base import MethodOptions
+    from bench.options import RunOptions
 
 EPILOG = """\
 examples:
@@ -41,10 +41,10 @@ def run(args: argparse.Namespace) -> int:
     from bench.card import argument_of
     from bench.errors import UserError
     from bench.external.prepare import is_prepared, prepare
-    from bench.methods.base import MethodOptions
+    from bench.options import RunOptions
     from bench.store import missing_weights
 
-    options = MethodOptions(repo_dir=args.repo_dir, cache_root=args.cache, weights_root=args.weights_root)
+    options = RunOptions(repo_dir=args.repo_dir, cache_root=args.cache, weights_root=args.weights_root)
     cards = list({card.name: card for card in map(_card, args.methods)}.values())
     for card in cards:
         print(_plan(card, options), flush=True)
@@ -81,7 +81,7 @@ def _card(name: str) -> "Card":
     return spec.card
 
 
-def _plan(card: "Card", options: "MethodOptions") -> str:
+def _plan(card: "Card", options: "RunOptions") -> str:
     """What will be done for a method, in two lines."""
     from bench.external import environment, repository
     from bench.external.repository import checkout_place
@@ -99,7 +99,7 @@ def _plan(card: "Card", options: "MethodOptions") -> str:
     )
 
 
-def _source(card: "Card", options: "MethodOptions") -> str:
+def _source(card: "Card", options: "RunOptions") -> str:
     from bench.errors import UserError
     from bench.external.repository import find_source
 

@@ -38,10 +38,11 @@ def run(args: argparse.Namespace) -> int:
     from bench.describe import description
     from bench.device import resolve_device
     from bench.errors import UserError
-    from bench.methods import MethodOptions, get_method
+    from bench.methods import get_method
+    from bench.options import RunOptions
 
     device = resolve_device("auto")
-    options = MethodOptions(device, data_root=args.data_root, weights_root=args.weights_root, cache_root=args.cache)
+    options = RunOptions(device, data_root=args.data_root, weights_root=args.weights_root, cache_root=args.cache)
     asked = args.what or list(KINDS)
     for name in asked:
         near = difflib.get_close_matches(name, KINDS, n=1, cutoff=0.75)

@@ -86,7 +86,7 @@ def collect(folder: Path, names: Names, sizes: Mapping[str, tuple[int, int]]) ->
     Args:
         sizes: (width, height) of each expected image's input.
     """
-    from bench.methods.base import SCALE
+    from bench.options import SCALE
 
     by_name, further = names.found(folder)
     result = Collected(further=further)

@@ -23,7 +23,7 @@ from bench.external.process import require, run_tool
 from bench.records import write_atomic
 
 if TYPE_CHECKING:
-    from bench.methods.base import MethodOptions
+    from bench.options import RunOptions
 
 
 MARKER = "environment.json"
@@ -50,7 +50,7 @@ def pins_sha256(environment: Environment) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def environment_place(card: Card, options: "MethodOptions") -> Path:
+def environment_place(card: Card, options: "RunOptions") -> Path:
     """Where the card's environment lies or will lie."""
     assert card.environment is not None
     return options.cache() / ENVIRONMENTS / pins_sha256(card.environment)[:16]
@@ -60,7 +60,7 @@ def python_of(place: Path) -> Path:
     return place / "bin" / "python"
 
 
-def ready(card: Card, options: "MethodOptions") -> bool:
+def ready(card: Card, options: "RunOptions") -> bool:
     """Whether the card's environment is built; looks at files only."""
     place = environment_place(card, options)
     return (place / MARKER).is_file() and python_of(place).exists()
@@ -78,7 +78,7 @@ def uv_program() -> str | None:
     return shutil.which("uv")
 
 
-def build(card: Card, options: "MethodOptions") -> Path:
+def build(card: Card, options: "RunOptions") -> Path:
     """The card's environment, built if it is not there; several processes wait for the one that builds it.
 
     Raises:
@@ -108,7 +108,7 @@ def build(card: Card, options: "MethodOptions") -> Path:
     return place
 
 
-def described(card: Card, options: "MethodOptions") -> dict[str, Any]:
+def described(card: Card, options: "RunOptions") -> dict[str, Any]:
     """What a built environment consists of: interpreter, packages, the hash of its pins, the uv that built it.
 
     Raises:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bench.methods.base import MethodOptions
+    from bench.options import RunOptions
 
 REPOSITORIES, ENVIRONMENTS = "repositories", "environments"
 
 
-def in_words(options: "MethodOptions", place: Path) -> str:
+def in_words(options: "RunOptions", place: Path) -> str:
     """`place` for messages, which may be recorded and published: below the cache's own name."""
     return f"$TSD_CACHE/{place.relative_to(options.cache()).as_posix()} (or under --cache, else ~/.cache/tsd-sr-bench)"
 

@@ -9,7 +9,7 @@ from bench.external import environment, repository
 from bench.store import missing_weights
 
 if TYPE_CHECKING:
-    from bench.methods.base import MethodOptions
+    from bench.options import RunOptions
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Prepared:
     python: Path
 
 
-def prepare(card: Card, options: "MethodOptions") -> Prepared:
+def prepare(card: Card, options: "RunOptions") -> Prepared:
     """Checkout and environment, made where they are not there, and the links to weights where these are.
 
     Raises:
@@ -33,6 +33,6 @@ def prepare(card: Card, options: "MethodOptions") -> Prepared:
     return Prepared(checkout, python)
 
 
-def is_prepared(card: Card, options: "MethodOptions") -> bool:
+def is_prepared(card: Card, options: "RunOptions") -> bool:
     """Whether checkout and environment are there; looks at files only."""
     return repository.is_made(card, options) and environment.ready(card, options)

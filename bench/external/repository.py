@@ -22,7 +22,7 @@ from bench.external.process import require, run_tool
 from bench.records import write_atomic
 
 if TYPE_CHECKING:
-    from bench.methods.base import MethodOptions
+    from bench.options import RunOptions
 
 
 MARKER = "tsd-bench.json"
@@ -46,7 +46,7 @@ class Source:
     shown: str
 
 
-def checkout_place(card: Card, options: "MethodOptions") -> Path:
+def checkout_place(card: Card, options: "RunOptions") -> Path:
     """Where the card's checkout lies or will lie."""
     patched = f"-{patches_sha256(card.patches)[:8]}" if card.patches else ""
     return options.cache() / REPOSITORIES / f"{card.name}-{card.commit[:12]}{patched}"
@@ -57,12 +57,12 @@ def patches_sha256(patches: Sequence[Patch]) -> str:
     return hashlib.sha256(json.dumps([[p.file, p.find, p.replace] for p in patches]).encode()).hexdigest()
 
 
-def is_made(card: Card, options: "MethodOptions") -> bool:
+def is_made(card: Card, options: "RunOptions") -> bool:
     """Whether the checkout is there; looks at a file name only."""
     return (checkout_place(card, options) / ".git" / MARKER).is_file()
 
 
-def find_source(card: Card, options: "MethodOptions") -> Source:
+def find_source(card: Card, options: "RunOptions") -> Source:
     """Where the repository is taken from; looks at names only.
 
     Under --repo-dir it is a clone NAME/, a bare one NAME.git/ or a bundle NAME.bundle, where NAME is the repository's
@@ -89,7 +89,7 @@ def find_source(card: Card, options: "MethodOptions") -> Source:
     )
 
 
-def check(card: Card, options: "MethodOptions") -> None:
+def check(card: Card, options: "RunOptions") -> None:
     """What can be known to be wrong before anything is made; takes a fraction of a second, and no network.
 
     Raises:
@@ -110,7 +110,7 @@ def check(card: Card, options: "MethodOptions") -> None:
         _check_unchanged(card, options)
 
 
-def checkout(card: Card, options: "MethodOptions") -> Path:
+def checkout(card: Card, options: "RunOptions") -> Path:
     """Our own work tree at the card's commit with its patches, made if it is not there.
 
     Raises:
@@ -173,7 +173,7 @@ def _check_source(card: Card, source: Source) -> None:
         )
 
 
-def _check_unchanged(card: Card, options: "MethodOptions") -> None:
+def _check_unchanged(card: Card, options: "RunOptions") -> None:
     place = checkout_place(card, options)
     changed = git(place, "diff", "--name-only").stdout.split()
     recorded = json.loads((place / ".git" / MARKER).read_text(encoding="utf-8"))
@@ -260,7 +260,7 @@ def apply_patch(content: bytes, patch: Patch) -> tuple[bytes, int]:
     return (content.replace(find, replace) if count == 1 else content), count
 
 
-def link(card: Card, options: "MethodOptions", place: Path) -> None:
+def link(card: Card, options: "RunOptions", place: Path) -> None:
     """Puts the links into the checkout that the card asks for, to files of the weight store.
 
     Several processes may do so at once: a link is replaced in one step.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.card import cards, read_card
 from bench.errors import UserError
-from bench.methods.base import FolderMethod, Method, MethodOptions, MethodSpec
+from bench.methods.base import FolderMethod, Method, MethodSpec
 from bench.methods.folder import folder_spec
 from bench.methods.from_card import card_spec, card_specs
 from bench.methods.function import function_spec
@@ -33,7 +33,7 @@ from bench.methods.tsd_rows import (
 from bench.methods.tsd_sr import TeacherSettings
 from bench.methods.tsd_weights import Weights
 
-__all__ = ["FORMS", "METHODS", "FolderMethod", "Method", "MethodOptions", "MethodSpec", "get_method"]
+__all__ = ["FORMS", "METHODS", "FolderMethod", "Method", "MethodSpec", "get_method"]
 
 METHODS: dict[str, MethodSpec] = {
     "bicubic": BICUBIC,

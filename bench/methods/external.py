@@ -24,8 +24,9 @@ from bench.external.git import git_program
 from bench.external.log import last_lines, note
 from bench.external.prepare import Prepared, prepare
 from bench.external.process import Ending, Process
-from bench.methods.base import MethodOptions, MethodSpec, spec_of
+from bench.methods.base import MethodSpec, spec_of
 from bench.missing import Missing, Obstacle
+from bench.options import RunOptions
 from bench.provenance import sha256_file
 from bench.schema import DESCRIPTIONS
 from bench.store import missing_weights, verified_weights
@@ -47,7 +48,7 @@ class ExternalMethod:
     """
 
     card: Card
-    options: MethodOptions
+    options: RunOptions
     weights: Mapping[str, str]
 
     @property
@@ -199,7 +200,7 @@ class ExternalMethod:
 def external_spec(card: Card) -> MethodSpec:
     """The row of a card with run = "external"."""
 
-    def load(options: MethodOptions) -> ExternalMethod:
+    def load(options: RunOptions) -> ExternalMethod:
         assert card.command is not None
         if card.command.cuda and not options.device.startswith("cuda"):
             raise UserError(_no_gpu(card, options).line())
@@ -207,13 +208,13 @@ def external_spec(card: Card) -> MethodSpec:
         repository.check(card, options)
         return ExternalMethod(card, options, verified_weights(card, options))
 
-    def missing(options: MethodOptions) -> list[Missing | Obstacle]:
+    def missing(options: RunOptions) -> list[Missing | Obstacle]:
         return [*missing_weights(card, options), *_obstacles(card, options)]
 
     return spec_of(card, load, missing, "own environment")
 
 
-def _obstacles(card: Card, options: MethodOptions) -> Iterator[Obstacle]:
+def _obstacles(card: Card, options: RunOptions) -> Iterator[Obstacle]:
     """What keeps the card from running here and is no weight file; looks at names only."""
     assert card.command is not None
     if os.name != "posix":
@@ -237,7 +238,7 @@ def _obstacles(card: Card, options: MethodOptions) -> Iterator[Obstacle]:
         )
 
 
-def _no_gpu(card: Card, options: MethodOptions) -> Obstacle:
+def _no_gpu(card: Card, options: RunOptions) -> Obstacle:
     asked = options.device.startswith("cuda")
     found = "this machine has no driver of one" if asked else f"the device is {options.device}"
     return Obstacle(card.display, f"needs an NVIDIA GPU, and {found}; run it on a machine with one, --device cuda")

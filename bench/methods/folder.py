@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.errors import UserError, some
-from bench.methods.base import SCALE, MethodOptions, MethodSpec
+from bench.methods.base import MethodSpec
 from bench.metrics.images import EXTENSIONS
 from bench.missing import Missing
+from bench.options import SCALE, RunOptions
 from bench.provenance import file_sha256
 
 if TYPE_CHECKING:
@@ -131,12 +132,12 @@ def sha256_of_files(files: Mapping[str, Path]) -> str:
 def folder_spec(root: Path, name: str, display: str) -> MethodSpec:
     """The row of `folder:PATH`."""
 
-    def load(options: MethodOptions) -> PublishedOutputs:
+    def load(options: RunOptions) -> PublishedOutputs:
         if not root.is_dir():
             raise UserError(missing(options)[0].line())
         return PublishedOutputs(root, options.testset)
 
-    def missing(options: MethodOptions) -> list[Missing]:
+    def missing(options: RunOptions) -> list[Missing]:
         if root.is_dir():
             return []
         return [Missing(root.name, str(root), "the method's authors, or your own run of it", None, None, display)]

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from bench.card import Card, Network
 from bench.errors import UserError, some
-from bench.methods.base import SCALE, MethodOptions, MethodSpec, spec_of
+from bench.methods.base import MethodSpec, spec_of
 from bench.methods.spandrel import SpandrelMethod
 from bench.missing import Missing, Obstacle
+from bench.options import SCALE, RunOptions
 from bench.store import Store, missing_weights, verified_weights
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class GanMethod(SpandrelMethod):
         UserError: weights that are missing or not verified.
     """
 
-    def __init__(self, card: Card, options: MethodOptions) -> None:
+    def __init__(self, card: Card, options: RunOptions) -> None:
         assert card.network is not None  # `bench.card` sees to that for run = "spandrel"
         options.require_dtype()
         self.card = card
@@ -98,13 +99,13 @@ def chosen(state_dict: dict[str, object], network: Network, path: Path) -> dict[
 def gan_spec(card: Card) -> MethodSpec:
     """The row of a card with `run = "spandrel"`."""
 
-    def load(options: MethodOptions) -> GanMethod:
+    def load(options: RunOptions) -> GanMethod:
         obstacles = _obstacles(card)
         if obstacles:
             raise UserError("\n".join(obstacle.line() for obstacle in obstacles))
         return GanMethod(card, options)
 
-    def missing(options: MethodOptions) -> list[Missing | Obstacle]:
+    def missing(options: RunOptions) -> list[Missing | Obstacle]:
         return [*missing_weights(card, options), *_obstacles(card)]
 
     return spec_of(card, load, missing)

@@ -20,10 +20,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.card import Card
-from bench.methods.base import SCALE, MethodOptions, MethodSpec, spec_of
+from bench.methods.base import MethodSpec, spec_of
 from bench.methods.osediff_checkpoint import ALPHA, attach, merge, read_checkpoint
 from bench.methods.tagger import Tagger, is_installed
 from bench.methods.tsd_sr import as_bench_errors
+from bench.options import SCALE, RunOptions
 from bench.store import Store, missing_weights, verified_weights
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class OSEDiffMethod:
         UserError: weights that are missing or not verified.
     """
 
-    def __init__(self, card: Card, options: MethodOptions, settings: OSEDiffSettings | None = None) -> None:
+    def __init__(self, card: Card, options: RunOptions, settings: OSEDiffSettings | None = None) -> None:
         options.require_dtype()
         self.options = options
         self.settings = settings or OSEDiffSettings()

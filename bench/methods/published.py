@@ -13,9 +13,10 @@ from pathlib import Path
 
 from bench.card import Card, Published
 from bench.errors import UserError
-from bench.methods.base import MethodOptions, MethodSpec
+from bench.methods.base import MethodSpec
 from bench.methods.folder import PublishedOutputs, images_by_stem, sha256_of_files
 from bench.missing import Missing
+from bench.options import RunOptions
 from bench.testsets import folders_of, names_of
 
 GITHUB = "https://github.com/"
@@ -56,7 +57,7 @@ def published_spec(method: str, card: Card | None = None, label: str = "") -> Me
     )
 
 
-def missing_published(method: str, card: Card | None, display: str, options: MethodOptions) -> list[Missing]:
+def missing_published(method: str, card: Card | None, display: str, options: RunOptions) -> list[Missing]:
     """The folder that is not there; without a test set in `options`, those of the card, unless one of them is there."""
     known = {published.testset: published for published in card.published} if card else {}
     sets = [options.testset] if options.testset is not None else list(known)
@@ -66,13 +67,13 @@ def missing_published(method: str, card: Card | None, display: str, options: Met
     return [_missing(method, card, display, testset, known.get(testset)) for testset in absent]
 
 
-def absent_outputs(card: Card, options: MethodOptions) -> list[Missing]:
+def absent_outputs(card: Card, options: RunOptions) -> list[Missing]:
     """Every folder of the card's published outputs that is not there."""
     display = f"{card.display} (published)"
     return [_missing(card.name, card, display, item.testset, item) for item in _absent(card, options)]
 
 
-def fetch_published(card: Card, options: MethodOptions) -> None:
+def fetch_published(card: Card, options: RunOptions) -> None:
     """Gets what is absent of the card's published outputs, image by image, from its repository into the data root.
 
     Images get their folder's name once the hash over all of them is right; until then they lie beside it, and the
@@ -103,17 +104,17 @@ def _fetch_images(base: str, files: list[str], published: Published, target: Pat
     os.replace(part, target)
 
 
-def _absent(card: Card, options: MethodOptions) -> list[Published]:
+def _absent(card: Card, options: RunOptions) -> list[Published]:
     return [item for item in card.published if _folder(card.name, item.testset, options) is None]
 
 
-def _folder(method: str, testset: str, options: MethodOptions) -> Path | None:
+def _folder(method: str, testset: str, options: RunOptions) -> Path | None:
     """Where the images of a test set lie; None where nowhere."""
     candidates = (options.data() / folder / method for folder in folders_of(testset))
     return next((folder for folder in candidates if folder.is_dir()), None)
 
 
-def _load(method: str, card: Card | None, display: str, options: MethodOptions) -> PublishedOutputs:
+def _load(method: str, card: Card | None, display: str, options: RunOptions) -> PublishedOutputs:
     testset = options.testset or _only_set(method, card)
     folder = _folder(method, testset, options)
     known = next((item for item in card.published if item.testset == testset), None) if card else None

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.errors import UserError
-from bench.methods.base import SCALE, MethodOptions, MethodSpec
+from bench.methods.base import MethodSpec
 from bench.missing import Missing
+from bench.options import SCALE, RunOptions
 
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor
@@ -50,7 +51,7 @@ class SpandrelMethod:
     def __init__(
         self,
         path: Path,
-        options: MethodOptions,
+        options: RunOptions,
         sha256: str | None = None,
         facts: Mapping[str, object] | None = None,
     ) -> None:
@@ -166,10 +167,10 @@ def build(path: Path, state_dict: dict[str, object]) -> "ImageModelDescriptor":
 def spandrel_spec(path: Path, name: str, display: str) -> MethodSpec:
     """The row of `spandrel:PATH`."""
 
-    def load(options: MethodOptions) -> SpandrelMethod:
+    def load(options: RunOptions) -> SpandrelMethod:
         return SpandrelMethod(path, options)
 
-    def missing(options: MethodOptions) -> list[Missing]:
+    def missing(options: RunOptions) -> list[Missing]:
         if path.is_file():
             return []
         return [Missing(path.name, str(path), "wherever its authors publish it", None, None, display)]
@@ -200,18 +201,18 @@ COMPACT_FACTS: dict[str, object] = {
 }
 
 
-def _compact_file(options: MethodOptions) -> KnownFile | None:
+def _compact_file(options: RunOptions) -> KnownFile | None:
     return next((known for known in COMPACT_FILES if (options.weights() / known.name).is_file()), None)
 
 
-def _load_compact(options: MethodOptions) -> SpandrelMethod:
+def _load_compact(options: RunOptions) -> SpandrelMethod:
     known = _compact_file(options)
     if known is None:
         raise UserError(_missing_compact(options)[0].line())
     return SpandrelMethod(options.weights() / known.name, options, known.sha256, COMPACT_FACTS)
 
 
-def _missing_compact(options: MethodOptions) -> list[Missing]:
+def _missing_compact(options: RunOptions) -> list[Missing]:
     if _compact_file(options) is not None:
         return []
     return [

@@ -3,7 +3,7 @@
 import functools
 
 from bench.card import Card
-from bench.methods.base import MethodOptions, MethodSpec, spec_of
+from bench.methods.base import MethodSpec, spec_of
 from bench.methods.tsd_sr import (
     MINI,
     MINI_SD2,
@@ -17,10 +17,11 @@ from bench.methods.tsd_sr import (
 )
 from bench.methods.tsd_weights import SD2_BASES, SD3_HUB_ID, SD2Base, Weights, missing_sd2_student
 from bench.missing import Missing
+from bench.options import RunOptions
 from bench.store import missing_weights
 
 
-def _missing_mini(folder: str, needed_by: str, options: MethodOptions, base: str = MINI) -> list[Missing]:
+def _missing_mini(folder: str, needed_by: str, options: RunOptions, base: str = MINI) -> list[Missing]:
     """The mini models are part of the package; a checkout before training, or a damaged install, may lack one."""
     if (mini_folder(base) / folder).is_dir():
         return []
@@ -31,7 +32,7 @@ def _missing_mini(folder: str, needed_by: str, options: MethodOptions, base: str
 def student_spec(weights: Weights, name: str, display: str) -> MethodSpec:
     """The row of `tsd-sr:MODEL,LORA[,PROMPTS]`."""
 
-    def missing(options: MethodOptions) -> list[Missing]:
+    def missing(options: RunOptions) -> list[Missing]:
         folders = [folder for folder in (weights.model, weights.lora, weights.prompts) if folder is not None]
         return [
             Missing(folder.name, str(folder), "your own training run", None, None, display)
@@ -54,7 +55,7 @@ def student_spec(weights: Weights, name: str, display: str) -> MethodSpec:
 def teacher_spec(settings: TeacherSettings, name: str, display: str, weights: Weights | None = None) -> MethodSpec:
     """The row of `teacher-N` or `teacher:…`; without `weights`, on the mini base."""
 
-    def missing(options: MethodOptions) -> list[Missing]:
+    def missing(options: RunOptions) -> list[Missing]:
         if weights is None:
             return _missing_mini("transformer", display, options)
         folders = [folder for folder in (weights.model, weights.prompts) if folder is not None]

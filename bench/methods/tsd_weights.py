@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from bench.card import Weight, assets
 from bench.errors import UserError
-from bench.methods.base import SCALE, MethodOptions
 from bench.missing import Missing
+from bench.options import SCALE, RunOptions
 from bench.provenance import file_sha256
 from bench.store import missing_files
 
@@ -105,24 +105,24 @@ def recommended_settings(lora: Path | None) -> dict[str, object]:
     return {key: value for key, value in settings.items() if key != "seed"}
 
 
-def release(options: MethodOptions) -> Weights:
+def release(options: RunOptions) -> Weights:
     """Where the real model's folders are looked for."""
     root = options.weights()
     return Weights(root / assets()[SD3_BASE].file, root / ADAPTERS, root / PROMPT)
 
 
-def sd2_student(base: SD2Base, options: MethodOptions) -> Weights:
+def sd2_student(base: SD2Base, options: RunOptions) -> Weights:
     """Where a base and its student are looked for."""
     root = options.weights()
     return Weights(root / base.weight.file, root / base.student, root / base.student / "prompts")
 
 
-def missing_sd2_base(base: SD2Base, options: MethodOptions) -> list[Missing]:
+def missing_sd2_base(base: SD2Base, options: RunOptions) -> list[Missing]:
     """What of the base alone is not in the store."""
     return missing_files((base.weight,), options, licence="", needed_by=f"TSD-SR ({base.display})", fetch=base.asset)
 
 
-def missing_sd2_student(base: SD2Base, options: MethodOptions) -> list[Missing]:
+def missing_sd2_student(base: SD2Base, options: RunOptions) -> list[Missing]:
     """The base, and the student that has to be trained: none was ever published."""
     absent, folder = missing_sd2_base(base, options), options.weights() / base.student
     lacking = [name for name in ("unet.safetensors", "vae.safetensors") if not (folder / name).is_file()]

@@ -231,8 +231,8 @@ import sys
 from pathlib import Path
 from bench.card import read_card
 from bench.external.repository import checkout
-from bench.methods.base import MethodOptions
-print(checkout(read_card(Path(sys.argv[1])), MethodOptions(cache_root=Path(sys.argv[2]))))
+from bench.options import RunOptions
+print(checkout(read_card(Path(sys.argv[1])), RunOptions(cache_root=Path(sys.argv[2]))))
 """
     argv = [sys.executable, "-c", code, str(tmp_path / "cards/tiny.toml"), str(own.cache())]
     processes = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=tmp_path) for _ in range(3)]

@@ -28,8 +28,9 @@ import bench.render
 import bench.score
 from bench import cli, restore, shards, testsets
 from bench.errors import UserError
-from bench.methods import METHODS, MethodOptions, MethodSpec
+from bench.methods import METHODS, MethodSpec
 from bench.methods.base import nothing_missing
+from bench.options import RunOptions
 from bench.records import Records
 from bench.testsets import load_testset
 
@@ -230,7 +231,7 @@ def restored(out: str, load: Callable[[int], object]) -> Callable[[int], int]:
                 "own", "Own", 1, "function", "", "", lambda options: load(rank), nothing_missing,  # type: ignore[arg-type, return-value]
             )  # fmt: skip
             records = Records(Path(out), shard.rank)
-            options = MethodOptions()
+            options = RunOptions()
             report = restore.restore_set(records, load_testset("mini"), spec, options, seed=42, shard=shard, say=print)
             print(json.dumps([report.kept, report.made, report.failed]))
         return 1 if report.failed else 0
@@ -247,10 +248,10 @@ def loading() -> None:
     def load(rank: int) -> object:
         if rank == 1:
             raise UserError("no weights on this machine")
-        return METHODS["bicubic"].load(MethodOptions())
+        return METHODS["bicubic"].load(RunOptions())
 
     together("partly", 2, restored("partly", load))
-    together("mended", 2, restored("partly", lambda rank: METHODS["bicubic"].load(MethodOptions())))
+    together("mended", 2, restored("partly", lambda rank: METHODS["bicubic"].load(RunOptions())))
     shutil.rmtree("partly/images")
     together("cloned", 2, restored("partly", load))
     together("differs", 2, restored("differs", lambda rank: Enlarger({"weights": {"net.pth": f"{rank}a"}})))

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from bench.figures import CAPTION, GAP, HEADER, TILE, busiest_window, draw_figure, fine_detail, spread
-from bench.methods import METHODS, MethodOptions
+from bench.methods import METHODS
 from bench.metrics import METRICS
+from bench.options import RunOptions
 from bench.plan import choose, make_plan
 from bench.records import Records
 from bench.restore import restore_set
@@ -22,7 +23,7 @@ from bench.testsets import TestSet
 @pytest.fixture
 def plan(tiny: TestSet) -> Plan:
     chosen = choose(
-        TABLES["table1"], "mini", MethodOptions(), testsets=None, methods=["bicubic", "lanczos"], metrics=["psnr"]
+        TABLES["table1"], "mini", RunOptions(), testsets=None, methods=["bicubic", "lanczos"], metrics=["psnr"]
     )
     sets = [PlanSet("mini", "Mini", [image.name for image in tiny.images], 3)]
     return make_plan(chosen, sets, seed=42, reference="bicubic", old=None)
@@ -32,7 +33,7 @@ def plan(tiny: TestSet) -> Plan:
 def records(tmp_path: Path, tiny: TestSet) -> Records:
     records = Records(tmp_path / "out")
     for method in ("bicubic", "lanczos"):
-        restore_set(records, tiny, METHODS[method], MethodOptions(), seed=42)
+        restore_set(records, tiny, METHODS[method], RunOptions(), seed=42)
     return records
 
 

@@ -14,8 +14,9 @@ from PIL import Image
 
 from bench.errors import UserError
 from bench.imaging import checked_pixels, read_image
-from bench.methods import METHODS, MethodOptions, MethodSpec, get_method
+from bench.methods import METHODS, MethodSpec, get_method
 from bench.methods.base import nothing_missing
+from bench.options import RunOptions
 from bench.records import Records
 from bench.restore import StageReport, restore_set
 from bench.schema import StaleRecords
@@ -53,7 +54,7 @@ def records(tmp_path: Path) -> Records:
 
 def restore(records: Records, testset: TestSet, spec: MethodSpec, said: list[str] | None = None, **more) -> StageReport:
     say = (said if said is not None else []).append
-    return restore_set(records, testset, spec, MethodOptions(), **{"seed": 42, "say": say} | more)
+    return restore_set(records, testset, spec, RunOptions(), **{"seed": 42, "say": say} | more)
 
 
 def test_every_image_gets_a_png_and_a_row_that_proves_it(records: Records, tiny: TestSet) -> None:
@@ -72,7 +73,7 @@ def test_every_image_gets_a_png_and_a_row_that_proves_it(records: Records, tiny:
         assert row.seconds > 0
         assert run.environments[row.environment]["device"] == "cpu"
     assert (run.seed, run.manifest_sha256) == (42, tiny.manifest_sha256)
-    assert run.provenance == METHODS["bicubic"].load(MethodOptions()).provenance()
+    assert run.provenance == METHODS["bicubic"].load(RunOptions()).provenance()
 
 
 def test_the_png_is_the_output_clamped_and_rounded_once(records: Records, tiny: TestSet) -> None:
@@ -181,7 +182,7 @@ def test_one_failing_image_costs_itself_alone_and_is_tried_again(records: Record
 
 
 def test_a_method_that_cannot_be_loaded_is_an_error_row_per_image(records: Records, tiny: TestSet) -> None:
-    def load(options: MethodOptions) -> Scripted:
+    def load(options: RunOptions) -> Scripted:
         raise UserError("weights.pth has another sha256:\n  expected 12")
 
     spec = replace(Scripted(enlarge).spec(), load=load)
@@ -217,7 +218,7 @@ def test_the_reason_of_an_error_is_recorded_without_this_machines_paths(
 def test_a_recorded_result_outlives_its_image_and_a_failure(records: Records, tiny: TestSet) -> None:
     """A fresh clone on a machine where the method cannot be loaded, or fails, still has what was measured elsewhere."""
 
-    def load(options: MethodOptions) -> Scripted:
+    def load(options: RunOptions) -> Scripted:
         raise UserError("no GPU")
 
     def broken(lr: torch.Tensor, seed: int) -> torch.Tensor:

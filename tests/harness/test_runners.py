@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from bench.errors import UserError
-from bench.methods import MethodOptions, MethodSpec
+from bench.methods import MethodSpec
 from bench.methods.base import FolderRunner, nothing_missing
+from bench.options import RunOptions
 from bench.records import Records
 from bench.restore import StageReport, restore_set
 from bench.schema import Plan, PlanMethod, PlanSet
@@ -98,7 +99,7 @@ def records(tmp_path: Path) -> Records:
 
 
 def restore(records: Records, testset: TestSet, runner: FolderRunner, **more) -> StageReport:
-    return restore_set(records, testset, runner.spec(), MethodOptions(), seed=42, **more)  # type: ignore[attr-defined]
+    return restore_set(records, testset, runner.spec(), RunOptions(), seed=42, **more)  # type: ignore[attr-defined]
 
 
 def test_every_image_gets_a_png_and_a_row_with_the_environment_of_the_process(records: Records, tiny: TestSet) -> None:

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from bench.errors import UserError
-from bench.methods import METHODS, MethodOptions
+from bench.methods import METHODS
 from bench.metrics import METRICS
 from bench.metrics.base import CannotScoreError, MetricSpec
+from bench.options import RunOptions
 from bench.records import Records
 from bench.restore import restore_set
 from bench.schema import WHOLE_SET
@@ -61,7 +62,7 @@ def records(tmp_path: Path, tiny: TestSet) -> Records:
     """Three images restored by bicubic and Lanczos."""
     records = Records(tmp_path / "out")
     for method in ("bicubic", "lanczos"):
-        restore_set(records, tiny, METHODS[method], MethodOptions(), seed=42)
+        restore_set(records, tiny, METHODS[method], RunOptions(), seed=42)
     return records
 
 

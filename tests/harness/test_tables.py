@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from bench.errors import UserError
-from bench.methods import METHODS, MethodOptions
+from bench.methods import METHODS
 from bench.metrics import METRICS
+from bench.options import RunOptions
 from bench.plan import choose, default_out, make_plan
 from bench.schema import Plan, PlanSet
 from bench.tables import NINE, TABLES, PaperRow, get_profile, pairs_of, paper_figures
@@ -18,7 +19,7 @@ SETS = [PlanSet("mini", "Mini", ["a"], 1)]
 
 
 def choice(**chosen):
-    return choose(TABLE1, "mini", MethodOptions(), **({"testsets": None, "methods": None, "metrics": None} | chosen))
+    return choose(TABLE1, "mini", RunOptions(), **({"testsets": None, "methods": None, "metrics": None} | chosen))
 
 
 def plan(chosen, old: Plan | None = None, **more) -> Plan:
@@ -125,7 +126,7 @@ def test_a_method_without_an_adapter_keeps_its_row_and_says_so() -> None:
     table, profile = get_profile("table1", "paper")
     newer = replace(profile, rows=(*profile.rows, PaperRow("newer", "Newer", 1)))
     table = replace(table, profiles={"paper": newer})
-    chosen = choose(table, "paper", MethodOptions(), testsets=["realsr"], methods=None, metrics=["psnr"])
+    chosen = choose(table, "paper", RunOptions(), testsets=["realsr"], methods=None, metrics=["psnr"])
     by_name = {method.name: method for method in plan(chosen).methods}
     assert by_name["newer"].missing == {"realsr": ["Newer: this harness has no adapter for it yet"]}
     assert ("realsr", "newer") not in chosen.missing_methods, "that is nothing a user can fetch"
@@ -171,7 +172,7 @@ def test_a_limited_run_does_not_touch_the_full_table() -> None:
 
 def test_table_2_sets_one_step_against_many_of_the_same_base() -> None:
     _, mini = get_profile("table2", "mini")
-    chosen = choose(TABLES["table2"], "mini", MethodOptions(), testsets=None, methods=None, metrics=["psnr"])
+    chosen = choose(TABLES["table2"], "mini", RunOptions(), testsets=None, methods=None, metrics=["psnr"])
     assert [(row.name, row.steps) for row in chosen.rows] == [
         ("bicubic", None), ("teacher-20", 20), ("teacher-5", 5), ("teacher-1", 1), ("tsd-sr-mini", 1),
     ]  # fmt: skip
