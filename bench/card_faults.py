@@ -31,6 +31,8 @@ def faults(card: Card) -> Iterator[str]:
     files = {weight.file for weight in card.weights}
     if card.run == "spandrel" and (card.network is None or card.network.file not in files):
         yield "run = 'spandrel' needs [network] with the name of one of the card's weight files"
+    if card.network is not None and card.network.key == "*" and (card.network.drop or card.network.padding):
+        yield "network: with key = '*' spandrel alone decides what is read; expected neither drop nor padding"
     if card.run == "external":
         if card.environment is None or card.command is None:
             yield "run = 'external' needs [environment] and [command]"
@@ -46,8 +48,9 @@ def used_flags(command: Command) -> list[str]:
 
 
 def _weight_faults(weight: Weight) -> Iterator[str]:
-    if not _lies_inside(weight.file.removesuffix("/")) or weight.file == LEDGER:
-        yield f"the weight file {weight.file!r} does not lie in the store"
+    for file in (weight.file, *weight.alternatives):
+        if not _lies_inside(file.removesuffix("/")) or file == LEDGER:
+            yield f"the weight file {file!r} does not lie in the store"
     for part in dict.fromkeys((*weight.contains, *weight.hashes)):
         if not _lies_inside(part):
             yield f"{part!r} does not lie in the folder {weight.file!r}"

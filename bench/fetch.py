@@ -19,7 +19,6 @@ from bench.download import download
 from bench.errors import UserError
 from bench.fetch_item import Item
 from bench.fetch_weights import weight_items
-from bench.methods import METHODS
 from bench.methods.published import absent_outputs, fetch_published
 from bench.metrics import EXTRA_METRICS, METRICS
 from bench.metrics.weights import WeightFile
@@ -32,8 +31,6 @@ TESTSETS_ARCHIVE = "StableSR_testsets.zip"
 SIDES = {"test_LR": LR, "lq": LR, "test_HR": HR, "gt": HR}
 OSEDIFF = "https://raw.githubusercontent.com/cswry/OSEDiff/fcc4f09c7ed66a9bc0ba9433940d76b343142426/preset/datasets"
 OSEDIFF_MIRRORS = {"realsr": "benchmark_realsr", "drealsr": "benchmark_drealsr"}
-REALESRGAN = "https://github.com/xinntao/Real-ESRGAN/releases/download/v0.2.5.0/realesr-general-x4v3.pth"
-REALESRGAN_SHA256 = "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292"
 
 
 def items() -> dict[str, Item]:
@@ -43,15 +40,6 @@ def items() -> dict[str, Item]:
     found += [_testset_item(name) for name in TESTSETS if name != "mini"]
     found += [
         *(_published_item(card) for card in cards().values() if card.published),
-        Item(
-            name="realesrgan-compact",
-            summary="Real-ESRGAN's general x4 v3 weights (SRVGGNetCompact), from its releases",
-            licence="BSD-3-Clause",
-            size_bytes=4_885_111,
-            restricted=False,
-            missing=METHODS["realesrgan-compact"].missing,
-            get=_get_realesrgan,
-        ),
         *weight_items(),
     ]
     return {item.name: item for item in found}
@@ -195,7 +183,3 @@ def _published_item(card: Card) -> Item:
         missing=partial(absent_outputs, card),
         get=get,
     )
-
-
-def _get_realesrgan(options: RunOptions) -> None:
-    download([REALESRGAN], options.weights() / "realesr-general-x4v3.pth", REALESRGAN_SHA256)

@@ -45,13 +45,14 @@ class Store:
         self.root = options.weights()
 
     def path(self, weight: Weight) -> Path:
-        return self.root / weight.file
+        """Where `weight` lies or will lie: at the place of an alternative if that is there."""
+        return self.root / next((name for name in weight.alternatives if (self.root / name).is_file()), weight.file)
 
     def files(self, weight: Weight) -> list[str]:
         """What of `weight` lies in the store: itself, or every file of its folder; names under the store, sorted."""
         path = self.path(weight)
         if not weight.is_folder:
-            return [weight.file] if path.is_file() else []
+            return [path.relative_to(self.root).as_posix()] if path.is_file() else []
         found = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
         return sorted(f"{weight.file}{name.as_posix()}" for name in found if name.parts[0] not in LEFT_OUT)
 
@@ -72,6 +73,7 @@ class Store:
             entries[weight.file] = Vouched(weight.sha256, by)
         if weight.git_sha1 is not None:
             entries[weight.file] = Vouched(GIT + weight.git_sha1, "the repository at the card's commit")
+        entries |= {name: Vouched(digest, "the card") for name, digest in weight.alternatives.items()}
         return entries | {f"{weight.file}{name}": Vouched(digest, by) for name, digest in weight.hashes.items()}
 
     def vouch(self, hashes: Mapping[str, Vouched]) -> None:
@@ -140,7 +142,7 @@ def missing_files(
     return [
         Missing(
             name=", ".join(absent),
-            where=options.weights_place(weight.file),
+            where="; ".join([options.weights_place(weight.file), *(f"{n} serves too" for n in weight.alternatives)]),
             source=source(weight),
             size_bytes=weight.size_bytes,
             licence=weight.licence or licence or None,

@@ -17,10 +17,11 @@ import bench.fetch
 import bench.hub
 import bench.methods.published
 import bench.testsets
-from bench.card import assets, cards
+from bench.card import Weight, assets, cards
 from bench.cli import main
 from bench.download import download
 from bench.errors import UserError
+from bench.fetch_weights import get_weights
 from bench.methods.published import absent_outputs, fetch_published
 from bench.metrics import METRICS
 from bench.metrics.weights import WeightFile
@@ -450,13 +451,9 @@ def test_a_set_without_ground_truth_comes_image_by_image(
     assert len(server.requests) == 2
 
 
-def test_realesrgan_goes_to_the_weights_folder(
-    server: Server, torch_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bench.fetch, "REALESRGAN", server.url("file"))
-    monkeypatch.setattr(bench.fetch, "REALESRGAN_SHA256", SHA256)
-    assert main(["fetch", "realesrgan-compact"]) == 0
-    assert (tmp_path / "weights" / "realesr-general-x4v3.pth").read_bytes() == CONTENT
+def test_a_cards_file_goes_to_the_weights_folder(server: Server, torch_home: Path, tmp_path: Path) -> None:
+    get_weights((Weight("net.pth", urls=(server.url("gone"), server.url("file")), sha256=SHA256),), RunOptions())
+    assert (tmp_path / "weights" / "net.pth").read_bytes() == CONTENT
 
 
 def test_a_missing_file_in_one_line() -> None:

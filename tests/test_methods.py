@@ -14,9 +14,9 @@ from bench.options import RunOptions
 
 def test_every_name_is_its_specs_own_and_can_name_a_folder():
     assert list(METHODS) == [spec.name for spec in METHODS.values()]
-    assert list(METHODS)[:8] == [
+    assert list(METHODS)[:10] == [
         "bicubic", "lanczos", "teacher-20", "osediff-mini", "tsd-sr-mini", "osediff-mini-sd2", "tsd-sr-mini-sd2",
-        "realesrgan-compact",
+        "tsd-sr-sd2", "tsd-sr-sd21", "realesrgan-compact",
     ]  # fmt: skip
     for name, spec in METHODS.items():
         assert Path(name).name == name

@@ -110,6 +110,22 @@ def test_a_name_that_is_not_quite_known_is_a_pattern(options: RunOptions) -> Non
     assert Store(options).absent(weight) == []
 
 
+def test_an_alternative_that_is_there_is_taken_and_verified(options: RunOptions) -> None:
+    other = hashlib.sha256(b"other numbers").hexdigest()
+    net = card(Weight("net.pth", sha256=SHA256, alternatives={"small.pth": other}))
+    (missing,) = missing_weights(net, options)
+    assert missing.where == "$TSD_WEIGHTS/net.pth (or under --weights-root, else ./weights); small.pth serves too"
+    put(options, "net.pth")
+    assert verified_weights(net, options) == {"net.pth": SHA256}
+    put(options, "small.pth", b"other numbers")
+    assert verified_weights(net, options) == {"small.pth": other}
+    (options.weights() / "net.pth").unlink()
+    assert verified_weights(net, options) == {"small.pth": other}
+    put(options, "small.pth")
+    with pytest.raises(UserError, match=r"small\.pth: sha256 .*, expected .* \(the card\): damaged"):
+        verified_weights(net, options)
+
+
 def test_a_damaged_ledger_is_an_error_that_says_what_to_do(options: RunOptions) -> None:
     put(options, LEDGER, b'{"net.pth": {"hash"')
     with pytest.raises(UserError, match=r"hashes.json is damaged .*: delete it"):

@@ -18,7 +18,7 @@ from bench.methods.from_card import card_spec, card_specs
 from bench.methods.function import function_spec
 from bench.methods.published import published_spec, published_specs
 from bench.methods.resize import BICUBIC, LANCZOS
-from bench.methods.spandrel import REALESRGAN_COMPACT, spandrel_spec
+from bench.methods.spandrel import spandrel_spec
 from bench.methods.tsd_rows import (
     OSEDIFF_MINI,
     OSEDIFF_MINI_SD2,
@@ -43,7 +43,6 @@ METHODS: dict[str, MethodSpec] = {
     "tsd-sr-mini": TSD_SR_MINI,
     "osediff-mini-sd2": OSEDIFF_MINI_SD2,
     "tsd-sr-mini-sd2": TSD_SR_MINI_SD2,
-    "realesrgan-compact": REALESRGAN_COMPACT,
     "tsd-sr-sd2": TSD_SR_SD2,
     "tsd-sr-sd21": TSD_SR_SD21,
     **card_specs(),

@@ -11,8 +11,6 @@ import hashlib
 import importlib.util
 import io
 import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,14 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
-class KnownFile:
-    """A weight file under a name it is distributed by, with the hash it must have."""
-
-    name: str
-    sha256: str
-
-
 class SpandrelMethod:
     """The network in a file, under the method contract.
 
@@ -42,23 +32,15 @@ class SpandrelMethod:
 
     Args:
         sha256: the hash the file must have; None accepts any.
-        facts: what `architecture_facts` would find, where it is known without building the network.
 
     Raises:
         UserError: no such file, or another hash.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        options: RunOptions,
-        sha256: str | None = None,
-        facts: Mapping[str, object] | None = None,
-    ) -> None:
+    def __init__(self, path: Path, options: RunOptions, sha256: str | None = None) -> None:
         options.require_dtype()
         self.path = path
         self.options = options
-        self.known_facts = facts
         self.data, self.sha256 = _read(path)
         if sha256 is not None and self.sha256 != sha256:
             raise UserError(
@@ -109,7 +91,7 @@ class SpandrelMethod:
         return self.enlarge(image).to("cpu", torch.float32).clone()
 
     def provenance(self) -> dict[str, object]:
-        facts = architecture_facts(self.network) if self.known_facts is None else self.known_facts
+        facts = architecture_facts(self.network)
         return {"weights": {self.path.name: self.sha256}, **facts, "dtype": self.options.dtype}
 
 
@@ -185,59 +167,6 @@ def spandrel_spec(path: Path, name: str, display: str) -> MethodSpec:
         load=load,
         missing=missing,
     )
-
-
-# Both are Real-ESRGAN's SRVGGNetCompact with 64 features and 32 convolutions; the second is the authors' release.
-COMPACT_FILES = (
-    KnownFile("realesrgan-compact-x4.pth", "0bb8f4f8c46233d974667359ecb0f421bd4c21cf89d073e59c1ead39aca0e60d"),
-    KnownFile("realesr-general-x4v3.pth", "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292"),
-)
-COMPACT_FACTS: dict[str, object] = {
-    "architecture": "Compact",
-    "tags": ["64nf", "32nc"],
-    "parameters": 1_213_296,
-    "scale": SCALE,
-    "size_rules": {"minimum": 0, "multiple_of": 1, "square": False},
-}
-
-
-def _compact_file(options: RunOptions) -> KnownFile | None:
-    return next((known for known in COMPACT_FILES if (options.weights() / known.name).is_file()), None)
-
-
-def _load_compact(options: RunOptions) -> SpandrelMethod:
-    known = _compact_file(options)
-    if known is None:
-        raise UserError(_missing_compact(options)[0].line())
-    return SpandrelMethod(options.weights() / known.name, options, known.sha256, COMPACT_FACTS)
-
-
-def _missing_compact(options: RunOptions) -> list[Missing]:
-    if _compact_file(options) is not None:
-        return []
-    return [
-        Missing(
-            name=COMPACT_FILES[1].name,
-            where=options.weights_place(COMPACT_FILES[1].name) + f"; {COMPACT_FILES[0].name} serves too",
-            source="https://github.com/xinntao/Real-ESRGAN/releases/download/v0.2.5.0/realesr-general-x4v3.pth",
-            size_bytes=4_885_111,
-            licence="BSD-3-Clause",
-            needed_by="Real-ESRGAN (compact)",
-            fetch="realesrgan-compact",
-        )
-    ]
-
-
-REALESRGAN_COMPACT = MethodSpec(
-    name="realesrgan-compact",
-    display="Real-ESRGAN (compact)",
-    steps=1,
-    kind="gan",
-    summary="Real-ESRGAN's small network (SRVGGNetCompact, 64 features, 32 convolutions)",
-    licence="BSD-3-Clause",
-    load=_load_compact,
-    missing=_missing_compact,
-)
 
 
 def _read(path: Path) -> tuple[bytes, str]:
