@@ -1,7 +1,7 @@
-"""Weights of the competitors into the store: from addresses, from the hub, or picked up where a browser put them.
+"""Weights: those of the metrics go into torch's folder, those of the methods into the store.
 
-Every file comes with a hash that it must have: the card's, else the one the hub states for it. Of what nobody states a
-hash for, the one found at first is recorded, and any other content is refused from then on (bench/store.py).
+Every file comes with a hash that it must have: the card's, else the one that the hub states for it. Where nobody
+states one, the first hash that is found is recorded, and any other content is refused from then on (bench/store.py).
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,36 @@ from bench.card import Card, Weight, argument_of, assets, cards
 from bench.download import download
 from bench.errors import UserError
 from bench.fetch_item import Item
+from bench.metrics import EXTRA_METRICS, METRICS, MetricSpec
+from bench.missing import Missing
 from bench.options import RunOptions
 from bench.provenance import file_sha256
 from bench.store import FIRST_USE, Store, Vouched, missing_files
+
+
+def metric_items() -> list[Item]:
+    """The weights of every metric that needs some, under the metric's name."""
+    return [_metric_item(spec) for spec in (METRICS | EXTRA_METRICS).values() if spec.weights]
+
+
+def _metric_item(spec: MetricSpec) -> Item:
+    def missing(options: RunOptions) -> list[Missing]:
+        return [file.missing(spec.display, spec.name) for file in spec.weights if not file.path().is_file()]
+
+    def get(options: RunOptions) -> None:
+        for file in spec.weights:
+            if not file.path().is_file():
+                download(file.urls, file.path(), file.sha256)
+
+    return Item(
+        name=spec.name,
+        summary=f"weights of {spec.display}: {', '.join(file.name for file in spec.weights)}",
+        licence="; ".join(dict.fromkeys(file.licence for file in spec.weights)),
+        size_bytes=sum(file.size_bytes or 10_000 for file in spec.weights),
+        restricted=False,
+        missing=missing,
+        get=get,
+    )
 
 
 def weight_items() -> list[Item]:

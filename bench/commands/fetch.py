@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bench.fetch import Item
+    from bench.fetch_item import Item
     from bench.options import RunOptions
 
 EPILOG = """\
