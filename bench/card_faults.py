@@ -8,12 +8,11 @@ import datetime
 import re
 from collections.abc import Iterator
 
-from bench.card_schema import Card, Command, Environment, Weight
+from bench.card_schema import LEDGER, Card, Command, Environment, Weight
 
 RUNS = ("tsd-sr", "osediff", "spandrel", "external")
 SEEDINGS = ("image", "none", "deterministic")
 PLACEHOLDERS = ("lr", "sr", "weights", "seed")
-LEDGER = "hashes.json"  # of bench/store.py, which lies among the weights
 
 
 def faults(card: Card) -> Iterator[str]:

@@ -7,6 +7,9 @@ does not apply.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+LEDGER = "hashes.json"
+"""The store's own file, which lies among the weights (bench/store.py); no weight may have its name."""
+
 
 @dataclass(frozen=True)
 class Weight:

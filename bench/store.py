@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from bench.card import Card, Weight, argument_of
+from bench.card_schema import LEDGER
 from bench.download import GIT, digest_of
 from bench.errors import UserError
 from bench.missing import Missing
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from bench.options import RunOptions
 
 
-LEDGER = "hashes.json"
 FIRST_USE = "recorded when it was first picked up, since nobody publishes it"
 LEFT_OUT = (".cache", ".gitattributes", "README.md")  # what the hub's client leaves in a folder
 

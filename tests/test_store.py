@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from bench.card import CARDS, Card, Weight, cards, read_card
+from bench.card_schema import LEDGER
 from bench.cli import main
 from bench.download import GIT
 from bench.errors import UserError
 from bench.fetch_weights import settle
 from bench.options import RunOptions
-from bench.store import FIRST_USE, LEDGER, Store, Vouched, missing_weights, verified_weights
+from bench.store import FIRST_USE, Store, Vouched, missing_weights, verified_weights
 
 SHA256 = hashlib.sha256(b"numbers").hexdigest()
 

@@ -2,7 +2,7 @@
 
 import functools
 
-from bench.card import Card
+from bench.card import Card, assets
 from bench.methods.base import MethodSpec, spec_of
 from bench.methods.tsd_sr import (
     MINI,
@@ -15,10 +15,10 @@ from bench.methods.tsd_sr import (
     load_teacher,
     mini_folder,
 )
-from bench.methods.tsd_weights import SD2_BASES, SD3_HUB_ID, SD2Base, Weights, missing_sd2_student
+from bench.methods.tsd_weights import SD2_BASES, SD3_BASE, SD2Base, Weights, missing_sd2_student
 from bench.missing import Missing
 from bench.options import RunOptions
-from bench.store import missing_weights
+from bench.store import missing_weights, source
 
 
 def _missing_mini(folder: str, needed_by: str, options: RunOptions, base: str = MINI) -> list[Missing]:
@@ -60,7 +60,7 @@ def teacher_spec(settings: TeacherSettings, name: str, display: str, weights: We
             return _missing_mini("transformer", display, options)
         folders = [folder for folder in (weights.model, weights.prompts) if folder is not None]
         return [
-            Missing(folder.name, str(folder), f"hf:{SD3_HUB_ID}", None, None, display)
+            Missing(folder.name, str(folder), source(assets()[SD3_BASE]), None, None, display)
             for folder in folders
             if not folder.is_dir()
         ]

@@ -20,7 +20,6 @@ from bench.provenance import file_sha256
 from bench.store import missing_files
 
 SD3_BASE = "sd3-medium"
-SD3_HUB_ID = "stabilityai/stable-diffusion-3-medium-diffusers"
 ADAPTERS = "tsdsr-mse"
 PROMPT = "default"
 SD3_PARTS = ("transformer", "vae", "scheduler")
