@@ -14,7 +14,7 @@ from time import sleep
 from typing import TYPE_CHECKING
 
 from bench.errors import UserError
-from bench.provenance import file_sha256
+from bench.provenance import cached_sha256
 
 if TYPE_CHECKING:
     import requests
@@ -76,7 +76,7 @@ def download(urls: Sequence[str], target: Path, digest: str | None, title: str |
 def digest_of(path: Path, like: str | None) -> str:
     """The file's hash in the form of `like`: its sha256, or "git:" and the id that git gives such a blob."""
     if like is None or not like.startswith(GIT):
-        return file_sha256(path)
+        return cached_sha256(path)
     total = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):

@@ -15,7 +15,7 @@ from bench.fetch_item import Item
 from bench.metrics import EXTRA_METRICS, METRICS, MetricSpec
 from bench.missing import Missing
 from bench.options import RunOptions
-from bench.provenance import file_sha256
+from bench.provenance import cached_sha256
 from bench.store import FIRST_USE, Store, Vouched, missing_files
 
 
@@ -138,7 +138,7 @@ def settle(weights: Sequence[Weight], name: str, options: RunOptions) -> list[st
     store = Store(options)
     lines = []
     for file in store.unknown(weights):
-        digest = file_sha256(store.root / file)
+        digest = cached_sha256(store.root / file)
         store.vouch({file: Vouched(digest, FIRST_USE)})
         lines.append(f"{file}: sha256 {digest} recorded in the store; nobody publishes one to compare it with")
     _, faults = store.verify(weights, name)

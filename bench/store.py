@@ -19,7 +19,7 @@ from bench.card_schema import LEDGER
 from bench.download import GIT, digest_of
 from bench.errors import UserError
 from bench.missing import Missing
-from bench.provenance import file_sha256
+from bench.provenance import cached_sha256
 from bench.records import write_atomic
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Store:
         faults: list[str] = []
         files = self._vouched(weights)
         for name, vouched in tqdm(files, "verifying weights", unit="file", delay=2, leave=False, file=sys.stderr):
-            hashes[name] = file_sha256(self.root / name)
+            hashes[name] = cached_sha256(self.root / name)
             if vouched is None:
                 faults.append(f"{name}: nobody vouches for it yet; `bench fetch {fetch}` records its hash")
                 continue

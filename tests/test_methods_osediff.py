@@ -32,7 +32,7 @@ from bench.methods import tagger as tagging
 from bench.methods.base import Method
 from bench.methods.osediff import BASE, CHECKPOINT, OSEDiffMethod, OSEDiffSettings, enlarged, osediff_spec
 from bench.options import RunOptions
-from bench.provenance import file_sha256
+from bench.provenance import cached_sha256
 from bench.store import Store, Vouched
 from tsd.backbone import load_backbone, mini_model_dir
 from tsd.backbones.sd2 import SD2
@@ -114,7 +114,7 @@ def vouched(root: Path) -> tuple[Card, RunOptions]:
 
     store = Store(options)
     names = [name for weight in card.weights for name in store.files(weight)]
-    store.vouch({name: Vouched(file_sha256(root / name), "this test") for name in names})
+    store.vouch({name: Vouched(cached_sha256(root / name), "this test") for name in names})
     return replace(card, weights=tuple(unpublished(weight) for weight in card.weights)), options
 
 
@@ -492,7 +492,7 @@ def tagger(tiny: tuple[Card, RunOptions], tmp_path: Path, monkeypatch: pytest.Mo
     torch.save({"model": ["the night"]}, root / tagging.RAM)
     torch.save(["the sea | the sun"], root / tagging.DAPE)
     found = {
-        name: Weight(name, sha256=file_sha256(root / name), sha256_source="this test")
+        name: Weight(name, sha256=cached_sha256(root / name), sha256_source="this test")
         for name in (tagging.RAM, tagging.DAPE)
     }
     monkeypatch.setattr(tagging, "assets", lambda: found)

@@ -19,7 +19,7 @@ from bench.methods.base import MethodSpec
 from bench.metrics.images import EXTENSIONS
 from bench.missing import Missing
 from bench.options import SCALE, RunOptions
-from bench.provenance import file_sha256
+from bench.provenance import cached_sha256
 
 if TYPE_CHECKING:
     from bench.testsets import TestImage, TestSet
@@ -125,7 +125,7 @@ def sha256_of_files(files: Mapping[str, Path]) -> str:
 
     total = hashlib.sha256()
     for name, path in tqdm(files.items(), desc="hashing", unit="file", delay=2, leave=False, file=sys.stderr):
-        total.update(f"{file_sha256(path)}  {name}\n".encode())
+        total.update(f"{cached_sha256(path)}  {name}\n".encode())
     return total.hexdigest()
 
 

@@ -16,7 +16,7 @@ from bench.card import Weight, assets
 from bench.errors import UserError
 from bench.missing import Missing
 from bench.options import SCALE, RunOptions
-from bench.provenance import file_sha256
+from bench.provenance import cached_sha256
 from bench.store import missing_files
 
 SD3_BASE = "sd3-medium"
@@ -84,7 +84,7 @@ class Weights:
         prompts = self.prompts or (own if own is not None and own.is_dir() else self.model / "prompts")
         files |= _files(prompts, "prompts")
         bar = tqdm(files.items(), desc="hashing weights", unit="file", delay=2, leave=False, file=sys.stderr)
-        return {name: file_sha256(path) for name, path in bar}
+        return {name: cached_sha256(path) for name, path in bar}
 
 
 def recommended_settings(lora: Path | None) -> dict[str, object]:

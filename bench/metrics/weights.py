@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.errors import UserError
 from bench.missing import Missing
-from bench.provenance import file_sha256
+from bench.provenance import cached_sha256
 
 PYIQA_HUB = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main"
 PYIQA_RELEASE = "https://github.com/chaofengc/IQA-PyTorch/releases/download/v0.1-weights"
@@ -72,7 +72,7 @@ def verified_sha256(file: WeightFile) -> str:
     path = file.path()
     if not path.is_file():
         raise UserError(f"{path} does not exist; `bench fetch` gets it")
-    found = file_sha256(path)
+    found = cached_sha256(path)
     if file.sha256 is not None and not found.startswith(file.sha256):
         raise UserError(
             f"{path} has sha256 {found}, expected {file.sha256}{'…' if len(file.sha256) < 64 else ''}: the file is "
