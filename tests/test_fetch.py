@@ -26,7 +26,7 @@ from bench.errors import UserError
 from bench.fetch_weights import get_weights
 from bench.methods.published import absent_outputs, fetch_published
 from bench.metrics import METRICS
-from bench.metrics.weights import WeightFile
+from bench.metrics.weights import MetricFile
 from bench.missing import Missing, Obstacle, brief, describe, human_size
 from bench.options import RunOptions
 
@@ -206,7 +206,7 @@ def test_fetch_puts_a_metrics_files_where_the_metric_looks(
     server: Server, torch_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = tuple(
-        WeightFile(name, folder, (server.url("gone"), server.url(f"file-{name}")), len(CONTENT), SHA256, "MIT")
+        MetricFile(name, folder, (server.url("gone"), server.url(f"file-{name}")), len(CONTENT), SHA256, "MIT")
         for name, folder in (("backbone.pth", "checkpoints"), ("heads.pth", "pyiqa"))
     )
     spec = replace(METRICS["lpips"], weights=files)

@@ -18,7 +18,7 @@ from bench.fetch_weights import settle
 from bench.methods import METHODS, get_method
 from bench.methods.base import Method
 from bench.methods.tsd_sr import OneStepMethod, TeacherMethod, TeacherSettings, mini_folder
-from bench.methods.tsd_weights import RELEASE_SETTINGS, Weights
+from bench.methods.tsd_weights import RELEASE_SETTINGS, ModelFolders
 from bench.options import RunOptions
 from tsd.backbone import load_backbone, mini_model_dir
 from tsd.restore import RestoreConfig, Restorer
@@ -113,7 +113,7 @@ def test_students_provenance_hashes_what_decides_a_number(student: OneStepMethod
 
 def test_another_prompt_folder_is_hashed_instead_of_the_models(tiny_sd3_dir: Path, tmp_path: Path):
     (tmp_path / "prompt_embeds.pt").write_bytes(b"1")
-    weights = Weights(tiny_sd3_dir, prompts=tmp_path).sha256()
+    weights = ModelFolders(tiny_sd3_dir, prompts=tmp_path).sha256()
     assert [name for name in weights if name.startswith("prompts/")] == ["prompts/prompt_embeds.pt"]
 
 

@@ -31,7 +31,7 @@ from bench.methods.tsd_rows import (
     teacher_spec,
 )
 from bench.methods.tsd_sr import TeacherSettings
-from bench.methods.tsd_weights import Weights
+from bench.methods.tsd_weights import ModelFolders
 
 __all__ = ["FORMS", "METHODS", "FolderMethod", "Method", "MethodSpec", "get_method"]
 
@@ -109,7 +109,7 @@ def _student(argument: str, label: str) -> MethodSpec:
     folders = [Path(part).expanduser() for part in argument.split(",") if part]
     if len(folders) not in (1, 2, 3):
         raise UserError(f"tsd-sr:{argument} names {len(folders)} folders; expected tsd-sr:MODEL[,LORA[,PROMPTS]]")
-    weights = Weights(*folders)
+    weights = ModelFolders(*folders)
     return student_spec(weights, *_names(label, "tsd-sr", folders[:2][-1].resolve().name))
 
 
@@ -139,7 +139,7 @@ def _teacher(argument: str, label: str) -> MethodSpec:
     parts += [model.resolve().name] if model else []
     whose = "Mini" if model is None else model.name
     display = label or f"{whose} teacher (σ {teacher.strength:g}, guidance {teacher.guidance:g})"
-    weights = None if model is None else Weights(model, prompts=prompts)
+    weights = None if model is None else ModelFolders(model, prompts=prompts)
     return teacher_spec(teacher, label or _slug("-".join(parts)), display, weights)
 
 

@@ -15,7 +15,7 @@ from bench.methods.tsd_sr import (
     load_teacher,
     mini_folder,
 )
-from bench.methods.tsd_weights import SD2_BASES, SD3_BASE, SD2Base, Weights, missing_sd2_student
+from bench.methods.tsd_weights import SD2_BASES, SD3_BASE, ModelFolders, SD2Base, missing_sd2_student
 from bench.missing import Missing
 from bench.options import RunOptions
 from bench.store import missing_weights, source
@@ -29,7 +29,7 @@ def _missing_mini(folder: str, needed_by: str, options: RunOptions, base: str = 
     return [Missing(f"{folder}/", f"tsd/assets/{base}/{folder}/", source, None, "Apache-2.0", needed_by)]
 
 
-def student_spec(weights: Weights, name: str, display: str) -> MethodSpec:
+def student_spec(weights: ModelFolders, name: str, display: str) -> MethodSpec:
     """The row of `tsd-sr:MODEL,LORA[,PROMPTS]`."""
 
     def missing(options: RunOptions) -> list[Missing]:
@@ -52,7 +52,7 @@ def student_spec(weights: Weights, name: str, display: str) -> MethodSpec:
     )
 
 
-def teacher_spec(settings: TeacherSettings, name: str, display: str, weights: Weights | None = None) -> MethodSpec:
+def teacher_spec(settings: TeacherSettings, name: str, display: str, weights: ModelFolders | None = None) -> MethodSpec:
     """The row of `teacher-N` or `teacher:…`; without `weights`, on the mini base."""
 
     def missing(options: RunOptions) -> list[Missing]:

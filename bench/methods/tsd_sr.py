@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 from bench.errors import UserError
 from bench.methods.tsd_weights import (
     RELEASE_SETTINGS,
+    ModelFolders,
     SD2Base,
-    Weights,
     missing_sd2_student,
     recommended_settings,
     release,
@@ -55,7 +55,7 @@ class OneStepMethod:
     that finds all its work done never imports a network library.
     """
 
-    def __init__(self, weights: Weights, options: RunOptions, row_settings: Mapping[str, object]) -> None:
+    def __init__(self, weights: ModelFolders, options: RunOptions, row_settings: Mapping[str, object]) -> None:
         self.weights = weights
         self.options = options
         self.settings = RELEASE_SETTINGS | recommended_settings(weights.lora or weights.model) | dict(row_settings)
@@ -109,7 +109,7 @@ class TeacherSettings:
 class TeacherMethod:
     """The base model as an image-to-image sampler: SDEdit from the bicubically enlarged input."""
 
-    def __init__(self, weights: Weights, options: RunOptions, settings: TeacherSettings) -> None:
+    def __init__(self, weights: ModelFolders, options: RunOptions, settings: TeacherSettings) -> None:
         self.weights = weights
         self.options = options
         self.settings = settings
@@ -169,7 +169,7 @@ class TeacherMethod:
 
 
 def load_student(
-    weights: Weights, options: RunOptions, row_settings: Mapping[str, object] = MappingProxyType({})
+    weights: ModelFolders, options: RunOptions, row_settings: Mapping[str, object] = MappingProxyType({})
 ) -> OneStepMethod:
     options.require_dtype()
     for folder in (weights.model, weights.lora, weights.prompts):
@@ -184,7 +184,7 @@ def load_student(
 
 
 def load_mini(adapters: str, options: RunOptions, base: str = MINI) -> OneStepMethod:
-    return load_student(Weights(mini_folder(base), mini_folder(base) / "lora" / adapters), options)
+    return load_student(ModelFolders(mini_folder(base), mini_folder(base) / "lora" / adapters), options)
 
 
 def load_sd2(base: SD2Base, options: RunOptions) -> OneStepMethod:
@@ -200,9 +200,9 @@ def load_release(card: "Card", options: RunOptions) -> OneStepMethod:
     return load_student(release(options), options, {"color": "adain"})
 
 
-def load_teacher(weights: Weights | None, settings: TeacherSettings, options: RunOptions) -> TeacherMethod:
+def load_teacher(weights: ModelFolders | None, settings: TeacherSettings, options: RunOptions) -> TeacherMethod:
     options.require_dtype()
-    weights = weights or Weights(mini_folder())
+    weights = weights or ModelFolders(mini_folder())
     if not weights.model.is_dir():
         raise UserError(f"no model folder at {weights.model}")
     return TeacherMethod(weights, options, settings)

@@ -66,7 +66,7 @@ SD2_BASES = {base.name: base for base in (SD2Base("sd2", "SD2-base"), SD2Base("s
 
 
 @dataclass(frozen=True)
-class Weights:
+class ModelFolders:
     """The folders one student or teacher is made of; `lora` and `prompts` may be part of the model or absent."""
 
     model: Path
@@ -104,16 +104,16 @@ def recommended_settings(lora: Path | None) -> dict[str, object]:
     return {key: value for key, value in settings.items() if key != "seed"}
 
 
-def release(options: RunOptions) -> Weights:
+def release(options: RunOptions) -> ModelFolders:
     """Where the real model's folders are looked for."""
     root = options.weights()
-    return Weights(root / assets()[SD3_BASE].file, root / ADAPTERS, root / PROMPT)
+    return ModelFolders(root / assets()[SD3_BASE].file, root / ADAPTERS, root / PROMPT)
 
 
-def sd2_student(base: SD2Base, options: RunOptions) -> Weights:
+def sd2_student(base: SD2Base, options: RunOptions) -> ModelFolders:
     """Where a base and its student are looked for."""
     root = options.weights()
-    return Weights(root / base.weight.file, root / base.student, root / base.student / "prompts")
+    return ModelFolders(root / base.weight.file, root / base.student, root / base.student / "prompts")
 
 
 def missing_sd2_base(base: SD2Base, options: RunOptions) -> list[Missing]:

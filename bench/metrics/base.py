@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.errors import UserError
-from bench.metrics.weights import WeightFile, verified_sha256
+from bench.metrics.weights import MetricFile, verified_sha256
 from bench.missing import Missing, describe
 
 ImageScorer = Callable[[Path, Path | None], float]
@@ -58,7 +58,7 @@ class MetricSpec:
     decimals: int
     loader: Callable[["MetricSpec", str], ImageScorer | SetScorer]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    weights: tuple[WeightFile, ...] = ()
+    weights: tuple[MetricFile, ...] = ()
     modules: tuple[tuple[str, str], ...] = (("pyiqa", "pip install 'tsd-sr-bench[bench]'"),)
     min_sides: tuple[int, int] = (1, 1)
 
