@@ -16,7 +16,7 @@ from bench.metrics import EXTRA_METRICS, METRICS, MetricSpec
 from bench.missing import Missing
 from bench.options import RunOptions
 from bench.provenance import cached_sha256
-from bench.store import FIRST_USE, Store, Vouched, missing_files
+from bench.store import FIRST_USE, KnownHash, Store, missing_files
 
 
 def metric_items() -> list[Item]:
@@ -84,8 +84,8 @@ def _item(
         missing=missing,
         get=partial(get_weights, weights) if any(weight.urls or weight.hub for weight in weights) else None,
         by_hand="by hand, into the weights folder: " + "; ".join(by_hand) if by_hand else None,
-        unsettled=lambda options: Store(options).unknown(weights),
-        settle=partial(settle, weights, name),
+        unknown=lambda options: Store(options).unknown(weights),
+        record_first_hashes=partial(record_first_hashes, weights, name),
     )
 
 
@@ -112,9 +112,9 @@ def _get(store: Store, weight: Weight) -> None:
     failures = []
     known = store.known(weight)
     if weight.urls and not weight.is_folder:
-        vouched = known.get(weight.file)
+        expected = known.get(weight.file)
         try:
-            return download(weight.urls, store.path(weight), vouched.digest if vouched else None)
+            return download(weight.urls, store.path(weight), expected.digest if expected else None)
         except UserError as error:
             failures.append(str(error))
     for place in weight.hub:
@@ -123,23 +123,26 @@ def _get(store: Store, weight: Weight) -> None:
         except UserError as error:
             failures.append(f"{weight.file}: {error}")
             continue
-        store.vouch({name: Vouched(digest, f"hf:{place}") for name, digest in hashes.items() if name not in known})
+        store.record({name: KnownHash(digest, f"hf:{place}") for name, digest in hashes.items() if name not in known})
         return None
     hint = f"\nBy hand: {weight.manual}" if weight.manual else ""
     raise UserError("\n".join(failures) + hint)
 
 
-def settle(weights: Sequence[Weight], name: str, options: RunOptions) -> list[str]:
-    """Verifies what is there; records the hashes of files that nobody vouches for. One line for each of those.
+def record_first_hashes(weights: Sequence[Weight], name: str, options: RunOptions) -> list[str]:
+    """Verifies the files that are there and records the hashes that were not known.
+
+    Returns:
+        One line for each hash that was recorded.
 
     Raises:
-        UserError: a file has another content than the one vouched for.
+        UserError: a file's hash is not the known one.
     """
     store = Store(options)
     lines = []
     for file in store.unknown(weights):
         digest = cached_sha256(store.root / file)
-        store.vouch({file: Vouched(digest, FIRST_USE)})
+        store.record({file: KnownHash(digest, FIRST_USE)})
         lines.append(f"{file}: sha256 {digest} recorded in the store; nobody publishes one to compare it with")
     _, faults = store.verify(weights, name)
     if faults:

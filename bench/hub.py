@@ -37,8 +37,8 @@ def get(place: str, weight: Weight, target: Path, known: Mapping[str, str]) -> d
     """Fetches what `target` lacks of `weight` from `place`.
 
     Args:
-        known: hashes somebody else vouches for, by name in the store ("git:" before a blob id); they come before the
-            hub's own.
+        known: hashes that are known already, by name in the store ("git:" before a blob id). They take precedence
+            over the hub's own.
 
     Returns:
         The hash of each file that is what the hub states, or what `known` says, by its name in the store: those that

@@ -8,7 +8,7 @@ import pytest
 from bench.card import cards
 from bench.cli import main
 from bench.describe import HEADERS, description, overview
-from bench.fetch_weights import settle
+from bench.fetch_weights import record_first_hashes
 from bench.methods import METHODS, get_method
 from bench.options import RunOptions
 from bench.tables import TABLES
@@ -78,7 +78,7 @@ def test_weights_are_here_once_they_are_picked_up(tmp_path: Path) -> None:
     assert overview("tsd-sr", METHODS["tsd-sr"], options)[4] == "to be picked up"
     first = "cannot run: `bench fetch tsd-sr` has to pick up the weights first"
     assert first in description("tsd-sr", METHODS["tsd-sr"], options)
-    settle(weights, "tsd-sr", options)
+    record_first_hashes(weights, "tsd-sr", options)
     assert overview("tsd-sr", METHODS["tsd-sr"], options)[4] == "here"
     said = description("tsd-sr", METHODS["tsd-sr"], options)
     assert "hashes of 2 files known" in said

@@ -15,7 +15,7 @@ import bench.hub
 from bench.card import Weight
 from bench.download import GIT, digest_of
 from bench.errors import UserError
-from bench.fetch_weights import get_weights, settle
+from bench.fetch_weights import get_weights, record_first_hashes
 from bench.options import RunOptions
 from bench.store import Store, verified_files
 
@@ -139,7 +139,7 @@ def test_a_folder_comes_from_the_first_mirror_that_has_it_with_the_hashes_the_hu
     assert {entry.by for entry in known.values()} == {"hf:me/base"}
     hashes = verified_files((BASE,), options, licence="", needed_by="Net", fetch="base")
     assert hashes["base/unet/config.json"] == hashlib.sha256(CONFIG).hexdigest()
-    assert settle((BASE,), "base", options) == []  # the hub has vouched for everything
+    assert record_first_hashes((BASE,), "base", options) == []  # the hub has stated every hash
     (folder / "unet" / "config.json").write_bytes(b'{"hidden": 8}\n')
     with pytest.raises(UserError, match=r"base/unet/config.json: git blob .*, expected git blob .*hf:me/base"):
         verified_files((BASE,), options, licence="", needed_by="Net", fetch="base")
@@ -187,13 +187,13 @@ def test_only_what_a_folder_lacks_is_fetched(hub: Hub, options: RunOptions) -> N
     config.write_bytes(CONFIG)
     get_weights((BASE,), options)
     assert hub.sent == ["unet/net.safetensors"]
-    assert settle((BASE,), "base", options) == []  # the hub vouches for what was there too, since it is the same
+    assert record_first_hashes((BASE,), "base", options) == []  # the hub states the hash of what was there too
     config.write_bytes(b"of one's own")
     (options.weights() / "base" / "unet" / "net.safetensors").unlink()
     get_weights((BASE,), options)
     assert config.read_bytes() == b"of one's own"
     with pytest.raises(UserError, match="damaged, or another version"):
-        settle((BASE,), "base", options)
+        record_first_hashes((BASE,), "base", options)
 
 
 def test_a_repository_without_one_of_the_files(hub: Hub, options: RunOptions) -> None:

@@ -19,7 +19,7 @@ from bench.methods.base import Method
 from bench.methods.gan import GanMethod, gan_spec
 from bench.missing import Obstacle
 from bench.options import RunOptions
-from bench.store import Store, Vouched
+from bench.store import KnownHash, Store
 
 RRDB_CARDS = ("bsrgan", "realesrgan", "ldl")
 # What the authors' definitions call the same layers, in their order: cszn/BSRGAN models/network_rrdbnet.py, and
@@ -88,13 +88,13 @@ def wrapped(card: Card, state: dict[str, Tensor]) -> dict[str, object]:
 
 
 def store(card: Card, content: object, root: Path) -> tuple[Card, RunOptions]:
-    """`content` in the card's file and vouched for; the card without its published hash, which is the real file's."""
+    """`content` in the card's file, its hash recorded; and the card without the hash of the real file."""
     options = RunOptions(weights_root=root)
     path = root / card.weights[0].file
     root.mkdir(parents=True, exist_ok=True)
     torch.save(content, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    Store(options).vouch({path.name: Vouched(digest, "this test")})
+    Store(options).record({path.name: KnownHash(digest, "this test")})
     return replace(card, weights=(replace(card.weights[0], sha256=None),)), options
 
 
@@ -207,7 +207,7 @@ def test_a_state_dict_with_a_gap_is_refused(tmp_path: Path):
         load(card, options).restore(torch.rand(1, 3, 16, 16), 0)
 
 
-def test_weights_that_nobody_vouches_for_or_are_absent_are_not_loaded(tmp_path: Path):
+def test_weights_of_another_hash_and_absent_ones_are_not_loaded(tmp_path: Path):
     card = cards()["bsrgan"]
     with pytest.raises(UserError, match=r"BSRGAN needs BSRGAN\.pth \(67\.0 MB.*bench fetch bsrgan"):
         load(card, RunOptions(weights_root=tmp_path))

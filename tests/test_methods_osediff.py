@@ -33,7 +33,7 @@ from bench.methods.base import Method
 from bench.methods.osediff import BASE, CHECKPOINT, OSEDiffMethod, OSEDiffSettings, enlarged, osediff_spec
 from bench.options import RunOptions
 from bench.provenance import cached_sha256
-from bench.store import Store, Vouched
+from bench.store import KnownHash, Store
 from tsd.backbone import load_backbone, mini_model_dir
 from tsd.backbones.sd2 import SD2
 from tsd.lora import check_lora, denoiser_targets, read_lora, vae_targets
@@ -105,8 +105,8 @@ def load_networks(base: Path) -> tuple[Any, Any]:
     )
 
 
-def vouched(root: Path) -> tuple[Card, RunOptions]:
-    """The card for weights of this test, which the store vouches for; the real files' hashes are not theirs."""
+def recorded(root: Path) -> tuple[Card, RunOptions]:
+    """The card for weights of this test, whose hashes the store knows; the real files' hashes are not theirs."""
     options, card = RunOptions(weights_root=root), cards()["osediff"]
 
     def unpublished(weight: Weight) -> Weight:
@@ -114,7 +114,7 @@ def vouched(root: Path) -> tuple[Card, RunOptions]:
 
     store = Store(options)
     names = [name for weight in card.weights for name in store.files(weight)]
-    store.vouch({name: Vouched(cached_sha256(root / name), "this test") for name in names})
+    store.record({name: KnownHash(cached_sha256(root / name), "this test") for name in names})
     return replace(card, weights=tuple(unpublished(weight) for weight in card.weights)), options
 
 
@@ -125,7 +125,7 @@ def fill(root: Path, base: Path, content: dict[str, Any]) -> tuple[Card, RunOpti
     for small in ("tokenizer/special_tokens_map", "feature_extractor/preprocessor_config", "model_index"):
         (root / BASE / f"{small}.json").write_text("{}")  # part of the base as published, and of no use here
     torch.save(content, root / CHECKPOINT)
-    return vouched(root)
+    return recorded(root)
 
 
 @pytest.fixture(scope="module")
@@ -385,7 +385,7 @@ def test_a_base_without_its_text_encoder_is_named(tiny: tuple[Card, RunOptions],
         OSEDiffMethod(tiny[0], RunOptions(weights_root=root))
 
 
-def test_other_weights_than_the_vouched_for_are_not_loaded(tiny: tuple[Card, RunOptions], tmp_path: Path):
+def test_weights_of_another_hash_are_not_loaded(tiny: tuple[Card, RunOptions], tmp_path: Path):
     root = tmp_path / "store"
     shutil.copytree(tiny[1].weights(), root)
     torch.save({}, root / CHECKPOINT)
@@ -430,7 +430,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
     shutil.copytree(tiny[1].weights(), root)
     torch.save(broken(torch.load(root / CHECKPOINT, weights_only=True), kind), root / CHECKPOINT)
     with pytest.raises(UserError, match=message):
-        OSEDiffMethod(*vouched(root), SMALL).restore(synthetic_image(16, 16), 0)
+        OSEDiffMethod(*recorded(root), SMALL).restore(synthetic_image(16, 16), 0)
 
 
 class Payload:

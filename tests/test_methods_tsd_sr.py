@@ -14,7 +14,7 @@ import bench.methods.tsd_weights
 from bench.card import assets, cards
 from bench.check import check_method
 from bench.errors import UserError
-from bench.fetch_weights import settle
+from bench.fetch_weights import record_first_hashes
 from bench.methods import METHODS, get_method
 from bench.methods.base import Method
 from bench.methods.tsd_sr import OneStepMethod, TeacherMethod, TeacherSettings, mini_folder
@@ -187,9 +187,9 @@ def test_the_real_models_layout_loads_with_the_papers_settings(tiny_sd3_dir: Pat
     torch.save(torch.randn(1, 10), tmp_path / "default" / "pool_embeds.pt")
     options = RunOptions(weights_root=tmp_path)
     assert METHODS["tsd-sr"].missing(options) == []
-    with pytest.raises(UserError, match="nobody vouches for it yet; `bench fetch tsd-sr` records its hash"):
+    with pytest.raises(UserError, match="its hash is not known yet; `bench fetch tsd-sr` records it"):
         METHODS["tsd-sr"].load(options)
-    settle(cards()["tsd-sr"].weights, "tsd-sr", options)
+    record_first_hashes(cards()["tsd-sr"].weights, "tsd-sr", options)
     method = METHODS["tsd-sr"].load(options)
     assert isinstance(method, OneStepMethod)
     assert (method.restorer.config.color, method.restorer.config.process_size) == ("adain", 512)
@@ -242,7 +242,7 @@ def test_a_student_you_trained_on_sd2_becomes_the_row_of_table_5(
     shutil.copytree(tiny_sd2_lora_dir, tmp_path / "tsdsr-sd21")
     shutil.copytree(tiny_sd2_dir / "prompts", tmp_path / "tsdsr-sd21" / "prompts")
     assert METHODS["tsd-sr-sd21"].missing(options) == []
-    settle((weight,), "sd21-base", options)
+    record_first_hashes((weight,), "sd21-base", options)
     method = METHODS["tsd-sr-sd21"].load(options)
     assert isinstance(method, OneStepMethod)
     assert method.settings["color"] == "adain"

@@ -1,4 +1,4 @@
-"""The weight store: who vouches for a file, and that nothing else is loaded. `bench fetch` of cards."""
+"""The weight store: who states a file's hash, and that nothing else is loaded. `bench fetch` of cards."""
 
 import hashlib
 import json
@@ -12,9 +12,9 @@ from bench.card_schema import LEDGER
 from bench.cli import main
 from bench.download import GIT
 from bench.errors import UserError
-from bench.fetch_weights import settle
+from bench.fetch_weights import record_first_hashes
 from bench.options import RunOptions
-from bench.store import FIRST_USE, Store, Vouched, missing_weights, verified_weights
+from bench.store import FIRST_USE, KnownHash, Store, missing_weights, verified_weights
 
 SHA256 = hashlib.sha256(b"numbers").hexdigest()
 
@@ -35,7 +35,7 @@ def put(options: RunOptions, name: str, content: bytes = b"numbers") -> None:
     path.write_bytes(content)
 
 
-def test_a_published_hash_vouches_for_a_file(options: RunOptions) -> None:
+def test_a_file_with_the_published_hash_is_loaded(options: RunOptions) -> None:
     net = card(Weight("net.pth", sha256=SHA256, sha256_source="its authors"))
     put(options, "net.pth")
     assert verified_weights(net, options) == {"net.pth": SHA256}
@@ -44,7 +44,7 @@ def test_a_published_hash_vouches_for_a_file(options: RunOptions) -> None:
         verified_weights(net, options)
 
 
-def test_a_blob_of_the_pinned_commit_vouches_for_a_file(options: RunOptions) -> None:
+def test_a_file_with_the_blob_id_of_the_pinned_commit_is_loaded(options: RunOptions) -> None:
     blob = hashlib.sha1(b"blob 7\0numbers").hexdigest()
     net = card(Weight("net.pkl", git_sha1=blob))
     put(options, "net.pkl")
@@ -53,7 +53,7 @@ def test_a_blob_of_the_pinned_commit_vouches_for_a_file(options: RunOptions) -> 
         verified_weights(card(Weight("net.pkl", git_sha1="0" * 40)), options)
 
 
-def test_a_file_that_nobody_vouches_for_is_not_loaded_until_fetch_has_recorded_it(options: RunOptions) -> None:
+def test_a_file_of_unknown_hash_is_not_loaded_until_fetch_has_recorded_it(options: RunOptions) -> None:
     weight = Weight("drive/net.pth", manual="their drive, folder a")
     net = card(weight)
     (missing,) = missing_weights(net, options)
@@ -61,19 +61,19 @@ def test_a_file_that_nobody_vouches_for_is_not_loaded_until_fetch_has_recorded_i
         "drive/net.pth (or under --weights-root, else ./weights): from their drive, folder a"
     )
     put(options, "drive/net.pth")
-    with pytest.raises(UserError, match=r"nobody vouches for it yet; `bench fetch card:net\.toml` records its hash"):
+    with pytest.raises(UserError, match=r"its hash is not known yet; `bench fetch card:net\.toml` records it"):
         verified_weights(net, options)
-    assert settle(net.weights, "net", options) == [
+    assert record_first_hashes(net.weights, "net", options) == [
         f"drive/net.pth: sha256 {SHA256} recorded in the store; nobody publishes one to compare it with"
     ]
-    assert Store(options).known(weight) == {"drive/net.pth": Vouched(SHA256, FIRST_USE)}
+    assert Store(options).known(weight) == {"drive/net.pth": KnownHash(SHA256, FIRST_USE)}
     assert verified_weights(net, options) == {"drive/net.pth": SHA256}
-    assert settle(net.weights, "net", options) == []
+    assert record_first_hashes(net.weights, "net", options) == []
     put(options, "drive/net.pth", b"another version")
     with pytest.raises(UserError, match="damaged, or another version"):
         verified_weights(net, options)
     with pytest.raises(UserError, match="damaged, or another version"):  # and fetch does not record it either
-        settle(net.weights, "net", options)
+        record_first_hashes(net.weights, "net", options)
 
 
 def test_every_file_of_a_folder_counts(options: RunOptions) -> None:
@@ -86,10 +86,10 @@ def test_every_file_of_a_folder_counts(options: RunOptions) -> None:
         verified_weights(net, options)
     put(options, "base/unet/config.json", b"{}")
     put(options, "base/.cache/left-by-the-hub", b"")
-    settle(net.weights, "net", options)
+    record_first_hashes(net.weights, "net", options)
     assert sorted(verified_weights(net, options)) == ["base/unet/config.json", "base/unet/net.bin"]
     put(options, "base/unet/smuggled.bin")  # a loader might pick it up
-    with pytest.raises(UserError, match=r"base/unet/smuggled\.bin: nobody vouches"):
+    with pytest.raises(UserError, match=r"base/unet/smuggled\.bin: its hash is not known"):
         verified_weights(net, options)
 
 
@@ -134,7 +134,7 @@ def test_a_damaged_ledger_is_an_error_that_says_what_to_do(options: RunOptions) 
 
 
 def test_a_hash_of_the_card_comes_before_the_ledgers(options: RunOptions) -> None:
-    Store(options).vouch({"net.pth": Vouched("f" * 64, FIRST_USE)})
+    Store(options).record({"net.pth": KnownHash("f" * 64, FIRST_USE)})
     put(options, "net.pth")
     assert verified_weights(card(Weight("net.pth", sha256=SHA256)), options) == {"net.pth": SHA256}
 
@@ -171,7 +171,7 @@ def test_a_card_by_path_is_fetched_like_any_other(
     file = "net_g_RealESRGAN+LDL.pth"
     put(options, file)
     mine = read_card(path)
-    with pytest.raises(UserError, match=r"`bench fetch card:mine\.toml` records its hash"):
+    with pytest.raises(UserError, match=r"`bench fetch card:mine\.toml` records it"):
         verified_weights(mine, options)
     assert main(fetch) == 0
     assert verified_weights(mine, options) == {file: SHA256}

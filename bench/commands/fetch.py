@@ -59,8 +59,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"name what to fetch: {ALL_METRICS}, {', '.join(known)} (`bench fetch --list` says more)")
     wanted = [known[name] for name in _names(args.names, known)]
     pending = [item for item in wanted if item.missing(options)]
-    unsettled = [item for item in wanted if item.unsettled(options)]
-    restricted = [item for item in wanted if item.restricted and item in [*pending, *unsettled]]
+    restricted = [item for item in wanted if item.restricted and (item in pending or item.unknown(options))]
     refused = [] if args.accept_license else restricted
     if refused:
         lines = [f"  {item.name}: {item.licence}" for item in refused]
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             if item in pending and item.get is not None:
                 print(f"{item.name}: {item.summary} ({item.licence})")
                 item.get(options)
-            for line in item.settle(options):
+            for line in item.record_first_hashes(options):
                 print(f"  {line}")
         except UserError as error:  # what failed keeps nothing else from being fetched
             failures.append(str(error))
