@@ -16,8 +16,8 @@ from typing import Any
 
 from bench.card import Card, Command
 from bench.errors import UserError
-from bench.external.git import git, said
-from bench.external.repository import Source, apply_patch, find_source
+from bench.external.git import git, last_message
+from bench.external.repository import Origin, apply_patch, find_origin
 from bench.options import RunOptions
 
 PLACEHOLDER = re.compile(r"\{\w+\}")
@@ -56,29 +56,31 @@ def check_card(card: Card, repo_dir: Path) -> list[CardCheck]:
     """
     if card.command is None or card.environment is None:
         raise UserError(f"{card.name} runs in process: its card has no command to check against a repository")
-    source = find_source(card, RunOptions(repo_dir=repo_dir))
-    with _repository(source) as repository:
+    origin = find_origin(card, RunOptions(repo_dir=repo_dir))
+    with _repository(origin) as repository:
         commit = _Commit(repository, card.commit)
         if not commit.is_there():
-            return [CardCheck(f"commit {card.commit}", f"not in {source.shown}; `git fetch` there, or name another")]
+            return [CardCheck(f"commit {card.commit}", f"not in {origin.shown}; `git fetch` there, or name another")]
         return [CardCheck(f"commit {card.commit}"), *_checks(card, card.command, commit)]
 
 
 @contextmanager
-def _repository(source: Source) -> Iterator[Path]:
+def _repository(origin: Origin) -> Iterator[Path]:
     """The repository for git, or what a bundle holds for as long as it is needed."""
-    if source.kind == "clone":
-        done = git(Path(source.place), "rev-parse", "--git-dir")
+    if origin.kind == "clone":
+        done = git(Path(origin.place), "rev-parse", "--git-dir")
         if done.returncode:
-            raise UserError(f"{source.shown} cannot be read by git: {said(done.stderr, Path(source.place))}")
-        yield Path(source.place)
+            raise UserError(f"{origin.shown} cannot be read by git: {last_message(done.stderr, Path(origin.place))}")
+        yield Path(origin.place)
         return
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder)
         git(target, "init", "--quiet", "--bare", "--template=")
-        done = git(target, "bundle", "unbundle", source.place)
+        done = git(target, "bundle", "unbundle", origin.place)
         if done.returncode:
-            raise UserError(f"{source.shown} is no bundle that git can read: {said(done.stderr, Path(source.place))}")
+            raise UserError(
+                f"{origin.shown} is no bundle that git can read: {last_message(done.stderr, Path(origin.place))}"
+            )
         yield target
 
 

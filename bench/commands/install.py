@@ -18,7 +18,7 @@ examples:
 
 `bench run` does the same when it comes to a method; beforehand it can be done where there is a network and no GPU.
 What is there already is checked and kept. uv takes packages from where its own settings say (UV_INDEX_URL, ...).
-exit status: 0 all is ready, 1 a method could not be prepared, 2 bad input
+exit status: 0 all is ready, 1 a method could not be installed, 2 bad input
 """
 
 
@@ -40,7 +40,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     from bench.card import argument_of
     from bench.errors import UserError
-    from bench.external.prepare import is_prepared, prepare
+    from bench.external.prepare import install, is_installed
     from bench.options import RunOptions
     from bench.store import missing_weights
 
@@ -51,9 +51,9 @@ def run(args: argparse.Namespace) -> int:
     states: dict[str, str] = {}
     failed = 0
     for card in cards:
-        before = is_prepared(card, options)
+        before = is_installed(card, options)
         try:
-            prepare(card, options)
+            install(card, options)
         except UserError as error:
             states[card.name] = f"failed: {error}"
             failed += 1
@@ -101,9 +101,9 @@ def _plan(card: "Card", options: "RunOptions") -> str:
 
 def _source(card: "Card", options: "RunOptions") -> str:
     from bench.errors import UserError
-    from bench.external.repository import find_source
+    from bench.external.repository import find_origin
 
     try:
-        return find_source(card, options).shown
+        return find_origin(card, options).shown
     except UserError:
         return "--repo-dir, which does not have it"

@@ -46,14 +46,14 @@ class Attempt:
         write_atomic(self.seeds, json.dumps(seeds).encode())
         write_atomic(self.job, json.dumps({"account": account, "images": images}).encode())
 
-    def take_up(
+    def resume(
         self,
         account: Mapping[str, Any],
         images: Mapping[str, Mapping[str, Any]],
         names: Names,
         sizes: Mapping[str, tuple[int, int]],
     ) -> dict[str, Path]:
-        """The whole outputs of `images` that were made by the same account, input and seed."""
+        """The complete outputs of this attempt that were made by the same account, input and seed, by name."""
         try:
             job = json.loads(self.job.read_bytes())
         except (OSError, ValueError):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.card import Card, Environment, argument_of
 from bench.errors import UserError, without_paths
-from bench.external.place import ENVIRONMENTS, alone, in_words
+from bench.external.place import ENVIRONMENTS, exclusive, in_words
 from bench.external.process import require, run_tool
 from bench.records import write_atomic
 
@@ -91,7 +91,7 @@ def build(card: Card, options: "RunOptions") -> Path:
     uv = uv_program()
     if uv is None:
         raise UserError(f"{card.display} needs an environment of its own, and there is no uv here: `pip install uv`")
-    with alone(place, f"the environment of {card.display}"):
+    with exclusive(place, f"the environment of {card.display}"):
         if ready(card, options):
             return place
         shutil.rmtree(place, ignore_errors=True)

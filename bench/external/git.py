@@ -48,7 +48,7 @@ def variables() -> dict[str, str]:
     return {**kept, **quiet, "GIT_SSH_COMMAND": ssh}
 
 
-def said(stderr: str, place: Path) -> str:
-    """What git complained of last, without the path of `place`."""
+def last_message(stderr: str, place: Path) -> str:
+    """The last line of git's messages, without the path of `place`."""
     lines = [line for line in stderr.strip().splitlines() if line.strip()]
     return without_paths(lines[-1] if lines else "no message", {place: place.name})

@@ -18,8 +18,8 @@ def in_words(options: "RunOptions", place: Path) -> str:
 
 
 @contextmanager
-def alone(place: Path, what: str) -> Iterator[None]:
-    """Holds `place` against other processes, which wait; the kernel lets go when the process ends, however it ends."""
+def exclusive(place: Path, what: str) -> Iterator[None]:
+    """Locks `place` against other processes, which wait. The kernel unlocks it however this process ends."""
     from filelock import FileLock, Timeout
 
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -87,8 +87,8 @@ class Process:
         answer = self._supervisor.stdout.read()
         if not answer:
             return Ending(None, self.seconds())
-        said = json.loads(answer)
-        return Ending(said.get("exit"), self.seconds(), error=said.get("error", ""))
+        outcome = json.loads(answer)
+        return Ending(outcome.get("exit"), self.seconds(), error=outcome.get("error", ""))
 
     def seconds(self) -> float:
         """The time since it was started."""
@@ -128,5 +128,5 @@ def run_tool(
 def require(ending: Ending, log: Path, what: str, hint: str) -> None:
     """Raises UserError, with the last lines of `log`, unless the tool succeeded."""
     if ending.exit_code != 0:
-        said = "".join(f"\n  {line}" for line in last_lines(log, 6))
-        raise UserError(f"{what}: {ending.words()}; {hint}{said}")
+        tail = "".join(f"\n  {line}" for line in last_lines(log, 6))
+        raise UserError(f"{what}: {ending.words()}; {hint}{tail}")

@@ -22,7 +22,7 @@ from bench.external.collect import Collected, Names, collect
 from bench.external.command import arguments, values, variables, visible_gpu, write_inputs
 from bench.external.git import git_program
 from bench.external.log import last_lines, note
-from bench.external.prepare import Prepared, prepare
+from bench.external.prepare import Installed, install
 from bench.external.process import Ending, Process
 from bench.methods.base import MethodSpec, spec_of
 from bench.missing import Missing, Obstacle
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 LOOK_SECONDS = 1.0
-SAID_CHARACTERS = 140
+QUOTED_CHARACTERS = 140
 
 
 @dataclass(frozen=True)
@@ -99,18 +99,18 @@ class ExternalMethod:
         names = Names(self.command.outputs, self.command.ignore, jobs)
         done: dict[str, Path] = {}
         for earlier in attempts(work):
-            done |= earlier.take_up(account, jobs, names, sizes)
+            done |= earlier.resume(account, jobs, names, sizes)
         pending = {name: images[name] for name in jobs if name not in done}
-        prepared = prepare(self.card, self.options) if jobs else None
+        installed = install(self.card, self.options) if jobs else None
         yield from done.items()
-        if prepared and pending:
+        if installed and pending:
             attempt = next_attempt(work)
             attempt.begin(account, {name: jobs[name] for name in pending})
             with self._bar(len(jobs), len(done)) as bar:
                 write_inputs(pending, attempt.lr, self.command.upscale)
-                ending = self._run(prepared, attempt, Names(self.command.outputs, self.command.ignore, pending), bar)
+                ending = self._run(installed, attempt, Names(self.command.outputs, self.command.ignore, pending), bar)
             result = collect(attempt.sr, names, {name: sizes[name] for name in pending})
-            reasons = {name: self._reason(name, attempt, prepared, ending, result) for name in result.faults}
+            reasons = {name: self._reason(name, attempt, installed, ending, result) for name in result.faults}
             self._remark(attempt, ending, result)
             for name in pending:
                 yield name, result.files[name] if name in result.files else reasons[name]
@@ -126,15 +126,15 @@ class ExternalMethod:
             f"{self.card.display} handles inputs of {expected[0]}x{expected[1]} only; this one is {size[0]}x{size[1]}"
         )
 
-    def _run(self, prepared: Prepared, attempt: Attempt, names: Names, bar: "tqdm") -> Ending:
+    def _run(self, installed: Installed, attempt: Attempt, names: Names, bar: "tqdm") -> Ending:
         """Runs the script to its end or its time limit; meanwhile the bar counts the outputs that are there."""
         weights = self.options.weights()
         filled = values(lr=attempt.lr, sr=attempt.sr, weights=weights, seed=self.options.seed)
-        argv = [str(prepared.python), *arguments(self.command, filled)]
+        argv = [str(installed.python), *arguments(self.command, filled)]
         env = variables(
             self.command,
             filled,
-            python=prepared.python,
+            python=installed.python,
             weights=weights,
             seeds=attempt.seeds,
             device=self.options.device,
@@ -146,7 +146,7 @@ class ExternalMethod:
         head = f"{self.card.display}, {count} images, time limit {limit:.0f} s"
         note(attempt.log, head, argv=argv, variables=changed)
         before = bar.n
-        with Process(argv, cwd=prepared.checkout, env=env, log=attempt.log) as process:
+        with Process(argv, cwd=installed.checkout, env=env, log=attempt.log) as process:
             while (ending := process.wait(LOOK_SECONDS)) is None:
                 bar.n = before + len(names.found(attempt.sr)[0])
                 bar.refresh()
@@ -178,21 +178,21 @@ class ExternalMethod:
                 f"{self.card.display}: {ending.words()}{further}; log: {attempt.log_in_words()}", file=sys.stderr
             )
 
-    def _reason(self, name: str, attempt: Attempt, prepared: Prepared, ending: Ending, result: Collected) -> str:
+    def _reason(self, name: str, attempt: Attempt, installed: Installed, ending: Ending, result: Collected) -> str:
         """Why an image did not come, in one line that may be recorded and published."""
         log = f"log: {attempt.log_in_words()}"
         if result.faults[name]:
             return f"{result.faults[name]} ({log})"
-        said = last_lines(attempt.log, 1, mentioning=name) if ending.exit_code == 0 else []
-        said = said or last_lines(attempt.log, 1)
+        lines = last_lines(attempt.log, 1, mentioning=name) if ending.exit_code == 0 else []
+        lines = lines or last_lines(attempt.log, 1)
         known = {
             attempt.folder: attempt.folder.name,
-            prepared.checkout: self.card.name,
+            installed.checkout: self.card.name,
             self.options.weights().absolute(): "weights",
             self.options.cache(): "cache",
         }
-        words = without_paths(" ".join(said), known)
-        quoted = f": {words[:SAID_CHARACTERS]}{'…' if len(words) > SAID_CHARACTERS else ''}" if words else ""
+        words = without_paths(" ".join(lines), known)
+        quoted = f": {words[:QUOTED_CHARACTERS]}{'…' if len(words) > QUOTED_CHARACTERS else ''}" if words else ""
         partial = "partial result: no output for this image, though " if ending.exit_code == 0 else "no output, "
         return f"{partial}{ending.words()} ({log}){quoted}"
 
@@ -226,7 +226,7 @@ def _obstacles(card: Card, options: RunOptions) -> Iterator[Obstacle]:
     try:
         git_program()
         if not repository.is_made(card, options):
-            repository.find_source(card, options)
+            repository.find_origin(card, options)
     except UserError as error:
         yield Obstacle(card.display, f"needs its repository: {error}")
     size = lr_size_of(options.testset) if options.testset is not None else None
