@@ -10,12 +10,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from bench.card import cards, read_card
+from bench.card import Card, cards, read_card
 from bench.errors import UserError
 from bench.methods.base import FolderMethod, Method, MethodSpec
+from bench.methods.external import external_spec
 from bench.methods.folder import folder_spec
-from bench.methods.from_card import card_spec, card_specs
 from bench.methods.function import function_spec
+from bench.methods.gan import gan_spec
+from bench.methods.osediff import osediff_spec
 from bench.methods.published import published_spec, published_specs
 from bench.methods.resize import BICUBIC, LANCZOS
 from bench.methods.spandrel import spandrel_spec
@@ -27,13 +29,29 @@ from bench.methods.tsd_rows import (
     TSD_SR_MINI_SD2,
     TSD_SR_SD2,
     TSD_SR_SD21,
+    release_spec,
     student_spec,
     teacher_spec,
 )
 from bench.methods.tsd_sr import TeacherSettings
 from bench.methods.tsd_weights import ModelFolders
+from bench.tables import TABLES
 
 __all__ = ["FORMS", "METHODS", "FolderMethod", "Method", "MethodSpec", "get_method"]
+
+OF_CARD = {"tsd-sr": release_spec, "osediff": osediff_spec, "spandrel": gan_spec, "external": external_spec}
+"""What makes the row of a card, by the card's `run`."""
+
+
+def _rows_of_cards() -> dict[str, MethodSpec]:
+    """The rows of the cards that come with the harness, by name, in the order in which the paper's tables have them."""
+    order = [row.method for table in TABLES.values() for profile in table.profiles.values() for row in profile.rows]
+
+    def place(card: Card) -> int:
+        return order.index(card.name) if card.name in order else len(order)
+
+    return {card.name: OF_CARD[card.run](card) for card in sorted(cards().values(), key=place)}
+
 
 METHODS: dict[str, MethodSpec] = {
     "bicubic": BICUBIC,
@@ -45,7 +63,7 @@ METHODS: dict[str, MethodSpec] = {
     "tsd-sr-mini-sd2": TSD_SR_MINI_SD2,
     "tsd-sr-sd2": TSD_SR_SD2,
     "tsd-sr-sd21": TSD_SR_SD21,
-    **card_specs(),
+    **_rows_of_cards(),
 }
 METHODS |= {spec.name: spec for spec in published_specs(cards())}
 
@@ -144,7 +162,8 @@ def _teacher(argument: str, label: str) -> MethodSpec:
 
 
 def _card(argument: str, label: str) -> MethodSpec:
-    spec = card_spec(read_card(_path(argument, "card:PATH.toml")))
+    card = read_card(_path(argument, "card:PATH.toml"))
+    spec = OF_CARD[card.run](card)
     return replace(spec, name=label, display=label) if label else spec
 
 
