@@ -25,7 +25,7 @@ from bench.shards import ALONE, Shard, check_shared, from_first
 from bench.tables import get_profile
 
 if TYPE_CHECKING:
-    from bench.restore import StageReport
+    from bench.stage_report import StageReport
     from bench.testsets import TestSet
 
 
@@ -217,14 +217,13 @@ class Stages:
 
     def _on_disk(self, testset: "TestSet", method: str) -> bool:
         """Whether all recorded images of the method still lie there as recorded."""
-        from bench.restore import is_restored
-
         report = self.restored.get((testset.name, method))
         if report is not None and not report.failed:
             return True
-        rows = self.records.read_images(testset.name, method)
-        made = [image for image in testset.images if image.name in rows and rows[image.name].error is None]
-        return bool(made) and all(is_restored(self.records, testset.name, method, rows, image) for image in made)
+        restored = self.records.of(testset.name, method)
+        rows = restored.images()
+        made = [rows[image.name] for image in testset.images if image.name in rows and rows[image.name].error is None]
+        return bool(made) and all(restored.has(row) for row in made)
 
 
 def _required(choice: Choice, allow_missing: bool, *, strict: bool, asked: bool) -> Choice:
@@ -282,7 +281,7 @@ def _something_to_measure(choice: Choice, records: Records) -> None:
         UserError: lists what keeps each method from running.
     """
     why = {row.name: choice.why_not(row) for row in choice.rows}
-    if any(not lines or records.read_run(testset, name) for name in why for testset, lines in why[name].items()):
+    if any(not lines or records.of(testset, name).run() for name in why for testset, lines in why[name].items()):
         return
     listed = dict.fromkeys(line for groups in why.values() for lines in groups.values() for line in lines)
     raise UserError("nothing to measure, none of the methods can run here:\n" + "\n".join(listed))

@@ -29,14 +29,14 @@ def test_images_rows_and_the_environment_of_the_process(make_card, options, make
     spec = external_spec(make_card(seeding="image"))
     report = restore_set(records, testset, spec, options, seed=42)
     assert (report.made, sorted(report.failed)) == (1, ["skip_b", "small_c"])
-    rows = records.read_images("mini", "tiny")
+    rows = records.of("mini", "tiny").images()
     assert (rows["a"].width, rows["a"].height, rows["a"].seconds) == (80, 64, None)
     assert rows["a"].seed == image_seed(42, "a")
     assert rows["skip_b"].error is not None
     assert "partial result" in rows["skip_b"].error
     assert "log: images/.work/mini/tiny/attempt-1.log" in rows["skip_b"].error
     assert (tmp_path / "out/images/.work/mini/tiny/attempt-1.log").is_file()
-    run = records.read_run("mini", "tiny")
+    run = records.of("mini", "tiny").run()
     assert run is not None
     external = run.environments[rows["a"].environment]["external"]
     assert external["packages"] == {"pillow": "10.4.0"}
@@ -73,5 +73,5 @@ def test_what_cannot_be_prepared_costs_the_row_and_leaves_nothing(make_card, opt
     report = restore_set(Records(tmp_path / "other"), testset, external_spec(card), nowhere, seed=42)
     assert "could not be loaded: --repo-dir holds no repository of Tiny" in report.failed["b"]
     assert not list((options.cache() / "repositories").glob("far-*"))
-    text = json.dumps([row.error for row in records.read_images("mini", "far").values()])
+    text = json.dumps([row.error for row in records.of("mini", "far").images().values()])
     assert str(tmp_path) not in text

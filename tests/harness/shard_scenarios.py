@@ -31,7 +31,7 @@ from bench.errors import UserError
 from bench.methods import METHODS, MethodSpec
 from bench.methods.base import nothing_missing
 from bench.options import RunOptions
-from bench.records import Records
+from bench.records import MethodRecords, Records
 from bench.testsets import load_testset
 
 IMPORTED_ONCE = (accelerate, pyiqa, torch, bench)
@@ -149,7 +149,7 @@ def refused() -> None:
 
     def broken(rank: int) -> int:
         if rank == 1:
-            Records.add_score = lambda *arguments: (_ for _ in ()).throw(ArithmeticError("a bug\nof rank 1"))
+            MethodRecords.add_score = lambda *arguments: (_ for _ in ()).throw(ArithmeticError("a bug\nof rank 1"))
         return cli.main([*TABLE, "--out", "broken"])
 
     together("broken", 2, broken)

@@ -137,7 +137,7 @@ def test_a_failing_method_costs_its_row_and_the_exit_status_tells(bench: Bench, 
     assert row.count("— [1]") == 2
     assert "- [1] own failed on 1 of 3 images, first on photo1: RuntimeError: cannot do this one" in out
     assert "| Bicubic" in out
-    rows = Records(Path("out")).read_images("mini", "own")
+    rows = Records(Path("out")).of("mini", "own").images()
     assert [row.error is None for row in rows.values()] == [True, False, True]
 
 

@@ -235,7 +235,7 @@ def test_what_is_missing_on_one_machine_costs_its_row_for_all(scenarios: Path) -
     assert codes(path) == [0, 0]
     assert "left out: Real-ESRGAN (compact) needs realesr-general-x4v3.pth" in printed(path, 0)
     assert not (path / "records" / "mini" / "realesrgan-compact").exists()
-    assert len(Records(path).read_scores("mini", "bicubic", "psnr")) == 5
+    assert len(Records(path).of("mini", "bicubic").scores("psnr")) == 5
 
 
 @pytest.mark.slow
@@ -256,7 +256,7 @@ def test_a_folder_runner_gets_the_share_and_a_work_folder_of_its_process(scenari
     work = two / "images" / ".work" / "mini"
     shares = {folder.name: sorted(path.stem for path in (folder / "in").iterdir()) for folder in work.iterdir()}
     assert shares == {"own": NAMES[0::2], "own.rank1": NAMES[1::2]}
-    (environment,) = Records(two).read_run("mini", "own").environments.values()  # type: ignore[union-attr]
+    (environment,) = Records(two).of("mini", "own").run().environments.values()  # type: ignore[union-attr]
     assert environment["external"] == {"python": "3.8"}
 
 
@@ -270,7 +270,7 @@ def test_a_process_in_which_the_method_does_not_load_fails_on_its_share_alone(sc
     assert json.loads(printed(path.with_name("mended"), 0).splitlines()[-1]) == [3, 2, {}]
     assert codes(path.with_name("cloned")) == [1, 1]
     assert json.loads(printed(path.with_name("cloned"), 0).splitlines()[-1])[:2] == [0, 3]
-    rows = Records(path).read_images("mini", "own")
+    rows = Records(path).of("mini", "own").images()
     assert list(rows) == NAMES
     assert {row.error for row in rows.values()} == {None}
 
