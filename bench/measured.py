@@ -12,11 +12,11 @@ class Measured:
     def __init__(self, records: Records, testset: PlanSet, method: PlanMethod, metrics: list[PlanMetric]) -> None:
         self.testset = testset
         self.method = method
-        found = records.of(testset.name, method.name)
-        rows = found.images()
+        method_records = records.of(testset.name, method.name)
+        rows = method_records.images()
         self.images = {name: rows[name] for name in testset.names if name in rows}
-        self.scores = {metric.name: found.scores(metric.name) for metric in metrics}
-        run = found.run()
+        self.scores = {metric.name: method_records.scores(metric.name) for metric in metrics}
+        run = method_records.run()
         used = {row.environment for row in self.images.values()}
         self.environments = {key: run.environments[key] for key in run.environments if key in used} if run else {}
         self.provenance = run.provenance if run else {}

@@ -141,9 +141,7 @@ class Stages:
             if spec.name not in self.redo:
                 from_first(
                     self.shard,
-                    lambda testset=testset, spec=spec: check_recorded(
-                        self.records, testset, spec, self.options, seed=self.plan.seed
-                    ),
+                    lambda testset=testset, spec=spec: check_recorded(self.records, testset, spec, self.options),
                 )
         for testset, spec in _stage("restore", jobs, lambda job: f"{job[1].name} on {job[0].name}"):
             report = restore_set(
@@ -151,7 +149,6 @@ class Stages:
                 testset,
                 spec,
                 self.options,
-                seed=self.plan.seed,
                 redo=spec.name in self.redo,
                 shard=self.shard,
                 say=_say,

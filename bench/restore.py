@@ -1,29 +1,27 @@
 """Stage 1: methods × test sets → images on disk and one row per image.
 
-Decoding, timing, checking and rounding are `bench.imaging`'s, for every method alike. Where a method fails on an
-image, its row says so and the run goes on. A recorded result whose image is gone (a fresh clone) stays until there is
+How a method makes an image is `bench.makers`'s concern. Where a method fails on an image, its row says so and the
+run goes on. A recorded result whose image is gone (a fresh clone) stays until there is
 another: a machine on which the method fails does not undo what was measured elsewhere.
 """
 
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from bench import provenance
-from bench.errors import UserError, one_line, without_paths
+from bench.errors import UserError, one_line
 from bench.identity import agreed_account, continue_or_refuse, refuse_stale
-from bench.imaging import Maker, copier, timer, warm_up
+from bench.makers import Maker, Work, no_work, work_of
 from bench.methods.base import FolderMethod, FolderRunner, Method, MethodSpec
 from bench.options import RunOptions
 from bench.records import MethodRecords, Records, write_atomic
-from bench.runners import no_output, run_folder
 from bench.schema import EXTERNAL, ImageRow, Run
 from bench.seeds import image_seed
 from bench.shards import ALONE, Shard, exchange, from_first, shows_up
@@ -39,7 +37,6 @@ def restore_set(
     spec: MethodSpec,
     options: RunOptions,
     *,
-    seed: int,
     redo: bool = False,
     shard: Shard = ALONE,
     say: Callable[[str], None] = lambda line: None,
@@ -57,64 +54,64 @@ def restore_set(
         UserError: the method is not the same in every process, or does not write to the same folder.
     """
     options = replace(options, testset=testset.name)
-    found = records.of(testset.name, spec.name)
-    method, account, outputs, reason = None, None, {}, ""
+    method_records = records.of(testset.name, spec.name)
     try:
         method = spec.load(options)
         account = _account(method)
-        outputs = method.outputs(testset) if isinstance(method, FolderMethod) else {}
+        work = work_of(method, testset, options, method_records.work_folder)
     except Exception as error:
-        method, account, reason = None, None, f"could not be loaded: {one_line(error)}"
+        account, work = None, no_work(f"could not be loaded: {one_line(error)}")
     account = agreed_account(exchange(shard, account), spec.name)
-    run, there, absent = from_first(shard, lambda: _begin(found, testset, account, seed, redo, say))
+    run, there, absent = from_first(shard, lambda: _begin(method_records, testset, account, options.seed, redo, say))
 
     share = shard.share(testset.images)
     pending = [image for image in share if image.name not in there]
     report = StageReport(kept=len(share) - len(pending))
     if pending:
         key = None
-        seeded = method.seeded() if isinstance(method, FolderRunner) else isinstance(method, Method)
         title = f"restore {testset.name} · {spec.name}"
         if not shard.first:
             say(shard.line(f"{title}: {len(pending)} images"))
         with (
-            closing(_makers(method, reason, outputs, pending, options, seed, found.work_folder)) as makers,
+            closing(work.makers(pending)) as makers,
             tqdm(makers, desc=title, total=len(pending), unit="image", delay=1, file=sys.stderr) as bar,
         ):
             for image, make in bar:
                 if key is None:  # not before: a process of its own has no environment until it has begun
-                    key, run = _with_environment(run, options, method, shard)
-                    found.write_run(run)
-                used = image_seed(seed, image.name) if seeded else None
-                row = _restore_one(found, image, make, used, key)
+                    key, run = _with_environment(run, work, options, shard)
+                    method_records.write_run(run)
+                seed = image_seed(options.seed, image.name) if work.seeded else None
+                row = _restore_one(method_records, image, make, seed, key)
                 if row.error is None:
                     report.made += 1
                 else:
                     report.failed[image.name] = row.error
                 if row.error is None or image.name not in absent:
-                    found.add_image(row)
+                    method_records.add_image(row)
         if not shard.first:
             say(shard.line(f"{title}: {report.made} restored, {len(report.failed)} failed"))
-    done = exchange(shard, (report, found.images_bytes(shard.rank)))
+    done = exchange(shard, (report, method_records.images_bytes(shard.rank)))
     whole = combined([report for report, _ in done])
     if shard.first:
         sizes = [size for _, size in done]
-        if shard.world > 1 and not shows_up(lambda: _have_arrived(found, testset, sizes, whole.failed)):
+        if shard.world > 1 and not shows_up(lambda: _have_arrived(method_records, testset, sizes, whole.failed)):
             raise UserError(f"rows or images that other processes wrote do not show up in {records.out}")
-        found.finish([image.name for image in testset.images])
+        method_records.finish([image.name for image in testset.images])
     return whole
 
 
-def check_recorded(records: Records, testset: "TestSet", spec: MethodSpec, options: RunOptions, *, seed: int) -> None:
+def check_recorded(records: Records, testset: "TestSet", spec: MethodSpec, options: RunOptions) -> None:
     """Raises StaleRecords where `restore_set` would, without restoring anything; looks only where there are records."""
-    found = records.of(testset.name, spec.name)
-    if found.run() is None:
+    method_records = records.of(testset.name, spec.name)
+    if method_records.run() is None:
         return
     try:
         account = _account(spec.load(replace(options, testset=testset.name)))
     except Exception:  # `restore_set` says why, in the row
         return
-    refuse_stale(found, testset, Run(spec.name, testset.name, testset.manifest_sha256, seed, account, {}))
+    refuse_stale(
+        method_records, testset, Run(spec.name, testset.name, testset.manifest_sha256, options.seed, account, {})
+    )
 
 
 def _account(method: Method | FolderMethod | FolderRunner) -> dict[str, Any]:
@@ -164,35 +161,6 @@ def _have_arrived(records: MethodRecords, testset: "TestSet", sizes: list[int], 
     )
 
 
-def _makers(
-    method: Method | FolderMethod | FolderRunner | None,
-    reason: str,
-    outputs: dict[str, Path],
-    images: Sequence["TestImage"],
-    options: RunOptions,
-    seed: int,
-    work: Path,
-) -> Generator[tuple["TestImage", Maker]]:
-    """Every image with what makes its PNG; of a `FolderRunner` in the order in which its process is done with them.
-
-    Without a method `reason` says why there is none.
-    """
-    if isinstance(method, FolderRunner):
-        yield from run_folder(method, images, seed, work)
-        return
-    if method is None:
-        make = no_output(reason)
-    elif isinstance(method, FolderMethod):
-        make = copier(outputs)
-    else:
-        import torch
-
-        make = timer(method, torch.device(options.device))
-        warm_up(make, images[0], seed)
-    for image in images:
-        yield image, make
-
-
 def _restore_one(
     records: MethodRecords, image: "TestImage", make: Maker, seed: int | None, environment: str
 ) -> ImageRow:
@@ -217,21 +185,13 @@ def _restore_one(
     return replace(row, sr_sha256=digest, width=width, height=height, seconds=seconds, error=None)
 
 
-def _with_environment(
-    run: Run, options: RunOptions, method: Method | FolderMethod | FolderRunner | None, shard: Shard
-) -> tuple[str, Run]:
-    """The key of the present environment, and `run` with it; with that of the method's own process, where it has one.
-
-    What such a process ran in may not be known when nothing could be started; then the reason stands there.
-    """
+def _with_environment(run: Run, work: Work, options: RunOptions, shard: Shard) -> tuple[str, Run]:
+    """The key of the present environment and `run` with it, the method's own process included where it has one."""
     content = provenance.environment(options.device, options.dtype)
     if shard.world > 1:  # equal GPUs are one environment, whichever of them a process was given
         content["device"] = options.device.partition(":")[0]
-    if isinstance(method, FolderRunner):
-        try:
-            external = json.loads(json.dumps(method.environment(), allow_nan=False))
-        except Exception as error:
-            external = {"unknown": without_paths(one_line(error))}
+    external = work.environment()
+    if external is not None:
         content[EXTERNAL] = external
     key = provenance.environment_key(content)
     return key, replace(run, environments={**run.environments, key: content})

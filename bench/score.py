@@ -55,14 +55,14 @@ def score_set(
         return spec.load(device)
 
     def score(method: str) -> StageReport:
-        restored = records.of(testset.name, method)
+        method_records = records.of(testset.name, method)
         if spec.level == "set":
-            return from_first(shard, lambda: _score_whole(restored, testset, spec, scorer))
-        images, valid = from_first(shard, lambda: _begin(restored, testset, spec))
-        report = _score_images(restored, shard.share(testset.images), spec, scorer, images, valid)
-        done = exchange(shard, (report, restored.scores_bytes(spec.name, shard.rank)))
+            return from_first(shard, lambda: _score_whole(method_records, testset, spec, scorer))
+        images, valid = from_first(shard, lambda: _begin(method_records, testset, spec))
+        report = _score_images(method_records, shard.share(testset.images), spec, scorer, images, valid)
+        done = exchange(shard, (report, method_records.scores_bytes(spec.name, shard.rank)))
         if shard.first:
-            _finish(restored, testset, spec, [size for _, size in done])
+            _finish(method_records, testset, spec, [size for _, size in done])
         return combined([report for report, _ in done])
 
     reports = {method: score(method) for method in methods}

@@ -119,7 +119,7 @@ def killed() -> None:
 
 def failing() -> None:
     """A method that fails on an image of the second process."""
-    from bench.imaging import read_image
+    from bench.pixels import read_image
 
     mean = float(read_image(load_testset("mini").images[1].lr).mean())
     Path("own.py").write_text(
@@ -232,7 +232,7 @@ def restored(out: str, load: Callable[[int], object]) -> Callable[[int], int]:
             )  # fmt: skip
             records = Records(Path(out), shard.rank)
             options = RunOptions()
-            report = restore.restore_set(records, load_testset("mini"), spec, options, seed=42, shard=shard, say=print)
+            report = restore.restore_set(records, load_testset("mini"), spec, options, shard=shard, say=print)
             print(json.dumps([report.kept, report.made, report.failed]))
         return 1 if report.failed else 0
 

@@ -120,7 +120,7 @@ def failing(tmp_path: Path) -> str:
                 raise RuntimeError("cannot do this one")
             return lr.repeat_interleave(4, 2).repeat_interleave(4, 3)
     """
-    from bench.imaging import read_image
+    from bench.pixels import read_image
 
     mean = float(read_image(tmp_path / "datasets/mini/test_LR/photo1.png").mean())
     path = tmp_path / "own.py"

@@ -1,4 +1,4 @@
-"""bench/restore.py, bench/imaging.py: stage 1 on three small images, with real methods and ones that go wrong."""
+"""Stage 1 (restore, makers, pixels) on three small images, with real methods and ones that go wrong."""
 
 import hashlib
 import io
@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from bench.errors import UserError
-from bench.imaging import checked_pixels, read_image
 from bench.methods import METHODS, MethodSpec, get_method
 from bench.methods.base import nothing_missing
 from bench.options import RunOptions
+from bench.pixels import checked_pixels, read_image
 from bench.records import Records
 from bench.restore import restore_set
 from bench.schema import StaleRecords
@@ -53,9 +53,11 @@ def records(tmp_path: Path) -> Records:
     return Records(tmp_path / "out")
 
 
-def restore(records: Records, testset: TestSet, spec: MethodSpec, said: list[str] | None = None, **more) -> StageReport:
+def restore(
+    records: Records, testset: TestSet, spec: MethodSpec, said: list[str] | None = None, seed: int = 42, **more
+) -> StageReport:
     say = (said if said is not None else []).append
-    return restore_set(records, testset, spec, RunOptions(), **{"seed": 42, "say": say} | more)
+    return restore_set(records, testset, spec, RunOptions(seed=seed), say=say, **more)
 
 
 def test_every_image_gets_a_png_and_a_row_that_proves_it(records: Records, tiny: TestSet) -> None:

@@ -1,4 +1,4 @@
-"""bench/runners.py: a method that is a process over a folder, image by image, by a real one that may misbehave."""
+"""bench/makers.py: a method that is a process over a folder, image by image, by a real one that may misbehave."""
 
 import shutil
 import subprocess
@@ -100,7 +100,7 @@ def records(tmp_path: Path) -> Records:
 
 
 def restore(records: Records, testset: TestSet, runner: FolderRunner, **more) -> StageReport:
-    return restore_set(records, testset, runner.spec(), RunOptions(), seed=42, **more)  # type: ignore[attr-defined]
+    return restore_set(records, testset, runner.spec(), RunOptions(), **more)  # type: ignore[attr-defined]
 
 
 def test_every_image_gets_a_png_and_a_row_with_the_environment_of_the_process(records: Records, tiny: TestSet) -> None:
