@@ -1,11 +1,10 @@
-"""From a command line to a `Plan`: rows, columns and test sets, what is missing for them, what was there before.
+"""From a request to a `Plan`: rows, columns and test sets, what is missing for them, what was there before.
 
 Looks at file names only: no network library is imported, so that a missing requirement is named within a second.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TypeVar
 
 from bench.errors import UserError, without_paths
@@ -194,8 +193,3 @@ def _merged(old: list[EntryT], new: list[EntryT], order: list[str]) -> list[Entr
     entries = {entry.name: entry for entry in [*old, *new]}
     known = [entries[name] for name in order if name in entries]
     return known + [entry for name, entry in entries.items() if name not in order]
-
-
-def default_out(profile: str, limit: int | None) -> Path:
-    """`reports/<profile>`; a run of the first N images gets a folder of its own beside it."""
-    return Path("reports") / (profile if limit is None else f"{profile}-first{limit}")

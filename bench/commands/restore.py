@@ -2,7 +2,7 @@
 
 import argparse
 
-from bench.commands.run import add_common
+from bench.commands.run import add_common, request_of, status_of
 
 EPILOG = """\
 examples:
@@ -30,16 +30,15 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from bench.shards import in_step, wait
 
-    args.table, args.metrics, args.reference, args.allow_missing = "table1", None, None, None
     with in_step() as shard:
         from bench.pipeline import Stages
 
-        stages = Stages.from_args(args, scoring=False, shard=shard)
+        stages = Stages.of(request_of(args), shard, scoring=False)
         with stages.hold():
             stages.announce()
             stages.restore()
         for line in stages.report() if shard.first else ():
             print(line, flush=True)
-        status = stages.status()
+        status = status_of(stages.failed, shard.first)
         wait(shard)
     return status
