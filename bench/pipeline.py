@@ -21,10 +21,10 @@ from bench.errors import UserError
 from bench.missing import brief, describe
 from bench.options import RunOptions
 from bench.plan import Choice, choose, make_plan
+from bench.ranks import ALONE, Rank, check_shared, from_first
 from bench.records import Records
 from bench.request import Request
 from bench.schema import Plan, PlanSet
-from bench.shards import ALONE, Shard, check_shared, from_first
 from bench.tables import get_profile
 
 if TYPE_CHECKING:
@@ -74,24 +74,24 @@ class Measurement:
         return pandas.DataFrame(rows).astype({column.name: float for column in table.columns} | {"steps": "Int64"})
 
 
-def measure(request: Request, shard: Shard = ALONE) -> Measurement:
+def measure(request: Request, rank: Rank = ALONE) -> Measurement:
     """Restores, scores and renders what is asked for; whatever is recorded already is not done again.
 
     Progress and what had to be left out are told on stderr. An interrupted call is continued by the same call.
 
     Args:
-        shard: this process among those of a shared run, which all call this and get the same result.
+        rank: this process among those of a shared run, which all call this and get the same result.
 
     Raises:
         UserError: an unknown name, something missing that is required, or records of other settings.
     """
-    stages = Stages.of(request, shard)
+    stages = Stages.of(request, rank)
     with stages.hold():
         stages.begin()
         stages.announce()
         stages.restore()
         stages.score()
-    markdown, paths = from_first(shard, stages.render)
+    markdown, paths = from_first(rank, stages.render)
     return Measurement(stages.records, stages.plan, request.timing, markdown, paths, tuple(stages.failed))
 
 
@@ -107,7 +107,7 @@ class Stages:
         records: Records,
         options: RunOptions,
         redo: list[str],
-        shard: Shard,
+        rank: Rank,
     ) -> None:
         self.request = request
         self.choice = choice
@@ -116,12 +116,12 @@ class Stages:
         self.records = records
         self.options = options
         self.redo = redo
-        self.shard = shard
+        self.rank = rank
         self.failed: list[str] = []
         self.restored: dict[tuple[str, str], StageReport] = {}
 
     @classmethod
-    def of(cls, request: Request, shard: Shard = ALONE, *, scoring: bool = True) -> "Stages":
+    def of(cls, request: Request, rank: Rank = ALONE, *, scoring: bool = True) -> "Stages":
         """Checks everything that can be checked early; loads and verifies the test sets.
 
         Every process of a shared run calls it and comes to the same stages.
@@ -134,7 +134,7 @@ class Stages:
         """
         table, profile = get_profile(request.table, request.profile)
         options = RunOptions(
-            device=resolve_device(request.device, shard),
+            device=resolve_device(request.device, rank),
             dtype=request.dtype,
             data_root=request.data_root,
             weights_root=request.weights_root,
@@ -152,13 +152,13 @@ class Stages:
             methods=request.methods,
             metrics=request.metrics,
         )
-        choice = agreed(choice, shard)
+        choice = agreed(choice, rank)
         if not scoring:
             choice = replace(choice, missing_metrics={})
         allow = profile.allow_missing if request.allow_missing is None else request.allow_missing
         strict = request.allow_missing is False  # asked for in so many words: then a method may not be missing either
         choice = _required(choice, allow, strict=strict, asked=request.testsets is not None)
-        if shard.first:
+        if rank.first:
             for name in choice.missing_sets.keys() - set(choice.testsets):
                 _say(f"left out: {describe(choice.missing_sets[name])}")
         _own_methods_exist(choice, request.methods or ())
@@ -168,21 +168,21 @@ class Stages:
         from bench.testsets import load_testset
 
         testsets = [load_testset(name, request.data_root, request.limit) for name in choice.testsets]
-        same_everywhere(testsets, shard)
-        records = Records(request.folder(), shard.rank)
-        from_first(shard, lambda: _something_to_measure(choice, records))
+        same_everywhere(testsets, rank)
+        records = Records(request.folder(), rank.index)
+        from_first(rank, lambda: _something_to_measure(choice, records))
         sets = [
             PlanSet(testset.name, testset.display, [image.name for image in testset.images], testset.total)
             for testset in testsets
         ]
         plan = from_first(
-            shard,
+            rank,
             lambda: make_plan(choice, sets, seed=request.seed, reference=reference, old=records.read_plan(table.name)),
         )
         names = [method.name for method in plan.methods]
         if request.reference and request.reference not in names:
             raise UserError(f"no row {request.reference!r} to refer differences to; the table has {', '.join(names)}")
-        return cls(request, choice, testsets, plan, records, options, redo, shard)
+        return cls(request, choice, testsets, plan, records, options, redo, rank)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -192,17 +192,17 @@ class Stages:
             UserError: another run holds it, or the processes do not see the same folder.
         """
         with self.records.lock():
-            check_shared(self.shard, self.records.out / "images")
+            check_shared(self.rank, self.records.out / "images")
             yield
 
     def begin(self) -> None:
         """Records what the table consists of, so that it can be rendered whatever happens next."""
-        if self.shard.first:
+        if self.rank.first:
             self.records.write_plan(self.plan)
 
     def announce(self) -> None:
         """One line for each method that cannot run here: why, and on which test sets where it can on others."""
-        for row in self.choice.rows if self.shard.first else ():
+        for row in self.choice.rows if self.rank.first else ():
             why = {testset: lines for testset, lines in self.choice.why_not(row).items() if lines}
             if why:
                 where = "" if len(why) == len(self.testsets) else f" on {', '.join(why)}"
@@ -224,7 +224,7 @@ class Stages:
         for testset, spec in jobs:  # rather now than after the hours that the rows before it take
             if spec.name not in self.redo:
                 from_first(
-                    self.shard,
+                    self.rank,
                     lambda testset=testset, spec=spec: check_recorded(self.records, testset, spec, self.options),
                 )
         for testset, spec in _stage("restore", jobs, lambda job: f"{job[1].name} on {job[0].name}"):
@@ -234,7 +234,7 @@ class Stages:
                 spec,
                 self.options,
                 redo=spec.name in self.redo,
-                shard=self.shard,
+                rank=self.rank,
                 say=_say,
             )
             self.restored[testset.name, spec.name] = report
@@ -253,10 +253,10 @@ class Stages:
         ]
         for testset, spec in _stage("score", jobs, lambda job: f"{job[1].name} on {job[0].name}"):
             methods = from_first(
-                self.shard,
+                self.rank,
                 lambda testset=testset: [row.name for row in self.choice.rows if self._on_disk(testset, row.name)],
             )
-            reports = score_set(self.records, testset, methods, spec, self.options.device, shard=self.shard, say=_say)
+            reports = score_set(self.records, testset, methods, spec, self.options.device, rank=self.rank, say=_say)
             for method, report in reports.items():
                 self._note(f"{spec.name} of {method} on {testset.name}", report)
 

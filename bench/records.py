@@ -17,7 +17,7 @@ removes it. Any other line that is not a valid row is an error with file and lin
 read is never skipped. Of two rows for one key the later counts; a finished file is rewritten in order, atomically.
 Why there is no result is written without this machine's absolute paths.
 
-In a shared run (bench/shards.py) every process but the first writes to files of its own. Readers see them together
+In a shared run (bench/ranks.py) every process but the first writes to files of its own. Readers see them together
 with the one file, and the first process merges them into it when a job is done, or when a killed one is resumed.
 
 Standard library only: a table must be renderable without torch.

@@ -21,10 +21,10 @@ from bench.identity import agreed_account, continue_or_refuse, refuse_stale
 from bench.makers import Maker, Work, no_work, work_of
 from bench.methods.base import FolderMethod, FolderRunner, Method, MethodSpec
 from bench.options import RunOptions
+from bench.ranks import ALONE, Rank, exchange, from_first, shows_up
 from bench.records import MethodRecords, Records, write_atomic
 from bench.schema import EXTERNAL, ImageRow, Run
 from bench.seeds import image_seed
-from bench.shards import ALONE, Shard, exchange, from_first, shows_up
 from bench.stage_report import StageReport, combined
 
 if TYPE_CHECKING:
@@ -38,14 +38,14 @@ def restore_set(
     options: RunOptions,
     *,
     redo: bool = False,
-    shard: Shard = ALONE,
+    rank: Rank = ALONE,
     say: Callable[[str], None] = lambda line: None,
 ) -> StageReport:
     """Restores every image of `testset` that has no image by exactly this method, seed and input yet.
 
     Args:
         redo: move existing records of this method aside and begin again.
-        shard: this process among those of the run, which all call this; each restores its share, and all get the
+        rank: this process among those of the run, which all call this; each restores its share, and all get the
             report over all shares.
         say: receives one line for whatever a reader should know (absent images restored again, records set aside).
 
@@ -61,24 +61,24 @@ def restore_set(
         work = work_of(method, testset, options, method_records.work_folder)
     except Exception as error:
         account, work = None, no_work(f"could not be loaded: {one_line(error)}")
-    account = agreed_account(exchange(shard, account), spec.name)
-    run, there, absent = from_first(shard, lambda: _begin(method_records, testset, account, options.seed, redo, say))
+    account = agreed_account(exchange(rank, account), spec.name)
+    run, there, absent = from_first(rank, lambda: _begin(method_records, testset, account, options.seed, redo, say))
 
-    share = shard.share(testset.images)
+    share = rank.share(testset.images)
     pending = [image for image in share if image.name not in there]
     report = StageReport(kept=len(share) - len(pending))
     if pending:
         key = None
         title = f"restore {testset.name} · {spec.name}"
-        if not shard.first:
-            say(shard.line(f"{title}: {len(pending)} images"))
+        if not rank.first:
+            say(rank.line(f"{title}: {len(pending)} images"))
         with (
             closing(work.makers(pending)) as makers,
             tqdm(makers, desc=title, total=len(pending), unit="image", delay=1, file=sys.stderr) as bar,
         ):
             for image, make in bar:
                 if key is None:  # not before: a process of its own has no environment until it has begun
-                    key, run = _with_environment(run, work, options, shard)
+                    key, run = _with_environment(run, work, options, rank)
                     method_records.write_run(run)
                 seed = image_seed(options.seed, image.name) if work.seeded else None
                 row = _restore_one(method_records, image, make, seed, key)
@@ -88,13 +88,13 @@ def restore_set(
                     report.failed[image.name] = row.error
                 if row.error is None or image.name not in absent:
                     method_records.add_image(row)
-        if not shard.first:
-            say(shard.line(f"{title}: {report.made} restored, {len(report.failed)} failed"))
-    done = exchange(shard, (report, method_records.images_bytes(shard.rank)))
+        if not rank.first:
+            say(rank.line(f"{title}: {report.made} restored, {len(report.failed)} failed"))
+    done = exchange(rank, (report, method_records.images_bytes(rank.index)))
     whole = combined([report for report, _ in done])
-    if shard.first:
+    if rank.first:
         sizes = [size for _, size in done]
-        if shard.world > 1 and not shows_up(lambda: _have_arrived(method_records, testset, sizes, whole.failed)):
+        if rank.world > 1 and not shows_up(lambda: _have_arrived(method_records, testset, sizes, whole.failed)):
             raise UserError(f"rows or images that other processes wrote do not show up in {records.out}")
         method_records.finish([image.name for image in testset.images])
     return whole
@@ -185,10 +185,10 @@ def _restore_one(
     return replace(row, sr_sha256=digest, width=width, height=height, seconds=seconds, error=None)
 
 
-def _with_environment(run: Run, work: Work, options: RunOptions, shard: Shard) -> tuple[str, Run]:
+def _with_environment(run: Run, work: Work, options: RunOptions, rank: Rank) -> tuple[str, Run]:
     """The key of the present environment and `run` with it, the method's own process included where it has one."""
     content = provenance.environment(options.device, options.dtype)
-    if shard.world > 1:  # equal GPUs are one environment, whichever of them a process was given
+    if rank.world > 1:  # equal GPUs are one environment, whichever of them a process was given
         content["device"] = options.device.partition(":")[0]
     external = work.environment()
     if external is not None:

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from bench import provenance
 from bench.errors import UserError, one_line
 from bench.metrics.base import CannotScoreError, MetricSpec, weight_hashes
+from bench.ranks import ALONE, Rank, exchange, from_first, shows_up
 from bench.records import MethodRecords, Records
 from bench.schema import WHOLE_SET, ImageRow, ScoreRow, set_sha256, valid_scores, valid_set_score
-from bench.shards import ALONE, Shard, exchange, from_first, shows_up
 from bench.stage_report import StageReport, combined
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def score_set(
     spec: MetricSpec,
     device: str,
     *,
-    shard: Shard = ALONE,
+    rank: Rank = ALONE,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, StageReport]:
     """Scores every restored image of `methods` on `testset` that has no valid score; one report per method.
@@ -42,7 +42,7 @@ def score_set(
     The metric is loaded once, and only if there is something to score.
 
     Args:
-        shard: this process among those of the run, which all call this; each scores its share of the images, the
+        rank: this process among those of the run, which all call this; each scores its share of the images, the
             first alone whole sets, and all get the reports over all shares.
         say: receives one line when a process that shows no progress bars is done with the metric.
 
@@ -57,18 +57,18 @@ def score_set(
     def score(method: str) -> StageReport:
         method_records = records.of(testset.name, method)
         if spec.level == "set":
-            return from_first(shard, lambda: _score_whole(method_records, testset, spec, scorer))
-        images, valid = from_first(shard, lambda: _begin(method_records, testset, spec))
-        report = _score_images(method_records, shard.share(testset.images), spec, scorer, images, valid)
-        done = exchange(shard, (report, method_records.scores_bytes(spec.name, shard.rank)))
-        if shard.first:
+            return from_first(rank, lambda: _score_whole(method_records, testset, spec, scorer))
+        images, valid = from_first(rank, lambda: _begin(method_records, testset, spec))
+        report = _score_images(method_records, rank.share(testset.images), spec, scorer, images, valid)
+        done = exchange(rank, (report, method_records.scores_bytes(spec.name, rank.index)))
+        if rank.first:
             _finish(method_records, testset, spec, [size for _, size in done])
         return combined([report for report, _ in done])
 
     reports = {method: score(method) for method in methods}
     made = sum(report.made for report in reports.values())
-    if made and not shard.first:
-        say(shard.line(f"{spec.name} on {testset.name}: done with {made} values, all processes together"))
+    if made and not rank.first:
+        say(rank.line(f"{spec.name} on {testset.name}: done with {made} values, all processes together"))
     return reports
 
 

@@ -28,17 +28,17 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bench.shards import in_step, wait
+    from bench.ranks import in_step, wait
 
-    with in_step() as shard:
+    with in_step() as rank:
         from bench.pipeline import Stages
 
-        stages = Stages.of(request_of(args), shard, scoring=False)
+        stages = Stages.of(request_of(args), rank, scoring=False)
         with stages.hold():
             stages.announce()
             stages.restore()
-        for line in stages.report() if shard.first else ():
+        for line in stages.report() if rank.first else ():
             print(line, flush=True)
-        status = status_of(stages.failed, shard.first)
-        wait(shard)
+        status = status_of(stages.failed, rank.first)
+        wait(rank)
     return status

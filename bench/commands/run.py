@@ -135,14 +135,14 @@ def status_of(failed: Sequence[str], first: bool) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bench.shards import in_step, wait
+    from bench.ranks import in_step, wait
 
-    with in_step() as shard:
+    with in_step() as rank:
         from bench.pipeline import measure
 
-        measured = measure(request_of(args), shard)
-        if shard.first:
+        measured = measure(request_of(args), rank)
+        if rank.first:
             print(measured.markdown, end="", flush=True)
-        status = status_of(measured.failed, shard.first)
-        wait(shard)  # a process that ends with a status of 1 makes the launcher end the others
+        status = status_of(measured.failed, rank.first)
+        wait(rank)  # a process that ends with a status of 1 makes the launcher end the others
     return status
