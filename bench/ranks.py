@@ -81,8 +81,8 @@ def current_rank() -> Rank:
 
 
 @contextmanager
-def in_step() -> Iterator[Rank]:
-    """This process as one of its run: an error in any process ends all of them, and is printed once.
+def on_all_ranks() -> Iterator[Rank]:
+    """Gives this process's rank; an error in any process of the run ends all of them, and is printed once.
 
     SIGTERM (`scancel`, `kill`, a launcher that ends the rest of its processes) is taken for an interrupt, so that the
     processes of external methods are not left behind.

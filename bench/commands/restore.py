@@ -28,9 +28,9 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bench.ranks import in_step, wait
+    from bench.ranks import on_all_ranks, wait
 
-    with in_step() as rank:
+    with on_all_ranks() as rank:
         from bench.pipeline import Stages
 
         stages = Stages.of(request_of(args), rank, scoring=False)

@@ -135,9 +135,9 @@ def status_of(failed: Sequence[str], first: bool) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bench.ranks import in_step, wait
+    from bench.ranks import on_all_ranks, wait
 
-    with in_step() as rank:
+    with on_all_ranks() as rank:
         from bench.pipeline import measure
 
         measured = measure(request_of(args), rank)

@@ -226,7 +226,7 @@ def restored(out: str, load: Callable[[int], object]) -> Callable[[int], int]:
     """`restore_set` with a method of its own per rank, through a `Rank` alone; its status as of `bench run`."""
 
     def act(rank: int) -> int:
-        with ranks.in_step() as own:
+        with ranks.on_all_ranks() as own:
             spec = MethodSpec(
                 "own", "Own", 1, "function", "", "", lambda options: load(rank), nothing_missing,  # type: ignore[arg-type, return-value]
             )  # fmt: skip

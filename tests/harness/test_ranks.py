@@ -18,7 +18,7 @@ from bench.ranks import (
     current_rank,
     exchange,
     from_first,
-    in_step,
+    on_all_ranks,
     shows_up,
     wait,
 )
@@ -66,7 +66,7 @@ def test_alone_nothing_is_exchanged_and_nothing_imported(tmp_path: Path) -> None
     program = (
         "import sys; from bench.ranks import *\n"
         "assert exchange(ALONE, 1) == [1] and from_first(ALONE, lambda: 2) == 2; wait(ALONE)\n"
-        "with in_step() as rank: assert rank == ALONE\n"
+        "with on_all_ranks() as rank: assert rank == ALONE\n"
         "assert not {'torch', 'accelerate'} & set(sys.modules)"
     )
     environment = {name: value for name, value in ENVIRONMENT.items() if name != "WORLD_SIZE"}
@@ -87,10 +87,10 @@ def test_something_that_shows_up_late_is_waited_for() -> None:
 def test_errors_and_interrupts_pass_through_where_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     launcher(monkeypatch)
     for error in (UserError("x"), StoppedError("x"), KeyboardInterrupt()):
-        with pytest.raises(type(error)), in_step():
+        with pytest.raises(type(error)), on_all_ranks():
             raise error
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), in_step():
+    with pytest.raises(KeyboardInterrupt), on_all_ranks():
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
 
