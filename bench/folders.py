@@ -111,7 +111,7 @@ def score_pairs(pairs: Sequence[Pair], specs: Iterable[MetricSpec], device: str 
     metrics: dict[str, Any] = {}
     missing: dict[str, str] = {}
     for spec in specs:
-        reason = _why_not(spec, pairs)
+        reason = _reason_missing(spec, pairs)
         if reason is not None:
             missing[spec.name] = reason
             continue
@@ -122,7 +122,7 @@ def score_pairs(pairs: Sequence[Pair], specs: Iterable[MetricSpec], device: str 
     return {"n": len(pairs), "metrics": metrics, "missing": missing}
 
 
-def _why_not(spec: MetricSpec, pairs: Sequence[Pair]) -> str | None:
+def _reason_missing(spec: MetricSpec, pairs: Sequence[Pair]) -> str | None:
     if spec.needs_reference and any(pair.hr is None for pair in pairs):
         return f"{spec.display} compares with a ground truth: give its folder with --hr"
     absent: list[Missing] = missing_metric(spec)

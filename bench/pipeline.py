@@ -203,7 +203,7 @@ class Stages:
     def announce(self) -> None:
         """One line for each method that cannot run here: why, and on which test sets where it can on others."""
         for row in self.choice.rows if self.rank.first else ():
-            why = {testset: lines for testset, lines in self.choice.why_not(row).items() if lines}
+            why = {testset: lines for testset, lines in self.choice.reasons_missing(row).items() if lines}
             if why:
                 where = "" if len(why) == len(self.testsets) else f" on {', '.join(why)}"
                 items = [item for name in why for item in self.choice.missing_methods.get((name, row.name), [])]
@@ -355,7 +355,7 @@ def _something_to_measure(choice: Choice, records: Records) -> None:
     Raises:
         UserError: lists what keeps each method from running.
     """
-    why = {row.name: choice.why_not(row) for row in choice.rows}
+    why = {row.name: choice.reasons_missing(row) for row in choice.rows}
     if any(not lines or records.of(testset, name).run() for name in why for testset, lines in why[name].items()):
         return
     listed = dict.fromkeys(line for groups in why.values() for lines in groups.values() for line in lines)

@@ -51,7 +51,7 @@ class Choice:
         groups += [*(self.missing_methods.values() if methods else ()), *self.missing_metrics.values()]
         return list(dict.fromkeys(item for group in groups for item in group))
 
-    def why_not(self, row: Row) -> dict[str, list[str]]:
+    def reasons_missing(self, row: Row) -> dict[str, list[str]]:
         """By test set, what keeps the row's method from running on it, one line per cause; no line where it can run."""
         if row.spec is None:
             return {name: [f"{row.display}: this harness has no adapter for it yet"] for name in self.testsets}
@@ -151,7 +151,8 @@ def make_plan(choice: Choice, sets: Sequence[PlanSet], *, seed: int, reference: 
     before = {method.name: method.missing for method in (old.methods if old else [])}
 
     def missing(row: Row) -> dict[str, list[str]]:
-        return {testset: [without_paths(line) for line in lines] for testset, lines in choice.why_not(row).items()}
+        reasons = choice.reasons_missing(row)
+        return {testset: [without_paths(line) for line in lines] for testset, lines in reasons.items()}
 
     methods = [
         PlanMethod(row.name, row.display, row.steps, {**before.get(row.name, {}), **missing(row)})

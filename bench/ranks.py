@@ -24,8 +24,8 @@ from bench.errors import UserError, one_line
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)
 """How long a process waits for the others: shares of one job may be hours apart."""
-SHOWS_UP_SECONDS = 120.0
-"""How long a file written on one machine may take to show on another (NFS caches attributes for up to a minute)."""
+VISIBLE_WITHIN_SECONDS = 120.0
+"""How long a file of one machine may take to be visible on another (NFS caches attributes for up to a minute)."""
 
 
 class StoppedError(UserError):
@@ -127,7 +127,7 @@ def wait(rank: Rank) -> None:
     exchange(rank, None)
 
 
-def shows_up(condition: Callable[[], bool], seconds: float = SHOWS_UP_SECONDS) -> bool:
+def wait_until_visible(condition: Callable[[], bool], seconds: float = VISIBLE_WITHIN_SECONDS) -> bool:
     """Whether `condition` comes true within so many seconds; looks at once, then twice a second."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -150,7 +150,7 @@ def check_shared(rank: Rank, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path.touch()
     wait(rank)
-    if not shows_up(path.exists):
+    if not wait_until_visible(path.exists):
         raise UserError(rank.line(f"{folder} is not the folder of process 0: --out must be on a disk that all share"))
     wait(rank)
     if rank.first:

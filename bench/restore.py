@@ -21,7 +21,7 @@ from bench.identity import agreed_account, continue_or_refuse, refuse_stale
 from bench.makers import Maker, Work, no_work, work_of
 from bench.methods.base import FolderMethod, FolderRunner, Method, MethodSpec
 from bench.options import RunOptions
-from bench.ranks import ALONE, Rank, exchange, from_first, shows_up
+from bench.ranks import ALONE, Rank, exchange, from_first, wait_until_visible
 from bench.records import MethodRecords, Records, write_atomic
 from bench.schema import EXTERNAL, ImageRow, Run
 from bench.seeds import image_seed
@@ -94,7 +94,11 @@ def restore_set(
     whole = combined([report for report, _ in done])
     if rank.first:
         sizes = [size for _, size in done]
-        if rank.world > 1 and not shows_up(lambda: _have_arrived(method_records, testset, sizes, whole.failed)):
+
+        def arrived() -> bool:
+            return _have_arrived(method_records, testset, sizes, whole.failed)
+
+        if rank.world > 1 and not wait_until_visible(arrived):
             raise UserError(f"rows or images that other processes wrote do not show up in {records.out}")
         method_records.finish([image.name for image in testset.images])
     return whole

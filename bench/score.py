@@ -17,7 +17,7 @@ from tqdm import tqdm
 from bench import provenance
 from bench.errors import UserError, one_line
 from bench.metrics.base import CannotScoreError, MetricSpec, weight_hashes
-from bench.ranks import ALONE, Rank, exchange, from_first, shows_up
+from bench.ranks import ALONE, Rank, exchange, from_first, wait_until_visible
 from bench.records import MethodRecords, Records
 from bench.schema import WHOLE_SET, ImageRow, ScoreRow, set_sha256, valid_scores, valid_set_score
 from bench.stage_report import StageReport, combined
@@ -92,7 +92,7 @@ def _finish(records: MethodRecords, testset: "TestSet", spec: MetricSpec, sizes:
     def have_arrived() -> bool:
         return [records.scores_bytes(spec.name, rank) for rank in range(len(sizes))] == sizes
 
-    if not shows_up(have_arrived):
+    if not wait_until_visible(have_arrived):
         raise UserError(f"scores that other processes wrote do not show up in {records.out}")
     records.finish_scores(spec.name, [image.name for image in testset.images])
 

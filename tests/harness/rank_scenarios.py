@@ -142,7 +142,7 @@ def refused() -> None:
     together("seed", 2, command(*TABLE, "--out", "redo", "--seed", "7"))
 
     def apart(rank: int) -> int:
-        ranks.shows_up = lambda condition, real=ranks.shows_up: real(condition, 1.0)
+        ranks.wait_until_visible = lambda condition, real=ranks.wait_until_visible: real(condition, 1.0)
         return cli.main([*TABLE, "--out", f"apart{rank}"])
 
     together("apart", 2, apart)

@@ -19,8 +19,8 @@ from bench.ranks import (
     exchange,
     from_first,
     on_all_ranks,
-    shows_up,
     wait,
+    wait_until_visible,
 )
 from bench.records import Records
 
@@ -80,8 +80,8 @@ def test_alone_nothing_is_exchanged_and_nothing_imported(tmp_path: Path) -> None
 
 def test_something_that_shows_up_late_is_waited_for() -> None:
     answers = iter([False, False, True])
-    assert shows_up(lambda: next(answers), 60)
-    assert not shows_up(lambda: False, 0)
+    assert wait_until_visible(lambda: next(answers), 60)
+    assert not wait_until_visible(lambda: False, 0)
 
 
 def test_errors_and_interrupts_pass_through_where_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
