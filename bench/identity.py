@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from bench import provenance
 from bench.errors import UserError
 from bench.records import MethodRecords
-from bench.schema import Run, StaleRecords
+from bench.schema import Restoration, StaleRecords
 
 if TYPE_CHECKING:
     from bench.testsets import TestSet
@@ -28,7 +28,9 @@ def agreed_account(accounts: Sequence[dict[str, Any] | None], method: str) -> di
     return known[0][1] if known else None
 
 
-def continue_or_refuse(records: MethodRecords, testset: "TestSet", run: Run, say: Callable[[str], None]) -> Run:
+def continue_or_refuse(
+    records: MethodRecords, testset: "TestSet", run: Restoration, say: Callable[[str], None]
+) -> Restoration:
     """`run` with the environments of the one it continues. Records of something else are never mixed in.
 
     Records whose images are all absent (a fresh clone) have nothing to be mixed with: they are moved aside.
@@ -50,7 +52,7 @@ def continue_or_refuse(records: MethodRecords, testset: "TestSet", run: Run, say
     return run
 
 
-def refuse_stale(records: MethodRecords, testset: "TestSet", run: Run) -> list[str]:
+def refuse_stale(records: MethodRecords, testset: "TestSet", run: Restoration) -> list[str]:
     """How what is recorded was made otherwise than `run` would make it now, one line per difference.
 
     Raises:

@@ -43,7 +43,7 @@ from bench.schema import (
     PlanMetric,
     PlanSet,
     RecordError,
-    Run,
+    Restoration,
     ScoreRow,
     check_schema,
     from_json,
@@ -77,7 +77,7 @@ class Records:
 
     def measured(self) -> list[tuple[str, str]]:
         """(test set, method) of everything that has a run, in alphabetical order."""
-        runs = [from_json(Run, _read_object(path), path) for path in sorted(self.root.glob("*/*/run.json"))]
+        runs = [from_json(Restoration, _read_object(path), path) for path in sorted(self.root.glob("*/*/run.json"))]
         return [(run.testset, run.method) for run in runs]
 
     def read_plan(self, table: str) -> Plan | None:
@@ -161,17 +161,17 @@ class MethodRecords:
                 if left.is_dir():
                     shutil.rmtree(left)
 
-    def run(self) -> Run | None:
+    def run(self) -> Restoration | None:
         """The run, with the environments of all its processes."""
         first, *others = _parts(self._run)
         if not first.exists():
             return None
-        run = from_json(Run, _read_object(first), first)
+        run = from_json(Restoration, _read_object(first), first)
         for path in others:
-            run.environments.update(from_json(Run, _read_object(path), path).environments)
+            run.environments.update(from_json(Restoration, _read_object(path), path).environments)
         return run
 
-    def write_run(self, run: Run) -> None:
+    def write_run(self, run: Restoration) -> None:
         _write_object(_of_rank(self._run, self.rank), asdict(run))
 
     def images(self) -> dict[str, ImageRow]:

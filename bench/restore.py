@@ -23,7 +23,7 @@ from bench.methods.base import FolderMethod, FolderRunner, Method, MethodSpec
 from bench.options import RunOptions
 from bench.ranks import ALONE, Rank, exchange, from_first, wait_until_visible
 from bench.records import MethodRecords, Records, write_atomic
-from bench.schema import EXTERNAL, ImageRow, Run
+from bench.schema import EXTERNAL, ImageRow, Restoration
 from bench.seeds import image_seed
 from bench.stage_report import StageReport, combined
 
@@ -113,9 +113,8 @@ def check_recorded(records: Records, testset: "TestSet", spec: MethodSpec, optio
         account = _account(spec.load(replace(options, testset=testset.name)))
     except Exception:  # `restore_set` says why, in the row
         return
-    refuse_stale(
-        method_records, testset, Run(spec.name, testset.name, testset.manifest_sha256, options.seed, account, {})
-    )
+    now = Restoration(spec.name, testset.name, testset.manifest_sha256, options.seed, account, {})
+    refuse_stale(method_records, testset, now)
 
 
 def _account(method: Method | FolderMethod | FolderRunner) -> dict[str, Any]:
@@ -130,7 +129,7 @@ def _begin(
     seed: int,
     redo: bool,
     say: Callable[[str], None],
-) -> tuple[Run, set[str], set[str]]:
+) -> tuple[Restoration, set[str], set[str]]:
     """The run that is begun or continued, the names of the images that are there, and of those recorded and not there.
 
     Only the first process calls it.
@@ -142,7 +141,7 @@ def _begin(
         records.clear_work()
     order = [image.name for image in testset.images]
     records.finish(order)  # what an interrupted run of several processes left
-    run = Run(records.method, records.testset, testset.manifest_sha256, seed, account or {}, {})
+    run = Restoration(records.method, records.testset, testset.manifest_sha256, seed, account or {}, {})
     run = (records.run() or run) if account is None else continue_or_refuse(records, testset, run, say)
     rows = records.images()
     there = {name for name in order if name in rows and records.has(rows[name])}
@@ -189,7 +188,7 @@ def _restore_one(
     return replace(row, sr_sha256=digest, width=width, height=height, seconds=seconds, error=None)
 
 
-def _with_environment(run: Run, work: Work, options: RunOptions, rank: Rank) -> tuple[str, Run]:
+def _with_environment(run: Restoration, work: Work, options: RunOptions, rank: Rank) -> tuple[str, Restoration]:
     """The key of the present environment and `run` with it, the method's own process included where it has one."""
     content = provenance.environment(options.device, options.dtype)
     if rank.world > 1:  # equal GPUs are one environment, whichever of them a process was given

@@ -10,12 +10,12 @@ from bench.compare import TOLERANCES, compare
 from bench.errors import UserError
 from bench.metrics import EXTRA_METRICS, METRICS
 from bench.records import Records
-from bench.schema import WHOLE_SET, ImageRow, Run, ScoreRow
+from bench.schema import WHOLE_SET, ImageRow, Restoration, ScoreRow
 
 
 def write(out: Path, values: dict[str, float], metric: str = "psnr", **changes) -> Records:
     records = Records(out)
-    records.of("mini", "bicubic").write_run(Run("bicubic", "mini", "m", 42, {}, {}))
+    records.of("mini", "bicubic").write_run(Restoration("bicubic", "mini", "m", 42, {}, {}))
     for name, value in values.items():
         records.of("mini", "bicubic").add_image(ImageRow(name, 1, "l", "h", "s", 8, 8, 0.1, "e", None))
         row = ScoreRow(metric, name, value, "s", "h", 1, "luma", {}, {}, None)
@@ -98,7 +98,7 @@ def test_a_subset_is_compared_where_it_was_measured(tmp_path: Path) -> None:
     old = write(tmp_path / "old", {"a": 20.0, "b": 30.0})
     whole = replace(old.of("mini", "bicubic").scores("psnr")["a"], metric="fid", name=WHOLE_SET, n=2)
     old.of("mini", "bicubic").add_score(whole)
-    old.of("mini", "lanczos").write_run(Run("lanczos", "mini", "m", 42, {}, {}))
+    old.of("mini", "lanczos").write_run(Restoration("lanczos", "mini", "m", 42, {}, {}))
     new = write(tmp_path / "new", {"a": 20.0})
     assert compare(old, new, {}).failures
     outcome = compare(old, new, {}, subset=True)

@@ -19,7 +19,7 @@ from bench.schema import (
     PlanMetric,
     PlanSet,
     RecordError,
-    Run,
+    Restoration,
     ScoreRow,
     set_sha256,
     valid_scores,
@@ -47,7 +47,7 @@ PLAN = Plan(
     methods=[PlanMethod("bicubic", "Bicubic", None, {"mini": ["x"]})],
     metrics=[PlanMetric("psnr", "PSNR", "image", True, True, 2, "p", [])],
 )
-RUN = Run("bicubic", "mini", "m", 42, {"resize": {"a": -0.75}}, {"env": {"threads": 1}})
+RUN = Restoration("bicubic", "mini", "m", 42, {"resize": {"a": -0.75}}, {"env": {"threads": 1}})
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from bench.records import Records
-from bench.schema import WHOLE_SET, ImageRow, Plan, PlanMethod, PlanMetric, PlanSet, Run, ScoreRow, set_sha256
+from bench.schema import WHOLE_SET, ImageRow, Plan, PlanMethod, PlanMetric, PlanSet, Restoration, ScoreRow, set_sha256
 from bench.summarize import SECONDS, Cell, mean_ci95, summarize
 
 NAMES = ["a", "b", "c"]
@@ -39,7 +39,7 @@ def records(tmp_path: Path) -> Records:
 
 def restored(records: Records, method: str, names: list[str] = NAMES, **changes) -> None:
     machine = {"processor": "CPU", "accelerator": None, "threads": 2, "dtype": "fp32", "versions": {"torch": "2.6"}}
-    records.of("mini", method).write_run(Run(method, "mini", "m", 42, {}, {"e": machine}))
+    records.of("mini", method).write_run(Restoration(method, "mini", "m", 42, {}, {"e": machine}))
     for number, name in enumerate(names):
         row = ImageRow(name, 1, "l" + name, "h" + name, method + name, 8, 8, 0.5 + number, "e", None)
         records.of("mini", method).add_image(replace(row, **changes))
