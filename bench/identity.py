@@ -29,7 +29,7 @@ def agreed_account(accounts: Sequence[dict[str, Any] | None], method: str) -> di
 
 
 def continue_or_refuse(
-    records: MethodRecords, testset: "TestSet", run: Restoration, say: Callable[[str], None]
+    records: MethodRecords, testset: "TestSet", run: Restoration, log: Callable[[str], None]
 ) -> Restoration:
     """`run` with the environments of the one it continues. Records of something else are never mixed in.
 
@@ -45,7 +45,7 @@ def continue_or_refuse(
     if not changes or all(row.error is not None for row in records.images().values()):
         return replace(run, environments=old.environments)
     aside = records.set_aside()
-    say(
+    log(
         f"{run.method} on {run.testset}: the records were made otherwise ({changes[0]}) and none of their images "
         f"is on disk: moved to {aside}, restored again"
     )

@@ -160,7 +160,7 @@ class Stages:
         choice = _required(choice, allow, strict=strict, asked=request.testsets is not None)
         if rank.first:
             for name in choice.missing_sets.keys() - set(choice.testsets):
-                _say(f"left out: {describe(choice.missing_sets[name])}")
+                _log(f"left out: {describe(choice.missing_sets[name])}")
         _own_methods_exist(choice, request.methods or ())
         redo = [_redo_name(choice, name) for name in request.redo]
         reference = request.reference or profile.reference
@@ -208,7 +208,7 @@ class Stages:
                 where = "" if len(why) == len(self.testsets) else f" on {', '.join(why)}"
                 items = [item for name in why for item in self.choice.missing_methods.get((name, row.name), [])]
                 lines = dict.fromkeys(line for group in why.values() for line in group)
-                _say(f"left out{where}: {'; '.join(brief(items) or lines)}")
+                _log(f"left out{where}: {'; '.join(brief(items) or lines)}")
 
     def restore(self) -> None:
         """Stage 1 for every row that can run here: one method after another, in the order of the table."""
@@ -235,7 +235,7 @@ class Stages:
                 self.options,
                 redo=spec.name in self.redo,
                 rank=self.rank,
-                say=_say,
+                log=_log,
             )
             self.restored[testset.name, spec.name] = report
             self._note(f"{spec.name} on {testset.name}", report)
@@ -256,7 +256,7 @@ class Stages:
                 self.rank,
                 lambda testset=testset: [row.name for row in self.choice.rows if self._on_disk(testset, row.name)],
             )
-            reports = score_set(self.records, testset, methods, spec, self.options.device, rank=self.rank, say=_say)
+            reports = score_set(self.records, testset, methods, spec, self.options.device, rank=self.rank, log=_log)
             for method, report in reports.items():
                 self._note(f"{spec.name} of {method} on {testset.name}", report)
 
@@ -275,7 +275,7 @@ class Stages:
                 path = self.records.out / f"{name}.png"
                 if draw_figure(self.records, self.plan, testset, path):
                     written.append(path)
-        _say(f"written: {', '.join(str(path) for path in written)}")
+        _log(f"written: {', '.join(str(path) for path in written)}")
         return markdown, tuple(written)
 
     def report(self) -> list[str]:
@@ -384,5 +384,5 @@ def _stage(name: str, jobs: list[JobT], label: Callable[[JobT], str]) -> Iterato
             yield job
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     tqdm.write(line, file=sys.stderr)

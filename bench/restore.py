@@ -39,7 +39,7 @@ def restore_set(
     *,
     redo: bool = False,
     rank: Rank = ALONE,
-    say: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> StageReport:
     """Restores every image of `testset` that has no image by exactly this method, seed and input yet.
 
@@ -47,7 +47,7 @@ def restore_set(
         redo: move existing records of this method aside and begin again.
         rank: this process among those of the run, which all call this; each restores its share, and all get the
             report over all shares.
-        say: receives one line for whatever a reader should know (absent images restored again, records set aside).
+        log: receives one line for whatever a reader should know (absent images restored again, records set aside).
 
     Raises:
         StaleRecords: images of other weights, settings or inputs are there, and `redo` was not asked for.
@@ -62,7 +62,7 @@ def restore_set(
     except Exception as error:
         account, work = None, no_work(f"could not be loaded: {one_line(error)}")
     account = agreed_account(exchange(rank, account), spec.name)
-    run, there, absent = from_first(rank, lambda: _begin(method_records, testset, account, options.seed, redo, say))
+    run, there, absent = from_first(rank, lambda: _begin(method_records, testset, account, options.seed, redo, log))
 
     share = rank.share(testset.images)
     pending = [image for image in share if image.name not in there]
@@ -71,7 +71,7 @@ def restore_set(
         key = None
         title = f"restore {testset.name} · {spec.name}"
         if not rank.first:
-            say(rank.line(f"{title}: {len(pending)} images"))
+            log(rank.line(f"{title}: {len(pending)} images"))
         with (
             closing(work.makers(pending)) as makers,
             tqdm(makers, desc=title, total=len(pending), unit="image", delay=1, file=sys.stderr) as bar,
@@ -89,7 +89,7 @@ def restore_set(
                 if row.error is None or image.name not in absent:
                     method_records.add_image(row)
         if not rank.first:
-            say(rank.line(f"{title}: {report.made} restored, {len(report.failed)} failed"))
+            log(rank.line(f"{title}: {report.made} restored, {len(report.failed)} failed"))
     done = exchange(rank, (report, method_records.images_bytes(rank.index)))
     whole = combined([report for report, _ in done])
     if rank.first:
@@ -128,7 +128,7 @@ def _begin(
     account: dict[str, Any] | None,
     seed: int,
     redo: bool,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> tuple[Restoration, set[str], set[str]]:
     """The run that is begun or continued, the names of the images that are there, and of those recorded and not there.
 
@@ -137,17 +137,17 @@ def _begin(
     what = f"{records.method} on {records.testset}"
     if redo:
         if records.run():
-            say(f"{what}: old records moved to {records.set_aside()}")
+            log(f"{what}: old records moved to {records.set_aside()}")
         records.clear_work()
     order = [image.name for image in testset.images]
     records.finish(order)  # what an interrupted run of several processes left
     run = Restoration(records.method, records.testset, testset.manifest_sha256, seed, account or {}, {})
-    run = (records.run() or run) if account is None else continue_or_refuse(records, testset, run, say)
+    run = (records.run() or run) if account is None else continue_or_refuse(records, testset, run, log)
     rows = records.images()
     there = {name for name in order if name in rows and records.has(rows[name])}
     absent = {name for name in order if name in rows and rows[name].error is None and name not in there}
     if absent:
-        say(f"{what}: {len(absent)} recorded images are not on disk as recorded, restored again")
+        log(f"{what}: {len(absent)} recorded images are not on disk as recorded, restored again")
     records.write_run(run)
     return run, there, absent
 

@@ -35,7 +35,7 @@ def score_set(
     device: str,
     *,
     rank: Rank = ALONE,
-    say: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, StageReport]:
     """Scores every restored image of `methods` on `testset` that has no valid score; one report per method.
 
@@ -44,7 +44,7 @@ def score_set(
     Args:
         rank: this process among those of the run, which all call this; each scores its share of the images, the
             first alone whole sets, and all get the reports over all shares.
-        say: receives one line when a process that shows no progress bars is done with the metric.
+        log: receives one line when a process that shows no progress bars is done with the metric.
 
     Raises:
         UserError: an image on disk is not the recorded one.
@@ -68,7 +68,7 @@ def score_set(
     reports = {method: score(method) for method in methods}
     made = sum(report.made for report in reports.values())
     if made and not rank.first:
-        say(rank.line(f"{spec.name} on {testset.name}: done with {made} values, all processes together"))
+        log(rank.line(f"{spec.name} on {testset.name}: done with {made} values, all processes together"))
     return reports
 
 

@@ -232,7 +232,7 @@ def restored(out: str, load: Callable[[int], object]) -> Callable[[int], int]:
             )  # fmt: skip
             records = Records(Path(out), own.index)
             options = RunOptions()
-            report = restore.restore_set(records, load_testset("mini"), spec, options, rank=own, say=print)
+            report = restore.restore_set(records, load_testset("mini"), spec, options, rank=own, log=print)
             print(json.dumps([report.kept, report.made, report.failed]))
         return 1 if report.failed else 0
 

@@ -54,10 +54,10 @@ def records(tmp_path: Path) -> Records:
 
 
 def restore(
-    records: Records, testset: TestSet, spec: MethodSpec, said: list[str] | None = None, seed: int = 42, **more
+    records: Records, testset: TestSet, spec: MethodSpec, lines: list[str] | None = None, seed: int = 42, **more
 ) -> StageReport:
-    say = (said if said is not None else []).append
-    return restore_set(records, testset, spec, RunOptions(seed=seed), say=say, **more)
+    log = (lines if lines is not None else []).append
+    return restore_set(records, testset, spec, RunOptions(seed=seed), log=log, **more)
 
 
 def test_every_image_gets_a_png_and_a_row_that_proves_it(records: Records, tiny: TestSet) -> None:
