@@ -1,4 +1,4 @@
-"""What the processes of a shared run must have in common before they begin: what is missing, and the test sets."""
+"""The processes of a shared run agree before they begin: on what is missing, and on the test sets."""
 
 from collections.abc import Sequence
 from dataclasses import replace

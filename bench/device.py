@@ -9,7 +9,7 @@ from bench.ranks import ALONE, Rank
 
 
 def resolve_device(name: str, rank: Rank = ALONE) -> str:
-    """`auto` resolved: cuda where torch finds a GPU, else cpu. Of several processes each gets the GPU of its number.
+    """Resolves `auto` to cuda where torch finds a GPU, else to cpu. In a shared run each process gets its own GPU.
 
     Importing torch takes seconds that a run with nothing left to do need not spend: where nobody asked for a GPU and no
     driver is found, it is not asked.

@@ -145,7 +145,7 @@ def _psnr(records: MethodRecords, plan: Plan) -> dict[str, str]:
 
 
 def _tile(sheet: Image.Image, view: Image.Image, window: tuple[int, int, int, int], column: int, top: int) -> None:
-    """The whole image with the window framed, and below it the window alone, enlarged."""
+    """Pastes the whole image with the window framed, and below it the window alone, enlarged."""
     left = GAP + column * (TILE + GAP)
     scale = TILE / max(view.size)
     small = view.resize((round(view.width * scale), round(view.height * scale)), Image.Resampling.LANCZOS)
@@ -157,7 +157,7 @@ def _tile(sheet: Image.Image, view: Image.Image, window: tuple[int, int, int, in
 
 
 def _write(sheet: Image.Image, text: str, column: int, top: int, height: int) -> None:
-    """Text centred in a column, on two lines where one is too short, smaller where two are."""
+    """Writes text centred in a column, on two lines where one is too short, smaller where two are."""
     draw = ImageDraw.Draw(sheet)
     words = text.split()
     for size in (22, 19, 16, 13):

@@ -98,7 +98,7 @@ def _faults(pair: FolderPair) -> list[str]:
 
 
 def score_pairs(pairs: Sequence[FolderPair], specs: Iterable[MetricSpec], device: str = "cpu") -> dict[str, Any]:
-    """Every metric over every pair.
+    """Computes every metric over every pair.
 
     Returns:
         {"n": …, "metrics": {name: {"mean": …, "ci95": [low, high] or None, "per_image": {file name: value}}},

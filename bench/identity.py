@@ -80,7 +80,7 @@ def refuse_stale(records: MethodRecords, testset: "TestSet", run: Restoration) -
 
 
 def differences(old: Any, new: Any, at: str = "", *, words: tuple[str, str] = ("recorded", "now")) -> list[str]:
-    """Readable differences of two JSON-able values, one line per changed leaf; of lists, what only one of them has."""
+    """Readable differences of two JSON-able values: one line per changed leaf, and what only one of two lists has."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for key in dict.fromkeys([*old, *new]):

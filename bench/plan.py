@@ -19,7 +19,7 @@ from bench.testsets import TESTSETS, has_reference, missing_testset
 
 @dataclass(frozen=True)
 class Row:
-    """A row to be: `spec` is None where the harness has no adapter for the method."""
+    """A row that the table will have; `spec` is None where the harness has no adapter for the method."""
 
     name: str
     display: str
@@ -52,7 +52,7 @@ class Choice:
         return list(dict.fromkeys(item for group in groups for item in group))
 
     def reasons_missing(self, row: Row) -> dict[str, list[str]]:
-        """By test set, what keeps the row's method from running on it, one line per cause; no line where it can run."""
+        """What keeps the row's method from running, by test set: one line per cause, none where it can run."""
         if row.spec is None:
             return {name: [f"{row.display}: this harness has no adapter for it yet"] for name in self.testsets}
         return {

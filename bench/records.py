@@ -149,7 +149,7 @@ class MethodRecords:
 
     @property
     def work_folder(self) -> Path:
-        """For the process of a method that restores a whole folder; beside the images, which git ignores."""
+        """Where a method's own process works; it lies beside the images, which git ignores."""
         name = f"{self.method}.rank{self.rank}" if self.rank else self.method
         return self.out / "images" / ".work" / self.testset / name
 
@@ -277,7 +277,7 @@ def _append(path: Path, row: ImageRow | ScoreRow) -> None:
 
 
 def _of_rank(path: Path, rank: int) -> Path:
-    """`images.jsonl` of the third process: `images.rank2.jsonl`; of the first as it is."""
+    """The file in which a process writes: `images.jsonl` for the first, `images.rank2.jsonl` for the third."""
     return path.with_name(f"{path.stem}.rank{rank}{path.suffix}") if rank else path
 
 

@@ -105,7 +105,7 @@ def restore_set(
 
 
 def check_recorded(records: Records, testset: "TestSet", spec: MethodSpec, options: RunOptions) -> None:
-    """Raises StaleRecords where `restore_set` would, without restoring anything; looks only where there are records."""
+    """Raises StaleRecords where `restore_set` would raise it. Restores nothing, and loads no method without records."""
     method_records = records.of(testset.name, spec.name)
     if method_records.run() is None:
         return

@@ -141,7 +141,7 @@ def _score_whole(
 
 
 def _restored(records: MethodRecords, testset: "TestSet") -> dict[str, ImageRow]:
-    """Rows of the test set's images that have a result, of those that belong to the test set as it is now."""
+    """The rows that have a result and were made from the test set's images as they are now."""
     rows = records.images()
     return {
         image.name: rows[image.name]

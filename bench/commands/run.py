@@ -28,7 +28,7 @@ Started by accelerate, a run is shared by any number of GPUs and machines over o
     (the same on the other machine with --machine_rank 1)
   accelerate launch --multi_gpu --num_processes 2 $(which bench) run --device cpu      two processes without a GPU
 Methods come one after another, each process restores and scores its share of the images. A run that was killed is
-taken up by any number of processes, one included; the records at the end do not depend on how many there were.
+resumed by any number of processes, one included; the records at the end do not depend on how many there were.
 
 exit status: 0 everything that can be measured here is in the table, 1 a method or metric failed on some image (its
 cell says so), 2 bad input or a missing requirement. A method that cannot run here is a dash with its reason
