@@ -87,8 +87,8 @@ def write_inputs(images: Mapping[str, Path], folder: Path, upscale: str) -> None
     """
     from PIL import Image
 
-    from bench.imaging import checked_pixels, read_image
     from bench.methods.resize import Bicubic
+    from bench.pixels import checked_pixels, read_image
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, path in images.items():

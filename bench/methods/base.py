@@ -83,7 +83,7 @@ class FolderRunner(Protocol):
         Args:
             seeds: by name; for a method that cannot be seeded they are ignored.
             work: a folder of this method's own for inputs, outputs and logs. What an interrupted call left there may
-                be taken up again, if it was made by the same settings. After the last name nothing but logs remains.
+                be resumed, if it was made by the same settings. After the last name nothing but logs remains.
 
         Raises:
             UserError: nothing could be started at all: no environment, a checkout that was changed.
@@ -91,7 +91,7 @@ class FolderRunner(Protocol):
         ...
 
     def provenance(self) -> dict[str, object]:
-        """As of `Method`. Builds and starts nothing."""
+        """As that of `Method`; it builds and starts nothing."""
         ...
 
     def environment(self) -> dict[str, object]:
@@ -168,5 +168,5 @@ def spec_of(
 
 
 def nothing_missing(options: RunOptions) -> "list[Missing | Obstacle]":
-    """For methods that need no file beyond the installed packages."""
+    """The `missing` of methods that need no file beyond the installed packages."""
     return []

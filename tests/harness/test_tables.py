@@ -9,7 +9,8 @@ from bench.errors import UserError
 from bench.methods import METHODS
 from bench.metrics import METRICS
 from bench.options import RunOptions
-from bench.plan import choose, default_out, make_plan
+from bench.plan import choose, make_plan
+from bench.request import Request
 from bench.schema import Plan, PlanSet
 from bench.tables import NINE, TABLES, PaperRow, get_profile, pairs_of, paper_figures
 from bench.testsets import TESTSETS
@@ -166,8 +167,8 @@ def test_a_folder_holds_one_seed_and_one_profile() -> None:
 
 
 def test_a_limited_run_does_not_touch_the_full_table() -> None:
-    assert default_out("mini", None) == Path("reports/mini")
-    assert default_out("mini", 3) == Path("reports/mini-first3")
+    assert Request().folder() == Path("reports/mini")
+    assert Request(limit=3).folder() == Path("reports/mini-first3")
 
 
 def test_table_2_sets_one_step_against_many_of_the_same_base() -> None:
