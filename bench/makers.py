@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError, one_line, without_paths
 from bench.methods.base import FolderMethod, FolderRunner, Method
-from bench.options import SCALE, RunOptions
-from bench.pixels import checked_pixels, png, read_image
+from bench.options import RunOptions
+from bench.pixels import checked_pixels, output_fault, png, read_image
 from bench.seeds import image_seed
 
 if TYPE_CHECKING:
@@ -128,15 +128,11 @@ def _copier(outputs: Mapping[str, Path]) -> Maker:
         path = outputs[image.name]
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as sr, Image.open(image.lr) as lr:
-            expected = (lr.width * SCALE, lr.height * SCALE)
-            if sr.mode not in ("RGB", "L", "P") or sr.size != expected:
-                raise ValueError(
-                    f"{path.name} is {sr.mode} {sr.width}x{sr.height}, expected 8-bit RGB of "
-                    f"{expected[0]}x{expected[1]}"
-                )
+            if fault := output_fault(sr, path.name, lr.size):
+                raise ValueError(fault)
             pixels = np.asarray(sr.convert("RGB"))
             unchanged = sr.format == "PNG" and sr.mode == "RGB"
-        return data if unchanged else png(pixels), expected, None
+        return data if unchanged else png(pixels), (pixels.shape[1], pixels.shape[0]), None
 
     return make
 

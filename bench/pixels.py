@@ -11,8 +11,11 @@ from bench.options import SCALE
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
     from torch import Tensor
 
+EIGHT_BIT_MODES = ("RGB", "L", "P")
+"""Pillow's modes of finished images that are taken; gray and palette become RGB."""
 OVERSHOOT = 0.5
 """How far outside [0, 1] an output may reach before it is taken for one of another range (-1..1, 0..255)."""
 
@@ -52,6 +55,22 @@ def checked_pixels(sr: "Tensor", height: int, width: int) -> "np.ndarray":
     if low < -OVERSHOOT or high > 1 + OVERSHOOT:
         raise ValueError(f"restore returned values from {low:.3g} to {high:.3g}, expected [0, 1]")
     return (sr[0].clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+def output_fault(output: "Image.Image", shown: str, lr_size: tuple[int, int]) -> str:
+    """What is wrong with the size or mode of a finished image; empty where nothing is.
+
+    Args:
+        output: the image that a method made outside the harness.
+        shown: its name in the message.
+        lr_size: (width, height) of its input.
+    """
+    expected = (lr_size[0] * SCALE, lr_size[1] * SCALE)
+    if output.size != expected:
+        return f"wrong size: {shown} is {output.width}x{output.height}, expected {expected[0]}x{expected[1]}"
+    if output.mode not in EIGHT_BIT_MODES:
+        return f"wrong format: {shown} is {output.mode}, expected 8-bit RGB"
+    return ""
 
 
 def png(pixels: "np.ndarray") -> bytes:

@@ -147,8 +147,8 @@ def test_a_method_without_a_seed_records_none(records: Records, tiny: TestSet) -
     [
         (["photo1:skip"], {"photo1": "its process ended and left neither an image nor a reason"}),
         (["photo1:exit"], dict.fromkeys(["photo1", "photo2"], "RuntimeError: the script ended with status 3")),
-        (["photo1:small"], {"photo1": "ValueError: photo1_x4.png is RGB 80x32, expected 8-bit RGB of 80x64"}),
-        (["photo0:alpha"], {"photo0": "ValueError: photo0_x4.png is RGBA 80x64, expected 8-bit RGB of 80x64"}),
+        (["photo1:small"], {"photo1": "ValueError: wrong size: photo1_x4.png is 80x32, expected 80x64"}),
+        (["photo0:alpha"], {"photo0": "ValueError: wrong format: photo0_x4.png is RGBA, expected 8-bit RGB"}),
     ],
 )
 def test_what_does_not_come_out_right_is_an_error_row_and_is_done_again(

@@ -320,7 +320,7 @@ def test_published_images_of_another_kind_are_error_rows(records: Records, tiny:
         with Image.open(image.hr) as hr:  # type: ignore[arg-type]
             hr.convert("RGBA").save(folder / f"{image.name}.png")
     report = restore(records, tiny, get_method(f"theirs=folder:{folder}"))
-    assert report.failed["photo0"] == "ValueError: photo0.png is RGBA 80x64, expected 8-bit RGB of 80x64"
+    assert report.failed["photo0"] == "ValueError: wrong format: photo0.png is RGBA, expected 8-bit RGB"
     (folder / "photo1.png").unlink()
     report = restore(records, tiny, get_method(f"theirs=folder:{folder}"))
     assert "could not be loaded" in report.failed["photo1"]
