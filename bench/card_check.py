@@ -1,4 +1,4 @@
-"""Does a card say what its repository says? Flags, patches and links, held against the files at the pinned commit.
+"""Checks the flags, patches and links of a card against the files of its repository at the pinned commit.
 
 The files are read out of the git directory; nothing is checked out, installed or run. What this cannot see is whether
 the command does what the card's settings claim: that takes the weights and a GPU.
@@ -45,7 +45,7 @@ class CardCheck:
 
 
 def check_card(card: Card, repo_dir: Path) -> list[CardCheck]:
-    """Everything the card claims about the files of its repository, one check each.
+    """Checks everything that the card claims about the files of its repository.
 
     Args:
         card: of a method with `run = "external"`.
@@ -66,7 +66,7 @@ def check_card(card: Card, repo_dir: Path) -> list[CardCheck]:
 
 @contextmanager
 def _repository(origin: Origin) -> Iterator[Path]:
-    """The repository for git, or what a bundle holds for as long as it is needed."""
+    """Yields a repository that git can read; a bundle is unpacked into a temporary one."""
     if origin.kind == "clone":
         done = git(Path(origin.place), "rev-parse", "--git-dir")
         if done.returncode:
@@ -167,7 +167,7 @@ def _flag_fault(flag: str, place: str, declarations: Mapping[str, list[_Declarat
 
 
 def _command_fault(command: Command, declarations: Mapping[str, list[_Declaration] | None]) -> str:
-    """What argparse says to the command's flags and values, given the types and choices that the script declares."""
+    """Gives the command to argparse with the types and choices that the script declares; returns its error."""
     parser = argparse.ArgumentParser(exit_on_error=False, add_help=False)
     used = [declaration for found in declarations.values() for declaration in found or []]
     for declaration in used:
@@ -191,7 +191,7 @@ def _link_fault(link: str, commit: _Commit) -> str:
 
 
 def _patch_checks(card: Card, commit: _Commit) -> Iterator[CardCheck]:
-    """Each patch finds its text exactly once, one after another as they are applied; the results are still Python."""
+    """Checks that each patch, applied after the ones before, finds its text once, and that the results are Python."""
     texts: dict[str, str | None] = {}
     for number, patch in enumerate(card.patches, 1):
         text = texts[patch.file] if patch.file in texts else commit.text(patch.file)

@@ -1,4 +1,4 @@
-"""What does not fit together in a card whose keys and types are right: one line for each fault.
+"""Finds what does not fit together in a card whose keys and types are right.
 
 Above all, nothing that a card names may lie outside the place it is meant for: the weight store, the checkout, the
 folder of outputs.
@@ -16,7 +16,7 @@ PLACEHOLDERS = ("lr", "sr", "weights", "seed")
 
 
 def faults(card: Card) -> Iterator[str]:
-    """Nothing where the card can be used."""
+    """Yields one line for each fault; none where the card can be used."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", card.name):
         yield f"the file name {card.name!r} cannot be a method's name: use small letters, digits, '.', '_' and '-'"
     if card.run not in RUNS:

@@ -1,4 +1,4 @@
-"""Images into the data root: test sets, and what authors published of their outputs for them."""
+"""Images that go into the data root: test sets, and the outputs that authors published for them."""
 
 import os
 import sys
@@ -72,9 +72,10 @@ def _data_root(options: RunOptions) -> Path:
 
 
 def _get_testset(name: str, options: RunOptions) -> None:
-    """The set's own folder out of the hub's archive of all sets, read in place: only that folder is transferred.
+    """Fetches one test set.
 
-    Where the hub cannot be reached, RealSR and DRealSR come from the copies in the OSEDiff repository. Sets without
+    The hub has one archive of all sets. It is read in place, so that only this set's folder is transferred. Where the
+    hub cannot be reached, RealSR and DRealSR come from the copies in the OSEDiff repository. Sets without
     ground truth come image by image from the repository that publishes them.
     """
     manifest, _ = read_manifest(name)
@@ -116,7 +117,7 @@ def _open_hub_archive() -> IO[bytes]:
 
 
 def extract_testset(archive: IO[bytes], folder: str, target: Path) -> None:
-    """The images of `folder` in a zip file, into `target`/test_LR and `target`/test_HR.
+    """Writes the images of `folder` in a zip file into `target`/test_LR and `target`/test_HR.
 
     Only the last component of a member's path is used, so that no archive can write elsewhere. An image that is
     there with the size of the archive's is left alone; zipfile checks the CRC of every other.

@@ -61,7 +61,7 @@ def card_item(card: Card) -> Item:
 
 
 def _terms(licence: str, restriction: str, weights: Sequence[Weight]) -> str:
-    """Every licence once, the method's first, each with what it forbids."""
+    """Names every licence once, the method's first, each with what it forbids."""
     forbidden = {licence: [restriction] if restriction else []}
     for weight in weights:
         found = forbidden.setdefault(weight.licence or licence, [])
@@ -90,7 +90,7 @@ def _item(
 
 
 def get_weights(weights: Sequence[Weight], options: RunOptions) -> None:
-    """Fetches whichever of `weights` are absent and can be had without a browser; one that fails stops no other.
+    """Fetches those of `weights` that are absent and that a program can fetch. If one fails, the others still come.
 
     Raises:
         UserError: says for each that failed what was tried.
@@ -108,7 +108,7 @@ def get_weights(weights: Sequence[Weight], options: RunOptions) -> None:
 
 
 def _get(store: Store, weight: Weight) -> None:
-    """One weight from the first of its places that has it with the right content."""
+    """Fetches one weight from the first of its places that has it with the right content."""
     failures = []
     known = store.known(weight)
     if weight.urls and not weight.is_folder:

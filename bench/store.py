@@ -93,7 +93,7 @@ class Store:
         return [name for name, known in self._files_with_hashes(weights) if known is None]
 
     def verify(self, weights: Sequence[Weight], fetch: str) -> tuple[dict[str, str], list[str]]:
-        """sha256 of every file that is there, by name, and what is wrong with them, one line each."""
+        """Hashes every file that is there. Returns the hashes by name, and one line for each file that is wrong."""
         hashes: dict[str, str] = {}
         faults: list[str] = []
         files = self._files_with_hashes(weights)
@@ -165,7 +165,7 @@ def missing_weights(card: Card, options: "RunOptions") -> list[Missing]:
 
 
 def source(weight: Weight) -> str:
-    """Where a file comes from, in words: its addresses, or what a person has to do."""
+    """Says where a file comes from: its addresses, or what a person has to do."""
     return " or ".join([*weight.urls, *(f"hf:{place}" for place in weight.hub)]) or weight.manual
 
 

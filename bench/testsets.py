@@ -70,7 +70,7 @@ class TestSet:
 
 
 def load_testset(name: str, data_root: Path | None = None, limit: int | None = None) -> TestSet:
-    """The test set `name`, or its first `limit` images by name, each file verified by its sha256.
+    """Loads the test set `name`, or its first `limit` images by name. Each file is verified by its sha256.
 
     Where a manifest lists no files (DIV2K-Val), their number, pairing and sizes are verified instead.
 
@@ -119,7 +119,7 @@ def load_testset(name: str, data_root: Path | None = None, limit: int | None = N
 
 
 def missing_testset(name: str, data_root: Path | None = None) -> list[Missing]:
-    """What of the test set is not on this machine; looks at file names only. Empty when the set can be used."""
+    """Lists what of the test set is not on this machine; empty when it can be used. Looks at file names only."""
     manifest, _ = read_manifest(name)
     root = _root(data_root)
     sides = _find(manifest, root)
@@ -164,7 +164,7 @@ def names_of(name: str) -> tuple[str, ...] | None:
 
 
 def read_manifest(name: str) -> tuple[dict[str, Any], str]:
-    """The manifest and the sha256 of its file."""
+    """Reads the manifest of the test set `name`; returns it and the sha256 of its file."""
     if name not in TESTSETS:
         near = difflib.get_close_matches(name, TESTSETS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""

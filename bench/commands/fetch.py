@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _own_cards(asked: list[str]) -> "dict[str, Item]":
-    """The weights of cards given by path, by what was typed.
+    """The items of cards that were given by path, by what was typed.
 
     Raises:
         UserError: no such card, or it has nothing to fetch.
@@ -105,7 +105,7 @@ def _own_cards(asked: list[str]) -> "dict[str, Item]":
 
 
 def _names(asked: list[str], known: "dict[str, Item]") -> list[str]:
-    """The items asked for, without repetition, `metrics` written out.
+    """The names that were asked for, without repetition; `metrics` stands for all of them.
 
     Raises:
         UserError: an unknown name.

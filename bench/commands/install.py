@@ -82,7 +82,7 @@ def _card(name: str) -> "Card":
 
 
 def _plan(card: "Card", options: "RunOptions") -> str:
-    """What will be done for a method, in two lines."""
+    """Says in two lines what will be done for a method."""
     from bench.external import environment, repository
     from bench.external.repository import checkout_place
 

@@ -76,7 +76,7 @@ def _methods(options) -> str:
 
 
 def _lines(rows: list[tuple[str, str, list[str]]]) -> str:
-    """Name, what it is, and whether it is available."""
+    """One line a row: name, what it is, and whether it is available."""
     return "\n".join(
         f"  {name:<20} {about} · {'available' if not missing else 'missing: ' + '; '.join(missing)}"
         for name, about, missing in rows

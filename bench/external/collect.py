@@ -1,4 +1,4 @@
-"""What came out: files decide, not exit codes.
+"""Collects the outputs of a script: files decide, not exit codes.
 
 Four of the official scripts swallow errors and end with 0; others crash after the last image. So every expected image
 is looked for by name, and its reason says how the process ended only where the image did not come.
@@ -52,11 +52,11 @@ class Names:
         return self._known[path]
 
     def among(self, others: Iterable[str]) -> "Names":
-        """The same names where files of `others` may lie beside theirs."""
+        """These names together with `others`, whose files may lie in the same folder."""
         return Names(self._pattern, self._ignore, self._names.union(others))
 
     def _fitting(self, path: str) -> Iterator[str]:
-        """The names that are part of `path` in the way of the pattern, longer ones first."""
+        """Yields the names with which the pattern matches `path`, longer ones first."""
         for length in self._lengths:
             for start in range(len(path) - length + 1):
                 name = path[start : start + length]

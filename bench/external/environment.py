@@ -40,7 +40,7 @@ UV_NOT_OURS = (
 
 
 def pins_sha256(environment: Environment) -> str:
-    """What an environment is known by: everything that decides what is installed, in their order."""
+    """Hashes everything that decides what is installed; the hash names the environment."""
     content = {
         "python": environment.python,
         "requirements": list(environment.requirements),
@@ -79,7 +79,7 @@ def uv_program() -> str | None:
 
 
 def build(card: Card, options: "RunOptions") -> Path:
-    """The card's environment, built if it is not there; several processes wait for the one that builds it.
+    """Builds the card's environment unless it is there. Several processes wait for the one that builds it.
 
     Raises:
         UserError: no uv; no such Python; a requirement that cannot be installed, with the last lines of uv's output.
@@ -109,7 +109,7 @@ def build(card: Card, options: "RunOptions") -> Path:
 
 
 def described(card: Card, options: "RunOptions") -> dict[str, Any]:
-    """What a built environment consists of: interpreter, packages, the hash of its pins, the uv that built it.
+    """Describes a built environment: interpreter, packages, the hash of its pins, the uv that built it.
 
     Raises:
         UserError: it is not built.
@@ -146,7 +146,7 @@ def _install(environment: Environment, display: str, uv: str, place: Path, log: 
 
 
 def _packages(freeze: str) -> dict[str, str]:
-    """Versions by name; of a package from an address the address, of one from this machine's files only that."""
+    """Returns versions by name. For a package from an address it is the address, without the path of a local file."""
     found = {}
     for line in freeze.splitlines():
         name, at, version = line.replace(" @ ", "==", 1).partition("==")

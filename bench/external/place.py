@@ -1,4 +1,4 @@
-"""Places in the cache: made by one process at a time, and named in messages without this machine's paths."""
+"""Places in the cache. One process at a time makes one, and messages name them without this machine's paths."""
 
 import sys
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ REPOSITORIES, ENVIRONMENTS = "repositories", "environments"
 
 
 def in_words(options: "RunOptions", place: Path) -> str:
-    """`place` for messages, which may be recorded and published: below the cache's own name."""
+    """Names `place` below $TSD_CACHE, for messages that may be recorded and published."""
     return f"$TSD_CACHE/{place.relative_to(options.cache()).as_posix()} (or under --cache, else ~/.cache/tsd-sr-bench)"
 
 

@@ -90,7 +90,7 @@ def find_origin(card: Card, options: "RunOptions") -> Origin:
 
 
 def check(card: Card, options: "RunOptions") -> None:
-    """What can be known to be wrong before anything is made; takes a fraction of a second, and no network.
+    """Finds what is wrong before anything is made. It takes a fraction of a second and needs no network.
 
     Raises:
         UserError: no git; --repo-dir without this repository, or with a work tree whose state is not what would be run;
@@ -111,10 +111,10 @@ def check(card: Card, options: "RunOptions") -> None:
 
 
 def checkout(card: Card, options: "RunOptions") -> Path:
-    """Our own work tree at the card's commit with its patches, made if it is not there.
+    """Makes our own work tree at the card's commit with its patches, unless it is there.
 
     Raises:
-        UserError: as of `check`; the commit is not in the repository, a patch does not apply, or there is no network.
+        UserError: `check` fails, the commit is not in the repository, a patch does not apply, or there is no network.
     """
     place = checkout_place(card, options)
     with exclusive(place, f"the checkout of {card.display}"):
@@ -145,7 +145,7 @@ def _kind(path: Path) -> str:
 
 
 def _check_origin(card: Card, origin: Origin) -> None:
-    """A local clone has the commit; its work tree, if it has one, is what will be run."""
+    """Checks that a local clone has the commit, and that its work tree, if it has one, is what will be run."""
     if origin.kind != "clone":
         return
     place = Path(origin.place)
@@ -189,7 +189,7 @@ def _check_unchanged(card: Card, options: "RunOptions") -> None:
 
 
 def _take_commit(card: Card, origin: Origin, part: Path) -> None:
-    """A repository at `part` with the commit checked out."""
+    """Makes a repository at `part` and checks the commit out."""
     part.mkdir(parents=True)
     log = part.with_suffix(".log")
     log.unlink(missing_ok=True)
@@ -251,9 +251,12 @@ def _patch(card: Card, part: Path) -> None:
 
 
 def apply_patch(content: bytes, patch: Patch) -> tuple[bytes, int]:
-    """A file's content with the patch, and how often what it looks for stands there: other than once, nothing changes.
+    """Applies a patch to a file's content, if what it looks for stands there exactly once.
 
     In a file with Windows' line ends those of the patch are Windows' too.
+
+    Returns:
+        The content, and how often what the patch looks for stood in it.
     """
     find, replace = patch.find.encode(), patch.replace.encode()
     if b"\r\n" in content and find not in content:

@@ -1,4 +1,4 @@
-"""Competitors that run as they were published: the official repository, in an environment of its own, over a folder.
+"""Competitors that run as they were published: a folder goes through the official repository in its own environment.
 
 One mechanism for all of them (`bench/external/`); what differs is in the card. The harness checks what came out,
 image by image: a crash costs the images that are not there, a hung process is stopped, an exit code proves nothing.
@@ -86,7 +86,7 @@ class ExternalMethod:
     def restore_folder(
         self, images: Mapping[str, Path], seeds: Mapping[str, int], work: Path
     ) -> Iterator[tuple[str, Path | str]]:
-        """As of `FolderRunner`. An image is yielded when the process has ended: before, it may come a second time."""
+        """Restores as `FolderRunner` says. Images are yielded after the process has ended: before, they may change."""
         sizes = {name: _size(path) for name, path in images.items()}
         refused = {name: reason for name, size in sizes.items() if (reason := self._refusal(size))}
         jobs = {
@@ -161,7 +161,7 @@ class ExternalMethod:
         return tqdm(total=total, initial=done, desc=title, unit="image", leave=False, file=sys.stderr)
 
     def _remark(self, attempt: Attempt, ending: Ending, result: Collected) -> None:
-        """The harness's last words in the log, and on stderr what a reader should know of a run that succeeded."""
+        """Sums the run up in the log; prints on stderr what a reader should know of a run that succeeded."""
         from tqdm import tqdm
 
         lines = [f"{ending.words()}, after {ending.seconds:.0f} s"]
@@ -215,7 +215,7 @@ def external_spec(card: Card) -> MethodSpec:
 
 
 def _obstacles(card: Card, options: RunOptions) -> Iterator[Obstacle]:
-    """What keeps the card from running here and is no weight file; looks at names only."""
+    """Yields what keeps the card from running here, beside absent weights. Looks at names only."""
     assert card.command is not None
     if os.name != "posix":
         yield Obstacle(card.display, "runs on Linux and macOS only")

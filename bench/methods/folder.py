@@ -71,7 +71,7 @@ class PublishedOutputs:
         return {image.name: found[image.name] for image in testset.images}
 
     def provenance(self) -> dict[str, object]:
-        """As of `FolderMethod`.
+        """Where the images come from and one hash over all of them; see `FolderMethod`.
 
         Raises:
             UserError: the folder's images are not those that were published.
@@ -88,7 +88,7 @@ class PublishedOutputs:
         return {**self.origin, "images": len(images), "images_sha256": found}
 
     def _difference(self, images: Mapping[str, Path]) -> str:
-        """How the folder's names differ from the published ones, or that they do not."""
+        """Says how the folder's names differ from the published ones, or that only the content does."""
         absent = [name for name in self.names if name not in images]
         spare = [path.name for name, path in images.items() if self.names and name not in self.names]
         parts = [f"{len(absent)} absent: {some(absent)}"] if absent else []

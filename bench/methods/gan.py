@@ -80,7 +80,7 @@ class GanMethod(SpandrelMethod):
 
 
 def chosen(state_dict: dict[str, object], network: Network, path: Path) -> dict[str, object]:
-    """The network's parameters out of a checkpoint: the entry the card names, without the prefixes it drops.
+    """Takes the network's parameters out of a checkpoint: the entry the card names, without the prefixes it drops.
 
     Raises:
         UserError: no such entry, or it holds something else than tensors; lists what is there.
@@ -118,7 +118,7 @@ def gan_spec(card: Card) -> MethodSpec:
 
 
 def _obstacles(card: Card) -> list[Obstacle]:
-    """Packages that are not installed."""
+    """Names the package that the architecture needs, if it is not installed."""
     architecture = card.network.architecture if card.network else ""
     if architecture not in IN_EXTRA_PACKAGE or importlib.util.find_spec(EXTRA_PACKAGE) is not None:
         return []

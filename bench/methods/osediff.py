@@ -110,7 +110,7 @@ class OSEDiffMethod:
             return resize(sr, target).clone()
 
     def _one_step(self, z: "Tensor", prompt: "PromptEmbeds") -> "Tensor":
-        """The x0 that one prediction at the last time implies, in fp32; the prediction in tiles where z is large."""
+        """Predicts once at the last time, in tiles where z is large; returns the x0 that this implies, in fp32."""
         import torch
 
         from tsd.tiling import blend_tiles
@@ -180,7 +180,7 @@ class OSEDiffMethod:
 
 
 def prompt_text(tags: str, user_prompt: str = "") -> str:
-    """What the script gives the text encoder: tags, the user's prompt, its commas; ", ," where both are empty."""
+    """Joins tags and the user's prompt with the commas of the script; ", ," where both are empty."""
     return f"{tags}, {user_prompt},"
 
 

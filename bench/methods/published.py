@@ -1,4 +1,4 @@
-"""What authors published of their outputs: `METHOD-published`, a row without running anything.
+"""The outputs that authors published, as a row `METHOD-published` for which nothing is run.
 
 The images of test set T lie in <data root>/<folder of T>/METHOD/, where <folder of T> is its name ("realsr") or one of
 the names it is published under ("RealSRVal_crop128"). A card says where they come from, how its authors name the
@@ -58,7 +58,10 @@ def published_spec(method: str, card: Card | None = None, label: str = "") -> Me
 
 
 def missing_published(method: str, card: Card | None, display: str, options: RunOptions) -> list[Missing]:
-    """The folder that is not there; without a test set in `options`, those of the card, unless one of them is there."""
+    """Names the folder of outputs that is absent.
+
+    Without a test set in `options`, it names all folders of the card, unless one of them is there.
+    """
     known = {published.testset: published for published in card.published} if card else {}
     sets = [options.testset] if options.testset is not None else list(known)
     absent = [testset for testset in sets if _folder(method, testset, options) is None]
@@ -68,13 +71,13 @@ def missing_published(method: str, card: Card | None, display: str, options: Run
 
 
 def absent_outputs(card: Card, options: RunOptions) -> list[Missing]:
-    """Every folder of the card's published outputs that is not there."""
+    """Names every absent folder of the card's published outputs."""
     display = f"{card.display} (published)"
     return [_missing(card.name, card, display, item.testset, item) for item in _absent(card, options)]
 
 
 def fetch_published(card: Card, options: RunOptions) -> None:
-    """Gets what is absent of the card's published outputs, image by image, from its repository into the data root.
+    """Fetches the card's published outputs that are absent, image by image, from its repository into the data root.
 
     Images get their folder's name once the hash over all of them is right; until then they lie beside it, and the
     next call goes on from there.
@@ -109,7 +112,7 @@ def _absent(card: Card, options: RunOptions) -> list[Published]:
 
 
 def _folder(method: str, testset: str, options: RunOptions) -> Path | None:
-    """Where the images of a test set lie; None where nowhere."""
+    """The folder with a method's images for a test set; None where there is none."""
     candidates = (options.data() / folder / method for folder in folders_of(testset))
     return next((folder for folder in candidates if folder.is_dir()), None)
 

@@ -71,7 +71,7 @@ class SpandrelMethod:
         return network
 
     def parameters(self, state_dict: dict[str, object]) -> dict[str, object]:
-        """The part of the file that is the network; spandrel's own guess where nothing else is known."""
+        """Takes the network's parameters out of the file, here by spandrel's own guess."""
         from spandrel import canonicalize_state_dict
 
         return canonicalize_state_dict(state_dict)
@@ -80,7 +80,7 @@ class SpandrelMethod:
         """Raises UserError where it is not the network that was to be expected; here any will do."""
 
     def enlarge(self, image: "Tensor") -> "Tensor":
-        """The network on one image, both on its device and in its precision."""
+        """Runs the network on one image that is on its device and in its precision."""
         return self.network(image)
 
     def restore(self, lr: "Tensor", seed: int) -> "Tensor":
@@ -96,7 +96,7 @@ class SpandrelMethod:
 
 
 def architecture_facts(network: "ImageModelDescriptor") -> dict[str, object]:
-    """What spandrel made of the weights: JSON-able."""
+    """Describes the network that spandrel made of the weights, JSON-able."""
     rules = network.size_requirements
     return {
         "architecture": str(network.architecture.id),
@@ -114,7 +114,7 @@ def require_spandrel() -> None:
 
 
 def build(path: Path, state_dict: dict[str, object]) -> "ImageModelDescriptor":
-    """The network of a state dict, read from `path`.
+    """Builds the network of a state dict that was read from `path`.
 
     Raises:
         UserError: spandrel does not recognise it, tensors are missing or of another shape, it is not x4 from RGB.
@@ -180,7 +180,7 @@ def _read(path: Path) -> tuple[bytes, str]:
 
 
 def read_state_dict(path: Path, data: bytes) -> dict[str, object]:
-    """The state dict in `data`, read without running anything."""
+    """Reads the state dict in `data` without running anything."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load

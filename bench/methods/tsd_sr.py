@@ -217,7 +217,7 @@ def mini_folder(base: str = MINI) -> Path:
 
 @contextmanager
 def as_bench_errors() -> Iterator[None]:
-    """What `tsd` tells its user is told to the user of `bench` in the same words."""
+    """Turns the errors of `tsd` into those of `bench`, with the same words."""
     from tsd.errors import UserError as TsdUserError
 
     try:

@@ -88,7 +88,7 @@ class ModelFolders:
 
 
 def recommended_settings(lora: Path | None) -> dict[str, object]:
-    """What `restore.json` in the LoRA folder asks for; the harness gives the seed itself, one per image."""
+    """Reads the settings in `restore.json` of the LoRA folder, without the seed: the harness gives one per image."""
     path = lora / "restore.json" if lora is not None else None
     if path is None or not path.is_file():
         return {}
@@ -105,24 +105,24 @@ def recommended_settings(lora: Path | None) -> dict[str, object]:
 
 
 def release(options: RunOptions) -> ModelFolders:
-    """Where the real model's folders are looked for."""
+    """The folders in which the real model is looked for."""
     root = options.weights()
     return ModelFolders(root / assets()[SD3_BASE].file, root / ADAPTERS, root / PROMPT)
 
 
 def sd2_student(base: SD2Base, options: RunOptions) -> ModelFolders:
-    """Where a base and its student are looked for."""
+    """The folders in which a base and its student are looked for."""
     root = options.weights()
     return ModelFolders(root / base.weight.file, root / base.student, root / base.student / "prompts")
 
 
 def missing_sd2_base(base: SD2Base, options: RunOptions) -> list[Missing]:
-    """What of the base alone is not in the store."""
+    """Names what of the base is not in the store."""
     return missing_files((base.weight,), options, licence="", needed_by=f"TSD-SR ({base.display})", fetch=base.asset)
 
 
 def missing_sd2_student(base: SD2Base, options: RunOptions) -> list[Missing]:
-    """The base, and the student that has to be trained: none was ever published."""
+    """Names what is absent of the base and of the student, which has to be trained: none was ever published."""
     absent, folder = missing_sd2_base(base, options), options.weights() / base.student
     lacking = [name for name in ("unet.safetensors", "vae.safetensors") if not (folder / name).is_file()]
     if not any((folder / "prompts" / "default").glob("prompt_embeds.*")):

@@ -73,7 +73,7 @@ class MetricSpec:
         return f"pyiqa {pyiqa_version()} {self.pyiqa_name}({settings}); {self.note}"
 
     def load(self, device: str = "cpu") -> ImageScorer | SetScorer:
-        """The metric as a function: `(sr, hr or None) -> float` on paths, or on two mappings name -> path.
+        """Builds the metric as a function: `(sr, hr or None) -> float` on paths, or on two mappings name -> path.
 
         Raises:
             MissingWeightsError: a file is absent. Nothing is ever downloaded here.
@@ -95,7 +95,7 @@ def pyiqa_version() -> str:
 
 
 def missing_metric(spec: MetricSpec) -> list[Missing]:
-    """What this metric needs and this machine lacks, by file names alone: milliseconds, no network, no hashing."""
+    """Names what this metric needs and this machine lacks. It looks at file names only, which takes milliseconds."""
     missing = [
         Missing(
             name=f"the Python package {module}",

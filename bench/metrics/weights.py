@@ -64,7 +64,7 @@ def hub_dir() -> Path:
 
 
 def verified_sha256(file: MetricFile) -> str:
-    """The hash of `file` on disk.
+    """Hashes `file` on disk and compares it with the published hash.
 
     Raises:
         UserError: it is absent, or its hash is not the published one.
