@@ -1,4 +1,4 @@
-"""What the processes of a shared run must have in common before they begin: what is missing, and the test sets."""
+"""The processes of a shared run agree before they begin: on what is missing, and on the test sets."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 from bench.errors import UserError
 from bench.plan import Choice
 from bench.provenance import sha256_json
-from bench.shards import Shard, exchange
+from bench.ranks import Rank, exchange
 
 if TYPE_CHECKING:
     from bench.testsets import TestSet
@@ -16,9 +16,9 @@ KeyT = TypeVar("KeyT")
 ItemT = TypeVar("ItemT")
 
 
-def agreed(choice: Choice, shard: Shard) -> Choice:
+def agreed(choice: Choice, rank: Rank) -> Choice:
     """`choice` with everything that is missing for any process: all of them have to walk through the same jobs."""
-    missing = exchange(shard, (choice.missing_sets, choice.missing_methods, choice.missing_metrics))
+    missing = exchange(rank, (choice.missing_sets, choice.missing_methods, choice.missing_metrics))
     sets, methods, metrics = zip(*missing, strict=True)
     return replace(
         choice, missing_sets=_united(sets), missing_methods=_united(methods), missing_metrics=_united(metrics)
@@ -30,17 +30,17 @@ def _united(groups: Sequence[dict[KeyT, list[ItemT]]]) -> dict[KeyT, list[ItemT]
     return {key: list(dict.fromkeys(item for group in groups for item in group.get(key, ()))) for key in keys}
 
 
-def same_everywhere(testsets: list["TestSet"], shard: Shard) -> None:
+def same_everywhere(testsets: list["TestSet"], rank: Rank) -> None:
     """The processes divide the images among them by number, so their test sets must be one.
 
     Raises:
         UserError: names the test set that differs.
     """
-    hashes = exchange(shard, [_images_sha256(testset) for testset in testsets])
-    for index, testset in enumerate(testsets):
-        for rank, found in enumerate(hashes):
-            if found[index] != hashes[0][index]:
-                raise UserError(f"the images of {testset.name} are not the same in process {rank} as in process 0")
+    hashes = exchange(rank, [_images_sha256(testset) for testset in testsets])
+    for number, testset in enumerate(testsets):
+        for index, found in enumerate(hashes):
+            if found[number] != hashes[0][number]:
+                raise UserError(f"the images of {testset.name} are not the same in process {index} as in process 0")
 
 
 def _images_sha256(testset: "TestSet") -> str:

@@ -44,7 +44,7 @@ ASSETS = "assets.toml"
 
 
 def read_card(path: Path) -> Card:
-    """The card in a TOML file.
+    """Reads the card in a TOML file.
 
     Raises:
         UserError: no such file, not TOML, an unknown key, a missing one, a value of the wrong type, or parts that do
@@ -66,9 +66,9 @@ def read_card(path: Path) -> Card:
 
 
 def _over_another(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
-    """A card that is `like` another: its own keys count, and its patches come after the other's.
+    """Completes a card that is `like` another: its own keys count, and its patches come after the other's.
 
-    Outputs that the other's authors published are not this one's.
+    The outputs that the other's authors published are left out: they are not this method's.
     """
     if "like" not in raw:
         return raw
@@ -99,7 +99,10 @@ def cards() -> dict[str, Card]:
 
 
 def argument_of(card: Card) -> str:
-    """What commands take for a card: its name, or "card:" and its file; without folder, as reasons are published."""
+    """Returns what commands take for a card: its name, or "card:" and the file's name.
+
+    The folder is left out, since reasons that name a card are published.
+    """
     return card.name if cards().get(card.name) == card else f"card:{card.name}.toml"
 
 
@@ -107,7 +110,7 @@ T = TypeVar("T")
 
 
 def _build(cls: type[T], raw: Any, where: str) -> T:
-    """A dataclass from a TOML table: its keys only, every value of its type, tables inside likewise."""
+    """Makes a dataclass of a TOML table, tables inside likewise. Keys must be known and values of their types."""
     if not isinstance(raw, dict):
         raise UserError(f"{where}: expected a table, found {raw!r}")
     hints = typing.get_type_hints(cls)

@@ -1,4 +1,4 @@
-"""Does a card say what its repository says? Flags, patches and links, held against the files at the pinned commit.
+"""Checks the flags, patches and links of a card against the files of its repository at the pinned commit.
 
 The files are read out of the git directory; nothing is checked out, installed or run. What this cannot see is whether
 the command does what the card's settings claim: that takes the weights and a GPU.
@@ -16,9 +16,9 @@ from typing import Any
 
 from bench.card import Card, Command
 from bench.errors import UserError
-from bench.external.git import git, said
-from bench.external.repository import Source, apply_patch, find_source
-from bench.methods.base import MethodOptions
+from bench.external.git import git, last_message
+from bench.external.repository import Origin, apply_patch, find_origin
+from bench.options import RunOptions
 
 PLACEHOLDER = re.compile(r"\{\w+\}")
 NUMBERS = {"int": int, "float": float}
@@ -45,7 +45,7 @@ class CardCheck:
 
 
 def check_card(card: Card, repo_dir: Path) -> list[CardCheck]:
-    """Everything the card claims about the files of its repository, one check each.
+    """Checks everything that the card claims about the files of its repository.
 
     Args:
         card: of a method with `run = "external"`.
@@ -56,29 +56,31 @@ def check_card(card: Card, repo_dir: Path) -> list[CardCheck]:
     """
     if card.command is None or card.environment is None:
         raise UserError(f"{card.name} runs in process: its card has no command to check against a repository")
-    source = find_source(card, MethodOptions(repo_dir=repo_dir))
-    with _repository(source) as repository:
+    origin = find_origin(card, RunOptions(repo_dir=repo_dir))
+    with _repository(origin) as repository:
         commit = _Commit(repository, card.commit)
         if not commit.is_there():
-            return [CardCheck(f"commit {card.commit}", f"not in {source.shown}; `git fetch` there, or name another")]
+            return [CardCheck(f"commit {card.commit}", f"not in {origin.shown}; `git fetch` there, or name another")]
         return [CardCheck(f"commit {card.commit}"), *_checks(card, card.command, commit)]
 
 
 @contextmanager
-def _repository(source: Source) -> Iterator[Path]:
-    """The repository for git, or what a bundle holds for as long as it is needed."""
-    if source.kind == "clone":
-        done = git(Path(source.place), "rev-parse", "--git-dir")
+def _repository(origin: Origin) -> Iterator[Path]:
+    """Yields a repository that git can read; a bundle is unpacked into a temporary one."""
+    if origin.kind == "clone":
+        done = git(Path(origin.place), "rev-parse", "--git-dir")
         if done.returncode:
-            raise UserError(f"{source.shown} cannot be read by git: {said(done.stderr, Path(source.place))}")
-        yield Path(source.place)
+            raise UserError(f"{origin.shown} cannot be read by git: {last_message(done.stderr, Path(origin.place))}")
+        yield Path(origin.place)
         return
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder)
         git(target, "init", "--quiet", "--bare", "--template=")
-        done = git(target, "bundle", "unbundle", source.place)
+        done = git(target, "bundle", "unbundle", origin.place)
         if done.returncode:
-            raise UserError(f"{source.shown} is no bundle that git can read: {said(done.stderr, Path(source.place))}")
+            raise UserError(
+                f"{origin.shown} is no bundle that git can read: {last_message(done.stderr, Path(origin.place))}"
+            )
         yield target
 
 
@@ -165,7 +167,7 @@ def _flag_fault(flag: str, place: str, declarations: Mapping[str, list[_Declarat
 
 
 def _command_fault(command: Command, declarations: Mapping[str, list[_Declaration] | None]) -> str:
-    """What argparse says to the command's flags and values, given the types and choices that the script declares."""
+    """Gives the command to argparse with the types and choices that the script declares; returns its error."""
     parser = argparse.ArgumentParser(exit_on_error=False, add_help=False)
     used = [declaration for found in declarations.values() for declaration in found or []]
     for declaration in used:
@@ -189,7 +191,7 @@ def _link_fault(link: str, commit: _Commit) -> str:
 
 
 def _patch_checks(card: Card, commit: _Commit) -> Iterator[CardCheck]:
-    """Each patch finds its text exactly once, one after another as they are applied; the results are still Python."""
+    """Checks that each patch, applied after the ones before, finds its text once, and that the results are Python."""
     texts: dict[str, str | None] = {}
     for number, patch in enumerate(card.patches, 1):
         text = texts[patch.file] if patch.file in texts else commit.text(patch.file)

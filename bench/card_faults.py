@@ -1,4 +1,4 @@
-"""What does not fit together in a card whose keys and types are right: one line for each fault.
+"""Finds what does not fit together in a card whose keys and types are right.
 
 Above all, nothing that a card names may lie outside the place it is meant for: the weight store, the checkout, the
 folder of outputs.
@@ -8,16 +8,15 @@ import datetime
 import re
 from collections.abc import Iterator
 
-from bench.card_schema import Card, Command, Environment, Weight
+from bench.card_schema import LEDGER, Card, Command, Environment, Weight
 
 RUNS = ("tsd-sr", "osediff", "spandrel", "external")
 SEEDINGS = ("image", "none", "deterministic")
 PLACEHOLDERS = ("lr", "sr", "weights", "seed")
-LEDGER = "hashes.json"  # of bench/store.py, which lies among the weights
 
 
 def faults(card: Card) -> Iterator[str]:
-    """Nothing where the card can be used."""
+    """Yields one line for each fault; none where the card can be used."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", card.name):
         yield f"the file name {card.name!r} cannot be a method's name: use small letters, digits, '.', '_' and '-'"
     if card.run not in RUNS:
@@ -31,6 +30,8 @@ def faults(card: Card) -> Iterator[str]:
     files = {weight.file for weight in card.weights}
     if card.run == "spandrel" and (card.network is None or card.network.file not in files):
         yield "run = 'spandrel' needs [network] with the name of one of the card's weight files"
+    if card.network is not None and card.network.key == "*" and (card.network.drop or card.network.padding):
+        yield "network: with key = '*' spandrel alone decides what is read; expected neither drop nor padding"
     if card.run == "external":
         if card.environment is None or card.command is None:
             yield "run = 'external' needs [environment] and [command]"
@@ -46,8 +47,9 @@ def used_flags(command: Command) -> list[str]:
 
 
 def _weight_faults(weight: Weight) -> Iterator[str]:
-    if not _lies_inside(weight.file.removesuffix("/")) or weight.file == LEDGER:
-        yield f"the weight file {weight.file!r} does not lie in the store"
+    for file in (weight.file, *weight.alternatives):
+        if not _lies_inside(file.removesuffix("/")) or file == LEDGER:
+            yield f"the weight file {file!r} does not lie in the store"
     for part in dict.fromkeys((*weight.contains, *weight.hashes)):
         if not _lies_inside(part):
             yield f"{part!r} does not lie in the folder {weight.file!r}"

@@ -1,4 +1,4 @@
-"""What a competitor's card says, key by key; `bench/card.py` reads one.
+"""The keys of a competitor's card. `bench/card.py` reads one.
 
 CONTRIBUTING.md walks through a card. Keys are checked strictly, since a misspelt key would be a setting that silently
 does not apply.
@@ -6,6 +6,9 @@ does not apply.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+LEDGER = "hashes.json"
+"""The store's own file, which lies among the weights (bench/store.py); no weight may have its name."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Weight:
             states them: then the first fetch records the hash in the store, and any other content is refused after.
         git_sha1: of a file that lies in a git repository, its blob's id there, instead of `sha256`.
         hashes: of a folder, sha256 by the file's path inside.
+        alternatives: other files of the store that serve as well, sha256 by name. One that is there is taken.
         licence: where it differs from the card's.
         restriction: what that licence forbids, or that the file is gated; empty where nothing.
     """
@@ -38,6 +42,7 @@ class Weight:
     sha256_source: str = ""
     git_sha1: str | None = None
     hashes: Mapping[str, str] = field(default_factory=dict)
+    alternatives: Mapping[str, str] = field(default_factory=dict)
     licence: str = ""
     restriction: str = ""
 
@@ -53,8 +58,9 @@ class Network:
     Attributes:
         file: the weight file, one of the card's.
         key: the entry of the checkpoint that holds the parameters ("params", "params_ema"); "" where the file is the
-            state dict itself.
+            state dict itself; "*" where spandrel finds the entry, and the record says what else it found.
         architecture, parameters: what spandrel must find.
+        tags: with key "*", how spandrel describes the network's form ("64nf").
         padding: "" or "femasr", the mirror padding of FeMaSR's own test code.
         drop: prefixes of parameters in the file that the network does not have, as its authors leave them out too.
     """
@@ -65,6 +71,7 @@ class Network:
     key: str = ""
     padding: str = ""
     drop: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

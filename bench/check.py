@@ -1,4 +1,4 @@
-"""Does a method keep the contract of bench/methods/base.py? Tried clause by clause, on synthetic images.
+"""Tries whether a method keeps the contract of bench/methods/base.py, clause by clause, on synthetic images.
 
 A method that breaks a clause gives numbers that depend on the order of images, on what ran before, or on who runs it;
 tables made from it cannot be measured again. The images are small and made here, so a check needs no data and takes
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from bench.errors import UserError
 from bench.global_random import kept_generators, states
-from bench.methods.base import MIN_SIDE, SCALE, SEED_LIMIT, FolderMethod, Method
+from bench.methods.base import FolderMethod, Method
+from bench.options import MIN_SIDE, SCALE, SEED_LIMIT
 
 if TYPE_CHECKING:
     from bench.testsets import TestSet
@@ -74,7 +75,7 @@ def synthetic_image(height: int, width: int, seed: int = 0) -> Tensor:
 def check_method(
     method: Method, *, device: str = "cpu", progress: Callable[[], object] = lambda: None
 ) -> list[Finding]:
-    """Every clause for a method that restores images; a clause the method crashes on fails with the exception.
+    """Tries every clause on a method that restores images; a clause the method crashes on fails with the exception.
 
     Args:
         device: where the method runs; off the CPU repeated calls may differ by one 8-bit level.
@@ -104,7 +105,7 @@ def check_method(
 def check_folder(
     method: FolderMethod, testset: "TestSet", progress: Callable[[], object] = lambda: None
 ) -> list[Finding]:
-    """The clauses for published outputs: every image of the test set by name and in the right size; provenance."""
+    """Tries the clauses for published outputs: every image of the test set by name and size, and provenance."""
 
     def outputs() -> Finding:
         found = method.outputs(testset)

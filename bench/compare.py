@@ -67,37 +67,38 @@ def compare(old: Records, new: Records, tolerances: Mapping[str, float], *, subs
     compared, failures, largest = 0, [], {}
     measured = new.measured() if subset else old.measured()
     for testset, method in measured:
-        before_images, after_images = old.read_images(testset, method), new.read_images(testset, method)
-        metrics = old.metrics(testset, method)
+        before, after = old.of(testset, method), new.of(testset, method)
+        before_images, after_images = before.images(), after.images()
+        metrics = before.metrics()
         if subset:
             before_images = {name: row for name, row in before_images.items() if name in after_images}
-            metrics = [metric for metric in metrics if metric in new.metrics(testset, method)]
+            metrics = [metric for metric in metrics if metric in after.metrics()]
         for name, row in before_images.items():
-            after = after_images.get(name)
-            if row.error is None and (after is None or after.error is not None):
-                text = "image is gone" if after is None else f"restoration fails now: {after.error}"
+            image = after_images.get(name)
+            if row.error is None and (image is None or image.error is not None):
+                text = "image is gone" if image is None else f"restoration fails now: {image.error}"
                 failures.append(Difference(testset, method, "image", name, None, text))
         for metric in metrics:
             if metric not in allowed:
                 raise UserError(f"no tolerance for the metric {metric!r}: add --tolerance {metric}=VALUE")
-            after_rows = new.read_scores(testset, method, metric)
-            for name, row in old.read_scores(testset, method, metric).items():
+            after_rows = after.scores(metric)
+            for name, row in before.scores(metric).items():
                 if row.value is None or (subset and name not in before_images):
                     continue
-                after = after_rows.get(name)
+                score = after_rows.get(name)
                 text, change = None, None
-                if after is None:
+                if score is None:
                     text = f"was {row.value:.6g}, is gone"
-                elif after.value is None:
-                    text = f"was {row.value:.6g}, fails now: {after.error}"
-                elif after.protocol != row.protocol:
-                    text = f"not comparable: was measured as `{row.protocol}`, now as `{after.protocol}`"
+                elif score.value is None:
+                    text = f"was {row.value:.6g}, fails now: {score.error}"
+                elif score.protocol != row.protocol:
+                    text = f"not comparable: was measured as `{row.protocol}`, now as `{score.protocol}`"
                 else:
                     compared += 1
-                    change = after.value - row.value
+                    change = score.value - row.value
                     largest[metric] = max(largest.get(metric, 0.0), abs(change))
                     if abs(change) > allowed[metric]:
-                        text = f"{row.value:.6g} → {after.value:.6g} ({change:+.3g}, allowed ±{allowed[metric]:g})"
+                        text = f"{row.value:.6g} → {score.value:.6g} ({change:+.3g}, allowed ±{allowed[metric]:g})"
                 if text is not None:
                     failures.append(Difference(testset, method, metric, name, change, text))
     return Comparison(compared, tuple(failures), largest)

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from bench.card import Card, Weight, argument_of
-from bench.methods.base import MethodOptions, MethodSpec
+from bench.methods.base import MethodSpec
 from bench.methods.published import absent_outputs
 from bench.missing import Missing, human_size
+from bench.options import RunOptions
 from bench.store import Store, source
 from bench.tables import TABLES
 from bench.testsets import TESTSETS
@@ -23,7 +24,7 @@ SEEDING = {
 }
 
 
-def overview(name: str, spec: MethodSpec, options: MethodOptions) -> tuple[str, ...]:
+def overview(name: str, spec: MethodSpec, options: RunOptions) -> tuple[str, ...]:
     """One row under `HEADERS`. Looks at file names only."""
     steps = "" if spec.steps is None else str(spec.steps)
     return (
@@ -72,7 +73,7 @@ def _forbidden(spec: MethodSpec) -> list[str]:
     return own + [f"{weight.restriction} ({weight.file})" for weight in files if weight.restriction not in ("", *own)]
 
 
-def _weights(spec: MethodSpec, options: MethodOptions) -> str:
+def _weights(spec: MethodSpec, options: RunOptions) -> str:
     if spec.kind == "published":
         return _images(spec.card, options)
     missing = [item for item in spec.missing(options) if isinstance(item, Missing)]
@@ -83,7 +84,7 @@ def _weights(spec: MethodSpec, options: MethodOptions) -> str:
     return "to be picked up" if Store(options).unknown(spec.card.weights) else "here"
 
 
-def _images(card: Card | None, options: MethodOptions) -> str:
+def _images(card: Card | None, options: RunOptions) -> str:
     """How many of the published folders are there."""
     if card is None or not card.published:
         return "-"
@@ -91,7 +92,7 @@ def _images(card: Card | None, options: MethodOptions) -> str:
     return f"{len(absent)}/{len(card.published)} missing" if absent else "here"
 
 
-def _environment(card: Card | None, options: MethodOptions) -> str:
+def _environment(card: Card | None, options: RunOptions) -> str:
     if card is None or card.run != "external":
         return "-"
     from bench.external.environment import ready
@@ -99,7 +100,7 @@ def _environment(card: Card | None, options: MethodOptions) -> str:
     return "ready" if ready(card, options) else "not built"
 
 
-def description(name: str, spec: MethodSpec, options: MethodOptions) -> str:
+def description(name: str, spec: MethodSpec, options: RunOptions) -> str:
     """Everything about one method, for `bench list METHOD`."""
     lines = [f"{name}: {spec.display}", f"  {spec.summary}", ""]
     for title, texts in _facts(name, spec, options):
@@ -108,7 +109,7 @@ def description(name: str, spec: MethodSpec, options: MethodOptions) -> str:
     return "\n".join(lines)
 
 
-def _facts(name: str, spec: MethodSpec, options: MethodOptions) -> Iterator[tuple[str, list[str]]]:
+def _facts(name: str, spec: MethodSpec, options: RunOptions) -> Iterator[tuple[str, list[str]]]:
     card = spec.card
     yield "tables", [f"{TABLES[table].title}" for table in tables_of(name)] or ["in no table by default: --methods"]
     yield "steps", ["no meaning here" if spec.steps is None else str(spec.steps)]
@@ -130,7 +131,7 @@ def _facts(name: str, spec: MethodSpec, options: MethodOptions) -> Iterator[tupl
     yield "here", _here(spec, options)
 
 
-def _here(spec: MethodSpec, options: MethodOptions) -> list[str]:
+def _here(spec: MethodSpec, options: RunOptions) -> list[str]:
     """Whether it can run, and what is in the way; of published outputs, for which test sets they are there."""
     lines = [f"cannot run: {item.line()}" for item in spec.missing(options)]
     if spec.card is not None and spec.kind != "published" and Store(options).unknown(spec.card.weights):
@@ -143,7 +144,7 @@ def _here(spec: MethodSpec, options: MethodOptions) -> list[str]:
     return lines or ["can run"]
 
 
-def _weight(weight: Weight, card: Card, options: MethodOptions) -> str:
+def _weight(weight: Weight, card: Card, options: RunOptions) -> str:
     """File, state, size, hash, source, licence in one line."""
     store = Store(options)
     state = "missing" if store.absent(weight) else "here"
@@ -165,7 +166,7 @@ def _hash(digest: str) -> str:
     return digest if ":" in digest else f"sha256 {digest}"
 
 
-def _external(card: Card, options: MethodOptions) -> Iterator[tuple[str, list[str]]]:
+def _external(card: Card, options: RunOptions) -> Iterator[tuple[str, list[str]]]:
     if card.environment is None or card.command is None:
         return
     pins = ", ".join(card.environment.requirements)

@@ -5,11 +5,11 @@ import functools
 from ctypes.util import find_library
 
 from bench.errors import UserError
-from bench.shards import ALONE, Shard
+from bench.ranks import ALONE, Rank
 
 
-def resolve_device(name: str, shard: Shard = ALONE) -> str:
-    """`auto` resolved: cuda where torch finds a GPU, else cpu. Of several processes each gets the GPU of its number.
+def resolve_device(name: str, rank: Rank = ALONE) -> str:
+    """Resolves `auto` to cuda where torch finds a GPU, else to cpu. In a shared run each process gets its own GPU.
 
     Importing torch takes seconds that a run with nothing left to do need not spend: where nobody asked for a GPU and no
     driver is found, it is not asked.
@@ -17,8 +17,8 @@ def resolve_device(name: str, shard: Shard = ALONE) -> str:
     Raises:
         UserError: a GPU was asked for and there is none, or too few, or one for several processes.
     """
-    if shard.world > 1 and name.startswith("cuda:"):
-        raise UserError(f"--device {name} with {shard.world} processes: each takes a GPU of its own; expected cuda")
+    if rank.world > 1 and name.startswith("cuda:"):
+        raise UserError(f"--device {name} with {rank.world} processes: each takes a GPU of its own; expected cuda")
     if name != "auto" and not name.startswith("cuda"):
         return name
     available = name != "auto" or has_nvidia_driver() or any(map(find_library, ("nvcuda", "amdhip64")))
@@ -30,12 +30,12 @@ def resolve_device(name: str, shard: Shard = ALONE) -> str:
         if name == "auto":
             return "cpu"
         raise UserError(f"--device {name}: torch finds no CUDA device on this machine; expected cpu, or a GPU")
-    if shard.world == 1:
+    if rank.world == 1:
         return "cuda" if name == "auto" else name
     found = torch.cuda.device_count()
-    if shard.local_rank >= found:
+    if rank.local >= found:
         raise UserError(f"more processes than GPUs on this machine ({found}): expected --num_processes to be their sum")
-    return f"cuda:{shard.local_rank}"
+    return f"cuda:{rank.local}"
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""One file from the network to its place: resumed after an interruption, verified, and only then given its name.
+"""Downloads one file: resumes after an interruption, verifies the hash, and only then gives the file its name.
 
 While it is incomplete the file is called `<name>.part`, in the folder where it will lie, so that the last step is an
 atomic rename and a reader never sees half a file.
@@ -14,7 +14,7 @@ from time import sleep
 from typing import TYPE_CHECKING
 
 from bench.errors import UserError
-from bench.provenance import file_sha256
+from bench.provenance import cached_sha256
 
 if TYPE_CHECKING:
     import requests
@@ -74,9 +74,9 @@ def download(urls: Sequence[str], target: Path, digest: str | None, title: str |
 
 
 def digest_of(path: Path, like: str | None) -> str:
-    """The file's hash in the form of `like`: its sha256, or "git:" and the id that git gives such a blob."""
+    """Hashes a file in the form of `like`: sha256 in hex, or "git:" and the id that git gives such a blob."""
     if like is None or not like.startswith(GIT):
-        return file_sha256(path)
+        return cached_sha256(path)
     total = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -85,7 +85,7 @@ def digest_of(path: Path, like: str | None) -> str:
 
 
 def _transfer(session: "requests.Session", url: str, part: Path, title: str, *, only_if_same: bool) -> None:
-    """Appends to `part` until it is complete; a connection that breaks is taken up again while it makes progress."""
+    """Appends to `part` until it is complete; a connection that breaks is opened again as long as it makes progress."""
     for attempt in range(ATTEMPTS):
         before = _size(part)
         try:
@@ -157,7 +157,7 @@ def _size(path: Path) -> int:
 
 
 def _reason(error: Exception) -> str:
-    """One line for people instead of urllib3's nested exceptions."""
+    """Puts urllib3's nested exceptions into one line for people."""
     import requests
 
     if isinstance(error, requests.HTTPError) and error.response is not None:

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench.methods.base import MethodOptions
 from bench.missing import Missing, Obstacle
+from bench.options import RunOptions
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,12 @@ class Item:
         licence: licence of the content.
         size_bytes: size of the download where it is known.
         restricted: not for every use, so that `--accept-license` is asked for.
-        missing: what of it is not on this machine; file names only.
-        get: fetches what is missing and leaves the rest alone; None where nothing can be fetched by a program.
+        missing: returns what of it is not on this machine. It looks at file names only.
+        get: fetches what is missing and leaves the rest alone; None where no program can fetch anything.
         by_hand: what a person has to do beyond or instead of `get`.
-        unsettled: the files that are there and still have to be picked up: nobody vouches for their content.
-        settle: verifies what is there and records the hashes of what nobody vouches for; one line for each file.
+        unknown: returns the files that are there and whose hash is not known yet.
+        record_first_hashes: verifies the files that are there, records the hashes that were not known, and returns a
+            line for each of these.
     """
 
     name: str
@@ -29,8 +30,8 @@ class Item:
     licence: str
     size_bytes: int | None
     restricted: bool
-    missing: Callable[[MethodOptions], Sequence[Missing | Obstacle]]
-    get: Callable[[MethodOptions], None] | None
+    missing: Callable[[RunOptions], Sequence[Missing | Obstacle]]
+    get: Callable[[RunOptions], None] | None
     by_hand: str | None = None
-    unsettled: Callable[[MethodOptions], list[str]] = lambda options: []
-    settle: Callable[[MethodOptions], list[str]] = lambda options: []
+    unknown: Callable[[RunOptions], list[str]] = lambda options: []
+    record_first_hashes: Callable[[RunOptions], list[str]] = lambda options: []

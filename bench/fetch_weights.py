@@ -1,7 +1,7 @@
-"""Weights of the competitors into the store: from addresses, from the hub, or picked up where a browser put them.
+"""Weights: those of the metrics go into torch's folder, those of the methods into the store.
 
-Every file comes with a hash that it must have: the card's, else the one the hub states for it. Of what nobody states a
-hash for, the one found at first is recorded, and any other content is refused from then on (bench/store.py).
+Every file comes with a hash that it must have: the card's, else the one that the hub states for it. Where nobody
+states one, the first hash that is found is recorded, and any other content is refused from then on (bench/store.py).
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,36 @@ from bench.card import Card, Weight, argument_of, assets, cards
 from bench.download import download
 from bench.errors import UserError
 from bench.fetch_item import Item
-from bench.methods.base import MethodOptions
-from bench.provenance import file_sha256
-from bench.store import FIRST_USE, Store, Vouched, missing_files
+from bench.metrics import EXTRA_METRICS, METRICS, MetricSpec
+from bench.missing import Missing
+from bench.options import RunOptions
+from bench.provenance import cached_sha256
+from bench.store import FIRST_USE, KnownHash, Store, missing_files
+
+
+def metric_items() -> list[Item]:
+    """The weights of every metric that needs some, under the metric's name."""
+    return [_metric_item(spec) for spec in (METRICS | EXTRA_METRICS).values() if spec.weights]
+
+
+def _metric_item(spec: MetricSpec) -> Item:
+    def missing(options: RunOptions) -> list[Missing]:
+        return [file.missing(spec.display, spec.name) for file in spec.weights if not file.path().is_file()]
+
+    def get(options: RunOptions) -> None:
+        for file in spec.weights:
+            if not file.path().is_file():
+                download(file.urls, file.path(), file.sha256)
+
+    return Item(
+        name=spec.name,
+        summary=f"weights of {spec.display}: {', '.join(file.name for file in spec.weights)}",
+        licence="; ".join(dict.fromkeys(file.licence for file in spec.weights)),
+        size_bytes=sum(file.size_bytes or 10_000 for file in spec.weights),
+        restricted=False,
+        missing=missing,
+        get=get,
+    )
 
 
 def weight_items() -> list[Item]:
@@ -34,7 +61,7 @@ def card_item(card: Card) -> Item:
 
 
 def _terms(licence: str, restriction: str, weights: Sequence[Weight]) -> str:
-    """Every licence once, the method's first, each with what it forbids."""
+    """Names every licence once, the method's first, each with what it forbids."""
     forbidden = {licence: [restriction] if restriction else []}
     for weight in weights:
         found = forbidden.setdefault(weight.licence or licence, [])
@@ -57,13 +84,13 @@ def _item(
         missing=missing,
         get=partial(get_weights, weights) if any(weight.urls or weight.hub for weight in weights) else None,
         by_hand="by hand, into the weights folder: " + "; ".join(by_hand) if by_hand else None,
-        unsettled=lambda options: Store(options).unknown(weights),
-        settle=partial(settle, weights, name),
+        unknown=lambda options: Store(options).unknown(weights),
+        record_first_hashes=partial(record_first_hashes, weights, name),
     )
 
 
-def get_weights(weights: Sequence[Weight], options: MethodOptions) -> None:
-    """Fetches whichever of `weights` are absent and can be had without a browser; one that fails stops no other.
+def get_weights(weights: Sequence[Weight], options: RunOptions) -> None:
+    """Fetches those of `weights` that are absent and that a program can fetch. If one fails, the others still come.
 
     Raises:
         UserError: says for each that failed what was tried.
@@ -81,13 +108,13 @@ def get_weights(weights: Sequence[Weight], options: MethodOptions) -> None:
 
 
 def _get(store: Store, weight: Weight) -> None:
-    """One weight from the first of its places that has it with the right content."""
+    """Fetches one weight from the first of its places that has it with the right content."""
     failures = []
     known = store.known(weight)
     if weight.urls and not weight.is_folder:
-        vouched = known.get(weight.file)
+        expected = known.get(weight.file)
         try:
-            return download(weight.urls, store.path(weight), vouched.digest if vouched else None)
+            return download(weight.urls, store.path(weight), expected.digest if expected else None)
         except UserError as error:
             failures.append(str(error))
     for place in weight.hub:
@@ -96,23 +123,26 @@ def _get(store: Store, weight: Weight) -> None:
         except UserError as error:
             failures.append(f"{weight.file}: {error}")
             continue
-        store.vouch({name: Vouched(digest, f"hf:{place}") for name, digest in hashes.items() if name not in known})
+        store.record({name: KnownHash(digest, f"hf:{place}") for name, digest in hashes.items() if name not in known})
         return None
     hint = f"\nBy hand: {weight.manual}" if weight.manual else ""
     raise UserError("\n".join(failures) + hint)
 
 
-def settle(weights: Sequence[Weight], name: str, options: MethodOptions) -> list[str]:
-    """Verifies what is there; records the hashes of files that nobody vouches for. One line for each of those.
+def record_first_hashes(weights: Sequence[Weight], name: str, options: RunOptions) -> list[str]:
+    """Verifies the files that are there and records the hashes that were not known.
+
+    Returns:
+        One line for each hash that was recorded.
 
     Raises:
-        UserError: a file has another content than the one vouched for.
+        UserError: a file's hash is not the known one.
     """
     store = Store(options)
     lines = []
     for file in store.unknown(weights):
-        digest = file_sha256(store.root / file)
-        store.vouch({file: Vouched(digest, FIRST_USE)})
+        digest = cached_sha256(store.root / file)
+        store.record({file: KnownHash(digest, FIRST_USE)})
         lines.append(f"{file}: sha256 {digest} recorded in the store; nobody publishes one to compare it with")
     _, faults = store.verify(weights, name)
     if faults:

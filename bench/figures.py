@@ -13,10 +13,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from bench.methods.base import SCALE
+from bench.options import SCALE
 from bench.provenance import sha256_json
-from bench.records import Records, write_atomic
-from bench.restore import is_restored
+from bench.records import MethodRecords, Records, write_atomic
 from bench.schema import Plan, valid_scores
 
 if TYPE_CHECKING:
@@ -41,13 +40,14 @@ def draw_figure(records: Records, plan: Plan, testset: "TestSet", path: Path) ->
     Returns False, and writes nothing, where no method's images are on disk as recorded.
     """
     images = spread(list(testset.images), ROWS)
-    methods = [method for method in plan.methods if _complete(records, testset.name, method.name, images)]
-    if not methods:
+    found = [(method, records.of(testset.name, method.name)) for method in plan.methods]
+    found = [(method, restored) for method, restored in found if _complete(restored, images)]
+    if not found:
         return False
-    psnr = {method.name: _psnr(records, plan, testset.name, method.name) for method in methods}
+    psnr = {method.name: _psnr(restored, plan) for method, restored in found}
     drawn = [
-        (method.display, records.read_images(testset.name, method.name)[image.name].sr_sha256, psnr[method.name])
-        for method in methods
+        (method.display, restored.images()[image.name].sr_sha256, psnr[method.name])
+        for method, restored in found
         for image in images
     ]
     layout = [TILE, WINDOW, ROWS, GAP, HEADER, CAPTION, STEP, FRAME]
@@ -55,7 +55,7 @@ def draw_figure(records: Records, plan: Plan, testset: "TestSet", path: Path) ->
     if path.exists() and _inputs_of(path) == inputs:
         return True
     referenced = all(image.hr is not None for image in images)
-    titles = ["Input", *[method.display for method in methods], *(["Ground truth"] if referenced else [])]
+    titles = ["Input", *[method.display for method, _ in found], *(["Ground truth"] if referenced else [])]
     width = len(titles) * (TILE + GAP) + GAP
     block = 2 * TILE + CAPTION + 3 * GAP
     sheet = Image.new("RGB", (width, HEADER + len(images) * block + GAP), "white")
@@ -69,8 +69,8 @@ def draw_figure(records: Records, plan: Plan, testset: "TestSet", path: Path) ->
         window = busiest_window(fine_detail(detailed), min(WINDOW, *size))
         top = HEADER + number * block
         input_view = lr.resize(size, Image.Resampling.NEAREST)
-        outputs = [_open(records.image_path(testset.name, method.name, image.name)) for method in methods]
-        scores = [psnr[method.name].get(image.name, "") for method in methods]
+        outputs = [_open(restored.image_path(image.name)) for _, restored in found]
+        scores = [psnr[method.name].get(image.name, "") for method, _ in found]
         captions = ["", *scores, image.name] if truth else [image.name, *scores]
         for column, (view, caption) in enumerate(zip([input_view, *outputs, *truth], captions, strict=True)):
             _tile(sheet, view, window, column, top)
@@ -130,23 +130,22 @@ def _integral(values: np.ndarray) -> np.ndarray:
     return np.pad(values.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
 
 
-def _complete(records: Records, testset: str, method: str, images: "list[TestImage]") -> bool:
-    rows = records.read_images(testset, method)
-    return all(is_restored(records, testset, method, rows, image) for image in images)
+def _complete(records: MethodRecords, images: "list[TestImage]") -> bool:
+    rows = records.images()
+    return all(image.name in rows and records.has(rows[image.name]) for image in images)
 
 
-def _psnr(records: Records, plan: Plan, testset: str, method: str) -> dict[str, str]:
+def _psnr(records: MethodRecords, plan: Plan) -> dict[str, str]:
     """The recorded PSNR by image, as text; empty where it was not measured."""
     for metric in plan.metrics:
         if metric.name == "psnr":
-            scores = records.read_scores(testset, method, metric.name)
-            valid = valid_scores(scores, records.read_images(testset, method), metric.protocol)
+            valid = valid_scores(records.scores(metric.name), records.images(), metric.protocol)
             return {name: f"{row.value:.2f} dB" for name, row in valid.items()}
     return {}
 
 
 def _tile(sheet: Image.Image, view: Image.Image, window: tuple[int, int, int, int], column: int, top: int) -> None:
-    """The whole image with the window framed, and below it the window alone, enlarged."""
+    """Pastes the whole image with the window framed, and below it the window alone, enlarged."""
     left = GAP + column * (TILE + GAP)
     scale = TILE / max(view.size)
     small = view.resize((round(view.width * scale), round(view.height * scale)), Image.Resampling.LANCZOS)
@@ -158,7 +157,7 @@ def _tile(sheet: Image.Image, view: Image.Image, window: tuple[int, int, int, in
 
 
 def _write(sheet: Image.Image, text: str, column: int, top: int, height: int) -> None:
-    """Text centred in a column, on two lines where one is too short, smaller where two are."""
+    """Writes text centred in a column, on two lines where one is too short, smaller where two are."""
     draw = ImageDraw.Draw(sheet)
     words = text.split()
     for size in (22, 19, 16, 13):

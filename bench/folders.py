@@ -28,7 +28,7 @@ class FolderError(UserError):
 
 
 @dataclass(frozen=True)
-class Pair:
+class FolderPair:
     """One image to score. `name` is the file name in the SR folder; `hr` is None without a ground truth."""
 
     name: str
@@ -36,7 +36,7 @@ class Pair:
     hr: Path | None
 
 
-def find_pairs(sr_dir: Path, hr_dir: Path | None = None, limit: int | None = None) -> list[Pair]:
+def find_pairs(sr_dir: Path, hr_dir: Path | None = None, limit: int | None = None) -> list[FolderPair]:
     """The images of `sr_dir`, sorted by stem, each with its partner; all read once to be sure.
 
     Args:
@@ -54,7 +54,7 @@ def find_pairs(sr_dir: Path, hr_dir: Path | None = None, limit: int | None = Non
         problems += [f"{hr[stem]}: no partner in {sr_dir}" for stem in sorted(hr.keys() - sr.keys())]
     partners = hr if hr is not None else {}
     stems = sorted(stem for stem in sr if hr is None or stem in hr)[:limit]
-    pairs = [Pair(sr[stem].name, sr[stem], partners.get(stem)) for stem in stems]
+    pairs = [FolderPair(sr[stem].name, sr[stem], partners.get(stem)) for stem in stems]
     for pair in _progress(pairs, "reading"):
         problems += _faults(pair)
     if problems:
@@ -81,7 +81,7 @@ def _images_by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:
     return found
 
 
-def _faults(pair: Pair) -> list[str]:
+def _faults(pair: FolderPair) -> list[str]:
     faults: list[str] = []
     shapes: list[tuple[int, ...]] = []
     for path in (pair.sr, pair.hr):
@@ -97,8 +97,8 @@ def _faults(pair: Pair) -> list[str]:
     return faults
 
 
-def score_pairs(pairs: Sequence[Pair], specs: Iterable[MetricSpec], device: str = "cpu") -> dict[str, Any]:
-    """Every metric over every pair.
+def score_pairs(pairs: Sequence[FolderPair], specs: Iterable[MetricSpec], device: str = "cpu") -> dict[str, Any]:
+    """Computes every metric over every pair.
 
     Returns:
         {"n": …, "metrics": {name: {"mean": …, "ci95": [low, high] or None, "per_image": {file name: value}}},
@@ -111,7 +111,7 @@ def score_pairs(pairs: Sequence[Pair], specs: Iterable[MetricSpec], device: str 
     metrics: dict[str, Any] = {}
     missing: dict[str, str] = {}
     for spec in specs:
-        reason = _why_not(spec, pairs)
+        reason = _reason_missing(spec, pairs)
         if reason is not None:
             missing[spec.name] = reason
             continue
@@ -122,14 +122,14 @@ def score_pairs(pairs: Sequence[Pair], specs: Iterable[MetricSpec], device: str 
     return {"n": len(pairs), "metrics": metrics, "missing": missing}
 
 
-def _why_not(spec: MetricSpec, pairs: Sequence[Pair]) -> str | None:
+def _reason_missing(spec: MetricSpec, pairs: Sequence[FolderPair]) -> str | None:
     if spec.needs_reference and any(pair.hr is None for pair in pairs):
         return f"{spec.display} compares with a ground truth: give its folder with --hr"
     absent: list[Missing] = missing_metric(spec)
     return "; ".join(item.line() for item in absent) or None
 
 
-def _score(spec: MetricSpec, pairs: Sequence[Pair], device: str) -> dict[str, Any]:
+def _score(spec: MetricSpec, pairs: Sequence[FolderPair], device: str) -> dict[str, Any]:
     scorer = spec.load(device)
     if spec.level == "set":
         score_sets = cast(SetScorer, scorer)
@@ -158,7 +158,7 @@ def format_scores(result: Mapping[str, Any], get: Callable[[str], MetricSpec]) -
     return "\n".join(lines)
 
 
-def _progress(items: Sequence[Pair], title: str) -> Iterable[Pair]:
+def _progress(items: Sequence[FolderPair], title: str) -> Iterable[FolderPair]:
     from tqdm import tqdm
 
     return tqdm(items, title, unit="image", file=sys.stderr, leave=False, delay=2)

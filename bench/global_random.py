@@ -1,4 +1,4 @@
-"""The process-wide random generators of Python, numpy and torch: looked at, and given back as they were found.
+"""Reads and restores the process-wide random generators of Python, numpy and torch.
 
 A method must leave them alone (bench/methods/base.py), and trying whether it does must not move them either.
 """
@@ -26,7 +26,7 @@ def states() -> dict[str, bytes]:
 
 @contextmanager
 def kept_generators() -> Iterator[None]:
-    """Whatever happens to the generators inside the block, afterwards they are as before it."""
+    """Restores the generators at the end of the block, whatever happened to them inside."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):

@@ -1,4 +1,4 @@
-"""Files and folders from the Hugging Face hub, held against the hashes that it states for them.
+"""Downloads files and folders from the Hugging Face hub and checks them against the hashes that it states.
 
 A place on the hub is "owner/name" for a folder and "owner/name:path" for a file, with "@revision" after the name where
 it is pinned. While it is incomplete a download has ".part" after its name, and the same call continues it.
@@ -37,8 +37,8 @@ def get(place: str, weight: Weight, target: Path, known: Mapping[str, str]) -> d
     """Fetches what `target` lacks of `weight` from `place`.
 
     Args:
-        known: hashes somebody else vouches for, by name in the store ("git:" before a blob id); they come before the
-            hub's own.
+        known: hashes that are known already, by name in the store ("git:" before a blob id). They take precedence
+            over the hub's own.
 
     Returns:
         The hash of each file that is what the hub states, or what `known` says, by its name in the store: those that
@@ -78,7 +78,7 @@ def get(place: str, weight: Weight, target: Path, known: Mapping[str, str]) -> d
 
 
 def _fetch(name: str, revision: str | None, files: list[str], part: Path) -> "ModelInfo":
-    """The files of one commit of a repository, into `part`; what is there already is not transferred again."""
+    """Downloads files of one commit of a repository into `part`. Files that are there are not transferred again."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -99,7 +99,7 @@ def _fetch(name: str, revision: str | None, files: list[str], part: Path) -> "Mo
 
 
 def _stated(info: "ModelInfo") -> dict[str, str]:
-    """What the hub says each file hashes to: sha256 of large files, git's blob id of the others."""
+    """Returns the hashes that the hub states: sha256 of large files, git's blob id of the others."""
     found = {}
     for file in info.siblings or []:
         if file.lfs is not None:

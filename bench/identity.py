@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from bench import provenance
 from bench.errors import UserError
-from bench.records import Records
-from bench.schema import Run, StaleRecords
+from bench.records import MethodRecords
+from bench.schema import Restoration, StaleRecords
 
 if TYPE_CHECKING:
     from bench.testsets import TestSet
@@ -28,7 +28,9 @@ def agreed_account(accounts: Sequence[dict[str, Any] | None], method: str) -> di
     return known[0][1] if known else None
 
 
-def continue_or_refuse(records: Records, testset: "TestSet", run: Run, say: Callable[[str], None]) -> Run:
+def continue_or_refuse(
+    records: MethodRecords, testset: "TestSet", run: Restoration, log: Callable[[str], None]
+) -> Restoration:
     """`run` with the environments of the one it continues. Records of something else are never mixed in.
 
     Records whose images are all absent (a fresh clone) have nothing to be mixed with: they are moved aside.
@@ -36,37 +38,37 @@ def continue_or_refuse(records: Records, testset: "TestSet", run: Run, say: Call
     Raises:
         StaleRecords: as of `refuse_stale`.
     """
-    old = records.read_run(run.testset, run.method)
+    old = records.run()
     if old is None:
         return run
     changes = refuse_stale(records, testset, run)
-    if not changes or all(row.error is not None for row in records.read_images(run.testset, run.method).values()):
+    if not changes or all(row.error is not None for row in records.images().values()):
         return replace(run, environments=old.environments)
-    aside = records.set_aside(run.testset, run.method)
-    say(
+    aside = records.set_aside()
+    log(
         f"{run.method} on {run.testset}: the records were made otherwise ({changes[0]}) and none of their images "
         f"is on disk: moved to {aside}, restored again"
     )
     return run
 
 
-def refuse_stale(records: Records, testset: "TestSet", run: Run) -> list[str]:
+def refuse_stale(records: MethodRecords, testset: "TestSet", run: Restoration) -> list[str]:
     """How what is recorded was made otherwise than `run` would make it now, one line per difference.
 
     Raises:
         StaleRecords: there are differences, and images that would be mixed.
     """
-    old = records.read_run(run.testset, run.method)
+    old = records.run()
     if old is None:
         return []
-    rows = records.read_images(run.testset, run.method)
+    rows = records.images()
     changes = differences(old.identity(), run.identity())
     for image in testset.images:
         row = rows.get(image.name)
         if row and (row.lr_sha256, row.hr_sha256) != (image.lr_sha256, image.hr_sha256):
             changes.append(f"the test image {image.name} is another file")
     results = [row for row in rows.values() if row.error is None]
-    if changes and any(records.image_path(run.testset, run.method, row.name).exists() for row in results):
+    if changes and any(records.image_path(row.name).exists() for row in results):
         listed = "".join(f"\n  {change}" for change in changes[:8])
         more = f"\n  and {len(changes) - 8} more" if len(changes) > 8 else ""
         raise StaleRecords(
@@ -78,7 +80,7 @@ def refuse_stale(records: Records, testset: "TestSet", run: Run) -> list[str]:
 
 
 def differences(old: Any, new: Any, at: str = "", *, words: tuple[str, str] = ("recorded", "now")) -> list[str]:
-    """Readable differences of two JSON-able values, one line per changed leaf; of lists, what only one of them has."""
+    """Readable differences of two JSON-able values: one line per changed leaf, and what only one of two lists has."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for key in dict.fromkeys([*old, *new]):

@@ -12,10 +12,11 @@ class Measured:
     def __init__(self, records: Records, testset: PlanSet, method: PlanMethod, metrics: list[PlanMetric]) -> None:
         self.testset = testset
         self.method = method
-        rows = records.read_images(testset.name, method.name)
+        method_records = records.of(testset.name, method.name)
+        rows = method_records.images()
         self.images = {name: rows[name] for name in testset.names if name in rows}
-        self.scores = {metric.name: records.read_scores(testset.name, method.name, metric.name) for metric in metrics}
-        run = records.read_run(testset.name, method.name)
+        self.scores = {metric.name: method_records.scores(metric.name) for metric in metrics}
+        run = method_records.run()
         used = {row.environment for row in self.images.values()}
         self.environments = {key: run.environments[key] for key in run.environments if key in used} if run else {}
         self.provenance = run.provenance if run else {}

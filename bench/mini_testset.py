@@ -33,7 +33,7 @@ SIZE = 256
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: the same pixels as the committed set; 1: other pixels; 2: bad input."""
+    """Builds and compares. Returns 0 for the same pixels as the committed set, 1 for other pixels, 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.mini_testset", description="Build the mini test set again and compare."
     )

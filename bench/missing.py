@@ -1,4 +1,4 @@
-"""What is not on this machine: one record per absent file, naming where it goes and how to get it, or per obstacle."""
+"""Names what is not on this machine: each absent file, where it goes and how to get it; and other obstacles."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -66,12 +66,12 @@ def human_size(size_bytes: int | None) -> str:
 
 
 def describe(missing: "Iterable[Missing | Obstacle]") -> str:
-    """Every missing file on a line of its own, in the order given, duplicates once."""
+    """Describes every missing file on a line of its own, in the order given. Duplicates come once."""
     return "\n".join(dict.fromkeys(item.line() for item in missing))
 
 
 def brief(missing: "Iterable[Missing | Obstacle]") -> list[str]:
-    """As `describe`, in short lines for a terminal: what one `bench fetch` gets is one line, by names and sizes alone.
+    """Describes what is missing in short lines for a terminal. What one `bench fetch` gets is one line.
 
     Where each file goes and under what licence is said by `Missing.line`: below the table and in `bench list METHOD`.
     """

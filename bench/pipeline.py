@@ -1,14 +1,16 @@
 """The stages of a run in their order, over one output folder. Every stage reads what the one before wrote.
 
+`measure` does what `bench run` does, for Python code.
+
 What is missing is found before anything heavy is imported. A method that cannot run costs its row, never the table; a
 missing test set or metric costs cells with `allow_missing`, else it ends the run.
 """
 
-import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
@@ -16,17 +18,81 @@ from tqdm import tqdm
 from bench.agreement import agreed, same_everywhere
 from bench.device import resolve_device
 from bench.errors import UserError
-from bench.methods.base import MethodOptions
 from bench.missing import brief, describe
-from bench.plan import Choice, choose, default_out, make_plan
+from bench.options import RunOptions
+from bench.plan import Choice, choose, make_plan
+from bench.ranks import ALONE, Rank, check_shared, from_first
 from bench.records import Records
+from bench.request import Request
 from bench.schema import Plan, PlanSet
-from bench.shards import ALONE, Shard, check_shared, from_first
 from bench.tables import get_profile
 
 if TYPE_CHECKING:
-    from bench.restore import StageReport
+    import pandas
+
+    from bench.stage_report import StageReport
     from bench.testsets import TestSet
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a run measured.
+
+    Attributes:
+        records: the per-image records that every number comes from.
+        plan: the table's test sets, rows and columns.
+        timing: whether the table has the column of seconds per image.
+        markdown: the table for people.
+        paths: the files of the table and its pictures.
+        failed: one line for each method or metric that failed on some image.
+    """
+
+    records: Records
+    plan: Plan
+    timing: bool
+    markdown: str
+    paths: tuple[Path, ...]
+    failed: tuple[str, ...]
+
+    @property
+    def frame(self) -> "pandas.DataFrame":
+        """The table from the records: a row for each test set and method, with unrounded means.
+
+        Its columns are testset, method, display, steps, and one for each metric, NaN where it was not measured.
+        """
+        import pandas
+
+        from bench.summarize import summarize
+
+        table = summarize(self.records, self.plan, timing=self.timing)
+        rows = [
+            {"testset": section.testset, "method": row.method, "display": row.display, "steps": row.steps}
+            | {column.name: row.cells[column.name].value for column in table.columns}
+            for section in table.sections
+            for row in section.rows
+        ]
+        return pandas.DataFrame(rows).astype({column.name: float for column in table.columns} | {"steps": "Int64"})
+
+
+def measure(request: Request, rank: Rank = ALONE) -> Measurement:
+    """Restores, scores and renders what is asked for; whatever is recorded already is not done again.
+
+    Progress and what had to be left out are told on stderr. An interrupted call is continued by the same call.
+
+    Args:
+        rank: this process among those of a shared run, which all call this and get the same result.
+
+    Raises:
+        UserError: an unknown name, something missing that is required, or records of other settings.
+    """
+    stages = Stages.of(request, rank)
+    with stages.hold():
+        stages.begin()
+        stages.announce()
+        stages.restore()
+        stages.score()
+    markdown, paths = from_first(rank, stages.render)
+    return Measurement(stages.records, stages.plan, request.timing, markdown, paths, tuple(stages.failed))
 
 
 class Stages:
@@ -34,71 +100,89 @@ class Stages:
 
     def __init__(
         self,
+        request: Request,
         choice: Choice,
         testsets: list["TestSet"],
         plan: Plan,
         records: Records,
-        options: MethodOptions,
+        options: RunOptions,
         redo: list[str],
-        shard: Shard = ALONE,
+        rank: Rank,
     ) -> None:
+        self.request = request
         self.choice = choice
         self.testsets = testsets
         self.plan = plan
         self.records = records
         self.options = options
         self.redo = redo
-        self.shard = shard
+        self.rank = rank
         self.failed: list[str] = []
         self.restored: dict[tuple[str, str], StageReport] = {}
 
     @classmethod
-    def from_args(cls, args: argparse.Namespace, *, scoring: bool = True, shard: Shard = ALONE) -> "Stages":
+    def of(cls, request: Request, rank: Rank = ALONE, *, scoring: bool = True) -> "Stages":
         """Checks everything that can be checked early; loads and verifies the test sets.
 
-        Every process of a sharded run calls it and comes to the same stages.
+        Every process of a shared run calls it and comes to the same stages.
+
+        Args:
+            scoring: False where only images are wanted, so that no metric is missing.
 
         Raises:
             UserError: an unknown name, something missing that is required, a test set that is not what it should be.
         """
-        table, profile = get_profile(args.table, args.profile)
-        options = MethodOptions(resolve_device(args.device, shard), args.dtype, args.data_root, args.weights_root)
-        own = {"repo_dir": args.repo_dir, "cache_root": args.cache, "time_limit_seconds": args.time_limit}
-        options = replace(options, seed=args.seed, **own)
-        choice = choose(
-            table, args.profile, options, testsets=args.testsets, methods=args.methods, metrics=args.metrics
+        table, profile = get_profile(request.table, request.profile)
+        options = RunOptions(
+            device=resolve_device(request.device, rank),
+            dtype=request.dtype,
+            data_root=request.data_root,
+            weights_root=request.weights_root,
+            repo_dir=request.repo_dir,
+            cache_root=request.cache_root,
+            time_limit_seconds=request.time_limit_seconds,
+            seed=request.seed,
         )
-        choice = agreed(choice, shard)
+        options.require_dtype()
+        choice = choose(
+            table,
+            request.profile,
+            options,
+            testsets=request.testsets,
+            methods=request.methods,
+            metrics=request.metrics,
+        )
+        choice = agreed(choice, rank)
         if not scoring:
             choice = replace(choice, missing_metrics={})
-        allow = profile.allow_missing if args.allow_missing is None else args.allow_missing
-        strict = args.allow_missing is False  # asked for in so many words: then a method may not be missing either
-        choice = _required(choice, allow, strict=strict, asked=args.testsets is not None)
-        if shard.first:
+        allow = profile.allow_missing if request.allow_missing is None else request.allow_missing
+        strict = request.allow_missing is False  # asked for in so many words: then a method may not be missing either
+        choice = _required(choice, allow, strict=strict, asked=request.testsets is not None)
+        if rank.first:
             for name in choice.missing_sets.keys() - set(choice.testsets):
-                _say(f"left out: {describe(choice.missing_sets[name])}")
-        _own_methods_exist(choice, args.methods or [])
-        redo = [_redo_name(choice, name) for name in args.redo]
-        reference = args.reference or profile.reference
+                _log(f"left out: {describe(choice.missing_sets[name])}")
+        _own_methods_exist(choice, request.methods or ())
+        redo = [_redo_name(choice, name) for name in request.redo]
+        reference = request.reference or profile.reference
 
         from bench.testsets import load_testset
 
-        testsets = [load_testset(name, args.data_root, args.limit) for name in choice.testsets]
-        same_everywhere(testsets, shard)
-        records = Records(args.out or default_out(args.profile, args.limit), shard.rank)
-        from_first(shard, lambda: _something_to_measure(choice, records))
+        testsets = [load_testset(name, request.data_root, request.limit) for name in choice.testsets]
+        same_everywhere(testsets, rank)
+        records = Records(request.folder(), rank.index)
+        from_first(rank, lambda: _something_to_measure(choice, records))
         sets = [
             PlanSet(testset.name, testset.display, [image.name for image in testset.images], testset.total)
             for testset in testsets
         ]
         plan = from_first(
-            shard,
-            lambda: make_plan(choice, sets, seed=args.seed, reference=reference, old=records.read_plan(table.name)),
+            rank,
+            lambda: make_plan(choice, sets, seed=request.seed, reference=reference, old=records.read_plan(table.name)),
         )
         names = [method.name for method in plan.methods]
-        if args.reference and args.reference not in names:
-            raise UserError(f"no row {args.reference!r} to refer differences to; the table has {', '.join(names)}")
-        return cls(choice, testsets, plan, records, options, redo, shard)
+        if request.reference and request.reference not in names:
+            raise UserError(f"no row {request.reference!r} to refer differences to; the table has {', '.join(names)}")
+        return cls(request, choice, testsets, plan, records, options, redo, rank)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -108,23 +192,23 @@ class Stages:
             UserError: another run holds it, or the processes do not see the same folder.
         """
         with self.records.lock():
-            check_shared(self.shard, self.records.out / "images")
+            check_shared(self.rank, self.records.out / "images")
             yield
 
     def begin(self) -> None:
         """Records what the table consists of, so that it can be rendered whatever happens next."""
-        if self.shard.first:
+        if self.rank.first:
             self.records.write_plan(self.plan)
 
     def announce(self) -> None:
         """One line for each method that cannot run here: why, and on which test sets where it can on others."""
-        for row in self.choice.rows if self.shard.first else ():
-            why = {testset: lines for testset, lines in self.choice.why_not(row).items() if lines}
+        for row in self.choice.rows if self.rank.first else ():
+            why = {testset: lines for testset, lines in self.choice.reasons_missing(row).items() if lines}
             if why:
                 where = "" if len(why) == len(self.testsets) else f" on {', '.join(why)}"
                 items = [item for name in why for item in self.choice.missing_methods.get((name, row.name), [])]
                 lines = dict.fromkeys(line for group in why.values() for line in group)
-                _say(f"left out{where}: {'; '.join(brief(items) or lines)}")
+                _log(f"left out{where}: {'; '.join(brief(items) or lines)}")
 
     def restore(self) -> None:
         """Stage 1 for every row that can run here: one method after another, in the order of the table."""
@@ -140,10 +224,8 @@ class Stages:
         for testset, spec in jobs:  # rather now than after the hours that the rows before it take
             if spec.name not in self.redo:
                 from_first(
-                    self.shard,
-                    lambda testset=testset, spec=spec: check_recorded(
-                        self.records, testset, spec, self.options, seed=self.plan.seed
-                    ),
+                    self.rank,
+                    lambda testset=testset, spec=spec: check_recorded(self.records, testset, spec, self.options),
                 )
         for testset, spec in _stage("restore", jobs, lambda job: f"{job[1].name} on {job[0].name}"):
             report = restore_set(
@@ -151,10 +233,9 @@ class Stages:
                 testset,
                 spec,
                 self.options,
-                seed=self.plan.seed,
                 redo=spec.name in self.redo,
-                shard=self.shard,
-                say=_say,
+                rank=self.rank,
+                log=_log,
             )
             self.restored[testset.name, spec.name] = report
             self._note(f"{spec.name} on {testset.name}", report)
@@ -172,20 +253,20 @@ class Stages:
         ]
         for testset, spec in _stage("score", jobs, lambda job: f"{job[1].name} on {job[0].name}"):
             methods = from_first(
-                self.shard,
+                self.rank,
                 lambda testset=testset: [row.name for row in self.choice.rows if self._on_disk(testset, row.name)],
             )
-            reports = score_set(self.records, testset, methods, spec, self.options.device, shard=self.shard, say=_say)
+            reports = score_set(self.records, testset, methods, spec, self.options.device, rank=self.rank, log=_log)
             for method, report in reports.items():
                 self._note(f"{spec.name} of {method} on {testset.name}", report)
 
-    def render(self, *, timing: bool, figure: bool) -> str:
-        """Stages 3 and 4: writes the table and its picture; returns the Markdown."""
+    def render(self) -> tuple[str, tuple[Path, ...]]:
+        """Stages 3 and 4: writes the table and its picture; returns the Markdown and the files written."""
         from bench.render import write_table
 
-        markdown = write_table(self.records, self.plan, timing=timing)
+        markdown = write_table(self.records, self.plan, timing=self.request.timing)
         written = [self.records.out / f"{self.plan.table}.{ending}" for ending in ("md", "csv")]
-        if figure:
+        if self.request.figure:
             from bench.figures import draw_figure
 
             for testset in tqdm(self.testsets, desc="figure", delay=1, file=sys.stderr, leave=False):
@@ -194,8 +275,8 @@ class Stages:
                 path = self.records.out / f"{name}.png"
                 if draw_figure(self.records, self.plan, testset, path):
                     written.append(path)
-        _say(f"written: {', '.join(str(path) for path in written)}")
-        return markdown
+        _log(f"written: {', '.join(str(path) for path in written)}")
+        return markdown, tuple(written)
 
     def report(self) -> list[str]:
         """One line per row: what was restored, what was there."""
@@ -204,12 +285,6 @@ class Stages:
             for (testset, method), report in self.restored.items()
         ]
 
-    def status(self) -> int:
-        """Exit status, the same in every process: 1 when something failed, with one line on stderr for each; else 0."""
-        for line in self.failed if self.shard.first else ():
-            _say(f"failed: {line}")
-        return 1 if self.failed else 0
-
     def _note(self, what: str, report: "StageReport") -> None:
         if report.failed:
             name, reason = next(iter(report.failed.items()))
@@ -217,14 +292,13 @@ class Stages:
 
     def _on_disk(self, testset: "TestSet", method: str) -> bool:
         """Whether all recorded images of the method still lie there as recorded."""
-        from bench.restore import is_restored
-
         report = self.restored.get((testset.name, method))
         if report is not None and not report.failed:
             return True
-        rows = self.records.read_images(testset.name, method)
-        made = [image for image in testset.images if image.name in rows and rows[image.name].error is None]
-        return bool(made) and all(is_restored(self.records, testset.name, method, rows, image) for image in made)
+        restored = self.records.of(testset.name, method)
+        rows = restored.images()
+        made = [rows[image.name] for image in testset.images if image.name in rows and rows[image.name].error is None]
+        return bool(made) and all(restored.has(row) for row in made)
 
 
 def _required(choice: Choice, allow_missing: bool, *, strict: bool, asked: bool) -> Choice:
@@ -258,7 +332,7 @@ def _required(choice: Choice, allow_missing: bool, *, strict: bool, asked: bool)
     return replace(choice, testsets=tuple(name for name in choice.testsets if name not in absent))
 
 
-def _own_methods_exist(choice: Choice, methods: list[str]) -> None:
+def _own_methods_exist(choice: Choice, methods: Sequence[str]) -> None:
     """A path on the command line that leads nowhere is a mistake, not a missing download; a card has been read by now.
 
     Raises:
@@ -281,8 +355,8 @@ def _something_to_measure(choice: Choice, records: Records) -> None:
     Raises:
         UserError: lists what keeps each method from running.
     """
-    why = {row.name: choice.why_not(row) for row in choice.rows}
-    if any(not lines or records.read_run(testset, name) for name in why for testset, lines in why[name].items()):
+    why = {row.name: choice.reasons_missing(row) for row in choice.rows}
+    if any(not lines or records.of(testset, name).run() for name in why for testset, lines in why[name].items()):
         return
     listed = dict.fromkeys(line for groups in why.values() for lines in groups.values() for line in lines)
     raise UserError("nothing to measure, none of the methods can run here:\n" + "\n".join(listed))
@@ -310,5 +384,5 @@ def _stage(name: str, jobs: list[JobT], label: Callable[[JobT], str]) -> Iterato
             yield job
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     tqdm.write(line, file=sys.stderr)

@@ -1,17 +1,17 @@
-"""From a command line to a `Plan`: rows, columns and test sets, what is missing for them, what was there before.
+"""From a request to a `Plan`: rows, columns and test sets, what is missing for them, what was there before.
 
 Looks at file names only: no network library is imported, so that a missing requirement is named within a second.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TypeVar
 
 from bench.errors import UserError, without_paths
-from bench.methods import MethodOptions, MethodSpec, get_method
+from bench.methods import MethodSpec, get_method
 from bench.metrics import MetricSpec, get_metric, missing_metric
 from bench.missing import Missing, Obstacle
+from bench.options import RunOptions
 from bench.schema import Plan, PlanMethod, PlanMetric, PlanSet
 from bench.tables import PaperRow, Profile, TableSpec
 from bench.testsets import TESTSETS, has_reference, missing_testset
@@ -19,7 +19,7 @@ from bench.testsets import TESTSETS, has_reference, missing_testset
 
 @dataclass(frozen=True)
 class Row:
-    """A row to be: `spec` is None where the harness has no adapter for the method."""
+    """A row that the table will have; `spec` is None where the harness has no adapter for the method."""
 
     name: str
     display: str
@@ -51,8 +51,8 @@ class Choice:
         groups += [*(self.missing_methods.values() if methods else ()), *self.missing_metrics.values()]
         return list(dict.fromkeys(item for group in groups for item in group))
 
-    def why_not(self, row: Row) -> dict[str, list[str]]:
-        """By test set, what keeps the row's method from running on it, one line per cause; no line where it can run."""
+    def reasons_missing(self, row: Row) -> dict[str, list[str]]:
+        """What keeps the row's method from running, by test set: one line per cause, none where it can run."""
         if row.spec is None:
             return {name: [f"{row.display}: this harness has no adapter for it yet"] for name in self.testsets}
         return {
@@ -63,7 +63,7 @@ class Choice:
 def choose(
     table: TableSpec,
     profile_name: str,
-    options: MethodOptions,
+    options: RunOptions,
     *,
     testsets: Sequence[str] | None,
     methods: Sequence[str] | None,
@@ -151,7 +151,8 @@ def make_plan(choice: Choice, sets: Sequence[PlanSet], *, seed: int, reference: 
     before = {method.name: method.missing for method in (old.methods if old else [])}
 
     def missing(row: Row) -> dict[str, list[str]]:
-        return {testset: [without_paths(line) for line in lines] for testset, lines in choice.why_not(row).items()}
+        reasons = choice.reasons_missing(row)
+        return {testset: [without_paths(line) for line in lines] for testset, lines in reasons.items()}
 
     methods = [
         PlanMethod(row.name, row.display, row.steps, {**before.get(row.name, {}), **missing(row)})
@@ -193,8 +194,3 @@ def _merged(old: list[EntryT], new: list[EntryT], order: list[str]) -> list[Entr
     entries = {entry.name: entry for entry in [*old, *new]}
     known = [entries[name] for name in order if name in entries]
     return known + [entry for name, entry in entries.items() if name not in order]
-
-
-def default_out(profile: str, limit: int | None) -> Path:
-    """`reports/<profile>`; a run of the first N images gets a folder of its own beside it."""
-    return Path("reports") / (profile if limit is None else f"{profile}-first{limit}")

@@ -28,14 +28,14 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 of a large file in hex; remembered for as long as its size and modification time stay the same."""
+def cached_sha256(path: Path) -> str:
+    """As `sha256_file`, for large files: computed again only when size or modification time has changed."""
     stat = path.stat()
-    return _remembered_sha256(path, stat.st_size, stat.st_mtime_ns)
+    return _cached_sha256(path, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=4096)
-def _remembered_sha256(path: Path, size: int, modified_ns: int) -> str:
+def _cached_sha256(path: Path, size: int, modified_ns: int) -> str:
     return sha256_file(path)
 
 

@@ -6,7 +6,7 @@ Under the output folder of a run:
     records/<test set>/<method>/run.json              what produced the images: method, weights, settings, environments
     records/<test set>/<method>/images.jsonl          one line per restored image
     records/<test set>/<method>/scores.<metric>.jsonl one line per score
-    records/<test set>/<method>/<file>.rank<N>.<ending>   of the N-th process of a sharded run, until it is merged
+    records/<test set>/<method>/<file>.rank<N>.<ending>   of the N-th process of a shared run, until it is merged
     images/<test set>/<method>/<name>.png             the images (not tracked by git)
     images/.work/<test set>/<method>[.rank<N>]/       inputs, outputs and logs of a method's own process
     superseded/                                       records moved aside by `--redo`
@@ -17,8 +17,8 @@ removes it. Any other line that is not a valid row is an error with file and lin
 read is never skipped. Of two rows for one key the later counts; a finished file is rewritten in order, atomically.
 Why there is no result is written without this machine's absolute paths.
 
-Of a sharded run (bench/shards.py) every process but the first writes to files of its own. Readers see them together
-with the one file, and the first process merges them into it when a job is done, or when a killed one is taken up.
+In a shared run (bench/ranks.py) every process but the first writes to files of its own. Readers see them together
+with the one file, and the first process merges them into it when a job is done, or when a killed one is resumed.
 
 Standard library only: a table must be renderable without torch.
 """
@@ -29,11 +29,12 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from bench.errors import UserError, without_paths
+from bench.provenance import sha256_file
 from bench.schema import (
     SCHEMA,
     ImageRow,
@@ -42,7 +43,7 @@ from bench.schema import (
     PlanMetric,
     PlanSet,
     RecordError,
-    Run,
+    Restoration,
     ScoreRow,
     check_schema,
     from_json,
@@ -54,7 +55,8 @@ RowT = TypeVar("RowT", ImageRow, ScoreRow)
 class Records:
     """The records under one output folder. Nothing is created before something is written.
 
-    `rank` is that of this process in a sharded run. Only the first (0) moves, merges and finishes files.
+    Args:
+        rank: of this process in a shared run. Only the first (0) moves, merges and finishes files.
     """
 
     def __init__(self, out: Path, rank: int = 0) -> None:
@@ -62,43 +64,21 @@ class Records:
         self.root = self.out / "records"
         self.rank = rank
 
-    # -- where things are -------------------------------------------------------------------------------------
+    def of(self, testset: str, method: str) -> "MethodRecords":
+        """The records of one method on one test set, which need not exist.
 
-    def folder(self, testset: str, method: str) -> Path:
+        Raises:
+            RecordError: one of the names cannot name a folder.
+        """
         for name in (testset, method):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
                 raise RecordError(f"{name!r} cannot name a folder; use letters, digits, '.', '_' and '-'")
-        return self.root / testset / method
-
-    def image_path(self, testset: str, method: str, name: str) -> Path:
-        return self.out / "images" / testset / method / f"{name}.png"
-
-    def work_folder(self, testset: str, method: str) -> Path:
-        """For the process of a method that restores a whole folder; beside the images, which git ignores."""
-        return self.out / "images" / ".work" / testset / (f"{method}.rank{self.rank}" if self.rank else method)
-
-    def clear_work(self, testset: str, method: str) -> None:
-        """Removes what processes of the method left to be taken up, of all ranks; their logs stay."""
-        place = self.out / "images" / ".work" / testset
-        for folder in (place / method, *place.glob(f"{method}.rank*")):
-            for left in folder.iterdir() if folder.is_dir() else ():
-                if left.is_dir():
-                    shutil.rmtree(left)
+        return MethodRecords(self.out, testset, method, self.rank)
 
     def measured(self) -> list[tuple[str, str]]:
         """(test set, method) of everything that has a run, in alphabetical order."""
-        found = []
-        for path in sorted(self.root.glob("*/*/run.json")):
-            run = from_json(Run, _read_object(path), path)
-            found.append((run.testset, run.method))
-        return found
-
-    def metrics(self, testset: str, method: str) -> list[str]:
-        """Names of the metrics that have a file of scores."""
-        paths = self.folder(testset, method).glob("scores.*.jsonl")
-        return sorted({re.sub(r"^scores\.|(\.rank\d+)?\.jsonl$", "", path.name) for path in paths})
-
-    # -- plans and runs ---------------------------------------------------------------------------------------
+        runs = [from_json(Restoration, _read_object(path), path) for path in sorted(self.root.glob("*/*/run.json"))]
+        return [(run.testset, run.method) for run in runs]
 
     def read_plan(self, table: str) -> Plan | None:
         path = self.root / f"{table}.json"
@@ -114,71 +94,11 @@ class Records:
     def write_plan(self, plan: Plan) -> None:
         _write_object(self.root / f"{plan.table}.json", asdict(plan))
 
-    def read_run(self, testset: str, method: str) -> Run | None:
-        """The run, with the environments of all its processes."""
-        first, *others = _parts(self.folder(testset, method) / "run.json")
-        if not first.exists():
-            return None
-        run = from_json(Run, _read_object(first), first)
-        for path in others:
-            run.environments.update(from_json(Run, _read_object(path), path).environments)
-        return run
-
-    def write_run(self, run: Run) -> None:
-        _write_object(_of_rank(self.folder(run.testset, run.method) / "run.json", self.rank), asdict(run))
-
-    def finish_run(self, run: Run) -> None:
-        """Writes the run once and for all, in place of what its processes wrote."""
-        path = self.folder(run.testset, run.method) / "run.json"
-        _write_object(path, asdict(run))
-        _remove(_parts(path)[1:])
-
-    # -- rows -------------------------------------------------------------------------------------------------
-
-    def read_images(self, testset: str, method: str) -> dict[str, ImageRow]:
-        return _read_rows(ImageRow, self._images(testset, method))
-
-    def add_image(self, testset: str, method: str, row: ImageRow) -> None:
-        _append(_of_rank(self._images(testset, method), self.rank), row)
-
-    def images_bytes(self, testset: str, method: str, rank: int) -> int:
-        """How much the process of this rank has written, as seen from here; 0 without a file."""
-        return _size(_of_rank(self._images(testset, method), rank))
-
-    def finish_images(self, testset: str, method: str, order: Iterable[str]) -> None:
-        _finish(ImageRow, self._images(testset, method), order)
-
-    def read_scores(self, testset: str, method: str, metric: str) -> dict[str, ScoreRow]:
-        return _read_rows(ScoreRow, self._scores(testset, method, metric))
-
-    def add_score(self, testset: str, method: str, row: ScoreRow) -> None:
-        _append(_of_rank(self._scores(testset, method, row.metric), self.rank), row)
-
-    def scores_bytes(self, testset: str, method: str, metric: str, rank: int) -> int:
-        """How much the process of this rank has written, as seen from here; 0 without a file."""
-        return _size(_of_rank(self._scores(testset, method, metric), rank))
-
-    def finish_scores(self, testset: str, method: str, metric: str, order: Iterable[str]) -> None:
-        _finish(ScoreRow, self._scores(testset, method, metric), order)
-
-    def set_aside(self, testset: str, method: str) -> Path:
-        """Moves the records of one method on one test set to `superseded/`; returns where they are now."""
-        source = self.folder(testset, method)
-        for number in range(1, 10_000):
-            target = self.out / "superseded" / testset / f"{source.name}.{number}"
-            if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(source, target)
-                return target
-        raise RecordError(f"{self.out / 'superseded' / testset} holds 9999 sets of old records of {method}: tidy it up")
-
-    # -- one writer at a time ---------------------------------------------------------------------------------
-
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Holds the output folder for this run; the kernel lets go when the process ends, however it ends.
 
-        Of a sharded run the first process holds it for all.
+        In a shared run the first process holds it for all.
 
         Raises:
             UserError: another process holds it. On systems without `fcntl` (Windows) nothing is checked.
@@ -206,11 +126,124 @@ class Records:
                         leftover.unlink()
             yield
 
-    def _images(self, testset: str, method: str) -> Path:
-        return self.folder(testset, method) / "images.jsonl"
 
-    def _scores(self, testset: str, method: str, metric: str) -> Path:
-        return self.folder(testset, method) / f"scores.{metric}.jsonl"
+@dataclass(frozen=True)
+class MethodRecords:
+    """The records of one method on one test set, as one process of a run reads and writes them.
+
+    Reading sees the rows of all processes; writing goes to the files of this one.
+
+    Attributes:
+        out: the output folder of the run.
+        rank: of this process. Only the first (0) may call `finish`, `finish_scores`, `set_aside` and `clear_work`.
+    """
+
+    out: Path
+    testset: str
+    method: str
+    rank: int = 0
+
+    @property
+    def folder(self) -> Path:
+        return self.out / "records" / self.testset / self.method
+
+    @property
+    def work_folder(self) -> Path:
+        """Where a method's own process works; it lies beside the images, which git ignores."""
+        name = f"{self.method}.rank{self.rank}" if self.rank else self.method
+        return self.out / "images" / ".work" / self.testset / name
+
+    def clear_work(self) -> None:
+        """Removes what processes of the method left to be resumed, of all ranks; their logs stay."""
+        place = self.out / "images" / ".work" / self.testset
+        for folder in (place / self.method, *place.glob(f"{self.method}.rank*")):
+            for left in folder.iterdir() if folder.is_dir() else ():
+                if left.is_dir():
+                    shutil.rmtree(left)
+
+    def run(self) -> Restoration | None:
+        """The run, with the environments of all its processes."""
+        first, *others = _parts(self._run)
+        if not first.exists():
+            return None
+        run = from_json(Restoration, _read_object(first), first)
+        for path in others:
+            run.environments.update(from_json(Restoration, _read_object(path), path).environments)
+        return run
+
+    def write_run(self, run: Restoration) -> None:
+        _write_object(_of_rank(self._run, self.rank), asdict(run))
+
+    def images(self) -> dict[str, ImageRow]:
+        """The last row of every image, by name."""
+        return _read_rows(ImageRow, self._images)
+
+    def add_image(self, row: ImageRow) -> None:
+        _append(_of_rank(self._images, self.rank), row)
+
+    def images_bytes(self, rank: int) -> int:
+        """How much the process of this rank has written, as seen from here; 0 without a file."""
+        return _size(_of_rank(self._images, rank))
+
+    def image_path(self, name: str) -> Path:
+        return self.out / "images" / self.testset / self.method / f"{name}.png"
+
+    def has(self, image: ImageRow) -> bool:
+        """Whether the PNG of this row is on disk with exactly the recorded bytes."""
+        path = self.image_path(image.name)
+        return image.sr_sha256 is not None and path.exists() and sha256_file(path) == image.sr_sha256
+
+    def metrics(self) -> list[str]:
+        """Names of the metrics that have a file of scores."""
+        paths = self.folder.glob("scores.*.jsonl")
+        return sorted({re.sub(r"^scores\.|(\.rank\d+)?\.jsonl$", "", path.name) for path in paths})
+
+    def scores(self, metric: str) -> dict[str, ScoreRow]:
+        """The last row of every image, by name; of a set-level metric the one row `WHOLE_SET`."""
+        return _read_rows(ScoreRow, self._scores(metric))
+
+    def add_score(self, row: ScoreRow) -> None:
+        _append(_of_rank(self._scores(row.metric), self.rank), row)
+
+    def scores_bytes(self, metric: str, rank: int) -> int:
+        """How much the process of this rank has written, as seen from here; 0 without a file."""
+        return _size(_of_rank(self._scores(metric), rank))
+
+    def finish_scores(self, metric: str, order: Iterable[str]) -> None:
+        """Merges the scores that all processes wrote and puts them in `order`."""
+        _finish(ScoreRow, self._scores(metric), order)
+
+    def finish(self, order: Iterable[str]) -> None:
+        """Merges images and run that all processes wrote, images in `order`; drops environments without a row."""
+        _finish(ImageRow, self._images, order)
+        run = self.run()
+        if run is not None:
+            used = {row.environment for row in self.images().values()}
+            environments = {key: content for key, content in run.environments.items() if key in used}
+            _write_object(self._run, asdict(replace(run, environments=environments)))
+            _remove(_parts(self._run)[1:])
+
+    def set_aside(self) -> Path:
+        """Moves the records to `superseded/`; returns where they are now."""
+        place = self.out / "superseded" / self.testset
+        for number in range(1, 10_000):
+            target = place / f"{self.method}.{number}"
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(self.folder, target)
+                return target
+        raise RecordError(f"{place} holds 9999 sets of old records of {self.method}: tidy it up")
+
+    @property
+    def _run(self) -> Path:
+        return self.folder / "run.json"
+
+    @property
+    def _images(self) -> Path:
+        return self.folder / "images.jsonl"
+
+    def _scores(self, metric: str) -> Path:
+        return self.folder / f"scores.{metric}.jsonl"
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -244,12 +277,12 @@ def _append(path: Path, row: ImageRow | ScoreRow) -> None:
 
 
 def _of_rank(path: Path, rank: int) -> Path:
-    """`images.jsonl` of the third process: `images.rank2.jsonl`; of the first as it is."""
+    """The file in which a process writes: `images.jsonl` for the first, `images.rank2.jsonl` for the third."""
     return path.with_name(f"{path.stem}.rank{rank}{path.suffix}") if rank else path
 
 
 def _parts(path: Path) -> list[Path]:
-    """`path`, which need not exist, and those of the other processes of a sharded run, which are newer."""
+    """`path`, which need not exist, and those of the other processes of a shared run, which are newer."""
     return [path, *sorted(path.parent.glob(f"{path.stem}.rank*{path.suffix}"))]
 
 
@@ -270,7 +303,7 @@ def _whole_lines(data: bytes) -> int:
 def _finish(cls: type[RowT], path: Path, order: Iterable[str]) -> None:
     """Rewrites a file with one row per key, in `order`, then rows that `order` does not name, as they came.
 
-    With it are merged, and removed, those of the other processes of a sharded run.
+    With it are merged, and removed, those of the other processes of a shared run.
     """
     if not any(part.exists() for part in _parts(path)):
         return

@@ -39,7 +39,7 @@ class ImageRow:
         width, height: of the output, in pixels.
         seconds: of `restore` alone, without loading the method, decoding, encoding; None where nothing was run
             here, or a process of its own over the whole folder.
-        environment: key into `Run.environments`.
+        environment: key into `Restoration.environments`.
         error: None, or one line saying what went wrong.
     """
 
@@ -90,7 +90,7 @@ class ScoreRow:
 
 
 @dataclass(frozen=True)
-class Run:
+class Restoration:
     """What produced the images of one method on one test set.
 
     Attributes:

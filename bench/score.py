@@ -17,10 +17,10 @@ from tqdm import tqdm
 from bench import provenance
 from bench.errors import UserError, one_line
 from bench.metrics.base import CannotScoreError, MetricSpec, weight_hashes
-from bench.records import Records
-from bench.restore import StageReport, combined
+from bench.ranks import ALONE, Rank, exchange, from_first, wait_until_visible
+from bench.records import MethodRecords, Records
 from bench.schema import WHOLE_SET, ImageRow, ScoreRow, set_sha256, valid_scores, valid_set_score
-from bench.shards import ALONE, Shard, exchange, from_first, shows_up
+from bench.stage_report import StageReport, combined
 
 if TYPE_CHECKING:
     from bench.metrics.base import ImageScorer, SetScorer
@@ -34,17 +34,17 @@ def score_set(
     spec: MetricSpec,
     device: str,
     *,
-    shard: Shard = ALONE,
-    say: Callable[[str], None] = lambda line: None,
+    rank: Rank = ALONE,
+    log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, StageReport]:
     """Scores every restored image of `methods` on `testset` that has no valid score; one report per method.
 
     The metric is loaded once, and only if there is something to score.
 
     Args:
-        shard: this process among those of the run, which all call this; each scores its share of the images, the
+        rank: this process among those of the run, which all call this; each scores its share of the images, the
             first alone whole sets, and all get the reports over all shares.
-        say: receives one line when a process that shows no progress bars is done with the metric.
+        log: receives one line when a process that shows no progress bars is done with the metric.
 
     Raises:
         UserError: an image on disk is not the recorded one.
@@ -55,39 +55,34 @@ def score_set(
         return spec.load(device)
 
     def score(method: str) -> StageReport:
+        method_records = records.of(testset.name, method)
         if spec.level == "set":
-            return from_first(shard, lambda: _score_whole(records, testset, method, spec, scorer))
-        images, valid = from_first(shard, lambda: _begin(records, testset, method, spec))
-        report = _score_images(records, testset, shard.share(testset.images), method, spec, scorer, images, valid)
-        done = exchange(shard, (report, records.scores_bytes(testset.name, method, spec.name, shard.rank)))
-        if shard.first:
-            _finish(records, testset, method, spec, [size for _, size in done])
+            return from_first(rank, lambda: _score_whole(method_records, testset, spec, scorer))
+        images, valid = from_first(rank, lambda: _begin(method_records, testset, spec))
+        report = _score_images(method_records, rank.share(testset.images), spec, scorer, images, valid)
+        done = exchange(rank, (report, method_records.scores_bytes(spec.name, rank.index)))
+        if rank.first:
+            _finish(method_records, testset, spec, [size for _, size in done])
         return combined([report for report, _ in done])
 
     reports = {method: score(method) for method in methods}
     made = sum(report.made for report in reports.values())
-    if made and not shard.first:
-        say(shard.line(f"{spec.name} on {testset.name}: done with {made} values, all processes together"))
+    if made and not rank.first:
+        log(rank.line(f"{spec.name} on {testset.name}: done with {made} values, all processes together"))
     return reports
 
 
 def _begin(
-    records: Records, testset: "TestSet", method: str, spec: MetricSpec
+    records: MethodRecords, testset: "TestSet", spec: MetricSpec
 ) -> tuple[dict[str, ImageRow], dict[str, ScoreRow]]:
-    """The restored images and the valid scores of them. Of the first process alone."""
+    """The restored images and the valid scores of them. Only the first process calls it."""
     order = [image.name for image in testset.images]
-    records.finish_scores(testset.name, method, spec.name, order)  # what an interrupted run of several processes left
-    images = _restored(records, testset, method)
-    return images, valid_scores(records.read_scores(testset.name, method, spec.name), images, spec.protocol)
+    records.finish_scores(spec.name, order)  # what an interrupted run of several processes left
+    images = _restored(records, testset)
+    return images, valid_scores(records.scores(spec.name), images, spec.protocol)
 
 
-def _finish(
-    records: Records,
-    testset: "TestSet",
-    method: str,
-    spec: MetricSpec,
-    sizes: list[int],
-) -> None:
+def _finish(records: MethodRecords, testset: "TestSet", spec: MetricSpec, sizes: list[int]) -> None:
     """Merges and orders what the processes wrote, `sizes` bytes by rank.
 
     Raises:
@@ -95,19 +90,16 @@ def _finish(
     """
 
     def have_arrived() -> bool:
-        seen = [records.scores_bytes(testset.name, method, spec.name, rank) for rank in range(len(sizes))]
-        return seen == sizes
+        return [records.scores_bytes(spec.name, rank) for rank in range(len(sizes))] == sizes
 
-    if not shows_up(have_arrived):
+    if not wait_until_visible(have_arrived):
         raise UserError(f"scores that other processes wrote do not show up in {records.out}")
-    records.finish_scores(testset.name, method, spec.name, [image.name for image in testset.images])
+    records.finish_scores(spec.name, [image.name for image in testset.images])
 
 
 def _score_images(
-    records: Records,
-    testset: "TestSet",
+    records: MethodRecords,
     share: Sequence["TestImage"],
-    method: str,
     spec: MetricSpec,
     scorer: Callable[[], Any],
     images: dict[str, ImageRow],
@@ -115,43 +107,42 @@ def _score_images(
 ) -> StageReport:
     pending = [image for image in share if image.name in images and image.name not in valid]
     report = StageReport(kept=sum(1 for image in share if image.name in valid))
-    bar = tqdm(
-        pending, desc=f"{spec.name} {testset.name} · {method}", unit="image", delay=1, file=sys.stderr, leave=False
-    )
-    for image in bar:
-        sr = _verified(records, testset.name, method, images[image.name])
+    title = f"{spec.name} {records.testset} · {records.method}"
+    for image in tqdm(pending, desc=title, unit="image", delay=1, file=sys.stderr, leave=False):
+        sr = _verified(records, images[image.name])
         row = _row(spec, image.name, images[image.name].sr_sha256, image.hr_sha256, 1)
         row = _with_value(
             row, lambda sr=sr, image=image: scorer()(sr, image.hr if spec.needs_reference else None), report
         )
-        records.add_score(testset.name, method, row)
+        records.add_score(row)
     return report
 
 
 def _score_whole(
-    records: Records, testset: "TestSet", method: str, spec: MetricSpec, scorer: Callable[[], Any]
+    records: MethodRecords, testset: "TestSet", spec: MetricSpec, scorer: Callable[[], Any]
 ) -> StageReport:
-    images = _restored(records, testset, method)
+    images = _restored(records, testset)
     names = [image.name for image in testset.images]
     if set(names) - set(images):
         return StageReport()  # the table says why: not every image is restored
-    if valid_set_score(records.read_scores(testset.name, method, spec.name), images, names, spec.protocol):
+    if valid_set_score(records.scores(spec.name), images, names, spec.protocol):
         return StageReport(kept=1)
-    sr = {name: _verified(records, testset.name, method, images[name]) for name in names}
+    sr = {name: _verified(records, images[name]) for name in names}
     hr = {image.name: image.hr for image in testset.images}
     report = StageReport()
-    with tqdm(total=1, desc=f"{spec.name} {testset.name} · {method}", unit="set", file=sys.stderr, leave=False) as bar:
+    title = f"{spec.name} {records.testset} · {records.method}"
+    with tqdm(total=1, desc=title, unit="set", file=sys.stderr, leave=False) as bar:
         row = _row(spec, WHOLE_SET, set_sha256(images, names), None, len(names))
         row = _with_value(row, lambda: scorer()(sr, hr), report)
         bar.update()
-    records.add_score(testset.name, method, row)
-    records.finish_scores(testset.name, method, spec.name, [WHOLE_SET])
+    records.add_score(row)
+    records.finish_scores(spec.name, [WHOLE_SET])
     return report
 
 
-def _restored(records: Records, testset: "TestSet", method: str) -> dict[str, ImageRow]:
-    """Rows of the test set's images that have a result, of those that belong to the test set as it is now."""
-    rows = records.read_images(testset.name, method)
+def _restored(records: MethodRecords, testset: "TestSet") -> dict[str, ImageRow]:
+    """The rows that have a result and were made from the test set's images as they are now."""
+    rows = records.images()
     return {
         image.name: rows[image.name]
         for image in testset.images
@@ -159,9 +150,9 @@ def _restored(records: Records, testset: "TestSet", method: str) -> dict[str, Im
     }
 
 
-def _verified(records: Records, testset: str, method: str, image: ImageRow) -> Path:
-    path = records.image_path(testset, method, image.name)
-    if not path.exists() or provenance.sha256_file(path) != image.sr_sha256:
+def _verified(records: MethodRecords, image: ImageRow) -> Path:
+    path = records.image_path(image.name)
+    if not records.has(image):
         raise UserError(
             f"{path} is not the recorded image: it was changed or removed since. `bench run` restores it again"
         )

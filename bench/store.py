@@ -1,8 +1,8 @@
-"""The store of weights, `$TSD_WEIGHTS`: what a card names and lies there is verified before anything loads it.
+"""The store of weights, `$TSD_WEIGHTS`: every file that a card names is verified before anything loads it.
 
-Three things can vouch for a file: the hash in its card, the hash that the hub states for it, and, for files whose
-hash nobody published, the one that `bench fetch` found when it first picked the file up. The last two are kept in
-the store's own ledger, `hashes.json`. A file that none of them knows is not loaded.
+A file's hash is known from its card, from the hub, or, where nobody publishes one, from the day `bench fetch` first
+picked the file up. The last two are kept in the store's own ledger, `hashes.json`. A file whose hash is not known is
+not loaded.
 """
 
 import json
@@ -15,24 +15,29 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from bench.card import Card, Weight, argument_of
+from bench.card_schema import LEDGER
 from bench.download import GIT, digest_of
 from bench.errors import UserError
 from bench.missing import Missing
-from bench.provenance import file_sha256
+from bench.provenance import cached_sha256
 from bench.records import write_atomic
 
 if TYPE_CHECKING:
-    from bench.methods.base import MethodOptions
+    from bench.options import RunOptions
 
 
-LEDGER = "hashes.json"
 FIRST_USE = "recorded when it was first picked up, since nobody publishes it"
 LEFT_OUT = (".cache", ".gitattributes", "README.md")  # what the hub's client leaves in a folder
 
 
 @dataclass(frozen=True)
-class Vouched:
-    """A hash (sha256, or "git:" and a blob id) and who vouches for it."""
+class KnownHash:
+    """What a file must hash to.
+
+    Attributes:
+        digest: sha256 in hex, or "git:" and the id of a blob.
+        by: who states it, in words.
+    """
 
     digest: str
     by: str
@@ -41,22 +46,23 @@ class Vouched:
 class Store:
     """The folder of weights; it need not exist."""
 
-    def __init__(self, options: "MethodOptions") -> None:
+    def __init__(self, options: "RunOptions") -> None:
         self.root = options.weights()
 
     def path(self, weight: Weight) -> Path:
-        return self.root / weight.file
+        """Where `weight` lies or will lie: at the place of an alternative if that is there."""
+        return self.root / next((name for name in weight.alternatives if (self.root / name).is_file()), weight.file)
 
     def files(self, weight: Weight) -> list[str]:
-        """What of `weight` lies in the store: itself, or every file of its folder; names under the store, sorted."""
+        """The files of `weight` that are in the store, as sorted names under the store's folder."""
         path = self.path(weight)
         if not weight.is_folder:
-            return [weight.file] if path.is_file() else []
+            return [path.relative_to(self.root).as_posix()] if path.is_file() else []
         found = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
         return sorted(f"{weight.file}{name.as_posix()}" for name in found if name.parts[0] not in LEFT_OUT)
 
     def absent(self, weight: Weight) -> list[str]:
-        """The parts of `weight` that are not there; looks at names only."""
+        """The parts of `weight` that are not in the store. Looks at file names only."""
         path = self.path(weight)
         if not weight.is_folder:
             return [] if path.is_file() else [weight.file]
@@ -64,58 +70,59 @@ class Store:
             return [weight.file]
         return [f"{weight.file}{name}" for name in weight.contains if not any(map(Path.is_file, path.glob(name)))]
 
-    def known(self, weight: Weight) -> dict[str, Vouched]:
-        """What each file of `weight` must hash to, as far as somebody vouches for it."""
+    def known(self, weight: Weight) -> dict[str, KnownHash]:
+        """The known hashes of the files of `weight`, by their names in the store."""
         entries = {name: entry for name, entry in self._ledger().items() if name.startswith(weight.file)}
         by = weight.sha256_source or "published"
         if weight.sha256 is not None:
-            entries[weight.file] = Vouched(weight.sha256, by)
+            entries[weight.file] = KnownHash(weight.sha256, by)
         if weight.git_sha1 is not None:
-            entries[weight.file] = Vouched(GIT + weight.git_sha1, "the repository at the card's commit")
-        return entries | {f"{weight.file}{name}": Vouched(digest, by) for name, digest in weight.hashes.items()}
+            entries[weight.file] = KnownHash(GIT + weight.git_sha1, "the repository at the card's commit")
+        entries |= {name: KnownHash(digest, "the card") for name, digest in weight.alternatives.items()}
+        return entries | {f"{weight.file}{name}": KnownHash(digest, by) for name, digest in weight.hashes.items()}
 
-    def vouch(self, hashes: Mapping[str, Vouched]) -> None:
-        """Adds to the ledger."""
+    def record(self, hashes: Mapping[str, KnownHash]) -> None:
+        """Adds hashes to the ledger, by names in the store."""
         entries = self._ledger() | dict(hashes)
         content = {name: {"hash": entry.digest, "by": entry.by} for name, entry in sorted(entries.items())}
         self.root.mkdir(parents=True, exist_ok=True)
         write_atomic(self.root / LEDGER, (json.dumps(content, indent=2) + "\n").encode())
 
     def unknown(self, weights: Sequence[Weight]) -> list[str]:
-        """The files that are there and that nobody vouches for."""
-        return [name for name, vouched in self._vouched(weights) if vouched is None]
+        """The files that are there and whose hash is not known."""
+        return [name for name, known in self._files_with_hashes(weights) if known is None]
 
     def verify(self, weights: Sequence[Weight], fetch: str) -> tuple[dict[str, str], list[str]]:
-        """sha256 of every file that is there, by name, and what is wrong with them, one line each."""
+        """Hashes every file that is there. Returns the hashes by name, and one line for each file that is wrong."""
         hashes: dict[str, str] = {}
         faults: list[str] = []
-        files = self._vouched(weights)
-        for name, vouched in tqdm(files, "verifying weights", unit="file", delay=2, leave=False, file=sys.stderr):
-            hashes[name] = file_sha256(self.root / name)
-            if vouched is None:
-                faults.append(f"{name}: nobody vouches for it yet; `bench fetch {fetch}` records its hash")
+        files = self._files_with_hashes(weights)
+        for name, known in tqdm(files, "verifying weights", unit="file", delay=2, leave=False, file=sys.stderr):
+            hashes[name] = cached_sha256(self.root / name)
+            if known is None:
+                faults.append(f"{name}: its hash is not known yet; `bench fetch {fetch}` records it")
                 continue
-            found = digest_of(self.root / name, vouched.digest)
-            if found != vouched.digest:
-                if vouched.by == FIRST_USE:
+            found = digest_of(self.root / name, known.digest)
+            if found != known.digest:
+                if known.by == FIRST_USE:
                     advice = (
                         f"Put the first one back, or delete its entry in {LEDGER}: `bench fetch {fetch}` records this"
                     )
                 else:
                     advice = f"Move it away: `bench fetch {fetch}` gets the right one, or says where it is"
                 faults.append(
-                    f"{name}: {_short(found)}, expected {_short(vouched.digest)} ({vouched.by}): damaged, or another "
+                    f"{name}: {_short(found)}, expected {_short(known.digest)} ({known.by}): damaged, or another "
                     f"version. {advice}"
                 )
         return hashes, faults
 
-    def _vouched(self, weights: Sequence[Weight]) -> list[tuple[str, Vouched | None]]:
-        """Every file that is there, with what it must hash to, as far as somebody vouches for it."""
+    def _files_with_hashes(self, weights: Sequence[Weight]) -> list[tuple[str, KnownHash | None]]:
+        """Every file that is there, by its name in the store, with its known hash or None."""
         found = [(self.files(weight), self.known(weight)) for weight in weights]
         return [(name, known.get(name)) for files, known in found for name in files]
 
-    def _ledger(self) -> dict[str, Vouched]:
-        """The hashes the store vouches for, by name.
+    def _ledger(self) -> dict[str, KnownHash]:
+        """The hashes that this store has recorded, by name.
 
         Raises:
             UserError: the ledger is damaged.
@@ -125,7 +132,7 @@ class Store:
             return {}
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
-            return {name: Vouched(entry["hash"], entry["by"]) for name, entry in raw.items()}
+            return {name: KnownHash(entry["hash"], entry["by"]) for name, entry in raw.items()}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
                 f"{path} is damaged ({error}): delete it, and `bench fetch NAME` records the hashes of what is there"
@@ -133,14 +140,14 @@ class Store:
 
 
 def missing_files(
-    weights: Sequence[Weight], options: "MethodOptions", *, licence: str, needed_by: str, fetch: str
+    weights: Sequence[Weight], options: "RunOptions", *, licence: str, needed_by: str, fetch: str
 ) -> list[Missing]:
-    """What of `weights` is not in the store; looks at file names only."""
+    """One entry for each of `weights` that is not whole in the store. Looks at file names only."""
     store = Store(options)
     return [
         Missing(
             name=", ".join(absent),
-            where=options.weights_place(weight.file),
+            where="; ".join([options.weights_place(weight.file), *(f"{n} serves too" for n in weight.alternatives)]),
             source=source(weight),
             size_bytes=weight.size_bytes,
             licence=weight.licence or licence or None,
@@ -152,29 +159,29 @@ def missing_files(
     ]
 
 
-def missing_weights(card: Card, options: "MethodOptions") -> list[Missing]:
-    """What of the card's weights is not in the store; looks at file names only."""
+def missing_weights(card: Card, options: "RunOptions") -> list[Missing]:
+    """One entry for each of the card's weights that is not whole in the store. Looks at file names only."""
     return missing_files(card.weights, options, licence=card.licence, needed_by=card.display, fetch=argument_of(card))
 
 
 def source(weight: Weight) -> str:
-    """Where a file comes from, in words: its addresses, or what a person has to do."""
+    """Says where a file comes from: its addresses, or what a person has to do."""
     return " or ".join([*weight.urls, *(f"hf:{place}" for place in weight.hub)]) or weight.manual
 
 
-def verified_weights(card: Card, options: "MethodOptions") -> dict[str, str]:
+def verified_weights(card: Card, options: "RunOptions") -> dict[str, str]:
     """sha256 of every weight file of the card, by its name in the store.
 
     Raises:
-        UserError: a file is missing, has another content than the one vouched for, or nobody vouches for it.
+        UserError: a file is missing, its hash is not the known one, or no hash is known.
     """
     return verified_files(card.weights, options, licence=card.licence, needed_by=card.display, fetch=argument_of(card))
 
 
 def verified_files(
-    weights: Sequence[Weight], options: "MethodOptions", *, licence: str, needed_by: str, fetch: str
+    weights: Sequence[Weight], options: "RunOptions", *, licence: str, needed_by: str, fetch: str
 ) -> dict[str, str]:
-    """As `verified_weights`, of any weights."""
+    """sha256 of every file of `weights`, by its name in the store; see `verified_weights`."""
     absent = missing_files(weights, options, licence=licence, needed_by=needed_by, fetch=fetch)
     if absent:
         raise UserError("\n".join(item.line() for item in absent))

@@ -70,7 +70,7 @@ class TestSet:
 
 
 def load_testset(name: str, data_root: Path | None = None, limit: int | None = None) -> TestSet:
-    """The test set `name`, or its first `limit` images by name, each file verified by its sha256.
+    """Loads the test set `name`, or its first `limit` images by name. Each file is verified by its sha256.
 
     Where a manifest lists no files (DIV2K-Val), their number, pairing and sizes are verified instead.
 
@@ -78,7 +78,7 @@ def load_testset(name: str, data_root: Path | None = None, limit: int | None = N
         UserError: unknown name, bad limit, files that differ from the manifest.
         MissingData: the set or some of its files are not there.
     """
-    manifest, digest = _read_manifest(name)
+    manifest, digest = read_manifest(name)
     if limit is not None and limit < 1:
         raise UserError(f"the limit must be at least 1 image, got {limit}")
     missing = missing_testset(name, data_root)
@@ -119,8 +119,8 @@ def load_testset(name: str, data_root: Path | None = None, limit: int | None = N
 
 
 def missing_testset(name: str, data_root: Path | None = None) -> list[Missing]:
-    """What of the test set is not on this machine; looks at file names only. Empty when the set can be used."""
-    manifest, _ = _read_manifest(name)
+    """Lists what of the test set is not on this machine; empty when it can be used. Looks at file names only."""
+    manifest, _ = read_manifest(name)
     root = _root(data_root)
     sides = _find(manifest, root)
     if sides is None:
@@ -143,28 +143,28 @@ def missing_testset(name: str, data_root: Path | None = None) -> list[Missing]:
 
 def has_reference(name: str) -> bool:
     """Whether the test set has a ground truth, by its manifest."""
-    return _referenced(_read_manifest(name)[0])
+    return _referenced(read_manifest(name)[0])
 
 
 def folders_of(name: str) -> tuple[str, ...]:
     """The names under which the test set's folder may lie under the data root, ours first."""
-    return tuple(dict.fromkeys((name, *_read_manifest(name)[0]["folders"])))
+    return tuple(dict.fromkeys((name, *read_manifest(name)[0]["folders"])))
 
 
 def lr_size_of(name: str) -> tuple[int, int] | None:
     """(width, height) of all inputs of the test set; None where its manifest states no one size."""
-    size = _read_manifest(name)[0].get("lr_size")
+    size = read_manifest(name)[0].get("lr_size")
     return (size[0], size[1]) if size else None
 
 
 def names_of(name: str) -> tuple[str, ...] | None:
     """The names (stems) of the test set's images, sorted; None where its manifest lists none."""
-    listed = _read_manifest(name)[0]["images"]
+    listed = read_manifest(name)[0]["images"]
     return None if listed is None else tuple(sorted(Path(entry["name"]).stem for entry in listed))
 
 
-def _read_manifest(name: str) -> tuple[dict[str, Any], str]:
-    """The manifest and the sha256 of its file."""
+def read_manifest(name: str) -> tuple[dict[str, Any], str]:
+    """Reads the manifest of the test set `name`; returns it and the sha256 of its file."""
     if name not in TESTSETS:
         near = difflib.get_close_matches(name, TESTSETS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""

@@ -8,8 +8,9 @@ import pytest
 from bench.card import cards
 from bench.cli import main
 from bench.describe import HEADERS, description, overview
-from bench.fetch_weights import settle
-from bench.methods import METHODS, MethodOptions, get_method
+from bench.fetch_weights import record_first_hashes
+from bench.methods import METHODS, get_method
+from bench.options import RunOptions
 from bench.tables import TABLES
 
 
@@ -23,10 +24,10 @@ def test_one_line_for_every_method(capsys: pytest.CaptureFixture[str], tmp_path:
     assert lines[0].split() == " ".join(HEADERS).split()
     assert [line.split()[0] for line in lines[1:]] == list(METHODS)
     for name, table in (("tsd-sr", "1 2 7"), ("bicubic", "1 2 5 7")):
-        row = overview(name, METHODS[name], MethodOptions(weights_root=tmp_path))
+        row = overview(name, METHODS[name], RunOptions(weights_root=tmp_path))
         assert len(row) == len(HEADERS)
         assert row[1] == table
-    assert overview("tsd-sr", METHODS["tsd-sr"], MethodOptions(weights_root=tmp_path))[4] == "3/3 missing"
+    assert overview("tsd-sr", METHODS["tsd-sr"], RunOptions(weights_root=tmp_path))[4] == "3/3 missing"
 
 
 @pytest.mark.parametrize("columns", [120, 160, 200])
@@ -47,14 +48,14 @@ def test_in_a_terminal_a_line_is_a_line(
 
 
 def test_what_the_files_forbid_is_said_with_the_method(tmp_path: Path) -> None:
-    row = overview("sinsr", METHODS["sinsr"], MethodOptions(weights_root=tmp_path))
+    row = overview("sinsr", METHODS["sinsr"], RunOptions(weights_root=tmp_path))
     assert row[6] == "noncommercial: academic research only; noncommercial (autoencoder_vq_f4.pth)"
-    said = description("tsd-sr", METHODS["tsd-sr"], MethodOptions(weights_root=tmp_path))
+    said = description("tsd-sr", METHODS["tsd-sr"], RunOptions(weights_root=tmp_path))
     assert "forbids: gated: accept its licence on its page first (stable-diffusion-3-medium-diffusers/)" in said
 
 
 def test_published_outputs_are_described_as_images_not_as_the_method_that_we_run(tmp_path: Path) -> None:
-    options = MethodOptions(weights_root=tmp_path, data_root=tmp_path)
+    options = RunOptions(weights_root=tmp_path, data_root=tmp_path)
     spec = METHODS["osediff-published"]
     assert overview(spec.name, spec, options)[4] == "2/2 missing"
     assert "cannot run: OSEDiff (published) needs realsr/osediff/" in description(spec.name, spec, options)
@@ -68,7 +69,7 @@ def test_published_outputs_are_described_as_images_not_as_the_method_that_we_run
 
 
 def test_weights_are_here_once_they_are_picked_up(tmp_path: Path) -> None:
-    options = MethodOptions(weights_root=tmp_path)
+    options = RunOptions(weights_root=tmp_path)
     weights = cards()["tsd-sr"].weights
     for weight in weights:
         for name in weight.contains:
@@ -77,7 +78,7 @@ def test_weights_are_here_once_they_are_picked_up(tmp_path: Path) -> None:
     assert overview("tsd-sr", METHODS["tsd-sr"], options)[4] == "to be picked up"
     first = "cannot run: `bench fetch tsd-sr` has to pick up the weights first"
     assert first in description("tsd-sr", METHODS["tsd-sr"], options)
-    settle(weights, "tsd-sr", options)
+    record_first_hashes(weights, "tsd-sr", options)
     assert overview("tsd-sr", METHODS["tsd-sr"], options)[4] == "here"
     said = description("tsd-sr", METHODS["tsd-sr"], options)
     assert "hashes of 2 files known" in said
@@ -94,7 +95,7 @@ def test_everything_about_one_method(capsys: pytest.CaptureFixture[str], tmp_pat
 
 
 def test_a_file_with_a_known_hash_shows_it(tmp_path: Path) -> None:
-    options = MethodOptions(weights_root=tmp_path)
+    options = RunOptions(weights_root=tmp_path)
     known = [(card, weight) for card in cards().values() for weight in card.weights if weight.sha256]
     for card, weight in known:
         assert f"sha256 {weight.sha256}" in description(card.name, METHODS[card.name], options)

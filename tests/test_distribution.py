@@ -21,7 +21,7 @@ from bench.metrics.distribution import (
 )
 from bench.metrics.quiet import guarded_pyiqa
 from bench.metrics.weights import INCEPTION
-from bench.provenance import file_sha256
+from bench.provenance import cached_sha256
 
 
 def gaussian(count: int, dimension: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -228,7 +228,7 @@ def test_fid_from_an_inception_file_has_pyiqas_features(
             for side in ("sr", "hr")
         ]
     assert theirs[0].shape == (3, 2048)
-    fid = replace(METRICS["fid"], weights=(replace(INCEPTION, sha256=file_sha256(path)),))
+    fid = replace(METRICS["fid"], weights=(replace(INCEPTION, sha256=cached_sha256(path)),))
     assert fid.load("cpu")(sr, hr) == pytest.approx(fid_from_features(*theirs), rel=1e-3)
     with pytest.raises(UserError, match="expected 6726825d"):
         METRICS["fid"].load("cpu")

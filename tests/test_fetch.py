@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -14,18 +15,20 @@ import pytest
 
 import bench.download
 import bench.fetch
+import bench.fetch_testsets
 import bench.hub
 import bench.methods.published
 import bench.testsets
-from bench.card import assets, cards
+from bench.card import Weight, assets, cards
 from bench.cli import main
 from bench.download import download
 from bench.errors import UserError
-from bench.methods.base import MethodOptions
+from bench.fetch_weights import get_weights
 from bench.methods.published import absent_outputs, fetch_published
 from bench.metrics import METRICS
-from bench.metrics.weights import WeightFile
+from bench.metrics.weights import MetricFile
 from bench.missing import Missing, Obstacle, brief, describe, human_size
+from bench.options import RunOptions
 
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -203,7 +206,7 @@ def test_fetch_puts_a_metrics_files_where_the_metric_looks(
     server: Server, torch_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = tuple(
-        WeightFile(name, folder, (server.url("gone"), server.url(f"file-{name}")), len(CONTENT), SHA256, "MIT")
+        MetricFile(name, folder, (server.url("gone"), server.url(f"file-{name}")), len(CONTENT), SHA256, "MIT")
         for name, folder in (("backbone.pth", "checkpoints"), ("heads.pth", "pyiqa"))
     )
     spec = replace(METRICS["lpips"], weights=files)
@@ -270,7 +273,7 @@ def test_offline_ends_in_seconds_with_a_clear_message(
     name: str, torch_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench.hub, "HUB", "http://hub.invalid")
-    monkeypatch.setattr(bench.fetch, "OSEDIFF", "http://osediff.invalid")
+    monkeypatch.setattr(bench.fetch_testsets, "OSEDIFF", "http://osediff.invalid")
     assert main(["fetch", name, "--accept-license", "--data-root", str(tmp_path / "data")]) == 2
     error = capsys.readouterr().err
     assert "http://hub.invalid cannot be reached: no network" in error
@@ -304,8 +307,8 @@ def test_a_test_set_is_taken_out_of_the_archive_of_all(tmp_path: Path) -> None:
             "../../RealSRVal_crop128/test_LR/../../evil.png": b"no",
         }
     )
-    bench.fetch.extract_testset(file, "RealSRVal_crop128", tmp_path / "realsr")
-    bench.fetch.extract_testset(file, "DIV2K_V2_val", tmp_path / "div2k")
+    bench.fetch_testsets.extract_testset(file, "RealSRVal_crop128", tmp_path / "realsr")
+    bench.fetch_testsets.extract_testset(file, "DIV2K_V2_val", tmp_path / "div2k")
     files = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert files == {
         "realsr/test_LR/a.png": b"lr a",
@@ -317,19 +320,19 @@ def test_a_test_set_is_taken_out_of_the_archive_of_all(tmp_path: Path) -> None:
 
 def test_extraction_keeps_what_is_there_and_refuses_what_is_damaged(tmp_path: Path) -> None:
     file = archive({"Set/test_LR/a.png": b"lr a", "Set/test_HR/a.png": b"hr a"})
-    bench.fetch.extract_testset(file, "Set", tmp_path)
+    bench.fetch_testsets.extract_testset(file, "Set", tmp_path)
     before = (tmp_path / "test_LR" / "a.png").stat().st_mtime_ns
     (tmp_path / "test_HR" / "a.png").unlink()
-    bench.fetch.extract_testset(file, "Set", tmp_path)
+    bench.fetch_testsets.extract_testset(file, "Set", tmp_path)
     assert (tmp_path / "test_LR" / "a.png").stat().st_mtime_ns == before
     assert (tmp_path / "test_HR" / "a.png").read_bytes() == b"hr a"
     with pytest.raises(UserError, match="no images in a folder Other/"):
-        bench.fetch.extract_testset(file, "Other", tmp_path)
+        bench.fetch_testsets.extract_testset(file, "Other", tmp_path)
     damaged = io.BytesIO(file.getvalue().replace(b"lr a", b"xx a"))
     with pytest.raises(UserError, match="could not be read"):
-        bench.fetch.extract_testset(damaged, "Set", tmp_path / "new")
+        bench.fetch_testsets.extract_testset(damaged, "Set", tmp_path / "new")
     with pytest.raises(UserError, match="could not be read"):
-        bench.fetch.extract_testset(io.BytesIO(b"<html>"), "Set", tmp_path)
+        bench.fetch_testsets.extract_testset(io.BytesIO(b"<html>"), "Set", tmp_path)
 
 
 def test_a_test_set_from_the_hub_lands_where_the_harness_looks(
@@ -337,7 +340,7 @@ def test_a_test_set_from_the_hub_lands_where_the_harness_looks(
 ) -> None:
     file = archive({f"All/DIV2K_V2_val/{side}/x.png": b"image" for side in ("lq", "gt")})
     monkeypatch.setattr(bench.hub, "HUB", server.url(""))
-    monkeypatch.setattr(bench.fetch, "_open_hub_archive", lambda: file)
+    monkeypatch.setattr(bench.fetch_testsets, "_open_hub_archive", lambda: file)
     assert main(["fetch", "div2k-val", "--accept-license", "--data-root", str(tmp_path / "data")]) == 0
 
 
@@ -353,13 +356,13 @@ def test_a_hub_that_breaks_off_is_an_error_without_traceback(
             raise RuntimeError("peer closed connection")
 
     monkeypatch.setattr(bench.hub, "HUB", server.url(""))
-    monkeypatch.setattr(bench.fetch, "_open_hub_archive", lambda: Broken(archive({"a": b"b"}).getvalue()))
+    monkeypatch.setattr(bench.fetch_testsets, "_open_hub_archive", lambda: Broken(archive({"a": b"b"}).getvalue()))
     assert main(["fetch", "div2k-val", "--accept-license", "--data-root", str(tmp_path / "data")]) == 2
     assert "peer closed connection; the same command continues" in capsys.readouterr().err
 
 
 def test_an_interrupted_base_model_is_still_missing(torch_home: Path, tmp_path: Path) -> None:
-    item, options = bench.fetch.items()["sd3-medium"], MethodOptions()
+    item, options = bench.fetch.items()["sd3-medium"], RunOptions()
     folder = tmp_path / "weights" / "stable-diffusion-3-medium-diffusers"
     for part in ("transformer", "vae", "scheduler"):
         (folder / part).mkdir(parents=True)
@@ -378,14 +381,14 @@ def test_a_mirror_is_verified_image_by_image(
     """A set of two images whose manifest has the server's hashes; the hub is away."""
     folder = tmp_path / "datasets" / "realsr"
     folder.mkdir(parents=True)
-    manifest = json.loads((bench.fetch.DATASETS / "realsr" / "manifest.json").read_text())
+    manifest = json.loads((bench.testsets.DATASETS / "realsr" / "manifest.json").read_text())
     manifest["images"] = [{"name": f"{n}.png", "lr_sha256": SHA256, "hr_sha256": SHA256} for n in "ab"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    monkeypatch.setattr(bench.fetch, "DATASETS", tmp_path / "datasets")
+    monkeypatch.setattr(bench.testsets, "DATASETS", tmp_path / "datasets")
     monkeypatch.setattr(bench.hub, "HUB", "http://hub.invalid")
-    monkeypatch.setattr(bench.fetch, "OSEDIFF", server.url("file"))
-    options = MethodOptions(data_root=tmp_path / "data")
-    bench.fetch._get_testset("realsr", options)
+    monkeypatch.setattr(bench.fetch_testsets, "OSEDIFF", server.url("file"))
+    options = RunOptions(data_root=tmp_path / "data")
+    bench.fetch_testsets._get_testset("realsr", options)
     images = sorted((tmp_path / "data").rglob("*.png"))
     assert [f"{path.parent.name}/{path.name}" for path in images] == [
         "test_HR/a.png", "test_HR/b.png", "test_LR/a.png", "test_LR/b.png",
@@ -403,12 +406,11 @@ def test_published_outputs_come_from_the_cards_commit_and_are_verified_as_a_whol
     """BSRGAN's card with a test set of two images and a server whose every file is the same."""
     manifest = json.loads((bench.testsets.DATASETS / "realsrset" / "manifest.json").read_text())
     manifest |= {"count": 2, "images": [{"name": f"{n}.png", "lr_sha256": SHA256, "size": [8, 8]} for n in "ab"]}
-    folder = tmp_path / "datasets" / "realsrset"
-    folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    shutil.copytree(bench.testsets.DATASETS, tmp_path / "datasets", ignore=shutil.ignore_patterns("*.png"))
+    (tmp_path / "datasets" / "realsrset" / "manifest.json").write_text(json.dumps(manifest))
     monkeypatch.setattr(bench.testsets, "DATASETS", tmp_path / "datasets")
     monkeypatch.setattr(bench.methods.published, "RAW", server.url("file/"))
-    options = MethodOptions(data_root=tmp_path / "data")
+    options = RunOptions(data_root=tmp_path / "data")
     card = cards()["bsrgan"]
     with pytest.raises(UserError, match="not the published ones"):
         fetch_published(card, options)
@@ -435,28 +437,23 @@ def test_published_outputs_come_from_the_cards_commit_and_are_verified_as_a_whol
 def test_a_set_without_ground_truth_comes_image_by_image(
     server: Server, torch_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = json.loads((bench.fetch.DATASETS / "realsrset" / "manifest.json").read_text())
+    manifest = json.loads((bench.testsets.DATASETS / "realsrset" / "manifest.json").read_text())
     manifest["address"] = server.url("file/set")
     manifest["images"] = [{"name": f"{n}.png", "lr_sha256": SHA256, "size": [8, 8]} for n in "ab"]
     (tmp_path / "datasets" / "realsrset").mkdir(parents=True)
     (tmp_path / "datasets" / "realsrset" / "manifest.json").write_text(json.dumps(manifest))
-    for module in (bench.fetch, bench.testsets):
-        monkeypatch.setattr(module, "DATASETS", tmp_path / "datasets")
-    options = MethodOptions(data_root=tmp_path / "data")
-    bench.fetch._get_testset("realsrset", options)
+    monkeypatch.setattr(bench.testsets, "DATASETS", tmp_path / "datasets")
+    options = RunOptions(data_root=tmp_path / "data")
+    bench.fetch_testsets._get_testset("realsrset", options)
     assert [path for path, _ in server.requests] == ["/file/set/a.png", "/file/set/b.png"]
     assert [image.name for image in bench.testsets.load_testset("realsrset", tmp_path / "data").images] == ["a", "b"]
-    bench.fetch._get_testset("realsrset", options)
+    bench.fetch_testsets._get_testset("realsrset", options)
     assert len(server.requests) == 2
 
 
-def test_realesrgan_goes_to_the_weights_folder(
-    server: Server, torch_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bench.fetch, "REALESRGAN", server.url("file"))
-    monkeypatch.setattr(bench.fetch, "REALESRGAN_SHA256", SHA256)
-    assert main(["fetch", "realesrgan-compact"]) == 0
-    assert (tmp_path / "weights" / "realesr-general-x4v3.pth").read_bytes() == CONTENT
+def test_a_cards_file_goes_to_the_weights_folder(server: Server, torch_home: Path, tmp_path: Path) -> None:
+    get_weights((Weight("net.pth", urls=(server.url("gone"), server.url("file")), sha256=SHA256),), RunOptions())
+    assert (tmp_path / "weights" / "net.pth").read_bytes() == CONTENT
 
 
 def test_a_missing_file_in_one_line() -> None:

@@ -15,8 +15,8 @@ import bench.hub
 from bench.card import Weight
 from bench.download import GIT, digest_of
 from bench.errors import UserError
-from bench.fetch_weights import get_weights, settle
-from bench.methods.base import MethodOptions
+from bench.fetch_weights import get_weights, record_first_hashes
+from bench.options import RunOptions
 from bench.store import Store, verified_files
 
 COMMIT = "c" * 40
@@ -115,8 +115,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def options(tmp_path: Path) -> MethodOptions:
-    return MethodOptions(weights_root=tmp_path / "weights")
+def options(tmp_path: Path) -> RunOptions:
+    return RunOptions(weights_root=tmp_path / "weights")
 
 
 BASE = Weight("base/", hub=("gone/base", "me/base"), contains=("unet/config.json", "unet/net.safetensors"))
@@ -124,7 +124,7 @@ FILES = {"unet/config.json": CONFIG, "unet/net.safetensors": LARGE, "unet/net.fp
 
 
 def test_a_folder_comes_from_the_first_mirror_that_has_it_with_the_hashes_the_hub_states(
-    hub: Hub, options: MethodOptions
+    hub: Hub, options: RunOptions
 ) -> None:
     hub.files["me/base"] = FILES
     get_weights((BASE,), options)
@@ -139,13 +139,13 @@ def test_a_folder_comes_from_the_first_mirror_that_has_it_with_the_hashes_the_hu
     assert {entry.by for entry in known.values()} == {"hf:me/base"}
     hashes = verified_files((BASE,), options, licence="", needed_by="Net", fetch="base")
     assert hashes["base/unet/config.json"] == hashlib.sha256(CONFIG).hexdigest()
-    assert settle((BASE,), "base", options) == []  # the hub has vouched for everything
+    assert record_first_hashes((BASE,), "base", options) == []  # the hub has stated every hash
     (folder / "unet" / "config.json").write_bytes(b'{"hidden": 8}\n')
     with pytest.raises(UserError, match=r"base/unet/config.json: git blob .*, expected git blob .*hf:me/base"):
         verified_files((BASE,), options, licence="", needed_by="Net", fetch="base")
 
 
-def test_one_file_of_a_repository(hub: Hub, options: MethodOptions) -> None:
+def test_one_file_of_a_repository(hub: Hub, options: RunOptions) -> None:
     hub.files["me/net"] = {"weights/v2.pth": LARGE}
     weight = Weight("diffbir/v2.pth", hub=("me/net@main:weights/v2.pth",))
     get_weights((weight,), options)
@@ -154,7 +154,7 @@ def test_one_file_of_a_repository(hub: Hub, options: MethodOptions) -> None:
 
 
 def test_other_contents_than_the_card_knows_are_deleted_and_the_next_place_is_tried(
-    hub: Hub, options: MethodOptions
+    hub: Hub, options: RunOptions
 ) -> None:
     hub.files |= {"changed/net": {"net.pth": LARGE + b"!"}, "me/net": {"net.pth": LARGE}}
     weight = Weight("net.pth", hub=("changed/net:net.pth", "me/net:net.pth"), sha256=hashlib.sha256(LARGE).hexdigest())
@@ -167,42 +167,42 @@ def test_other_contents_than_the_card_knows_are_deleted_and_the_next_place_is_tr
     assert not (options.weights() / "net.pth").exists()
 
 
-def test_what_the_hub_sends_must_be_what_it_states(hub: Hub, options: MethodOptions) -> None:
+def test_what_the_hub_sends_must_be_what_it_states(hub: Hub, options: RunOptions) -> None:
     hub.files["me/base"], hub.stated = FILES, {"unet/net.safetensors": "0" * 64}
     with pytest.raises(UserError, match=r"unet/net.safetensors has [0-9a-f]+…, expected 0000.*deleted"):
         get_weights((BASE,), options)
     assert not (options.weights() / "base").exists()
 
 
-def test_a_gated_repository_says_how_to_get_access(hub: Hub, options: MethodOptions) -> None:
+def test_a_gated_repository_says_how_to_get_access(hub: Hub, options: RunOptions) -> None:
     hub.gated.add("me/base")
     with pytest.raises(UserError, match=r"me/base is gated: log in at .*`hf auth login`"):
         get_weights((Weight("base/", hub=("me/base",), contains=("a",)),), options)
 
 
-def test_only_what_a_folder_lacks_is_fetched(hub: Hub, options: MethodOptions) -> None:
+def test_only_what_a_folder_lacks_is_fetched(hub: Hub, options: RunOptions) -> None:
     hub.files["me/base"] = FILES
     config = options.weights() / "base" / "unet" / "config.json"
     config.parent.mkdir(parents=True)
     config.write_bytes(CONFIG)
     get_weights((BASE,), options)
     assert hub.sent == ["unet/net.safetensors"]
-    assert settle((BASE,), "base", options) == []  # the hub vouches for what was there too, since it is the same
+    assert record_first_hashes((BASE,), "base", options) == []  # the hub states the hash of what was there too
     config.write_bytes(b"of one's own")
     (options.weights() / "base" / "unet" / "net.safetensors").unlink()
     get_weights((BASE,), options)
     assert config.read_bytes() == b"of one's own"
     with pytest.raises(UserError, match="damaged, or another version"):
-        settle((BASE,), "base", options)
+        record_first_hashes((BASE,), "base", options)
 
 
-def test_a_repository_without_one_of_the_files(hub: Hub, options: MethodOptions) -> None:
+def test_a_repository_without_one_of_the_files(hub: Hub, options: RunOptions) -> None:
     hub.files["me/base"] = {"unet/config.json": CONFIG}
     with pytest.raises(UserError, match=r"hf:me/base has no unet/net\.safetensors"):
         get_weights((BASE,), options)
 
 
-def test_no_network_is_an_error_within_seconds(options: MethodOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_is_an_error_within_seconds(options: RunOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.hub, "HUB", "http://hub.invalid")
     with pytest.raises(UserError, match="cannot be reached: no network"):
         get_weights((BASE,), options)

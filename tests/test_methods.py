@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 
 from bench.errors import UserError
-from bench.methods import FORMS, METHODS, MethodOptions, get_method
+from bench.methods import FORMS, METHODS, get_method
 from bench.methods.base import MethodSpec, nothing_missing
+from bench.options import RunOptions
 
 
 def test_every_name_is_its_specs_own_and_can_name_a_folder():
     assert list(METHODS) == [spec.name for spec in METHODS.values()]
-    assert list(METHODS)[:8] == [
+    assert list(METHODS)[:10] == [
         "bicubic", "lanczos", "teacher-20", "osediff-mini", "tsd-sr-mini", "osediff-mini-sd2", "tsd-sr-mini-sd2",
-        "realesrgan-compact",
+        "tsd-sr-sd2", "tsd-sr-sd21", "realesrgan-compact",
     ]  # fmt: skip
     for name, spec in METHODS.items():
         assert Path(name).name == name
@@ -35,8 +36,9 @@ def test_specs_import_no_network_library():
 
 def test_missing_imports_no_network_library(tmp_path: Path):
     code = (
-        "import sys; from pathlib import Path; from bench.methods import METHODS, MethodOptions\n"
-        f"options = MethodOptions(data_root=Path({str(tmp_path)!r}), weights_root=Path({str(tmp_path)!r}))\n"
+        "import sys; from pathlib import Path; from bench.methods import METHODS\n"
+        "from bench.options import RunOptions\n"
+        f"options = RunOptions(data_root=Path({str(tmp_path)!r}), weights_root=Path({str(tmp_path)!r}))\n"
         "for spec in METHODS.values(): [item.line() for item in spec.missing(options)]\n"
         "print([m for m in ('torch', 'spandrel', 'diffusers') if m in sys.modules])"
     )
@@ -117,12 +119,12 @@ def test_wrong_forms_say_what_was_expected(form: str, message: str):
 )
 def test_absent_paths_are_missing_not_errors(form: str):
     spec = get_method(form)
-    missing = spec.missing(MethodOptions())
+    missing = spec.missing(RunOptions())
     assert missing
     assert missing[0].name in ("no", "no.pth", "no.py")
     assert missing[0].needed_by == spec.display
     with pytest.raises(UserError):
-        spec.load(MethodOptions())
+        spec.load(RunOptions())
 
 
 def test_forms_describe_themselves():
@@ -133,19 +135,19 @@ def test_forms_describe_themselves():
 def test_roots_come_from_options_then_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TSD_WEIGHTS", "/env/weights")
     monkeypatch.setenv("TSD_DATA", "/env/data")
-    assert MethodOptions().weights() == Path("/env/weights")
-    assert MethodOptions().data() == Path("/env/data")
-    assert MethodOptions(weights_root=Path("mine"), data_root=Path("too")).weights() == Path("mine")
-    assert MethodOptions(data_root=Path("too")).data() == Path("too")
+    assert RunOptions().weights() == Path("/env/weights")
+    assert RunOptions().data() == Path("/env/data")
+    assert RunOptions(weights_root=Path("mine"), data_root=Path("too")).weights() == Path("mine")
+    assert RunOptions(data_root=Path("too")).data() == Path("too")
     monkeypatch.delenv("TSD_WEIGHTS")
-    assert MethodOptions().weights() == Path("weights")
+    assert RunOptions().weights() == Path("weights")
 
 
 def test_absent_gpu_is_named_before_anything_is_read(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="no CUDA device"):
-        MethodOptions(device="cuda").require_device()
-    MethodOptions().require_device()
+        RunOptions(device="cuda").require_device()
+    RunOptions().require_device()
 
 
 def test_nothing_missing_is_for_methods_that_need_no_file():

@@ -9,9 +9,10 @@ from PIL import Image
 
 from bench.check import check_folder
 from bench.errors import UserError
-from bench.methods import MethodOptions, get_method
+from bench.methods import get_method
 from bench.methods.base import FolderMethod, Method
 from bench.methods.folder import PublishedOutputs, images_by_stem
+from bench.options import RunOptions
 
 NAMES = ("a", "b", "c")
 
@@ -54,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def load(folder: Path, testset: str | None = None) -> PublishedOutputs:
-    method = get_method(f"folder:{folder}").load(MethodOptions(testset=testset))
+    method = get_method(f"folder:{folder}").load(RunOptions(testset=testset))
     assert isinstance(method, PublishedOutputs)
     return method
 

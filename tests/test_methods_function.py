@@ -8,8 +8,9 @@ import torch
 
 from bench.check import check_method
 from bench.errors import UserError
-from bench.methods import MethodOptions, get_method
+from bench.methods import get_method
 from bench.methods.function import FunctionMethod
+from bench.options import RunOptions
 
 SOURCE = """
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def load(file: Path, function: str) -> FunctionMethod:
-    method = get_method(f"python:{file}:{function}").load(MethodOptions())
+    method = get_method(f"python:{file}:{function}").load(RunOptions())
     assert isinstance(method, FunctionMethod)
     return method
 

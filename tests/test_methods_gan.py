@@ -15,11 +15,11 @@ from torch import Tensor
 from bench.card import Card, cards
 from bench.check import check_method
 from bench.errors import UserError
-from bench.methods import MethodOptions
 from bench.methods.base import Method
 from bench.methods.gan import GanMethod, gan_spec
 from bench.missing import Obstacle
-from bench.store import Store, Vouched
+from bench.options import RunOptions
+from bench.store import KnownHash, Store
 
 RRDB_CARDS = ("bsrgan", "realesrgan", "ldl")
 # What the authors' definitions call the same layers, in their order: cszn/BSRGAN models/network_rrdbnet.py, and
@@ -87,18 +87,18 @@ def wrapped(card: Card, state: dict[str, Tensor]) -> dict[str, object]:
     return {key: state} if key else dict(state)
 
 
-def store(card: Card, content: object, root: Path) -> tuple[Card, MethodOptions]:
-    """`content` in the card's file and vouched for; the card without its published hash, which is the real file's."""
-    options = MethodOptions(weights_root=root)
+def store(card: Card, content: object, root: Path) -> tuple[Card, RunOptions]:
+    """`content` in the card's file, its hash recorded; and the card without the hash of the real file."""
+    options = RunOptions(weights_root=root)
     path = root / card.weights[0].file
     root.mkdir(parents=True, exist_ok=True)
     torch.save(content, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    Store(options).vouch({path.name: Vouched(digest, "this test")})
+    Store(options).record({path.name: KnownHash(digest, "this test")})
     return replace(card, weights=(replace(card.weights[0], sha256=None),)), options
 
 
-def tiny(name: str, root: Path, **changes: object) -> tuple[Card, MethodOptions]:
+def tiny(name: str, root: Path, **changes: object) -> tuple[Card, RunOptions]:
     """The card of `name` for a network of the same kind, but small."""
     state = rrdb(name, features=8, blocks=1)
     card, options = store(cards()[name], wrapped(cards()[name], state), root)
@@ -107,7 +107,7 @@ def tiny(name: str, root: Path, **changes: object) -> tuple[Card, MethodOptions]
     return replace(card, network=replace(card.network, **({"parameters": count} | changes))), options
 
 
-def load(card: Card, options: MethodOptions) -> GanMethod:
+def load(card: Card, options: RunOptions) -> GanMethod:
     method = gan_spec(card).load(options)
     assert isinstance(method, GanMethod)
     return method
@@ -147,7 +147,7 @@ def test_the_row_says_what_the_card_says(name: str, tmp_path: Path):
     assert (spec.name, spec.kind, spec.steps, spec.how) == (name, "gan", 1, "in process")
     assert spec.card is card
     assert card.seeding == "deterministic"
-    missing = [item for item in spec.missing(MethodOptions(weights_root=tmp_path)) if not isinstance(item, Obstacle)]
+    missing = [item for item in spec.missing(RunOptions(weights_root=tmp_path)) if not isinstance(item, Obstacle)]
     (item,) = missing
     assert item.name == card.weights[0].file
     assert item.fetch == (None if name == "ldl" else name)  # LDL's lie where only a browser gets them
@@ -190,11 +190,11 @@ def test_an_entry_that_is_no_state_dict_is_refused(tmp_path: Path):
 
 def test_another_size_or_architecture_than_the_cards_is_refused(tmp_path: Path):
     card, options = tiny("ldl", tmp_path, parameters=16_697_987)
-    with pytest.raises(UserError, match=r"architecture ESRGAN with [\d,]+ parameters; .* says ESRGAN with 16,697,987"):
+    with pytest.raises(UserError, match=r"not the network in the card of LDL: parameters \d+, expected 16697987"):
         load(card, options).restore(torch.rand(1, 3, 16, 16), 0)
     compact = SRVGGNetCompact(num_in_ch=3, num_out_ch=3, num_feat=8, num_conv=2, upscale=4, act_type="prelu")
     store(card, {"params": compact.state_dict()}, tmp_path)
-    with pytest.raises(UserError, match=r"architecture Compact with .* the card of LDL says ESRGAN"):
+    with pytest.raises(UserError, match=r"the card of LDL: architecture Compact, expected ESRGAN; parameters"):
         load(card, options).restore(torch.rand(1, 3, 16, 16), 0)
 
 
@@ -207,10 +207,10 @@ def test_a_state_dict_with_a_gap_is_refused(tmp_path: Path):
         load(card, options).restore(torch.rand(1, 3, 16, 16), 0)
 
 
-def test_weights_that_nobody_vouches_for_or_are_absent_are_not_loaded(tmp_path: Path):
+def test_weights_of_another_hash_and_absent_ones_are_not_loaded(tmp_path: Path):
     card = cards()["bsrgan"]
     with pytest.raises(UserError, match=r"BSRGAN needs BSRGAN\.pth \(67\.0 MB.*bench fetch bsrgan"):
-        load(card, MethodOptions(weights_root=tmp_path))
+        load(card, RunOptions(weights_root=tmp_path))
     _, options = store(card, rrdb("bsrgan", 8, 1), tmp_path)
     with pytest.raises(UserError, match=r"BSRGAN\.pth: sha256 \w+…, expected sha256 5d505a0766160921…"):
         load(card, options)
@@ -225,7 +225,7 @@ def test_without_the_package_of_restrictive_licences_femasr_says_how_to_get_it(
         return None if name == "spandrel_extra_arches" else found(name, package)
 
     monkeypatch.setattr(importlib.util, "find_spec", without)
-    spec, options = gan_spec(cards()["femasr"]), MethodOptions(weights_root=tmp_path)
+    spec, options = gan_spec(cards()["femasr"]), RunOptions(weights_root=tmp_path)
     (obstacle,) = [item for item in spec.missing(options) if isinstance(item, Obstacle)]
     assert "pip install spandrel_extra_arches" in obstacle.line()
     with pytest.raises(UserError, match="FeMASR needs the package spandrel_extra_arches"):

@@ -27,13 +27,13 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from bench.card import Card, Weight, cards
 from bench.check import check_method, synthetic_image
 from bench.errors import UserError
-from bench.methods import MethodOptions
 from bench.methods import osediff_checkpoint as checkpoint
 from bench.methods import tagger as tagging
 from bench.methods.base import Method
 from bench.methods.osediff import BASE, CHECKPOINT, OSEDiffMethod, OSEDiffSettings, enlarged, osediff_spec
-from bench.provenance import file_sha256
-from bench.store import Store, Vouched
+from bench.options import RunOptions
+from bench.provenance import cached_sha256
+from bench.store import KnownHash, Store
 from tsd.backbone import load_backbone, mini_model_dir
 from tsd.backbones.sd2 import SD2
 from tsd.lora import check_lora, denoiser_targets, read_lora, vae_targets
@@ -105,37 +105,37 @@ def load_networks(base: Path) -> tuple[Any, Any]:
     )
 
 
-def vouched(root: Path) -> tuple[Card, MethodOptions]:
-    """The card for weights of this test, which the store vouches for; the real files' hashes are not theirs."""
-    options, card = MethodOptions(weights_root=root), cards()["osediff"]
+def recorded(root: Path) -> tuple[Card, RunOptions]:
+    """The card for weights of this test, whose hashes the store knows; the real files' hashes are not theirs."""
+    options, card = RunOptions(weights_root=root), cards()["osediff"]
 
     def unpublished(weight: Weight) -> Weight:
         return replace(weight, hashes={}, git_sha1=None, sha256=None)
 
     store = Store(options)
     names = [name for weight in card.weights for name in store.files(weight)]
-    store.vouch({name: Vouched(file_sha256(root / name), "this test") for name in names})
+    store.record({name: KnownHash(cached_sha256(root / name), "this test") for name in names})
     return replace(card, weights=tuple(unpublished(weight) for weight in card.weights)), options
 
 
-def fill(root: Path, base: Path, content: dict[str, Any]) -> tuple[Card, MethodOptions]:
+def fill(root: Path, base: Path, content: dict[str, Any]) -> tuple[Card, RunOptions]:
     """A store of a base model with its text side and a checkpoint."""
     shutil.copytree(base, root / BASE, ignore=shutil.ignore_patterns("prompts", "lora", "*.csv"), dirs_exist_ok=True)
     (root / BASE / "feature_extractor").mkdir(exist_ok=True)
     for small in ("tokenizer/special_tokens_map", "feature_extractor/preprocessor_config", "model_index"):
         (root / BASE / f"{small}.json").write_text("{}")  # part of the base as published, and of no use here
     torch.save(content, root / CHECKPOINT)
-    return vouched(root)
+    return recorded(root)
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_sd2_text_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Card, MethodOptions]:
+def tiny(tiny_sd2_text_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Card, RunOptions]:
     content = random_checkpoint(*load_networks(tiny_sd2_text_dir))
     return fill(tmp_path_factory.mktemp("osediff"), tiny_sd2_text_dir, content)
 
 
 @pytest.fixture(scope="module")
-def method(tiny: tuple[Card, MethodOptions]) -> OSEDiffMethod:
+def method(tiny: tuple[Card, RunOptions]) -> OSEDiffMethod:
     return OSEDiffMethod(*tiny, SMALL)
 
 
@@ -209,7 +209,7 @@ def test_names_and_shapes_on_the_real_configuration(tmp_path: Path):
         checkpoint.attach(networks()[0], replace(parts["unet"], state=lacking), "state_dict_unet")
 
 
-def test_agrees_with_stock_diffusers_and_peft(tiny: tuple[Card, MethodOptions], method: OSEDiffMethod):
+def test_agrees_with_stock_diffusers_and_peft(tiny: tuple[Card, RunOptions], method: OSEDiffMethod):
     """Up to a level, where rounding falls on the other side of a cut; AdaIN stretches that by the contrasts' ratio."""
     root = tiny[1].weights()
     for seed, size in ((0, (16, 16)), (5, (18, 24))):
@@ -223,9 +223,7 @@ def test_agrees_with_stock_diffusers_and_peft(tiny: tuple[Card, MethodOptions], 
     assert np.abs(theirs.astype(int) - reference(root, lr, seed, prompt="a cat")).max() > 0
 
 
-def test_adapters_count_alpha_over_rank_and_conv_in_is_the_files(
-    tiny: tuple[Card, MethodOptions], method: OSEDiffMethod
-):
+def test_adapters_count_alpha_over_rank_and_conv_in_is_the_files(tiny: tuple[Card, RunOptions], method: OSEDiffMethod):
     """W + 8/4 · B A, with W of the base, or of the file for conv_in."""
     root = tiny[1].weights()
     unet = UNet2DConditionModel.from_pretrained(root / BASE, subfolder="unet").state_dict()
@@ -289,7 +287,7 @@ def test_keeps_the_contract(mini: OSEDiffMethod):
     assert [finding.line() for finding in check_method(mini) if finding.passed is False] == []
 
 
-def test_large_latents_go_in_tiles(method: OSEDiffMethod, tiny: tuple[Card, MethodOptions]):
+def test_large_latents_go_in_tiles(method: OSEDiffMethod, tiny: tuple[Card, RunOptions]):
     """The prediction is blended, not the result; since x0 is linear in it, both agree."""
     tiled = OSEDiffMethod(*tiny, OSEDiffSettings(process_size=64, tile=8, overlap=4))
     tiled.backbone = method.backbone
@@ -331,7 +329,7 @@ def test_the_working_image_is_the_scripts(size: tuple[int, int], working: tuple[
     assert np.array_equal(np.asarray(image), np.asarray(picture))
 
 
-def test_half_precision_is_the_scripts_default(tiny: tuple[Card, MethodOptions], method: OSEDiffMethod):
+def test_half_precision_is_the_scripts_default(tiny: tuple[Card, RunOptions], method: OSEDiffMethod):
     half = OSEDiffMethod(tiny[0], replace(tiny[1], dtype="fp16"), SMALL)
     assert half.backbone.dtype == torch.float16
     sr = half.restore(synthetic_image(16, 16), 0)
@@ -341,7 +339,7 @@ def test_half_precision_is_the_scripts_default(tiny: tuple[Card, MethodOptions],
     assert not [remark for remark in half.provenance()["remarks"] if "fp16" in remark]
 
 
-def test_provenance_says_prompt_seed_and_every_file(tiny: tuple[Card, MethodOptions], method: OSEDiffMethod):
+def test_provenance_says_prompt_seed_and_every_file(tiny: tuple[Card, RunOptions], method: OSEDiffMethod):
     facts = method.provenance()
     assert facts["settings"] == {
         "process_size": 64, "tile": 96, "overlap": 32, "upscale": "pillow bicubic x4, 8 bit", "posterior": "sample",
@@ -354,7 +352,7 @@ def test_provenance_says_prompt_seed_and_every_file(tiny: tuple[Card, MethodOpti
     assert str(tiny[1].weights()) not in str(facts)
 
 
-def test_loading_and_provenance_import_no_network_library(tiny: tuple[Card, MethodOptions]):
+def test_loading_and_provenance_import_no_network_library(tiny: tuple[Card, RunOptions]):
     code = (
         "import sys, pickle; from bench.methods.osediff import OSEDiffMethod\n"
         "card, options = pickle.load(sys.stdin.buffer)\n"
@@ -373,28 +371,28 @@ def test_the_row_says_what_the_card_says(tmp_path: Path):
     spec = osediff_spec(card)
     assert (spec.name, spec.display, spec.steps, spec.how) == ("osediff", "OSEDiff", 1, "in process")
     assert spec.card is card
-    assert [item.fetch for item in spec.missing(MethodOptions(weights_root=tmp_path))] == ["osediff", "osediff"]
+    assert [item.fetch for item in spec.missing(RunOptions(weights_root=tmp_path))] == ["osediff", "osediff"]
     with pytest.raises(UserError, match=r"OSEDiff needs osediff\.pkl"):
-        spec.load(MethodOptions(weights_root=tmp_path))
+        spec.load(RunOptions(weights_root=tmp_path))
 
 
-def test_a_base_without_its_text_encoder_is_named(tiny: tuple[Card, MethodOptions], tmp_path: Path):
+def test_a_base_without_its_text_encoder_is_named(tiny: tuple[Card, RunOptions], tmp_path: Path):
     root = tmp_path / "store"
     shutil.copytree(tiny[1].weights(), root)
     (root / BASE / "text_encoder" / "model.safetensors").unlink()
     (root / BASE / "tokenizer" / "vocab.json").unlink()
     with pytest.raises(UserError, match=rf"{BASE}/text_encoder/model\.safetensors, {BASE}/tokenizer/vocab\.json"):
-        OSEDiffMethod(tiny[0], MethodOptions(weights_root=root))
+        OSEDiffMethod(tiny[0], RunOptions(weights_root=root))
 
 
-def test_other_weights_than_the_vouched_for_are_not_loaded(tiny: tuple[Card, MethodOptions], tmp_path: Path):
+def test_weights_of_another_hash_are_not_loaded(tiny: tuple[Card, RunOptions], tmp_path: Path):
     root = tmp_path / "store"
     shutil.copytree(tiny[1].weights(), root)
     torch.save({}, root / CHECKPOINT)
     with pytest.raises(UserError, match=r"osediff\.pkl: sha256 \w+…, expected sha256 \w+… \(this test\)"):
-        OSEDiffMethod(tiny[0], MethodOptions(weights_root=root))
+        OSEDiffMethod(tiny[0], RunOptions(weights_root=root))
     with pytest.raises(UserError, match=r"osediff\.pkl: git blob \w+…, expected git blob bc84dc9729aa…"):
-        OSEDiffMethod(cards()["osediff"], MethodOptions(weights_root=root))
+        OSEDiffMethod(cards()["osediff"], RunOptions(weights_root=root))
 
 
 def broken(content: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -426,13 +424,13 @@ def broken(content: dict[str, Any], kind: str) -> dict[str, Any]:
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(
-    tiny: tuple[Card, MethodOptions], tmp_path: Path, kind: str, message: str
+    tiny: tuple[Card, RunOptions], tmp_path: Path, kind: str, message: str
 ):
     root = tmp_path / "store"
     shutil.copytree(tiny[1].weights(), root)
     torch.save(broken(torch.load(root / CHECKPOINT, weights_only=True), kind), root / CHECKPOINT)
     with pytest.raises(UserError, match=message):
-        OSEDiffMethod(*vouched(root), SMALL).restore(synthetic_image(16, 16), 0)
+        OSEDiffMethod(*recorded(root), SMALL).restore(synthetic_image(16, 16), 0)
 
 
 class Payload:
@@ -487,14 +485,14 @@ def ram(pretrained="", pretrained_condition="", image_size=224, vit="base"):
 
 
 @pytest.fixture
-def tagger(tiny: tuple[Card, MethodOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def tagger(tiny: tuple[Card, RunOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A store with the tagger's two files, and the stand-in package on the path."""
     root, package = tmp_path / "store", tmp_path / "path" / "ram"
     shutil.copytree(tiny[1].weights(), root)
     torch.save({"model": ["the night"]}, root / tagging.RAM)
     torch.save(["the sea | the sun"], root / tagging.DAPE)
     found = {
-        name: Weight(name, sha256=file_sha256(root / name), sha256_source="this test")
+        name: Weight(name, sha256=cached_sha256(root / name), sha256_source="this test")
         for name in (tagging.RAM, tagging.DAPE)
     }
     monkeypatch.setattr(tagging, "assets", lambda: found)
@@ -509,9 +507,9 @@ def tagger(tiny: tuple[Card, MethodOptions], tmp_path: Path, monkeypatch: pytest
 
 
 def test_tags_are_the_prompt_where_a_tagger_is_installed(
-    tagger: Path, tiny: tuple[Card, MethodOptions], capsys: pytest.CaptureFixture[str]
+    tagger: Path, tiny: tuple[Card, RunOptions], capsys: pytest.CaptureFixture[str]
 ):
-    card, options = tiny[0], MethodOptions(weights_root=tagger)
+    card, options = tiny[0], RunOptions(weights_root=tagger)
     method = OSEDiffMethod(card, options, SMALL)
     facts = method.provenance()
     assert facts["settings"]["prompt"] == "tags of RAM with DAPE"
@@ -529,9 +527,9 @@ def test_tags_are_the_prompt_where_a_tagger_is_installed(
     assert [finding.clause for finding in check_method(method) if finding.passed is False] in ([], ["content"])
 
 
-def test_the_tagger_is_shown_what_the_authors_show_it(tagger: Path, tiny: tuple[Card, MethodOptions]):
+def test_the_tagger_is_shown_what_the_authors_show_it(tagger: Path, tiny: tuple[Card, RunOptions]):
     """At torchvision 0.15 `Resize` did not smooth tensors; today's does unless told."""
-    found, image = tagging.Tagger(tiny[0], MethodOptions(weights_root=tagger)), synthetic_image(512, 520)
+    found, image = tagging.Tagger(tiny[0], RunOptions(weights_root=tagger)), synthetic_image(512, 520)
     found.tags(image, "cpu", torch.float32)
     shown = Compose([Resize((384, 384), antialias=False), Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
     assert torch.allclose(found._model.received, shown(image), atol=1e-5)
@@ -555,7 +553,7 @@ def test_the_prompt_is_padded_as_the_bases_own_map_of_special_tokens_says(tiny_s
 def test_without_its_weights_or_its_package_there_is_no_tagger(
     tagger: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    options = MethodOptions(weights_root=tagger)
+    options = RunOptions(weights_root=tagger)
     assert tagging.is_installed(options)
     (tagger / tagging.DAPE).rename(tmp_path / "away")
     assert not tagging.is_installed(options)
@@ -565,18 +563,18 @@ def test_without_its_weights_or_its_package_there_is_no_tagger(
     assert not tagging.is_installed(options)
 
 
-def test_a_tagger_that_cannot_be_used_is_an_error_and_no_empty_prompt(tagger: Path, tiny: tuple[Card, MethodOptions]):
+def test_a_tagger_that_cannot_be_used_is_an_error_and_no_empty_prompt(tagger: Path, tiny: tuple[Card, RunOptions]):
     package = tagger.parent / "path" / "ram" / "models" / "ram_lora.py"
     package.write_text("from transformers.modeling_utils import a_name_of_another_version\n")
-    method = OSEDiffMethod(tiny[0], MethodOptions(weights_root=tagger), SMALL)
+    method = OSEDiffMethod(tiny[0], RunOptions(weights_root=tagger), SMALL)
     with pytest.raises(UserError, match=r"package `ram` is on the path but cannot be used here \(ImportError: cannot"):
         method.restore(synthetic_image(16, 16), 0)
 
 
-def test_other_files_than_the_taggers_are_not_loaded(tagger: Path, tiny: tuple[Card, MethodOptions]):
+def test_other_files_than_the_taggers_are_not_loaded(tagger: Path, tiny: tuple[Card, RunOptions]):
     torch.save(["changed"], tagger / tagging.DAPE)
     with pytest.raises(UserError, match=r"DAPE\.pth: sha256 \w+…, expected sha256 \w+… \(this test\)"):
-        OSEDiffMethod(tiny[0], MethodOptions(weights_root=tagger))
+        OSEDiffMethod(tiny[0], RunOptions(weights_root=tagger))
 
 
 def test_the_mini_student_under_official_names_is_the_mini_student(mini: OSEDiffMethod):

@@ -10,10 +10,11 @@ from PIL import Image
 from bench.card import Card, Published, cards
 from bench.check import check_folder
 from bench.errors import UserError
-from bench.methods import METHODS, MethodOptions, get_method
+from bench.methods import METHODS, get_method
 from bench.methods.base import FolderMethod, MethodSpec
 from bench.methods.folder import images_by_stem, sha256_of_files
 from bench.methods.published import absent_outputs, published_spec, published_specs
+from bench.options import RunOptions
 from bench.testsets import TESTSETS, load_testset
 
 CARD = cards()["bsrgan"]
@@ -40,8 +41,8 @@ def card(folder: Path, **changed: object) -> Card:
     return replace(CARD, name="net", display="Net", published=(published,))
 
 
-def options(root: Path, testset: str | None = "mini") -> MethodOptions:
-    return MethodOptions(data_root=root, testset=testset)
+def options(root: Path, testset: str | None = "mini") -> RunOptions:
+    return RunOptions(data_root=root, testset=testset)
 
 
 def load(spec: MethodSpec, root: Path) -> FolderMethod:
@@ -187,7 +188,7 @@ def test_the_real_published_images_are_those_of_the_card(name: str, testset: str
 def test_the_records_of_osediffs_images_are_still_those_of_its_row(shared_dir: Path):
     from bench.records import Records
 
-    run = Records(Path(__file__).parents[1] / "reports" / "realsr").read_run("realsr", "osediff-published")
+    run = Records(Path(__file__).parents[1] / "reports" / "realsr").of("realsr", "osediff-published").run()
     assert run is not None
     method = METHODS["osediff-published"].load(options(shared_dir / "data", "realsr"))
     assert method.provenance() == run.provenance

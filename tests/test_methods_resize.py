@@ -9,11 +9,12 @@ from PIL import Image
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio
 
-from bench.methods import MethodOptions, get_method
+from bench.methods import get_method
+from bench.options import RunOptions
 
 
 def restore(name: str, lr: torch.Tensor) -> torch.Tensor:
-    return get_method(name).load(MethodOptions()).restore(lr, 0)
+    return get_method(name).load(RunOptions()).restore(lr, 0)
 
 
 def test_bicubic_is_keys_kernel_with_a_075():
@@ -56,14 +57,14 @@ def test_overshoot_is_clamped_and_provenance_names_the_kernel(name: str):
     sr = restore(name, lr)
     assert sr.min() == 0
     assert sr.max() == 1
-    assert "resize" in get_method(name).load(MethodOptions()).provenance()
+    assert "resize" in get_method(name).load(RunOptions()).provenance()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "expected"), [("bicubic", 27.15), ("lanczos", 27.24)])
 def test_psnr_on_realsr_is_the_known_figure(shared_dir: Path, name: str, expected: float):
     """The protocol's fact: "Bicubic alone scores PSNR-Y 27.15 dB on RealSR"; other kernels give 27.11."""
-    method = get_method(name).load(MethodOptions())
+    method = get_method(name).load(RunOptions())
     folder = shared_dir / "data" / "realsr"
     values = []
     for path in sorted((folder / "test_LR").glob("*.png")):

@@ -1,7 +1,9 @@
 """Networks from a file: a tiny Compact through spandrel's own classes, saved, loaded and run."""
 
 import hashlib
+import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,16 @@ from skimage.metrics import peak_signal_noise_ratio
 from spandrel import ModelLoader
 from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
 
+from bench.card import cards
 from bench.check import check_method
 from bench.errors import UserError
-from bench.methods import MethodOptions, get_method
+from bench.methods import METHODS, get_method
 from bench.methods.base import Method
-from bench.methods.spandrel import COMPACT_FILES, REALESRGAN_COMPACT, SpandrelMethod, architecture_facts
+from bench.methods.gan import NO_SIZE_RULES, gan_spec
+from bench.methods.spandrel import SpandrelMethod, architecture_facts
+from bench.options import RunOptions
+
+COMPACT = METHODS["realesrgan-compact"]
 
 
 def tiny(upscale: int = 4, channels: int = 3) -> torch.nn.Module:
@@ -33,7 +40,7 @@ def save(network: torch.nn.Module, path: Path) -> Path:
 
 
 def load(path: Path, **options: str) -> SpandrelMethod:
-    method = get_method(f"spandrel:{path}").load(MethodOptions(**options))
+    method = get_method(f"spandrel:{path}").load(RunOptions(**options))
     assert isinstance(method, SpandrelMethod)
     return method
 
@@ -132,31 +139,69 @@ def test_unknown_network_absent_file_and_folder_are_named(tmp_path: Path):
 def test_a_known_file_with_another_hash_is_refused_before_loading(tmp_path: Path):
     path = save(tiny(), tmp_path / "net.pth")
     with pytest.raises(UserError, match=r"has sha256 \w+, expected 0000"):
-        SpandrelMethod(path, MethodOptions(), sha256="0000")
-    save(tiny(), tmp_path / COMPACT_FILES[1].name)
-    with pytest.raises(UserError, match=COMPACT_FILES[1].sha256):
-        REALESRGAN_COMPACT.load(MethodOptions(weights_root=tmp_path))
+        SpandrelMethod(path, RunOptions(), sha256="0000")
+    save(tiny(), tmp_path / "realesr-general-x4v3.pth")
+    with pytest.raises(UserError, match=r"realesr-general-x4v3\.pth: .* expected sha256 8dc7edb9ac80ccdc…"):
+        COMPACT.load(RunOptions(weights_root=tmp_path))
 
 
 def test_compact_is_missing_with_name_place_and_source(tmp_path: Path):
-    options = MethodOptions(weights_root=tmp_path)
-    (missing,) = REALESRGAN_COMPACT.missing(options)
-    assert missing.name == "realesr-general-x4v3.pth"
-    assert "TSD_WEIGHTS" in missing.where
-    assert missing.source.startswith("https://github.com/xinntao/Real-ESRGAN/releases/")
+    options = RunOptions(weights_root=tmp_path)
+    (missing,) = COMPACT.missing(options)
+    assert missing.line() == (
+        "Real-ESRGAN (compact) needs realesr-general-x4v3.pth (4.9 MB, BSD-3-Clause) at "
+        "$TSD_WEIGHTS/realesr-general-x4v3.pth (or under --weights-root, else ./weights); realesrgan-compact-x4.pth "
+        "serves too: `bench fetch realesrgan-compact`, or by hand from "
+        "https://github.com/xinntao/Real-ESRGAN/releases/download/v0.2.5.0/realesr-general-x4v3.pth"
+    )
     with pytest.raises(UserError, match=r"realesr-general-x4v3\.pth"):
-        REALESRGAN_COMPACT.load(options)
+        COMPACT.load(options)
+
+
+@pytest.mark.parametrize("name", ["realesrgan-compact-x4.pth", "realesr-general-x4v3.pth"])
+def test_the_card_of_compact_takes_both_files_and_states_what_spandrel_finds(tmp_path: Path, name: str):
+    card = cards()["realesrgan-compact"]
+    digest = hashlib.sha256(save(tiny(), tmp_path / name).read_bytes()).hexdigest()
+    weight = replace(card.weights[0], sha256=digest, alternatives={"realesrgan-compact-x4.pth": digest})
+    count = sum(p.numel() for p in tiny().parameters())
+    assert card.network is not None
+    network = replace(card.network, parameters=count, tags=("8nf", "2nc"))
+    method = gan_spec(replace(card, weights=(weight,), network=network)).load(RunOptions(weights_root=tmp_path))
+    assert isinstance(method, SpandrelMethod)
+    facts = {"weights": {name: digest}, **architecture_facts(method.network), "dtype": "fp32"}
+    assert method.provenance() == facts
+
+
+def test_the_card_of_compact_still_says_what_is_recorded():
+    """Records of rows that ran before there was the card do not become stale."""
+    card = cards()["realesrgan-compact"]
+    recorded = [
+        json.loads(path.read_text())["provenance"]
+        for path in Path(__file__).parents[1].glob("reports/*/records/*/realesrgan-compact/run.json")
+    ]
+    assert recorded
+    assert card.network is not None
+    for facts in recorded:
+        assert facts == {
+            "weights": dict(card.weights[0].alternatives),
+            "architecture": card.network.architecture,
+            "tags": list(card.network.tags),
+            "parameters": card.network.parameters,
+            "scale": 4,
+            "size_rules": NO_SIZE_RULES,
+            "dtype": "fp32",
+        }
 
 
 def test_compact_realesrgan_restores_a_real_photograph(shared_dir: Path):
-    options = MethodOptions(weights_root=shared_dir / "weights")
-    if REALESRGAN_COMPACT.missing(options):
+    options = RunOptions(weights_root=shared_dir / "weights")
+    if COMPACT.missing(options):
         pytest.skip("no compact Real-ESRGAN in ../shared/weights")
     lr, hr = (
         np.array(Image.open(shared_dir / "data" / "realsr" / folder / "Canon_001_LR4.png").convert("RGB"))
         for folder in ("test_LR", "test_HR")
     )
-    method = REALESRGAN_COMPACT.load(options)
+    method = COMPACT.load(options)
     assert isinstance(method, SpandrelMethod)
     assert method.provenance() == method.provenance() | architecture_facts(method.network)
     sr = method.restore(torch.from_numpy(lr).permute(2, 0, 1)[None].float() / 255, 0)

@@ -14,11 +14,12 @@ import bench.methods.tsd_weights
 from bench.card import assets, cards
 from bench.check import check_method
 from bench.errors import UserError
-from bench.fetch_weights import settle
-from bench.methods import METHODS, MethodOptions, get_method
+from bench.fetch_weights import record_first_hashes
+from bench.methods import METHODS, get_method
 from bench.methods.base import Method
 from bench.methods.tsd_sr import OneStepMethod, TeacherMethod, TeacherSettings, mini_folder
-from bench.methods.tsd_weights import RELEASE_SETTINGS, Weights
+from bench.methods.tsd_weights import RELEASE_SETTINGS, ModelFolders
+from bench.options import RunOptions
 from tsd.backbone import load_backbone, mini_model_dir
 from tsd.restore import RestoreConfig, Restorer
 from tsd.sampler import image_to_image
@@ -29,14 +30,14 @@ def student(tiny_sd3_dir: Path, tiny_lora_dir: Path, tmp_path_factory: pytest.Te
     lora = tmp_path_factory.mktemp("student") / "lora"
     shutil.copytree(tiny_lora_dir, lora)
     (lora / "restore.json").write_text('{"process_size": 0, "color": "adain"}')
-    method = get_method(f"tsd-sr:{tiny_sd3_dir},{lora}").load(MethodOptions())
+    method = get_method(f"tsd-sr:{tiny_sd3_dir},{lora}").load(RunOptions())
     assert isinstance(method, OneStepMethod)
     return method
 
 
 @pytest.fixture(scope="module")
 def teacher(tiny_sd3_dir: Path) -> TeacherMethod:
-    method = get_method(f"teacher:steps=3,strength=0.6,guidance=2,model={tiny_sd3_dir}").load(MethodOptions())
+    method = get_method(f"teacher:steps=3,strength=0.6,guidance=2,model={tiny_sd3_dir}").load(RunOptions())
     assert isinstance(method, TeacherMethod)
     return method
 
@@ -69,14 +70,14 @@ def test_recorded_settings_are_all_the_restorer_has(student: OneStepMethod):
 def test_wrong_settings_beside_the_weights_are_named(tiny_sd3_dir: Path, tmp_path: Path, text: str, message: str):
     (tmp_path / "restore.json").write_text(text)
     with pytest.raises(UserError, match=message):
-        get_method(f"tsd-sr:{tiny_sd3_dir},{tmp_path}").load(MethodOptions())
+        get_method(f"tsd-sr:{tiny_sd3_dir},{tmp_path}").load(RunOptions())
 
 
 def test_loading_and_provenance_import_no_network_library(tiny_sd3_dir: Path, tiny_lora_dir: Path):
     code = (
-        "import sys; from bench.methods import MethodOptions, get_method\n"
+        "import sys; from bench.methods import get_method; from bench.options import RunOptions\n"
         f"for form in ('tsd-sr:{tiny_sd3_dir},{tiny_lora_dir}', 'teacher:model={tiny_sd3_dir}', 'bicubic'):\n"
-        "    assert get_method(form).load(MethodOptions()).provenance()\n"
+        "    assert get_method(form).load(RunOptions()).provenance()\n"
         "print([m for m in ('torch', 'diffusers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -112,7 +113,7 @@ def test_students_provenance_hashes_what_decides_a_number(student: OneStepMethod
 
 def test_another_prompt_folder_is_hashed_instead_of_the_models(tiny_sd3_dir: Path, tmp_path: Path):
     (tmp_path / "prompt_embeds.pt").write_bytes(b"1")
-    weights = Weights(tiny_sd3_dir, prompts=tmp_path).sha256()
+    weights = ModelFolders(tiny_sd3_dir, prompts=tmp_path).sha256()
     assert [name for name in weights if name.startswith("prompts/")] == ["prompts/prompt_embeds.pt"]
 
 
@@ -143,12 +144,12 @@ def test_teacher_records_its_settings(teacher: TeacherMethod):
 
 
 def test_half_precision_reaches_the_network(tiny_sd3_dir: Path, tiny_lora_dir: Path):
-    method = get_method(f"tsd-sr:{tiny_sd3_dir},{tiny_lora_dir}").load(MethodOptions(dtype="bf16"))
+    method = get_method(f"tsd-sr:{tiny_sd3_dir},{tiny_lora_dir}").load(RunOptions(dtype="bf16"))
     assert isinstance(method, OneStepMethod)
     assert method.restorer.backbone.dtype == torch.bfloat16
     assert method.provenance()["dtype"] == "bf16"
     with pytest.raises(UserError, match="no precision is named 'int8'"):
-        get_method(f"tsd-sr:{tiny_sd3_dir},{tiny_lora_dir}").load(MethodOptions(dtype="int8"))
+        get_method(f"tsd-sr:{tiny_sd3_dir},{tiny_lora_dir}").load(RunOptions(dtype="int8"))
 
 
 def test_what_tsd_says_is_said_by_bench(tiny_sd3_dir: Path, tmp_path: Path):
@@ -159,13 +160,13 @@ def test_what_tsd_says_is_said_by_bench(tiny_sd3_dir: Path, tmp_path: Path):
 
 
 def restore(form: str) -> torch.Tensor:
-    method = get_method(form).load(MethodOptions())
+    method = get_method(form).load(RunOptions())
     assert isinstance(method, Method)
     return method.restore(torch.rand(1, 3, 16, 16), 0)
 
 
 def test_the_real_model_names_all_it_lacks(tmp_path: Path):
-    spec, options = METHODS["tsd-sr"], MethodOptions(weights_root=tmp_path)
+    spec, options = METHODS["tsd-sr"], RunOptions(weights_root=tmp_path)
     lora, prompt, base = spec.missing(options)
     assert base.source == "hf:stabilityai/stable-diffusion-3-medium-diffusers"
     assert base.licence == "Stability AI Community License"
@@ -184,11 +185,11 @@ def test_the_real_models_layout_loads_with_the_papers_settings(tiny_sd3_dir: Pat
     (tmp_path / "default").mkdir()
     torch.save(torch.randn(1, 5, 12), tmp_path / "default" / "prompt_embeds.pt")
     torch.save(torch.randn(1, 10), tmp_path / "default" / "pool_embeds.pt")
-    options = MethodOptions(weights_root=tmp_path)
+    options = RunOptions(weights_root=tmp_path)
     assert METHODS["tsd-sr"].missing(options) == []
-    with pytest.raises(UserError, match="nobody vouches for it yet; `bench fetch tsd-sr` records its hash"):
+    with pytest.raises(UserError, match="its hash is not known yet; `bench fetch tsd-sr` records it"):
         METHODS["tsd-sr"].load(options)
-    settle(cards()["tsd-sr"].weights, "tsd-sr", options)
+    record_first_hashes(cards()["tsd-sr"].weights, "tsd-sr", options)
     method = METHODS["tsd-sr"].load(options)
     assert isinstance(method, OneStepMethod)
     assert (method.restorer.config.color, method.restorer.config.process_size) == ("adain", 512)
@@ -204,10 +205,10 @@ def test_teacher_20_is_the_default_teacher():
 @pytest.mark.parametrize("name", ["teacher-20", "osediff-mini", "tsd-sr-mini"])
 def test_mini_rows_keep_the_contract(name: str):
     spec = METHODS[name]
-    missing = spec.missing(MethodOptions())
+    missing = spec.missing(RunOptions())
     if missing:
         pytest.skip(missing[0].line())
-    method = spec.load(MethodOptions())
+    method = spec.load(RunOptions())
     assert isinstance(method, Method)
     assert [finding.line() for finding in check_method(method) if finding.passed is False] == []
 
@@ -215,7 +216,7 @@ def test_mini_rows_keep_the_contract(name: str):
 def test_a_student_of_the_second_family_keeps_the_contract(tiny_sd2_dir: Path, tiny_sd2_lora_dir: Path, tmp_path: Path):
     lora = Path(shutil.copytree(tiny_sd2_lora_dir, tmp_path / "lora"))
     (lora / "restore.json").write_text('{"process_size": 0, "color": "none"}')
-    method = get_method(f"tsd-sr:{tiny_sd2_dir},{lora}").load(MethodOptions())
+    method = get_method(f"tsd-sr:{tiny_sd2_dir},{lora}").load(RunOptions())
     assert isinstance(method, OneStepMethod)
     assert method.restore(torch.rand(1, 3, 16, 19), 7).shape == (1, 3, 64, 76)
     weights = method.provenance()["weights"]
@@ -227,7 +228,7 @@ def test_a_student_of_the_second_family_keeps_the_contract(tiny_sd2_dir: Path, t
 def test_a_student_you_trained_on_sd2_becomes_the_row_of_table_5(
     tiny_sd2_dir: Path, tiny_sd2_lora_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    options = MethodOptions(weights_root=tmp_path)
+    options = RunOptions(weights_root=tmp_path)
     weight = replace(assets()["sd21-base"], contains=("unet/config.json",), hashes={})  # the tiny model's in its place
     monkeypatch.setattr(bench.methods.tsd_weights, "assets", lambda: {"sd21-base": weight})
     base, student = METHODS["tsd-sr-sd21"].missing(options)
@@ -241,7 +242,7 @@ def test_a_student_you_trained_on_sd2_becomes_the_row_of_table_5(
     shutil.copytree(tiny_sd2_lora_dir, tmp_path / "tsdsr-sd21")
     shutil.copytree(tiny_sd2_dir / "prompts", tmp_path / "tsdsr-sd21" / "prompts")
     assert METHODS["tsd-sr-sd21"].missing(options) == []
-    settle((weight,), "sd21-base", options)
+    record_first_hashes((weight,), "sd21-base", options)
     method = METHODS["tsd-sr-sd21"].load(options)
     assert isinstance(method, OneStepMethod)
     assert method.settings["color"] == "adain"
@@ -256,13 +257,13 @@ def test_a_merged_student_is_a_method_by_its_folder_alone(tiny_sd3_dir: Path, ti
     command = ["export", "--model", str(tiny_sd3_dir), "--lora", str(lora), "--out", str(tmp_path / "merged")]
     assert main([*command, "--dtype", "fp32"]) == 0
     with pytest.raises(UserError, match="no merged student"):  # nor may a LoRA inside it go unrecorded
-        get_method(f"tsd-sr:{tiny_sd3_dir}").load(MethodOptions())
+        get_method(f"tsd-sr:{tiny_sd3_dir}").load(RunOptions())
     merged = get_method(f"tsd-sr:{tmp_path / 'merged'}")
     assert merged.name == "tsd-sr-merged"
-    method = merged.load(MethodOptions())
+    method = merged.load(RunOptions())
     assert isinstance(method, OneStepMethod)
     assert method.settings["color"] == "none"
     lr = torch.rand(1, 3, 16, 16)
-    apart = get_method(f"tsd-sr:{tiny_sd3_dir},{lora}").load(MethodOptions())
+    apart = get_method(f"tsd-sr:{tiny_sd3_dir},{lora}").load(RunOptions())
     assert isinstance(apart, OneStepMethod)
     torch.testing.assert_close(method.restore(lr, 3), apart.restore(lr, 3), atol=1e-4, rtol=0)

@@ -30,7 +30,7 @@ from bench.metrics.images import UnusableImageError, read_rgb8
 from bench.metrics.per_image import untrained_timm
 from bench.metrics.quiet import guarded_pyiqa
 from bench.metrics.weights import ALEXNET, LPIPS_HEADS, MUSIQ, hub_dir
-from bench.provenance import file_sha256
+from bench.provenance import cached_sha256
 
 RUNNABLE_WITHOUT_WEIGHTS = ("psnr", "ssim")
 
@@ -206,7 +206,7 @@ def test_even_a_file_with_the_right_hash_cannot_run_code(torch_home: Path) -> No
     path.parent.mkdir(parents=True)
     torch.save({"params": Bomb()}, path)
     with pytest.raises(UserError, match="holds more than tensors"):
-        unwrapped(METRICS["musiq"], musiq_koniq_ckpt=file_sha256(path)).load("cpu")
+        unwrapped(METRICS["musiq"], musiq_koniq_ckpt=cached_sha256(path)).load("cpu")
     assert not (torch_home / "executed").exists()
 
 
@@ -308,7 +308,7 @@ def test_niqe_says_why_it_cannot_score(niqe_home: Path, tmp_path: Path) -> None:
 
 def test_niqes_hash_goes_into_the_records(niqe_home: Path) -> None:
     path = niqe_home / "hub" / "pyiqa" / "niqe_modelparameters.mat"
-    assert weight_hashes(METRICS["niqe"]) == {path.name: file_sha256(path)}
+    assert weight_hashes(METRICS["niqe"]) == {path.name: cached_sha256(path)}
 
 
 @pytest.mark.parametrize("content", ["text", "wrong shape", "nan"])
@@ -391,7 +391,7 @@ def test_lpips_from_its_two_files_agrees_with_the_lpips_package(torch_home: Path
     heads.parent.mkdir()
     shutil.copy(Path(lpips.__file__).parent / "weights" / "v0.1" / "alex.pth", heads)
 
-    spec = unwrapped(METRICS["lpips"], alexnet=file_sha256(alexnet_path))
+    spec = unwrapped(METRICS["lpips"], alexnet=cached_sha256(alexnet_path))
     score = spec.load("cpu")
     clean, bad = photo(64), noisy(photo(64), 30)
     value = score(save(tmp_path / "b.png", bad), save(tmp_path / "a.png", clean))
@@ -417,7 +417,7 @@ def test_musiq_loads_a_file_of_its_structure(torch_home: Path, tmp_path: Path) -
     path = torch_home / "hub" / "pyiqa" / MUSIQ.name
     path.parent.mkdir(parents=True)
     torch.save(Network(pretrained=False).state_dict(), path)
-    spec = unwrapped(METRICS["musiq"], musiq_koniq_ckpt=file_sha256(path))
+    spec = unwrapped(METRICS["musiq"], musiq_koniq_ckpt=cached_sha256(path))
     first, second = save(tmp_path / "a.png", photo(64)), save(tmp_path / "b.png", noisy(photo(64), 30))
     score = spec.load("cpu")
     values = [score(first, None), score(second, None)]

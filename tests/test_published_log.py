@@ -45,12 +45,12 @@ def test_published_outputs_make_a_true_row_of_table_1(
     published = read_log(log)
     records = Records(out)
     for metric, tolerance in TOLERANCES.items():
-        scores = records.read_scores("realsr", "osediff-published", metric)
+        scores = records.of("realsr", "osediff-published").scores(metric)
         assert len(scores) == 5
         for name, score in scores.items():
             assert score.value == pytest.approx(published[metric][f"{name}.png"], abs=tolerance), (metric, name)
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| OSEDiff (published)"))
-    psnr = [published["psnr"][f"{name}.png"] for name in records.read_images("realsr", "osediff-published")]
+    psnr = [published["psnr"][f"{name}.png"] for name in records.of("realsr", "osediff-published").images()]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1:3] == ["1", f"{sum(psnr) / 5:.2f}"]
 

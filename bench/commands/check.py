@@ -59,14 +59,15 @@ def run(args: argparse.Namespace) -> int:
 
     from bench.check import check_folder, check_method, report
     from bench.errors import UserError
-    from bench.methods import FolderMethod, MethodOptions, get_method
+    from bench.methods import FolderMethod, get_method
     from bench.methods.base import Method
     from bench.missing import describe
+    from bench.options import RunOptions
 
     spec = get_method(args.method)
     if spec.card is not None and spec.how == "own environment":
         return _check_card(spec.card, args.repo_dir, args.json)
-    options = MethodOptions(args.device, args.dtype, args.data_root, args.weights_root, args.testset)
+    options = RunOptions(args.device, args.dtype, args.data_root, args.weights_root, args.testset)
     absent = spec.missing(options)
     if absent:
         raise UserError(f"{spec.name} cannot be checked here:\n{describe(absent)}")

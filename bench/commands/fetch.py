@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bench.fetch import Item
-    from bench.methods.base import MethodOptions
+    from bench.fetch_item import Item
+    from bench.options import RunOptions
 
 EPILOG = """\
 examples:
@@ -47,9 +47,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     from bench.errors import UserError
     from bench.fetch import items
-    from bench.methods.base import MethodOptions
+    from bench.options import RunOptions
 
-    options = MethodOptions(data_root=args.data_root, weights_root=args.weights_root)
+    options = RunOptions(data_root=args.data_root, weights_root=args.weights_root)
     known = items() | _own_cards(args.names)
     if args.list:
         for item in known.values():
@@ -59,8 +59,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"name what to fetch: {ALL_METRICS}, {', '.join(known)} (`bench fetch --list` says more)")
     wanted = [known[name] for name in _names(args.names, known)]
     pending = [item for item in wanted if item.missing(options)]
-    unsettled = [item for item in wanted if item.unsettled(options)]
-    restricted = [item for item in wanted if item.restricted and item in [*pending, *unsettled]]
+    restricted = [item for item in wanted if item.restricted and (item in pending or item.unknown(options))]
     refused = [] if args.accept_license else restricted
     if refused:
         lines = [f"  {item.name}: {item.licence}" for item in refused]
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             if item in pending and item.get is not None:
                 print(f"{item.name}: {item.summary} ({item.licence})")
                 item.get(options)
-            for line in item.settle(options):
+            for line in item.record_first_hashes(options):
                 print(f"  {line}")
         except UserError as error:  # what failed keeps nothing else from being fetched
             failures.append(str(error))
@@ -85,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _own_cards(asked: list[str]) -> "dict[str, Item]":
-    """The weights of cards given by path, by what was typed.
+    """The items of cards that were given by path, by what was typed.
 
     Raises:
         UserError: no such card, or it has nothing to fetch.
@@ -106,7 +105,7 @@ def _own_cards(asked: list[str]) -> "dict[str, Item]":
 
 
 def _names(asked: list[str], known: "dict[str, Item]") -> list[str]:
-    """The items asked for, without repetition, `metrics` written out.
+    """The names that were asked for, without repetition; `metrics` stands for all of them.
 
     Raises:
         UserError: an unknown name.
@@ -127,7 +126,7 @@ def _names(asked: list[str], known: "dict[str, Item]") -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _show(item: "Item", options: "MethodOptions") -> None:
+def _show(item: "Item", options: "RunOptions") -> None:
     from bench.missing import human_size
 
     state = "missing" if item.missing(options) else "here"
@@ -135,7 +134,7 @@ def _show(item: "Item", options: "MethodOptions") -> None:
     print(f"{item.name:<18} {state:<8} {item.summary}\n{'':<27} {about}")
 
 
-def _show_state(item: "Item", options: "MethodOptions") -> None:
+def _show_state(item: "Item", options: "RunOptions") -> None:
     missing = item.missing(options)
     if not missing:
         print(f"{item.name}: here")

@@ -8,7 +8,7 @@ from bench.commands.run import add_environments
 
 if TYPE_CHECKING:
     from bench.card import Card
-    from bench.methods.base import MethodOptions
+    from bench.options import RunOptions
 
 EPILOG = """\
 examples:
@@ -18,7 +18,7 @@ examples:
 
 `bench run` does the same when it comes to a method; beforehand it can be done where there is a network and no GPU.
 What is there already is checked and kept. uv takes packages from where its own settings say (UV_INDEX_URL, ...).
-exit status: 0 all is ready, 1 a method could not be prepared, 2 bad input
+exit status: 0 all is ready, 1 a method could not be installed, 2 bad input
 """
 
 
@@ -40,20 +40,20 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     from bench.card import argument_of
     from bench.errors import UserError
-    from bench.external.prepare import is_prepared, prepare
-    from bench.methods.base import MethodOptions
+    from bench.external.prepare import install, is_installed
+    from bench.options import RunOptions
     from bench.store import missing_weights
 
-    options = MethodOptions(repo_dir=args.repo_dir, cache_root=args.cache, weights_root=args.weights_root)
+    options = RunOptions(repo_dir=args.repo_dir, cache_root=args.cache, weights_root=args.weights_root)
     cards = list({card.name: card for card in map(_card, args.methods)}.values())
     for card in cards:
         print(_plan(card, options), flush=True)
     states: dict[str, str] = {}
     failed = 0
     for card in cards:
-        before = is_prepared(card, options)
+        before = is_installed(card, options)
         try:
-            prepare(card, options)
+            install(card, options)
         except UserError as error:
             states[card.name] = f"failed: {error}"
             failed += 1
@@ -81,8 +81,8 @@ def _card(name: str) -> "Card":
     return spec.card
 
 
-def _plan(card: "Card", options: "MethodOptions") -> str:
-    """What will be done for a method, in two lines."""
+def _plan(card: "Card", options: "RunOptions") -> str:
+    """Says in two lines what will be done for a method."""
     from bench.external import environment, repository
     from bench.external.repository import checkout_place
 
@@ -99,11 +99,11 @@ def _plan(card: "Card", options: "MethodOptions") -> str:
     )
 
 
-def _source(card: "Card", options: "MethodOptions") -> str:
+def _source(card: "Card", options: "RunOptions") -> str:
     from bench.errors import UserError
-    from bench.external.repository import find_source
+    from bench.external.repository import find_origin
 
     try:
-        return find_source(card, options).shown
+        return find_origin(card, options).shown
     except UserError:
         return "--repo-dir, which does not have it"

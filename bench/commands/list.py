@@ -38,10 +38,11 @@ def run(args: argparse.Namespace) -> int:
     from bench.describe import description
     from bench.device import resolve_device
     from bench.errors import UserError
-    from bench.methods import MethodOptions, get_method
+    from bench.methods import get_method
+    from bench.options import RunOptions
 
     device = resolve_device("auto")
-    options = MethodOptions(device, data_root=args.data_root, weights_root=args.weights_root, cache_root=args.cache)
+    options = RunOptions(device, data_root=args.data_root, weights_root=args.weights_root, cache_root=args.cache)
     asked = args.what or list(KINDS)
     for name in asked:
         near = difflib.get_close_matches(name, KINDS, n=1, cutoff=0.75)
@@ -75,7 +76,7 @@ def _methods(options) -> str:
 
 
 def _lines(rows: list[tuple[str, str, list[str]]]) -> str:
-    """Name, what it is, and whether it is available."""
+    """One line a row: name, what it is, and whether it is available."""
     return "\n".join(
         f"  {name:<20} {about} · {'available' if not missing else 'missing: ' + '; '.join(missing)}"
         for name, about, missing in rows

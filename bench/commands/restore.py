@@ -2,7 +2,7 @@
 
 import argparse
 
-from bench.commands.run import add_common
+from bench.commands.run import add_common, request_of, status_of
 
 EPILOG = """\
 examples:
@@ -28,18 +28,17 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bench.shards import in_step, wait
+    from bench.ranks import on_all_ranks, wait
 
-    args.table, args.metrics, args.reference, args.allow_missing = "table1", None, None, None
-    with in_step() as shard:
+    with on_all_ranks() as rank:
         from bench.pipeline import Stages
 
-        stages = Stages.from_args(args, scoring=False, shard=shard)
+        stages = Stages.of(request_of(args), rank, scoring=False)
         with stages.hold():
             stages.announce()
             stages.restore()
-        for line in stages.report() if shard.first else ():
+        for line in stages.report() if rank.first else ():
             print(line, flush=True)
-        status = stages.status()
-        wait(shard)
+        status = status_of(stages.failed, rank.first)
+        wait(rank)
     return status

@@ -1,7 +1,13 @@
 """`bench run`: restore, score, summarize, render; whatever is recorded already is not done again."""
 
 import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+
+from bench.options import DTYPES
+from bench.request import Request
 
 EPILOG = """\
 examples:
@@ -22,7 +28,7 @@ Started by accelerate, a run is shared by any number of GPUs and machines over o
     (the same on the other machine with --machine_rank 1)
   accelerate launch --multi_gpu --num_processes 2 $(which bench) run --device cpu      two processes without a GPU
 Methods come one after another, each process restores and scores its share of the images. A run that was killed is
-taken up by any number of processes, one included; the records at the end do not depend on how many there were.
+resumed by any number of processes, one included; the records at the end do not depend on how many there were.
 
 exit status: 0 everything that can be measured here is in the table, 1 a method or metric failed on some image (its
 cell says so), 2 bad input or a missing requirement. A method that cannot run here is a dash with its reason
@@ -38,7 +44,7 @@ def add_parser(subparsers) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--table", default="table1", help="table of the paper (default: table1)")
+    parser.add_argument("--table", default=Request.table, help="table of the paper (default: table1)")
     add_common(parser)
     parser.add_argument("--metrics", "--metric", nargs="+", metavar="NAME", help="columns (default: the profile's)")
     parser.add_argument(
@@ -60,16 +66,16 @@ def add_parser(subparsers) -> None:
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """The options that `bench run` and `bench restore` share."""
-    parser.add_argument("--profile", default="mini", choices=("mini", "paper"), help="scale (default: mini)")
+    parser.add_argument("--profile", default=Request.profile, choices=("mini", "paper"), help="scale (default: mini)")
     parser.add_argument(
         "--methods", "--method", nargs="+", metavar="METHOD", help="rows: names of `bench list`, spandrel:PATH, ..."
     )
     parser.add_argument("--testsets", "--testset", nargs="+", metavar="NAME", help="test sets (default: the profile's)")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N images of each test set")
     parser.add_argument("--out", type=Path, metavar="DIR", help="results (default: reports/PROFILE)")
-    parser.add_argument("--seed", type=int, default=42, help="seed of the run (default: 42)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: auto)")
-    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16", "fp16"), help="precision of the networks")
+    parser.add_argument("--seed", type=int, default=Request.seed, help="seed of the run (default: 42)")
+    parser.add_argument("--device", default=Request.device, help="cpu, cuda, cuda:1, ... (default: auto)")
+    parser.add_argument("--dtype", default=Request.dtype, choices=DTYPES, help="precision of the networks")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of test sets (default: $TSD_DATA)")
     parser.add_argument("--weights-root", type=Path, metavar="DIR", help="folder of weights (default: $TSD_WEIGHTS)")
     add_environments(parser)
@@ -80,7 +86,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         help="for a method's own process over a test set (default: its card's, by the number of images)",
     )
     parser.add_argument(
-        "--redo", nargs="+", default=[], metavar="METHOD", help="measure these again; their records are moved aside"
+        "--redo",
+        nargs="+",
+        default=Request.redo,
+        metavar="METHOD",
+        help="measure these again; their records are moved aside",
     )
 
 
@@ -111,20 +121,28 @@ def positive(text: str) -> int:
     return value
 
 
+def request_of(args: argparse.Namespace) -> Request:
+    """What the options ask for. `Request` has the defaults of those that a verb does not have."""
+    given = vars(args) | {"cache_root": args.cache, "time_limit_seconds": args.time_limit}
+    return Request(**{field.name: given[field.name] for field in fields(Request) if field.name in given})
+
+
+def status_of(failed: Sequence[str], first: bool) -> int:
+    """The exit status, the same in every process; the first process prints what failed."""
+    for line in failed if first else ():
+        print(f"failed: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
 def run(args: argparse.Namespace) -> int:
-    from bench.shards import in_step, wait
+    from bench.ranks import on_all_ranks, wait
 
-    with in_step() as shard:
-        from bench.pipeline import Stages
+    with on_all_ranks() as rank:
+        from bench.pipeline import measure
 
-        stages = Stages.from_args(args, shard=shard)
-        with stages.hold():
-            stages.begin()
-            stages.announce()
-            stages.restore()
-            stages.score()
-        if shard.first:
-            print(stages.render(timing=args.timing, figure=args.figure), end="", flush=True)
-        status = stages.status()
-        wait(shard)  # a process that ends with a status of 1 makes the launcher end the others
+        measured = measure(request_of(args), rank)
+        if rank.first:
+            print(measured.markdown, end="", flush=True)
+        status = status_of(measured.failed, rank.first)
+        wait(rank)  # a process that ends with a status of 1 makes the launcher end the others
     return status

@@ -30,13 +30,13 @@ class Attempt:
         self.log = folder.with_name(f"{folder.name}.log")
 
     def log_in_words(self) -> str:
-        """Where the log lies, from the folder of results on."""
+        """The path of the log below the folder of results."""
         parts = self.log.parts
         start = parts.index(".work") - 1 if ".work" in parts else len(parts) - 2
         return "/".join(parts[start:])
 
     def begin(self, account: Mapping[str, Any], images: Mapping[str, Mapping[str, Any]]) -> None:
-        """Records what the outputs will have been made by, before there is any.
+        """Makes the folder of outputs and records what they will be made by.
 
         Args:
             images: by name, "lr_sha256" and "seed".
@@ -46,14 +46,14 @@ class Attempt:
         write_atomic(self.seeds, json.dumps(seeds).encode())
         write_atomic(self.job, json.dumps({"account": account, "images": images}).encode())
 
-    def take_up(
+    def resume(
         self,
         account: Mapping[str, Any],
         images: Mapping[str, Mapping[str, Any]],
         names: Names,
         sizes: Mapping[str, tuple[int, int]],
     ) -> dict[str, Path]:
-        """The whole outputs of `images` that were made by the same account, input and seed."""
+        """The complete outputs of this attempt that were made by the same account, input and seed, by name."""
         try:
             job = json.loads(self.job.read_bytes())
         except (OSError, ValueError):
@@ -71,7 +71,7 @@ def attempts(work: Path) -> list[Attempt]:
 
 
 def next_attempt(work: Path) -> Attempt:
-    """One with a number that neither a folder nor a log has."""
+    """A new attempt, whose number neither a folder nor a log has."""
     numbers = [int(match[1]) for path in work.glob("attempt-*") if (match := _numbered(path.stem))]
     return Attempt(work / f"attempt-{max(numbers, default=0) + 1}")
 

@@ -1,4 +1,4 @@
-"""What came out: files decide, not exit codes.
+"""Collects the outputs of a script: files decide, not exit codes.
 
 Four of the official scripts swallow errors and end with 0; others crash after the last image. So every expected image
 is looked for by name, and its reason says how the process ended only where the image did not come.
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MODES = ("RGB", "L", "P")
+from bench.pixels import output_fault
 
 
 @dataclass
@@ -52,11 +52,11 @@ class Names:
         return self._known[path]
 
     def among(self, others: Iterable[str]) -> "Names":
-        """The same names where files of `others` may lie beside theirs."""
+        """These names together with `others`, whose files may lie in the same folder."""
         return Names(self._pattern, self._ignore, self._names.union(others))
 
     def _fitting(self, path: str) -> Iterator[str]:
-        """The names that are part of `path` in the way of the pattern, longer ones first."""
+        """Yields the names with which the pattern matches `path`, longer ones first."""
         for length in self._lengths:
             for start in range(len(path) - length + 1):
                 name = path[start : start + length]
@@ -86,38 +86,31 @@ def collect(folder: Path, names: Names, sizes: Mapping[str, tuple[int, int]]) ->
     Args:
         sizes: (width, height) of each expected image's input.
     """
-    from bench.methods.base import SCALE
-
     by_name, further = names.found(folder)
     result = Collected(further=further)
-    for name, (width, height) in sizes.items():
+    for name, size in sizes.items():
         paths = by_name.get(name, [])
         if len(paths) > 1:
             result.faults[name] = f"twice: {' and '.join(paths[:3])}; expected one file"
         elif not paths:
             result.faults[name] = ""
-        elif fault := _fault(folder / paths[0], paths[0], (width * SCALE, height * SCALE)):
+        elif fault := _fault(folder / paths[0], paths[0], size):
             result.faults[name] = fault
         else:
             result.files[name] = folder / paths[0]
     return result
 
 
-def _fault(path: Path, shown: str, expected: tuple[int, int]) -> str:
+def _fault(path: Path, shown: str, lr_size: tuple[int, int]) -> str:
     """What is wrong with an output; empty where nothing is."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
             image.load()
-            size, mode = image.size, image.mode
+            return output_fault(image, shown, lr_size)
     except Exception as error:  # Pillow's decoders raise whatever they meet in a damaged file
         return f"unreadable: {shown} is no whole image ({type(error).__name__})"
-    if size != expected:
-        return f"wrong size: {shown} is {size[0]}x{size[1]}, expected {expected[0]}x{expected[1]}"
-    if mode not in MODES:
-        return f"wrong format: {shown} is {mode}, expected 8-bit RGB"
-    return ""
 
 
 def _regex(pattern: str, name: str) -> str:

@@ -27,14 +27,14 @@ def arguments(command: "Command", values: Mapping[str, str]) -> list[str]:
 
 
 def values(*, lr: Path, sr: Path, weights: Path, seed: int) -> dict[str, str]:
-    """What stands for each placeholder; seeds as every library takes them, in [0, 2**32)."""
+    """The value of each placeholder. The seed is reduced to [0, 2**32), which every library takes."""
     return {"lr": str(lr), "sr": str(sr), "weights": str(weights.absolute()), "seed": str(seed % SEED_LIMIT)}
 
 
 def variables(
     command: "Command", values: Mapping[str, str], *, python: Path, weights: Path, seeds: Path, device: str
 ) -> dict[str, str]:
-    """The whole environment of the process: that of the harness without its Python's and its launcher's settings.
+    """The environment variables of the process: the harness's own without those of its Python and its launcher.
 
     The script finds the module `bench_seed`, sees one GPU or none, and does not reach the model hub: it loads what was
     verified. A card's variables come last and may say otherwise; its PYTHONPATH is added.
@@ -64,7 +64,7 @@ def variables(
 
 
 def visible_gpu(device: str, outer: str | None) -> str:
-    """CUDA_VISIBLE_DEVICES for the one GPU that `device` means to the harness: "cuda:1" under "4,6" is "6".
+    """Returns CUDA_VISIBLE_DEVICES for the one GPU that `device` names: "cuda:1" is "6" where "4,6" are visible.
 
     Raises:
         UserError: there is no such GPU among the visible ones.
@@ -87,8 +87,8 @@ def write_inputs(images: Mapping[str, Path], folder: Path, upscale: str) -> None
     """
     from PIL import Image
 
-    from bench.imaging import checked_pixels, read_image
     from bench.methods.resize import Bicubic
+    from bench.pixels import checked_pixels, read_image
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, path in images.items():

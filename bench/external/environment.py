@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from bench.card import Card, Environment, argument_of
 from bench.errors import UserError, without_paths
-from bench.external.place import ENVIRONMENTS, alone, in_words
+from bench.external.place import ENVIRONMENTS, exclusive, in_words
 from bench.external.process import require, run_tool
 from bench.records import write_atomic
 
 if TYPE_CHECKING:
-    from bench.methods.base import MethodOptions
+    from bench.options import RunOptions
 
 
 MARKER = "environment.json"
@@ -40,7 +40,7 @@ UV_NOT_OURS = (
 
 
 def pins_sha256(environment: Environment) -> str:
-    """What an environment is known by: everything that decides what is installed, in their order."""
+    """Hashes everything that decides what is installed; the hash names the environment."""
     content = {
         "python": environment.python,
         "requirements": list(environment.requirements),
@@ -50,7 +50,7 @@ def pins_sha256(environment: Environment) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def environment_place(card: Card, options: "MethodOptions") -> Path:
+def environment_place(card: Card, options: "RunOptions") -> Path:
     """Where the card's environment lies or will lie."""
     assert card.environment is not None
     return options.cache() / ENVIRONMENTS / pins_sha256(card.environment)[:16]
@@ -60,7 +60,7 @@ def python_of(place: Path) -> Path:
     return place / "bin" / "python"
 
 
-def ready(card: Card, options: "MethodOptions") -> bool:
+def ready(card: Card, options: "RunOptions") -> bool:
     """Whether the card's environment is built; looks at files only."""
     place = environment_place(card, options)
     return (place / MARKER).is_file() and python_of(place).exists()
@@ -78,8 +78,8 @@ def uv_program() -> str | None:
     return shutil.which("uv")
 
 
-def build(card: Card, options: "MethodOptions") -> Path:
-    """The card's environment, built if it is not there; several processes wait for the one that builds it.
+def build(card: Card, options: "RunOptions") -> Path:
+    """Builds the card's environment unless it is there. Several processes wait for the one that builds it.
 
     Raises:
         UserError: no uv; no such Python; a requirement that cannot be installed, with the last lines of uv's output.
@@ -91,7 +91,7 @@ def build(card: Card, options: "MethodOptions") -> Path:
     uv = uv_program()
     if uv is None:
         raise UserError(f"{card.display} needs an environment of its own, and there is no uv here: `pip install uv`")
-    with alone(place, f"the environment of {card.display}"):
+    with exclusive(place, f"the environment of {card.display}"):
         if ready(card, options):
             return place
         shutil.rmtree(place, ignore_errors=True)
@@ -108,8 +108,8 @@ def build(card: Card, options: "MethodOptions") -> Path:
     return place
 
 
-def described(card: Card, options: "MethodOptions") -> dict[str, Any]:
-    """What a built environment consists of: interpreter, packages, the hash of its pins, the uv that built it.
+def described(card: Card, options: "RunOptions") -> dict[str, Any]:
+    """Describes a built environment: interpreter, packages, the hash of its pins, the uv that built it.
 
     Raises:
         UserError: it is not built.
@@ -146,7 +146,7 @@ def _install(environment: Environment, display: str, uv: str, place: Path, log: 
 
 
 def _packages(freeze: str) -> dict[str, str]:
-    """Versions by name; of a package from an address the address, of one from this machine's files only that."""
+    """Returns versions by name. For a package from an address it is the address, without the path of a local file."""
     found = {}
     for line in freeze.splitlines():
         name, at, version = line.replace(" @ ", "==", 1).partition("==")

@@ -1,4 +1,4 @@
-"""Calling git: it asks nothing, fetches no large files, and knows of no repository but the one meant."""
+"""Calls git so that it asks nothing, fetches no large files, and sees no repository but the one meant."""
 
 import os
 import shutil
@@ -41,14 +41,14 @@ def git_program() -> str:
 
 
 def variables() -> dict[str, str]:
-    """Git's environment: never a question, no large files, English messages, and no repository but the one meant."""
+    """Git's environment variables: no questions, no large files, English messages, no other repository."""
     kept = {key: value for key, value in os.environ.items() if key not in OTHER_REPOSITORY}
     ssh = os.environ.get("GIT_SSH_COMMAND", "ssh -o BatchMode=yes -o ConnectTimeout=5")
     quiet = {"GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "true", "GIT_LFS_SKIP_SMUDGE": "1", "LC_ALL": "C"}
     return {**kept, **quiet, "GIT_SSH_COMMAND": ssh}
 
 
-def said(stderr: str, place: Path) -> str:
-    """What git complained of last, without the path of `place`."""
+def last_message(stderr: str, place: Path) -> str:
+    """The last line of git's messages, without the path of `place`."""
     lines = [line for line in stderr.strip().splitlines() if line.strip()]
     return without_paths(lines[-1] if lines else "no message", {place: place.name})

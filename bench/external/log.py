@@ -1,4 +1,4 @@
-"""The log of a process: what it said last, and the harness's lines among its own."""
+"""The log of a process: its last lines, and the lines that the harness adds."""
 
 import json
 import re

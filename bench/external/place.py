@@ -1,4 +1,4 @@
-"""Places in the cache: made by one process at a time, and named in messages without this machine's paths."""
+"""Places in the cache. One process at a time makes one, and messages name them without this machine's paths."""
 
 import sys
 from collections.abc import Iterator
@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bench.methods.base import MethodOptions
+    from bench.options import RunOptions
 
 REPOSITORIES, ENVIRONMENTS = "repositories", "environments"
 
 
-def in_words(options: "MethodOptions", place: Path) -> str:
-    """`place` for messages, which may be recorded and published: below the cache's own name."""
+def in_words(options: "RunOptions", place: Path) -> str:
+    """Names `place` below $TSD_CACHE, for messages that may be recorded and published."""
     return f"$TSD_CACHE/{place.relative_to(options.cache()).as_posix()} (or under --cache, else ~/.cache/tsd-sr-bench)"
 
 
 @contextmanager
-def alone(place: Path, what: str) -> Iterator[None]:
-    """Holds `place` against other processes, which wait; the kernel lets go when the process ends, however it ends."""
+def exclusive(place: Path, what: str) -> Iterator[None]:
+    """Locks `place` against other processes, which wait. The kernel unlocks it however this process ends."""
     from filelock import FileLock, Timeout
 
     place.parent.mkdir(parents=True, exist_ok=True)

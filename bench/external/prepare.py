@@ -1,4 +1,4 @@
-"""All that a method's process needs, made before it starts: by `bench install`, or by the run that comes to it."""
+"""Installs what a method's process needs, checkout and environment: for `bench install`, or for a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,19 +9,19 @@ from bench.external import environment, repository
 from bench.store import missing_weights
 
 if TYPE_CHECKING:
-    from bench.methods.base import MethodOptions
+    from bench.options import RunOptions
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Installed:
     """The work tree of the repository, and the interpreter of the environment."""
 
     checkout: Path
     python: Path
 
 
-def prepare(card: Card, options: "MethodOptions") -> Prepared:
-    """Checkout and environment, made where they are not there, and the links to weights where these are.
+def install(card: Card, options: "RunOptions") -> Installed:
+    """Makes checkout and environment where they are absent, and links the weights that are in the store.
 
     Raises:
         UserError: one of them cannot be made; nothing half-done is left.
@@ -30,9 +30,9 @@ def prepare(card: Card, options: "MethodOptions") -> Prepared:
     python = environment.python_of(environment.build(card, options))
     if not missing_weights(card, options):
         repository.link(card, options, checkout)
-    return Prepared(checkout, python)
+    return Installed(checkout, python)
 
 
-def is_prepared(card: Card, options: "MethodOptions") -> bool:
-    """Whether checkout and environment are there; looks at files only."""
+def is_installed(card: Card, options: "RunOptions") -> bool:
+    """Whether checkout and environment are made. Looks at file names only."""
     return repository.is_made(card, options) and environment.ready(card, options)

@@ -1,4 +1,4 @@
-"""A command with everything it starts, which ends with the harness at the latest, however that ends."""
+"""Runs a command. It and everything it starts end with the harness at the latest, however that ends."""
 
 import json
 import signal
@@ -34,7 +34,7 @@ class Ending:
     error: str = ""
 
     def words(self) -> str:
-        """As a clause: "the process ended with exit code 1"."""
+        """Says in a clause how it ended: "the process ended with exit code 1"."""
         if self.error:
             return f"the process could not be started ({self.error})"
         if self.limit_seconds is not None:
@@ -78,7 +78,7 @@ class Process:
         self.stop()
 
     def wait(self, seconds: float | None = None) -> Ending | None:
-        """How it ended, or None while it runs after `seconds`."""
+        """Waits at most `seconds`; returns how it ended, or None while it runs."""
         try:
             self._supervisor.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -87,15 +87,15 @@ class Process:
         answer = self._supervisor.stdout.read()
         if not answer:
             return Ending(None, self.seconds())
-        said = json.loads(answer)
-        return Ending(said.get("exit"), self.seconds(), error=said.get("error", ""))
+        outcome = json.loads(answer)
+        return Ending(outcome.get("exit"), self.seconds(), error=outcome.get("error", ""))
 
     def seconds(self) -> float:
         """The time since it was started."""
         return time.monotonic() - self._started
 
     def stop(self) -> None:
-        """Ends it and everything it started; returns when nothing runs any more. Nothing happens to an ended one."""
+        """Ends the command and everything it started, and returns when nothing runs any more."""
         assert self._supervisor.stdin is not None
         assert self._supervisor.stdout is not None
         self._supervisor.stdin.close()
@@ -128,5 +128,5 @@ def run_tool(
 def require(ending: Ending, log: Path, what: str, hint: str) -> None:
     """Raises UserError, with the last lines of `log`, unless the tool succeeded."""
     if ending.exit_code != 0:
-        said = "".join(f"\n  {line}" for line in last_lines(log, 6))
-        raise UserError(f"{what}: {ending.words()}; {hint}{said}")
+        tail = "".join(f"\n  {line}" for line in last_lines(log, 6))
+        raise UserError(f"{what}: {ending.words()}; {hint}{tail}")

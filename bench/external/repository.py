@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 from bench.card import Card, Patch
 from bench.errors import UserError, some, without_paths
-from bench.external.git import git, git_program, said, variables
-from bench.external.place import REPOSITORIES, alone, in_words
+from bench.external.git import git, git_program, last_message, variables
+from bench.external.place import REPOSITORIES, exclusive, in_words
 from bench.external.process import require, run_tool
 from bench.records import write_atomic
 
 if TYPE_CHECKING:
-    from bench.methods.base import MethodOptions
+    from bench.options import RunOptions
 
 
 MARKER = "tsd-bench.json"
@@ -32,13 +32,13 @@ ELSEWHERE = "give a clone or bundle of it with --repo-dir"
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a commit is taken from.
+class Origin:
+    """What the repository is fetched from.
 
     Attributes:
         kind: "address", "clone" or "bundle".
-        place: for git.
-        shown: for messages.
+        place: the address or path, as git takes it.
+        shown: its name in messages, which do not name paths of this machine.
     """
 
     kind: str
@@ -46,7 +46,7 @@ class Source:
     shown: str
 
 
-def checkout_place(card: Card, options: "MethodOptions") -> Path:
+def checkout_place(card: Card, options: "RunOptions") -> Path:
     """Where the card's checkout lies or will lie."""
     patched = f"-{patches_sha256(card.patches)[:8]}" if card.patches else ""
     return options.cache() / REPOSITORIES / f"{card.name}-{card.commit[:12]}{patched}"
@@ -57,13 +57,13 @@ def patches_sha256(patches: Sequence[Patch]) -> str:
     return hashlib.sha256(json.dumps([[p.file, p.find, p.replace] for p in patches]).encode()).hexdigest()
 
 
-def is_made(card: Card, options: "MethodOptions") -> bool:
+def is_made(card: Card, options: "RunOptions") -> bool:
     """Whether the checkout is there; looks at a file name only."""
     return (checkout_place(card, options) / ".git" / MARKER).is_file()
 
 
-def find_source(card: Card, options: "MethodOptions") -> Source:
-    """Where the repository is taken from; looks at names only.
+def find_origin(card: Card, options: "RunOptions") -> Origin:
+    """What the repository is fetched from. Looks at file names only.
 
     Under --repo-dir it is a clone NAME/, a bare one NAME.git/ or a bundle NAME.bundle, where NAME is the repository's
     or the card's; or --repo-dir is itself one of these.
@@ -72,25 +72,25 @@ def find_source(card: Card, options: "MethodOptions") -> Source:
         UserError: --repo-dir has none of them.
     """
     if options.repo_dir is None:
-        return Source("address", card.repository, card.repository)
+        return Origin("address", card.repository, card.repository)
     folder = options.repo_dir.expanduser().absolute()
     official = card.repository.rstrip("/").rpartition("/")[2].removesuffix(".git")
     for name in dict.fromkeys((official, card.name)):
         for candidate in (name, f"{name}.git", f"{name}.bundle"):
             kind = _kind(folder / candidate)
             if kind:
-                return Source(kind, str(folder / candidate), f"{candidate} in --repo-dir")
+                return Origin(kind, str(folder / candidate), f"{candidate} in --repo-dir")
     kind = _kind(folder)
     if kind:
-        return Source(kind, str(folder), f"{folder.name} (--repo-dir)")
+        return Origin(kind, str(folder), f"{folder.name} (--repo-dir)")
     raise UserError(
         f"--repo-dir holds no repository of {card.display}; expected a clone {official}/ or {official}.git/, or a "
         f"bundle {official}.bundle (`git bundle create {official}.bundle --all` in a clone of {card.repository})"
     )
 
 
-def check(card: Card, options: "MethodOptions") -> None:
-    """What can be known to be wrong before anything is made; takes a fraction of a second, and no network.
+def check(card: Card, options: "RunOptions") -> None:
+    """Finds what is wrong before anything is made. It takes a fraction of a second and needs no network.
 
     Raises:
         UserError: no git; --repo-dir without this repository, or with a work tree whose state is not what would be run;
@@ -100,24 +100,24 @@ def check(card: Card, options: "MethodOptions") -> None:
     made = is_made(card, options)
     if options.repo_dir is not None:
         try:
-            source = find_source(card, options)
+            origin = find_origin(card, options)
         except UserError:
             if not made:
                 raise
         else:
-            _check_source(card, source)
+            _check_origin(card, origin)
     if made:
         _check_unchanged(card, options)
 
 
-def checkout(card: Card, options: "MethodOptions") -> Path:
-    """Our own work tree at the card's commit with its patches, made if it is not there.
+def checkout(card: Card, options: "RunOptions") -> Path:
+    """Makes our own work tree at the card's commit with its patches, unless it is there.
 
     Raises:
-        UserError: as of `check`; the commit is not in the repository, a patch does not apply, or there is no network.
+        UserError: `check` fails, the commit is not in the repository, a patch does not apply, or there is no network.
     """
     place = checkout_place(card, options)
-    with alone(place, f"the checkout of {card.display}"):
+    with exclusive(place, f"the checkout of {card.display}"):
         check(card, options)
         if is_made(card, options):
             return place
@@ -125,7 +125,7 @@ def checkout(card: Card, options: "MethodOptions") -> Path:
         for leftover in (part, place):
             shutil.rmtree(leftover, ignore_errors=True)
         try:
-            _take_commit(card, find_source(card, options), part)
+            _take_commit(card, find_origin(card, options), part)
             _patch(card, part)
             tree = git(part, "write-tree").stdout.strip()
             content = {"repository": card.repository, "commit": card.commit, "tree": tree}
@@ -144,17 +144,17 @@ def _kind(path: Path) -> str:
     return "clone" if bare or (path / ".git").exists() else ""
 
 
-def _check_source(card: Card, source: Source) -> None:
-    """A local clone has the commit; its work tree, if it has one, is what will be run."""
-    if source.kind != "clone":
+def _check_origin(card: Card, origin: Origin) -> None:
+    """Checks that a local clone has the commit, and that its work tree, if it has one, is what will be run."""
+    if origin.kind != "clone":
         return
-    place = Path(source.place)
+    place = Path(origin.place)
     inside = git(place, "rev-parse", "--is-inside-work-tree")
     if inside.returncode:
-        raise UserError(f"{source.shown} cannot be read by git: {said(inside.stderr, place)}")
+        raise UserError(f"{origin.shown} cannot be read by git: {last_message(inside.stderr, place)}")
     if git(place, "cat-file", "-e", f"{card.commit}^{{commit}}").returncode:
         raise UserError(
-            f"{source.shown} does not contain the commit {card.commit}, which {card.display} is pinned to: fetch it "
+            f"{origin.shown} does not contain the commit {card.commit}, which {card.display} is pinned to: fetch it "
             f"there from {card.repository}"
         )
     if inside.stdout.strip() != "true":
@@ -162,18 +162,18 @@ def _check_source(card: Card, source: Source) -> None:
     head = git(place, "rev-parse", "HEAD").stdout.strip()
     if head != card.commit:
         raise UserError(
-            f"{source.shown} is at commit {head[:12]}, expected {card.commit[:12]}, which {card.display} is pinned to. "
+            f"{origin.shown} is at commit {head[:12]}, expected {card.commit[:12]}, which {card.display} is pinned to. "
             f"Another commit would not be run: `git checkout {card.commit}` there, or give a bare clone"
         )
     changed = git(place, "status", "--porcelain", "--untracked-files=no").stdout.splitlines()
     if changed:
         raise UserError(
-            f"{source.shown} has local changes ({some([line[3:] for line in changed])}), which would not be run: "
+            f"{origin.shown} has local changes ({some([line[3:] for line in changed])}), which would not be run: "
             "`git stash` them, or make them patches of a card of your own"
         )
 
 
-def _check_unchanged(card: Card, options: "MethodOptions") -> None:
+def _check_unchanged(card: Card, options: "RunOptions") -> None:
     place = checkout_place(card, options)
     changed = git(place, "diff", "--name-only").stdout.split()
     recorded = json.loads((place / ".git" / MARKER).read_text(encoding="utf-8"))
@@ -188,23 +188,23 @@ def _check_unchanged(card: Card, options: "MethodOptions") -> None:
         )
 
 
-def _take_commit(card: Card, source: Source, part: Path) -> None:
-    """A repository at `part` with the commit checked out."""
+def _take_commit(card: Card, origin: Origin, part: Path) -> None:
+    """Makes a repository at `part` and checks the commit out."""
     part.mkdir(parents=True)
     log = part.with_suffix(".log")
     log.unlink(missing_ok=True)
     setup = git(part, "init", "--quiet", "--template=")
     if setup.returncode:
-        raise UserError(f"git could not make a repository in the cache: {said(setup.stderr, part)}")
+        raise UserError(f"git could not make a repository in the cache: {last_message(setup.stderr, part)}")
     try:
-        if source.kind == "address":
-            _probe(card, source)
-        if source.kind == "bundle":
-            ways: list[tuple[str, ...]] = [("bundle", "unbundle", source.place)]
+        if origin.kind == "address":
+            _probe(card, origin)
+        if origin.kind == "bundle":
+            ways: list[tuple[str, ...]] = [("bundle", "unbundle", origin.place)]
         else:
             every = ("+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*")
             fetch = (*STALLED, "fetch", "--no-auto-gc", "--progress")
-            ways = [(*fetch, "--depth", "1", "--no-tags", source.place, card.commit), (*fetch, source.place, *every)]
+            ways = [(*fetch, "--depth", "1", "--no-tags", origin.place, card.commit), (*fetch, origin.place, *every)]
         for way in ways:  # not every server gives a single commit away
             ending = run_tool(
                 [git_program(), *way], title=f"{card.display}: repository", log=log, cwd=part, env=variables()
@@ -212,24 +212,26 @@ def _take_commit(card: Card, source: Source, part: Path) -> None:
             if ending.exit_code == 0 and _has(part, card.commit):
                 break
         else:
-            require(ending, log, f"{card.display}: {source.shown} could not be read", ELSEWHERE)
-            raise UserError(f"{source.shown} does not contain the commit {card.commit} of {card.display}")
+            require(ending, log, f"{card.display}: {origin.shown} could not be read", ELSEWHERE)
+            raise UserError(f"{origin.shown} does not contain the commit {card.commit} of {card.display}")
         git(part, "config", "core.autocrlf", "false")
         done = git(part, "checkout", "--quiet", "--detach", card.commit)
         if done.returncode:
-            raise UserError(f"{source.shown}: {card.commit[:12]} cannot be checked out: {said(done.stderr, part)}")
+            raise UserError(
+                f"{origin.shown}: {card.commit[:12]} cannot be checked out: {last_message(done.stderr, part)}"
+            )
     except UserError as error:
-        raise UserError(without_paths(str(error), {Path(source.place): source.shown})) from None
+        raise UserError(without_paths(str(error), {Path(origin.place): origin.shown})) from None
     finally:
         log.unlink(missing_ok=True)
 
 
-def _probe(card: Card, source: Source) -> None:
+def _probe(card: Card, origin: Origin) -> None:
     """Raises UserError within seconds where the address cannot be reached."""
-    done = git(Path.home(), "ls-remote", "--quiet", source.place, "HEAD", limit=PROBE_SECONDS)
+    done = git(Path.home(), "ls-remote", "--quiet", origin.place, "HEAD", limit=PROBE_SECONDS)
     if done.returncode:
-        why = said(done.stderr, Path.home())
-        raise UserError(f"{card.display}: {source.shown} cannot be reached ({why}); without network, {ELSEWHERE}")
+        why = last_message(done.stderr, Path.home())
+        raise UserError(f"{card.display}: {origin.shown} cannot be reached ({why}); without network, {ELSEWHERE}")
 
 
 def _patch(card: Card, part: Path) -> None:
@@ -249,9 +251,12 @@ def _patch(card: Card, part: Path) -> None:
 
 
 def apply_patch(content: bytes, patch: Patch) -> tuple[bytes, int]:
-    """A file's content with the patch, and how often what it looks for stands there: other than once, nothing changes.
+    """Applies a patch to a file's content, if what it looks for stands there exactly once.
 
     In a file with Windows' line ends those of the patch are Windows' too.
+
+    Returns:
+        The content, and how often what the patch looks for stood in it.
     """
     find, replace = patch.find.encode(), patch.replace.encode()
     if b"\r\n" in content and find not in content:
@@ -260,7 +265,7 @@ def apply_patch(content: bytes, patch: Patch) -> tuple[bytes, int]:
     return (content.replace(find, replace) if count == 1 else content), count
 
 
-def link(card: Card, options: "MethodOptions", place: Path) -> None:
+def link(card: Card, options: "RunOptions", place: Path) -> None:
     """Puts the links into the checkout that the card asks for, to files of the weight store.
 
     Several processes may do so at once: a link is replaced in one step.

@@ -1,4 +1,4 @@
-"""Runs one command and sees to its end, whatever happens to the harness. A script: `bench/external/process.py` runs it.
+"""A script that runs one command and ends it whatever happens to the harness; `bench/external/process.py` starts it.
 
 Its standard input is the lifeline. The first line says what to run (JSON: argv, cwd, env, log); after that nothing
 comes, and when the other end is closed, because the harness wants so or because it was killed, the command and
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def _first_line() -> bytes:
-    """Read byte by byte, so that nothing of the lifeline is buffered where `select` does not see it."""
+    """Reads byte by byte, so that nothing of the lifeline is buffered where `select` does not see it."""
     line = b""
     while not line.endswith(b"\n"):
         byte = os.read(0, 1)
@@ -68,7 +68,7 @@ def _first_line() -> bytes:
 
 
 def _linux_only() -> Callable[[], None] | None:
-    """Adopts orphans; returns what makes a child die with the supervisor, should that be killed itself."""
+    """Adopts orphans, and returns a function that makes a child die if the supervisor is killed."""
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)
@@ -84,7 +84,7 @@ def _end_with_lifeline(parent: int, child: int) -> None:
 
 
 def _end(child: int) -> None:
-    """Ends the command and every descendant: asks first, then kills, until none is left."""
+    """Ends the command and every descendant. It asks first, then kills, until none is left."""
     import psutil
 
     started = time.monotonic()

@@ -10,15 +10,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from bench.card import cards, read_card
+from bench.card import Card, cards, read_card
 from bench.errors import UserError
-from bench.methods.base import FolderMethod, Method, MethodOptions, MethodSpec
+from bench.methods.base import FolderMethod, Method, MethodSpec
+from bench.methods.external import external_spec
 from bench.methods.folder import folder_spec
-from bench.methods.from_card import card_spec, card_specs
 from bench.methods.function import function_spec
+from bench.methods.gan import gan_spec
+from bench.methods.osediff import osediff_spec
 from bench.methods.published import published_spec, published_specs
 from bench.methods.resize import BICUBIC, LANCZOS
-from bench.methods.spandrel import REALESRGAN_COMPACT, spandrel_spec
+from bench.methods.spandrel import spandrel_spec
 from bench.methods.tsd_rows import (
     OSEDIFF_MINI,
     OSEDIFF_MINI_SD2,
@@ -27,13 +29,29 @@ from bench.methods.tsd_rows import (
     TSD_SR_MINI_SD2,
     TSD_SR_SD2,
     TSD_SR_SD21,
+    release_spec,
     student_spec,
     teacher_spec,
 )
 from bench.methods.tsd_sr import TeacherSettings
-from bench.methods.tsd_weights import Weights
+from bench.methods.tsd_weights import ModelFolders
+from bench.tables import TABLES
 
-__all__ = ["FORMS", "METHODS", "FolderMethod", "Method", "MethodOptions", "MethodSpec", "get_method"]
+__all__ = ["FORMS", "METHODS", "FolderMethod", "Method", "MethodSpec", "get_method"]
+
+OF_CARD = {"tsd-sr": release_spec, "osediff": osediff_spec, "spandrel": gan_spec, "external": external_spec}
+"""What makes the row of a card, by the card's `run`."""
+
+
+def _rows_of_cards() -> dict[str, MethodSpec]:
+    """The rows of the cards that come with the harness, by name, in the order in which the paper's tables have them."""
+    order = [row.method for table in TABLES.values() for profile in table.profiles.values() for row in profile.rows]
+
+    def place(card: Card) -> int:
+        return order.index(card.name) if card.name in order else len(order)
+
+    return {card.name: OF_CARD[card.run](card) for card in sorted(cards().values(), key=place)}
+
 
 METHODS: dict[str, MethodSpec] = {
     "bicubic": BICUBIC,
@@ -43,10 +61,9 @@ METHODS: dict[str, MethodSpec] = {
     "tsd-sr-mini": TSD_SR_MINI,
     "osediff-mini-sd2": OSEDIFF_MINI_SD2,
     "tsd-sr-mini-sd2": TSD_SR_MINI_SD2,
-    "realesrgan-compact": REALESRGAN_COMPACT,
     "tsd-sr-sd2": TSD_SR_SD2,
     "tsd-sr-sd21": TSD_SR_SD21,
-    **card_specs(),
+    **_rows_of_cards(),
 }
 METHODS |= {spec.name: spec for spec in published_specs(cards())}
 
@@ -110,7 +127,7 @@ def _student(argument: str, label: str) -> MethodSpec:
     folders = [Path(part).expanduser() for part in argument.split(",") if part]
     if len(folders) not in (1, 2, 3):
         raise UserError(f"tsd-sr:{argument} names {len(folders)} folders; expected tsd-sr:MODEL[,LORA[,PROMPTS]]")
-    weights = Weights(*folders)
+    weights = ModelFolders(*folders)
     return student_spec(weights, *_names(label, "tsd-sr", folders[:2][-1].resolve().name))
 
 
@@ -140,12 +157,13 @@ def _teacher(argument: str, label: str) -> MethodSpec:
     parts += [model.resolve().name] if model else []
     whose = "Mini" if model is None else model.name
     display = label or f"{whose} teacher (σ {teacher.strength:g}, guidance {teacher.guidance:g})"
-    weights = None if model is None else Weights(model, prompts=prompts)
+    weights = None if model is None else ModelFolders(model, prompts=prompts)
     return teacher_spec(teacher, label or _slug("-".join(parts)), display, weights)
 
 
 def _card(argument: str, label: str) -> MethodSpec:
-    spec = card_spec(read_card(_path(argument, "card:PATH.toml")))
+    card = read_card(_path(argument, "card:PATH.toml"))
+    spec = OF_CARD[card.run](card)
     return replace(spec, name=label, display=label) if label else spec
 
 

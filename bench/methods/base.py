@@ -23,26 +23,19 @@ Published outputs have no `restore`: a `FolderMethod` names one finished image p
 runs as a process over a whole folder is a `FolderRunner`; seeds, checks and records are the same.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from bench.errors import UserError
+from bench.options import RunOptions
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from bench.card import Card
     from bench.missing import Missing, Obstacle
     from bench.testsets import TestSet
-
-SCALE = 4
-MIN_SIDE = 16
-SEED_LIMIT = 2**63
-DTYPES = ("fp32", "bf16", "fp16")
 
 
 @runtime_checkable
@@ -90,7 +83,7 @@ class FolderRunner(Protocol):
         Args:
             seeds: by name; for a method that cannot be seeded they are ignored.
             work: a folder of this method's own for inputs, outputs and logs. What an interrupted call left there may
-                be taken up again, if it was made by the same settings. After the last name nothing but logs remains.
+                be resumed, if it was made by the same settings. After the last name nothing but logs remains.
 
         Raises:
             UserError: nothing could be started at all: no environment, a checkout that was changed.
@@ -98,7 +91,7 @@ class FolderRunner(Protocol):
         ...
 
     def provenance(self) -> dict[str, object]:
-        """As of `Method`. Builds and starts nothing."""
+        """As that of `Method`; it builds and starts nothing."""
         ...
 
     def environment(self) -> dict[str, object]:
@@ -111,67 +104,6 @@ class FolderRunner(Protocol):
     def seeded(self) -> bool:
         """Whether every image is made from its own seed; else its row records no seed."""
         ...
-
-
-@dataclass(frozen=True)
-class MethodOptions:
-    """Where and how a method runs.
-
-    Attributes:
-        device: a torch device ("cpu", "cuda", "cuda:1").
-        dtype: arithmetic of the network: "fp32", "bf16" or "fp16".
-        data_root: folder of the test sets; None means $TSD_DATA.
-        weights_root: folder of weights that cannot be shipped; None means $TSD_WEIGHTS, else ./weights.
-        testset: name of the test set about to be restored, for methods that exist for some sets only.
-        repo_dir: folder with clones or bundles of the methods' repositories; None clones from their addresses.
-        cache_root: folder of checkouts and environments; None means $TSD_CACHE, else a folder in ~/.cache.
-        time_limit_seconds: how long a method's process may take over one folder; None means the card's bound.
-        seed: the run's seed, for a process that takes one for all images; else each image has its own.
-    """
-
-    device: str = "cpu"
-    dtype: str = "fp32"
-    data_root: Path | None = None
-    weights_root: Path | None = None
-    testset: str | None = None
-    repo_dir: Path | None = None
-    cache_root: Path | None = None
-    time_limit_seconds: float | None = None
-    seed: int = 42
-
-    def weights(self) -> Path:
-        """The folder of weights that are not shipped; it need not exist."""
-        return Path(self.weights_root or os.environ.get("TSD_WEIGHTS") or "weights")
-
-    def weights_place(self, name: str) -> str:
-        """Where the file or folder `name` belongs, in words for footnotes that may be published: no absolute path."""
-        return f"$TSD_WEIGHTS/{name} (or under --weights-root, else ./weights)"
-
-    def cache(self) -> Path:
-        """The folder of checkouts and environments; it need not exist."""
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return Path(self.cache_root or os.environ.get("TSD_CACHE") or home / "tsd-sr-bench").absolute()
-
-    def data(self) -> Path:
-        """The folder of the test sets; it need not exist."""
-        return Path(self.data_root or os.environ.get("TSD_DATA") or "data")
-
-    def require_device(self) -> None:
-        """Raises UserError for a GPU that torch does not find, before anything heavy is read."""
-        import torch
-
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"the device is {self.device} but torch finds no CUDA device here; use cpu")
-
-    def require_dtype(self) -> None:
-        """Raises UserError for a precision that is none; imports nothing."""
-        if self.dtype not in DTYPES:
-            raise UserError(f"no precision is named {self.dtype!r}; expected one of {', '.join(DTYPES)}")
-
-    def torch_dtype(self) -> "torch.dtype":
-        import torch
-
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -203,8 +135,8 @@ class MethodSpec:
     kind: str
     summary: str
     licence: str
-    load: Callable[[MethodOptions], Method | FolderMethod | FolderRunner]
-    missing: Callable[[MethodOptions], "Sequence[Missing | Obstacle]"]
+    load: Callable[[RunOptions], Method | FolderMethod | FolderRunner]
+    missing: Callable[[RunOptions], "Sequence[Missing | Obstacle]"]
     testsets: tuple[str, ...] | None = None
     how: str = "in process"
     restriction: str = ""
@@ -214,8 +146,8 @@ class MethodSpec:
 
 def spec_of(
     card: "Card",
-    load: Callable[[MethodOptions], Method | FolderMethod | FolderRunner],
-    missing: "Callable[[MethodOptions], Sequence[Missing | Obstacle]]",
+    load: Callable[[RunOptions], Method | FolderMethod | FolderRunner],
+    missing: "Callable[[RunOptions], Sequence[Missing | Obstacle]]",
     how: str = "in process",
 ) -> MethodSpec:
     """The row of a card, in the card's own words."""
@@ -235,6 +167,6 @@ def spec_of(
     )
 
 
-def nothing_missing(options: MethodOptions) -> "list[Missing | Obstacle]":
-    """For methods that need no file beyond the installed packages."""
+def nothing_missing(options: RunOptions) -> "list[Missing | Obstacle]":
+    """The `missing` of methods that need no file beyond the installed packages."""
     return []

@@ -1,4 +1,4 @@
-"""Competitors that run as they were published: the official repository, in an environment of its own, over a folder.
+"""Competitors that run as they were published: a folder goes through the official repository in its own environment.
 
 One mechanism for all of them (`bench/external/`); what differs is in the card. The harness checks what came out,
 image by image: a crash costs the images that are not there, a hung process is stopped, an exit code proves nothing.
@@ -22,10 +22,11 @@ from bench.external.collect import Collected, Names, collect
 from bench.external.command import arguments, values, variables, visible_gpu, write_inputs
 from bench.external.git import git_program
 from bench.external.log import last_lines, note
-from bench.external.prepare import Prepared, prepare
+from bench.external.prepare import Installed, install
 from bench.external.process import Ending, Process
-from bench.methods.base import MethodOptions, MethodSpec, spec_of
+from bench.methods.base import MethodSpec, spec_of
 from bench.missing import Missing, Obstacle
+from bench.options import RunOptions
 from bench.provenance import sha256_file
 from bench.schema import DESCRIPTIONS
 from bench.store import missing_weights, verified_weights
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 LOOK_SECONDS = 1.0
-SAID_CHARACTERS = 140
+QUOTED_CHARACTERS = 140
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class ExternalMethod:
     """
 
     card: Card
-    options: MethodOptions
+    options: RunOptions
     weights: Mapping[str, str]
 
     @property
@@ -85,7 +86,7 @@ class ExternalMethod:
     def restore_folder(
         self, images: Mapping[str, Path], seeds: Mapping[str, int], work: Path
     ) -> Iterator[tuple[str, Path | str]]:
-        """As of `FolderRunner`. An image is yielded when the process has ended: before, it may come a second time."""
+        """Restores as `FolderRunner` says. Images are yielded after the process has ended: before, they may change."""
         sizes = {name: _size(path) for name, path in images.items()}
         refused = {name: reason for name, size in sizes.items() if (reason := self._refusal(size))}
         jobs = {
@@ -98,18 +99,18 @@ class ExternalMethod:
         names = Names(self.command.outputs, self.command.ignore, jobs)
         done: dict[str, Path] = {}
         for earlier in attempts(work):
-            done |= earlier.take_up(account, jobs, names, sizes)
+            done |= earlier.resume(account, jobs, names, sizes)
         pending = {name: images[name] for name in jobs if name not in done}
-        prepared = prepare(self.card, self.options) if jobs else None
+        installed = install(self.card, self.options) if jobs else None
         yield from done.items()
-        if prepared and pending:
+        if installed and pending:
             attempt = next_attempt(work)
             attempt.begin(account, {name: jobs[name] for name in pending})
             with self._bar(len(jobs), len(done)) as bar:
                 write_inputs(pending, attempt.lr, self.command.upscale)
-                ending = self._run(prepared, attempt, Names(self.command.outputs, self.command.ignore, pending), bar)
+                ending = self._run(installed, attempt, Names(self.command.outputs, self.command.ignore, pending), bar)
             result = collect(attempt.sr, names, {name: sizes[name] for name in pending})
-            reasons = {name: self._reason(name, attempt, prepared, ending, result) for name in result.faults}
+            reasons = {name: self._reason(name, attempt, installed, ending, result) for name in result.faults}
             self._remark(attempt, ending, result)
             for name in pending:
                 yield name, result.files[name] if name in result.files else reasons[name]
@@ -125,15 +126,15 @@ class ExternalMethod:
             f"{self.card.display} handles inputs of {expected[0]}x{expected[1]} only; this one is {size[0]}x{size[1]}"
         )
 
-    def _run(self, prepared: Prepared, attempt: Attempt, names: Names, bar: "tqdm") -> Ending:
+    def _run(self, installed: Installed, attempt: Attempt, names: Names, bar: "tqdm") -> Ending:
         """Runs the script to its end or its time limit; meanwhile the bar counts the outputs that are there."""
         weights = self.options.weights()
         filled = values(lr=attempt.lr, sr=attempt.sr, weights=weights, seed=self.options.seed)
-        argv = [str(prepared.python), *arguments(self.command, filled)]
+        argv = [str(installed.python), *arguments(self.command, filled)]
         env = variables(
             self.command,
             filled,
-            python=prepared.python,
+            python=installed.python,
             weights=weights,
             seeds=attempt.seeds,
             device=self.options.device,
@@ -145,7 +146,7 @@ class ExternalMethod:
         head = f"{self.card.display}, {count} images, time limit {limit:.0f} s"
         note(attempt.log, head, argv=argv, variables=changed)
         before = bar.n
-        with Process(argv, cwd=prepared.checkout, env=env, log=attempt.log) as process:
+        with Process(argv, cwd=installed.checkout, env=env, log=attempt.log) as process:
             while (ending := process.wait(LOOK_SECONDS)) is None:
                 bar.n = before + len(names.found(attempt.sr)[0])
                 bar.refresh()
@@ -160,7 +161,7 @@ class ExternalMethod:
         return tqdm(total=total, initial=done, desc=title, unit="image", leave=False, file=sys.stderr)
 
     def _remark(self, attempt: Attempt, ending: Ending, result: Collected) -> None:
-        """The harness's last words in the log, and on stderr what a reader should know of a run that succeeded."""
+        """Sums the run up in the log; prints on stderr what a reader should know of a run that succeeded."""
         from tqdm import tqdm
 
         lines = [f"{ending.words()}, after {ending.seconds:.0f} s"]
@@ -177,21 +178,21 @@ class ExternalMethod:
                 f"{self.card.display}: {ending.words()}{further}; log: {attempt.log_in_words()}", file=sys.stderr
             )
 
-    def _reason(self, name: str, attempt: Attempt, prepared: Prepared, ending: Ending, result: Collected) -> str:
+    def _reason(self, name: str, attempt: Attempt, installed: Installed, ending: Ending, result: Collected) -> str:
         """Why an image did not come, in one line that may be recorded and published."""
         log = f"log: {attempt.log_in_words()}"
         if result.faults[name]:
             return f"{result.faults[name]} ({log})"
-        said = last_lines(attempt.log, 1, mentioning=name) if ending.exit_code == 0 else []
-        said = said or last_lines(attempt.log, 1)
+        lines = last_lines(attempt.log, 1, mentioning=name) if ending.exit_code == 0 else []
+        lines = lines or last_lines(attempt.log, 1)
         known = {
             attempt.folder: attempt.folder.name,
-            prepared.checkout: self.card.name,
+            installed.checkout: self.card.name,
             self.options.weights().absolute(): "weights",
             self.options.cache(): "cache",
         }
-        words = without_paths(" ".join(said), known)
-        quoted = f": {words[:SAID_CHARACTERS]}{'…' if len(words) > SAID_CHARACTERS else ''}" if words else ""
+        words = without_paths(" ".join(lines), known)
+        quoted = f": {words[:QUOTED_CHARACTERS]}{'…' if len(words) > QUOTED_CHARACTERS else ''}" if words else ""
         partial = "partial result: no output for this image, though " if ending.exit_code == 0 else "no output, "
         return f"{partial}{ending.words()} ({log}){quoted}"
 
@@ -199,7 +200,7 @@ class ExternalMethod:
 def external_spec(card: Card) -> MethodSpec:
     """The row of a card with run = "external"."""
 
-    def load(options: MethodOptions) -> ExternalMethod:
+    def load(options: RunOptions) -> ExternalMethod:
         assert card.command is not None
         if card.command.cuda and not options.device.startswith("cuda"):
             raise UserError(_no_gpu(card, options).line())
@@ -207,14 +208,14 @@ def external_spec(card: Card) -> MethodSpec:
         repository.check(card, options)
         return ExternalMethod(card, options, verified_weights(card, options))
 
-    def missing(options: MethodOptions) -> list[Missing | Obstacle]:
+    def missing(options: RunOptions) -> list[Missing | Obstacle]:
         return [*missing_weights(card, options), *_obstacles(card, options)]
 
     return spec_of(card, load, missing, "own environment")
 
 
-def _obstacles(card: Card, options: MethodOptions) -> Iterator[Obstacle]:
-    """What keeps the card from running here and is no weight file; looks at names only."""
+def _obstacles(card: Card, options: RunOptions) -> Iterator[Obstacle]:
+    """Yields what keeps the card from running here, beside absent weights. Looks at names only."""
     assert card.command is not None
     if os.name != "posix":
         yield Obstacle(card.display, "runs on Linux and macOS only")
@@ -225,7 +226,7 @@ def _obstacles(card: Card, options: MethodOptions) -> Iterator[Obstacle]:
     try:
         git_program()
         if not repository.is_made(card, options):
-            repository.find_source(card, options)
+            repository.find_origin(card, options)
     except UserError as error:
         yield Obstacle(card.display, f"needs its repository: {error}")
     size = lr_size_of(options.testset) if options.testset is not None else None
@@ -237,7 +238,7 @@ def _obstacles(card: Card, options: MethodOptions) -> Iterator[Obstacle]:
         )
 
 
-def _no_gpu(card: Card, options: MethodOptions) -> Obstacle:
+def _no_gpu(card: Card, options: RunOptions) -> Obstacle:
     asked = options.device.startswith("cuda")
     found = "this machine has no driver of one" if asked else f"the device is {options.device}"
     return Obstacle(card.display, f"needs an NVIDIA GPU, and {found}; run it on a machine with one, --device cuda")

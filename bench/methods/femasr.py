@@ -20,7 +20,7 @@ TILE_PAD = 16
 
 
 def mirrored(image: "Tensor") -> "Tensor":
-    """`image` (B, C, h, w) continued by its mirror image to the next multiple of 16, which is never its own size.
+    """Continues `image` (B, C, h, w) by its mirror image to the next multiple of 16, which is never its own size.
 
     A side of less than 8 has no mirror long enough; the harness has none under 16.
     """
@@ -32,7 +32,7 @@ def mirrored(image: "Tensor") -> "Tensor":
 
 
 def enlarge(network: Callable[["Tensor"], "Tensor"], image: "Tensor", scale: int) -> "Tensor":
-    """`image` (1, 3, h, w) through `network`, which enlarges by `scale`, as the official script would send it.
+    """Sends `image` (1, 3, h, w) through `network`, which enlarges by `scale`, as the official script does.
 
     Images of 600 x 600 pixels or more go in tiles of 240 with 16 pixels of context, each padded as a whole image.
     """

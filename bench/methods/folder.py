@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.errors import UserError, some
-from bench.methods.base import SCALE, MethodOptions, MethodSpec
+from bench.methods.base import MethodSpec
 from bench.metrics.images import EXTENSIONS
 from bench.missing import Missing
-from bench.provenance import file_sha256
+from bench.options import SCALE, RunOptions
+from bench.provenance import cached_sha256
 
 if TYPE_CHECKING:
     from bench.testsets import TestImage, TestSet
@@ -70,7 +71,7 @@ class PublishedOutputs:
         return {image.name: found[image.name] for image in testset.images}
 
     def provenance(self) -> dict[str, object]:
-        """As of `FolderMethod`.
+        """Where the images come from and one hash over all of them; see `FolderMethod`.
 
         Raises:
             UserError: the folder's images are not those that were published.
@@ -87,7 +88,7 @@ class PublishedOutputs:
         return {**self.origin, "images": len(images), "images_sha256": found}
 
     def _difference(self, images: Mapping[str, Path]) -> str:
-        """How the folder's names differ from the published ones, or that they do not."""
+        """Says how the folder's names differ from the published ones, or that only the content does."""
         absent = [name for name in self.names if name not in images]
         spare = [path.name for name, path in images.items() if self.names and name not in self.names]
         parts = [f"{len(absent)} absent: {some(absent)}"] if absent else []
@@ -124,19 +125,19 @@ def sha256_of_files(files: Mapping[str, Path]) -> str:
 
     total = hashlib.sha256()
     for name, path in tqdm(files.items(), desc="hashing", unit="file", delay=2, leave=False, file=sys.stderr):
-        total.update(f"{file_sha256(path)}  {name}\n".encode())
+        total.update(f"{cached_sha256(path)}  {name}\n".encode())
     return total.hexdigest()
 
 
 def folder_spec(root: Path, name: str, display: str) -> MethodSpec:
     """The row of `folder:PATH`."""
 
-    def load(options: MethodOptions) -> PublishedOutputs:
+    def load(options: RunOptions) -> PublishedOutputs:
         if not root.is_dir():
             raise UserError(missing(options)[0].line())
         return PublishedOutputs(root, options.testset)
 
-    def missing(options: MethodOptions) -> list[Missing]:
+    def missing(options: RunOptions) -> list[Missing]:
         if root.is_dir():
             return []
         return [Missing(root.name, str(root), "the method's authors, or your own run of it", None, None, display)]

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from bench.errors import UserError
-from bench.methods.base import MethodOptions, MethodSpec
+from bench.methods.base import MethodSpec
 from bench.missing import Missing
+from bench.options import RunOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,10 +76,10 @@ def load_function(path: Path, name: str) -> FunctionMethod:
 def function_spec(path: Path, function: str, name: str, display: str) -> MethodSpec:
     """The row of `python:FILE.py:FUNCTION`."""
 
-    def load(options: MethodOptions) -> FunctionMethod:
+    def load(options: RunOptions) -> FunctionMethod:
         return load_function(path, function)
 
-    def missing(options: MethodOptions) -> list[Missing]:
+    def missing(options: RunOptions) -> list[Missing]:
         if path.is_file():
             return []
         return [Missing(path.name, str(path), "your own file", None, None, display)]

@@ -1,4 +1,4 @@
-"""The paper's GANs (Table 7) from their cards: the authors' weights through spandrel, nothing guessed.
+"""Networks of the cards with `run = "spandrel"`: the authors' weights through spandrel, nothing guessed.
 
 The card says which entry of the checkpoint holds the parameters, which network they must turn out to be, and how the
 authors' own test code pads. Where two entries would do, as in checkpoints with and without moving average, spandrel
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from bench.card import Card, Network
 from bench.errors import UserError, some
-from bench.methods.base import SCALE, MethodOptions, MethodSpec, spec_of
-from bench.methods.spandrel import SpandrelMethod
+from bench.methods.base import MethodSpec, spec_of
+from bench.methods.spandrel import SpandrelMethod, architecture_facts
 from bench.missing import Missing, Obstacle
+from bench.options import SCALE, RunOptions
 from bench.store import Store, missing_weights, verified_weights
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 EXTRA_PACKAGE = "spandrel_extra_arches"
 IN_EXTRA_PACKAGE = ("FeMaSR",)  # of the architectures that cards name
+FOUND_BY_SPANDREL = "*"  # a card's `network.key`
+NO_SIZE_RULES = {"minimum": 0, "multiple_of": 1, "square": False}
 
 
 class GanMethod(SpandrelMethod):
@@ -33,25 +36,26 @@ class GanMethod(SpandrelMethod):
         UserError: weights that are missing or not verified.
     """
 
-    def __init__(self, card: Card, options: MethodOptions) -> None:
+    def __init__(self, card: Card, options: RunOptions) -> None:
         assert card.network is not None  # `bench.card` sees to that for run = "spandrel"
         options.require_dtype()
         self.card = card
         self.described: Network = card.network
         self.hashes = verified_weights(card, options)
-        file = self.described.file
-        super().__init__(Store(options).root / file, options, self.hashes[file])
+        store = Store(options)
+        (file,) = store.files(next(weight for weight in card.weights if weight.file == self.described.file))
+        super().__init__(store.root / file, options, self.hashes[file])
 
     def parameters(self, state_dict: dict[str, object]) -> dict[str, object]:
+        if self.described.key == FOUND_BY_SPANDREL:
+            return super().parameters(state_dict)
         return chosen(state_dict, self.described, self.path)
 
     def check(self, network: "ImageModelDescriptor") -> None:
-        found = (str(network.architecture.id), sum(p.numel() for p in network.model.parameters()))
-        if found != (self.described.architecture, self.described.parameters):
-            raise UserError(
-                f"{self.path} is a network of architecture {found[0]} with {found[1]:,} parameters; the card of "
-                f"{self.card.display} says {self.described.architecture} with {self.described.parameters:,}"
-            )
+        found = architecture_facts(network)
+        wrong = [f"{name} {found[name]}, expected {fact}" for name, fact in self.facts().items() if found[name] != fact]
+        if wrong:
+            raise UserError(f"{self.path} is not the network in the card of {self.card.display}: {'; '.join(wrong)}")
 
     def enlarge(self, image: "Tensor") -> "Tensor":
         if self.described.padding == "femasr":
@@ -60,20 +64,23 @@ class GanMethod(SpandrelMethod):
             return enlarge(self.network, image, SCALE)
         return super().enlarge(image)
 
+    def facts(self) -> dict[str, object]:
+        """What spandrel must find in the file, as `architecture_facts` names it, from the card alone."""
+        described = self.described
+        facts = {"architecture": described.architecture, "parameters": described.parameters, "scale": SCALE}
+        if described.key == FOUND_BY_SPANDREL:
+            facts |= {"tags": list(described.tags), "size_rules": NO_SIZE_RULES}
+        return facts
+
     def provenance(self) -> dict[str, object]:
         described = self.described
-        return {
-            "weights": self.hashes,
-            "architecture": described.architecture,
-            "parameters": described.parameters,
-            "scale": SCALE,
-            "settings": {"key": described.key, "dropped": list(described.drop), "padding": described.padding},
-            "dtype": self.options.dtype,
-        }
+        settings = {"key": described.key, "dropped": list(described.drop), "padding": described.padding}
+        read_as = {} if described.key == FOUND_BY_SPANDREL else {"settings": settings}
+        return {"weights": self.hashes, **self.facts(), **read_as, "dtype": self.options.dtype}
 
 
 def chosen(state_dict: dict[str, object], network: Network, path: Path) -> dict[str, object]:
-    """The network's parameters out of a checkpoint: the entry the card names, without the prefixes it drops.
+    """Takes the network's parameters out of a checkpoint: the entry the card names, without the prefixes it drops.
 
     Raises:
         UserError: no such entry, or it holds something else than tensors; lists what is there.
@@ -98,20 +105,20 @@ def chosen(state_dict: dict[str, object], network: Network, path: Path) -> dict[
 def gan_spec(card: Card) -> MethodSpec:
     """The row of a card with `run = "spandrel"`."""
 
-    def load(options: MethodOptions) -> GanMethod:
+    def load(options: RunOptions) -> GanMethod:
         obstacles = _obstacles(card)
         if obstacles:
             raise UserError("\n".join(obstacle.line() for obstacle in obstacles))
         return GanMethod(card, options)
 
-    def missing(options: MethodOptions) -> list[Missing | Obstacle]:
+    def missing(options: RunOptions) -> list[Missing | Obstacle]:
         return [*missing_weights(card, options), *_obstacles(card)]
 
     return spec_of(card, load, missing)
 
 
 def _obstacles(card: Card) -> list[Obstacle]:
-    """Packages that are not installed."""
+    """Names the package that the architecture needs, if it is not installed."""
     architecture = card.network.architecture if card.network else ""
     if architecture not in IN_EXTRA_PACKAGE or importlib.util.find_spec(EXTRA_PACKAGE) is not None:
         return []

@@ -20,10 +20,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.card import Card
-from bench.methods.base import SCALE, MethodOptions, MethodSpec, spec_of
+from bench.methods.base import MethodSpec, spec_of
 from bench.methods.osediff_checkpoint import ALPHA, attach, merge, read_checkpoint
 from bench.methods.tagger import Tagger, is_installed
 from bench.methods.tsd_sr import as_bench_errors
+from bench.options import SCALE, RunOptions
 from bench.store import Store, missing_weights, verified_weights
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class OSEDiffMethod:
         UserError: weights that are missing or not verified.
     """
 
-    def __init__(self, card: Card, options: MethodOptions, settings: OSEDiffSettings | None = None) -> None:
+    def __init__(self, card: Card, options: RunOptions, settings: OSEDiffSettings | None = None) -> None:
         options.require_dtype()
         self.options = options
         self.settings = settings or OSEDiffSettings()
@@ -109,7 +110,7 @@ class OSEDiffMethod:
             return resize(sr, target).clone()
 
     def _one_step(self, z: "Tensor", prompt: "PromptEmbeds") -> "Tensor":
-        """The x0 that one prediction at the last time implies, in fp32; the prediction in tiles where z is large."""
+        """Predicts once at the last time, in tiles where z is large; returns the x0 that this implies, in fp32."""
         import torch
 
         from tsd.tiling import blend_tiles
@@ -179,7 +180,7 @@ class OSEDiffMethod:
 
 
 def prompt_text(tags: str, user_prompt: str = "") -> str:
-    """What the script gives the text encoder: tags, the user's prompt, its commas; ", ," where both are empty."""
+    """Joins tags and the user's prompt with the commas of the script; ", ," where both are empty."""
     return f"{tags}, {user_prompt},"
 
 

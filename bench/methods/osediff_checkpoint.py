@@ -53,7 +53,7 @@ class Part:
 
 
 def read_checkpoint(path: Path) -> dict[str, Part]:
-    """The parts "unet" and "vae" of a checkpoint file.
+    """Reads the parts "unet" and "vae" of a checkpoint file.
 
     Raises:
         UserError: no such file, not a checkpoint of tensors, names and numbers, or not of OSEDiff's layout.
@@ -90,7 +90,7 @@ def read_checkpoint(path: Path) -> dict[str, Part]:
 
 
 def attach(network: Any, part: Part, where: str) -> None:
-    """Adds the adapters to a diffusers network and fills them, all of them and with nothing left over.
+    """Adds the adapters to a diffusers network and fills them. Every parameter and every tensor must find its match.
 
     Args:
         network: `UNet2DConditionModel` or `AutoencoderKL`; on torch's meta device only names and shapes are checked.

@@ -1,4 +1,4 @@
-"""What authors published of their outputs: `METHOD-published`, a row without running anything.
+"""The outputs that authors published, as a row `METHOD-published` for which nothing is run.
 
 The images of test set T lie in <data root>/<folder of T>/METHOD/, where <folder of T> is its name ("realsr") or one of
 the names it is published under ("RealSRVal_crop128"). A card says where they come from, how its authors name the
@@ -13,9 +13,10 @@ from pathlib import Path
 
 from bench.card import Card, Published
 from bench.errors import UserError
-from bench.methods.base import MethodOptions, MethodSpec
+from bench.methods.base import MethodSpec
 from bench.methods.folder import PublishedOutputs, images_by_stem, sha256_of_files
 from bench.missing import Missing
+from bench.options import RunOptions
 from bench.testsets import folders_of, names_of
 
 GITHUB = "https://github.com/"
@@ -56,8 +57,11 @@ def published_spec(method: str, card: Card | None = None, label: str = "") -> Me
     )
 
 
-def missing_published(method: str, card: Card | None, display: str, options: MethodOptions) -> list[Missing]:
-    """The folder that is not there; without a test set in `options`, those of the card, unless one of them is there."""
+def missing_published(method: str, card: Card | None, display: str, options: RunOptions) -> list[Missing]:
+    """Names the folder of outputs that is absent.
+
+    Without a test set in `options`, it names all folders of the card, unless one of them is there.
+    """
     known = {published.testset: published for published in card.published} if card else {}
     sets = [options.testset] if options.testset is not None else list(known)
     absent = [testset for testset in sets if _folder(method, testset, options) is None]
@@ -66,14 +70,14 @@ def missing_published(method: str, card: Card | None, display: str, options: Met
     return [_missing(method, card, display, testset, known.get(testset)) for testset in absent]
 
 
-def absent_outputs(card: Card, options: MethodOptions) -> list[Missing]:
-    """Every folder of the card's published outputs that is not there."""
+def absent_outputs(card: Card, options: RunOptions) -> list[Missing]:
+    """Names every absent folder of the card's published outputs."""
     display = f"{card.display} (published)"
     return [_missing(card.name, card, display, item.testset, item) for item in _absent(card, options)]
 
 
-def fetch_published(card: Card, options: MethodOptions) -> None:
-    """Gets what is absent of the card's published outputs, image by image, from its repository into the data root.
+def fetch_published(card: Card, options: RunOptions) -> None:
+    """Fetches the card's published outputs that are absent, image by image, from its repository into the data root.
 
     Images get their folder's name once the hash over all of them is right; until then they lie beside it, and the
     next call goes on from there.
@@ -103,17 +107,17 @@ def _fetch_images(base: str, files: list[str], published: Published, target: Pat
     os.replace(part, target)
 
 
-def _absent(card: Card, options: MethodOptions) -> list[Published]:
+def _absent(card: Card, options: RunOptions) -> list[Published]:
     return [item for item in card.published if _folder(card.name, item.testset, options) is None]
 
 
-def _folder(method: str, testset: str, options: MethodOptions) -> Path | None:
-    """Where the images of a test set lie; None where nowhere."""
+def _folder(method: str, testset: str, options: RunOptions) -> Path | None:
+    """The folder with a method's images for a test set; None where there is none."""
     candidates = (options.data() / folder / method for folder in folders_of(testset))
     return next((folder for folder in candidates if folder.is_dir()), None)
 
 
-def _load(method: str, card: Card | None, display: str, options: MethodOptions) -> PublishedOutputs:
+def _load(method: str, card: Card | None, display: str, options: RunOptions) -> PublishedOutputs:
     testset = options.testset or _only_set(method, card)
     folder = _folder(method, testset, options)
     known = next((item for item in card.published if item.testset == testset), None) if card else None

@@ -15,7 +15,8 @@ On RealSR: 27.243 dB.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.methods.base import SCALE, MethodOptions, MethodSpec, nothing_missing
+from bench.methods.base import MethodSpec, nothing_missing
+from bench.options import SCALE, RunOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,11 +54,11 @@ class Lanczos:
         return {"resize": "Pillow LANCZOS (a=3) on float32 channels"}
 
 
-def _bicubic(options: MethodOptions) -> Bicubic:
+def _bicubic(options: RunOptions) -> Bicubic:
     return Bicubic()
 
 
-def _lanczos(options: MethodOptions) -> Lanczos:
+def _lanczos(options: RunOptions) -> Lanczos:
     return Lanczos()
 
 

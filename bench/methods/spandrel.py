@@ -11,26 +11,17 @@ import hashlib
 import importlib.util
 import io
 import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.errors import UserError
-from bench.methods.base import SCALE, MethodOptions, MethodSpec
+from bench.methods.base import MethodSpec
 from bench.missing import Missing
+from bench.options import SCALE, RunOptions
 
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class KnownFile:
-    """A weight file under a name it is distributed by, with the hash it must have."""
-
-    name: str
-    sha256: str
 
 
 class SpandrelMethod:
@@ -41,23 +32,15 @@ class SpandrelMethod:
 
     Args:
         sha256: the hash the file must have; None accepts any.
-        facts: what `architecture_facts` would find, where it is known without building the network.
 
     Raises:
         UserError: no such file, or another hash.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        options: MethodOptions,
-        sha256: str | None = None,
-        facts: Mapping[str, object] | None = None,
-    ) -> None:
+    def __init__(self, path: Path, options: RunOptions, sha256: str | None = None) -> None:
         options.require_dtype()
         self.path = path
         self.options = options
-        self.known_facts = facts
         self.data, self.sha256 = _read(path)
         if sha256 is not None and self.sha256 != sha256:
             raise UserError(
@@ -88,7 +71,7 @@ class SpandrelMethod:
         return network
 
     def parameters(self, state_dict: dict[str, object]) -> dict[str, object]:
-        """The part of the file that is the network; spandrel's own guess where nothing else is known."""
+        """Takes the network's parameters out of the file, here by spandrel's own guess."""
         from spandrel import canonicalize_state_dict
 
         return canonicalize_state_dict(state_dict)
@@ -97,7 +80,7 @@ class SpandrelMethod:
         """Raises UserError where it is not the network that was to be expected; here any will do."""
 
     def enlarge(self, image: "Tensor") -> "Tensor":
-        """The network on one image, both on its device and in its precision."""
+        """Runs the network on one image that is on its device and in its precision."""
         return self.network(image)
 
     def restore(self, lr: "Tensor", seed: int) -> "Tensor":
@@ -108,12 +91,12 @@ class SpandrelMethod:
         return self.enlarge(image).to("cpu", torch.float32).clone()
 
     def provenance(self) -> dict[str, object]:
-        facts = architecture_facts(self.network) if self.known_facts is None else self.known_facts
+        facts = architecture_facts(self.network)
         return {"weights": {self.path.name: self.sha256}, **facts, "dtype": self.options.dtype}
 
 
 def architecture_facts(network: "ImageModelDescriptor") -> dict[str, object]:
-    """What spandrel made of the weights: JSON-able."""
+    """Describes the network that spandrel made of the weights, JSON-able."""
     rules = network.size_requirements
     return {
         "architecture": str(network.architecture.id),
@@ -131,7 +114,7 @@ def require_spandrel() -> None:
 
 
 def build(path: Path, state_dict: dict[str, object]) -> "ImageModelDescriptor":
-    """The network of a state dict, read from `path`.
+    """Builds the network of a state dict that was read from `path`.
 
     Raises:
         UserError: spandrel does not recognise it, tensors are missing or of another shape, it is not x4 from RGB.
@@ -166,10 +149,10 @@ def build(path: Path, state_dict: dict[str, object]) -> "ImageModelDescriptor":
 def spandrel_spec(path: Path, name: str, display: str) -> MethodSpec:
     """The row of `spandrel:PATH`."""
 
-    def load(options: MethodOptions) -> SpandrelMethod:
+    def load(options: RunOptions) -> SpandrelMethod:
         return SpandrelMethod(path, options)
 
-    def missing(options: MethodOptions) -> list[Missing]:
+    def missing(options: RunOptions) -> list[Missing]:
         if path.is_file():
             return []
         return [Missing(path.name, str(path), "wherever its authors publish it", None, None, display)]
@@ -186,59 +169,6 @@ def spandrel_spec(path: Path, name: str, display: str) -> MethodSpec:
     )
 
 
-# Both are Real-ESRGAN's SRVGGNetCompact with 64 features and 32 convolutions; the second is the authors' release.
-COMPACT_FILES = (
-    KnownFile("realesrgan-compact-x4.pth", "0bb8f4f8c46233d974667359ecb0f421bd4c21cf89d073e59c1ead39aca0e60d"),
-    KnownFile("realesr-general-x4v3.pth", "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292"),
-)
-COMPACT_FACTS: dict[str, object] = {
-    "architecture": "Compact",
-    "tags": ["64nf", "32nc"],
-    "parameters": 1_213_296,
-    "scale": SCALE,
-    "size_rules": {"minimum": 0, "multiple_of": 1, "square": False},
-}
-
-
-def _compact_file(options: MethodOptions) -> KnownFile | None:
-    return next((known for known in COMPACT_FILES if (options.weights() / known.name).is_file()), None)
-
-
-def _load_compact(options: MethodOptions) -> SpandrelMethod:
-    known = _compact_file(options)
-    if known is None:
-        raise UserError(_missing_compact(options)[0].line())
-    return SpandrelMethod(options.weights() / known.name, options, known.sha256, COMPACT_FACTS)
-
-
-def _missing_compact(options: MethodOptions) -> list[Missing]:
-    if _compact_file(options) is not None:
-        return []
-    return [
-        Missing(
-            name=COMPACT_FILES[1].name,
-            where=options.weights_place(COMPACT_FILES[1].name) + f"; {COMPACT_FILES[0].name} serves too",
-            source="https://github.com/xinntao/Real-ESRGAN/releases/download/v0.2.5.0/realesr-general-x4v3.pth",
-            size_bytes=4_885_111,
-            licence="BSD-3-Clause",
-            needed_by="Real-ESRGAN (compact)",
-            fetch="realesrgan-compact",
-        )
-    ]
-
-
-REALESRGAN_COMPACT = MethodSpec(
-    name="realesrgan-compact",
-    display="Real-ESRGAN (compact)",
-    steps=1,
-    kind="gan",
-    summary="Real-ESRGAN's small network (SRVGGNetCompact, 64 features, 32 convolutions)",
-    licence="BSD-3-Clause",
-    load=_load_compact,
-    missing=_missing_compact,
-)
-
-
 def _read(path: Path) -> tuple[bytes, str]:
     try:
         data = path.read_bytes()
@@ -250,7 +180,7 @@ def _read(path: Path) -> tuple[bytes, str]:
 
 
 def read_state_dict(path: Path, data: bytes) -> dict[str, object]:
-    """The state dict in `data`, read without running anything."""
+    """Reads the state dict in `data` without running anything."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.card import Card, assets
 from bench.errors import UserError, one_line
-from bench.methods.base import MethodOptions
+from bench.options import RunOptions
 from bench.store import Store, verified_files
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ SIDE = 384
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def is_installed(options: MethodOptions) -> bool:
+def is_installed(options: RunOptions) -> bool:
     """Whether the package and its weights are on this machine; looks at names only, imports and hashes nothing."""
     return _package_is_there() and all((options.weights() / name).is_file() for name in (RAM, DAPE))
 
@@ -53,7 +53,7 @@ class Tagger:
         UserError: weights that are not what they should be.
     """
 
-    def __init__(self, card: Card, options: MethodOptions) -> None:
+    def __init__(self, card: Card, options: RunOptions) -> None:
         files = [asset for asset in assets().values() if asset.file in (RAM, DAPE)]
         self.hashes = verified_files(files, options, licence="", needed_by=f"{card.display}'s tagger", fetch=card.name)
         self.root = Store(options).root

@@ -2,8 +2,8 @@
 
 import functools
 
-from bench.card import Card
-from bench.methods.base import MethodOptions, MethodSpec, spec_of
+from bench.card import Card, assets
+from bench.methods.base import MethodSpec, spec_of
 from bench.methods.tsd_sr import (
     MINI,
     MINI_SD2,
@@ -15,12 +15,13 @@ from bench.methods.tsd_sr import (
     load_teacher,
     mini_folder,
 )
-from bench.methods.tsd_weights import SD2_BASES, SD3_HUB_ID, SD2Base, Weights, missing_sd2_student
+from bench.methods.tsd_weights import SD2_BASES, SD3_BASE, ModelFolders, SD2Base, missing_sd2_student
 from bench.missing import Missing
-from bench.store import missing_weights
+from bench.options import RunOptions
+from bench.store import missing_weights, source
 
 
-def _missing_mini(folder: str, needed_by: str, options: MethodOptions, base: str = MINI) -> list[Missing]:
+def _missing_mini(folder: str, needed_by: str, options: RunOptions, base: str = MINI) -> list[Missing]:
     """The mini models are part of the package; a checkout before training, or a damaged install, may lack one."""
     if (mini_folder(base) / folder).is_dir():
         return []
@@ -28,10 +29,10 @@ def _missing_mini(folder: str, needed_by: str, options: MethodOptions, base: str
     return [Missing(f"{folder}/", f"tsd/assets/{base}/{folder}/", source, None, "Apache-2.0", needed_by)]
 
 
-def student_spec(weights: Weights, name: str, display: str) -> MethodSpec:
+def student_spec(weights: ModelFolders, name: str, display: str) -> MethodSpec:
     """The row of `tsd-sr:MODEL,LORA[,PROMPTS]`."""
 
-    def missing(options: MethodOptions) -> list[Missing]:
+    def missing(options: RunOptions) -> list[Missing]:
         folders = [folder for folder in (weights.model, weights.lora, weights.prompts) if folder is not None]
         return [
             Missing(folder.name, str(folder), "your own training run", None, None, display)
@@ -51,15 +52,15 @@ def student_spec(weights: Weights, name: str, display: str) -> MethodSpec:
     )
 
 
-def teacher_spec(settings: TeacherSettings, name: str, display: str, weights: Weights | None = None) -> MethodSpec:
+def teacher_spec(settings: TeacherSettings, name: str, display: str, weights: ModelFolders | None = None) -> MethodSpec:
     """The row of `teacher-N` or `teacher:…`; without `weights`, on the mini base."""
 
-    def missing(options: MethodOptions) -> list[Missing]:
+    def missing(options: RunOptions) -> list[Missing]:
         if weights is None:
             return _missing_mini("transformer", display, options)
         folders = [folder for folder in (weights.model, weights.prompts) if folder is not None]
         return [
-            Missing(folder.name, str(folder), f"hf:{SD3_HUB_ID}", None, None, display)
+            Missing(folder.name, str(folder), source(assets()[SD3_BASE]), None, None, display)
             for folder in folders
             if not folder.is_dir()
         ]

@@ -23,17 +23,17 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bench.errors import UserError
-from bench.methods.base import SCALE, MethodOptions
 from bench.methods.tsd_weights import (
     RELEASE_SETTINGS,
+    ModelFolders,
     SD2Base,
-    Weights,
     missing_sd2_student,
     recommended_settings,
     release,
     sd2_student,
 )
 from bench.missing import describe
+from bench.options import SCALE, RunOptions
 from bench.store import verified_files, verified_weights
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class OneStepMethod:
     that finds all its work done never imports a network library.
     """
 
-    def __init__(self, weights: Weights, options: MethodOptions, row_settings: Mapping[str, object]) -> None:
+    def __init__(self, weights: ModelFolders, options: RunOptions, row_settings: Mapping[str, object]) -> None:
         self.weights = weights
         self.options = options
         self.settings = RELEASE_SETTINGS | recommended_settings(weights.lora or weights.model) | dict(row_settings)
@@ -109,7 +109,7 @@ class TeacherSettings:
 class TeacherMethod:
     """The base model as an image-to-image sampler: SDEdit from the bicubically enlarged input."""
 
-    def __init__(self, weights: Weights, options: MethodOptions, settings: TeacherSettings) -> None:
+    def __init__(self, weights: ModelFolders, options: RunOptions, settings: TeacherSettings) -> None:
         self.weights = weights
         self.options = options
         self.settings = settings
@@ -169,7 +169,7 @@ class TeacherMethod:
 
 
 def load_student(
-    weights: Weights, options: MethodOptions, row_settings: Mapping[str, object] = MappingProxyType({})
+    weights: ModelFolders, options: RunOptions, row_settings: Mapping[str, object] = MappingProxyType({})
 ) -> OneStepMethod:
     options.require_dtype()
     for folder in (weights.model, weights.lora, weights.prompts):
@@ -183,11 +183,11 @@ def load_student(
     return OneStepMethod(weights, options, row_settings)
 
 
-def load_mini(adapters: str, options: MethodOptions, base: str = MINI) -> OneStepMethod:
-    return load_student(Weights(mini_folder(base), mini_folder(base) / "lora" / adapters), options)
+def load_mini(adapters: str, options: RunOptions, base: str = MINI) -> OneStepMethod:
+    return load_student(ModelFolders(mini_folder(base), mini_folder(base) / "lora" / adapters), options)
 
 
-def load_sd2(base: SD2Base, options: MethodOptions) -> OneStepMethod:
+def load_sd2(base: SD2Base, options: RunOptions) -> OneStepMethod:
     absent = missing_sd2_student(base, options)
     if absent:
         raise UserError(f"TSD-SR on {base.display} cannot run here:\n{describe(absent)}")
@@ -195,14 +195,14 @@ def load_sd2(base: SD2Base, options: MethodOptions) -> OneStepMethod:
     return load_student(sd2_student(base, options), options, {"color": "adain"})
 
 
-def load_release(card: "Card", options: MethodOptions) -> OneStepMethod:
+def load_release(card: "Card", options: RunOptions) -> OneStepMethod:
     verified_weights(card, options)
     return load_student(release(options), options, {"color": "adain"})
 
 
-def load_teacher(weights: Weights | None, settings: TeacherSettings, options: MethodOptions) -> TeacherMethod:
+def load_teacher(weights: ModelFolders | None, settings: TeacherSettings, options: RunOptions) -> TeacherMethod:
     options.require_dtype()
-    weights = weights or Weights(mini_folder())
+    weights = weights or ModelFolders(mini_folder())
     if not weights.model.is_dir():
         raise UserError(f"no model folder at {weights.model}")
     return TeacherMethod(weights, options, settings)
@@ -217,7 +217,7 @@ def mini_folder(base: str = MINI) -> Path:
 
 @contextmanager
 def as_bench_errors() -> Iterator[None]:
-    """What `tsd` tells its user is told to the user of `bench` in the same words."""
+    """Turns the errors of `tsd` into those of `bench`, with the same words."""
     from tsd.errors import UserError as TsdUserError
 
     try:

@@ -14,13 +14,12 @@ from tqdm import tqdm
 
 from bench.card import Weight, assets
 from bench.errors import UserError
-from bench.methods.base import SCALE, MethodOptions
 from bench.missing import Missing
-from bench.provenance import file_sha256
+from bench.options import SCALE, RunOptions
+from bench.provenance import cached_sha256
 from bench.store import missing_files
 
 SD3_BASE = "sd3-medium"
-SD3_HUB_ID = "stabilityai/stable-diffusion-3-medium-diffusers"
 ADAPTERS = "tsdsr-mse"
 PROMPT = "default"
 SD3_PARTS = ("transformer", "vae", "scheduler")
@@ -67,7 +66,7 @@ SD2_BASES = {base.name: base for base in (SD2Base("sd2", "SD2-base"), SD2Base("s
 
 
 @dataclass(frozen=True)
-class Weights:
+class ModelFolders:
     """The folders one student or teacher is made of; `lora` and `prompts` may be part of the model or absent."""
 
     model: Path
@@ -85,11 +84,11 @@ class Weights:
         prompts = self.prompts or (own if own is not None and own.is_dir() else self.model / "prompts")
         files |= _files(prompts, "prompts")
         bar = tqdm(files.items(), desc="hashing weights", unit="file", delay=2, leave=False, file=sys.stderr)
-        return {name: file_sha256(path) for name, path in bar}
+        return {name: cached_sha256(path) for name, path in bar}
 
 
 def recommended_settings(lora: Path | None) -> dict[str, object]:
-    """What `restore.json` in the LoRA folder asks for; the harness gives the seed itself, one per image."""
+    """Reads the settings in `restore.json` of the LoRA folder, without the seed: the harness gives one per image."""
     path = lora / "restore.json" if lora is not None else None
     if path is None or not path.is_file():
         return {}
@@ -105,25 +104,25 @@ def recommended_settings(lora: Path | None) -> dict[str, object]:
     return {key: value for key, value in settings.items() if key != "seed"}
 
 
-def release(options: MethodOptions) -> Weights:
-    """Where the real model's folders are looked for."""
+def release(options: RunOptions) -> ModelFolders:
+    """The folders in which the real model is looked for."""
     root = options.weights()
-    return Weights(root / assets()[SD3_BASE].file, root / ADAPTERS, root / PROMPT)
+    return ModelFolders(root / assets()[SD3_BASE].file, root / ADAPTERS, root / PROMPT)
 
 
-def sd2_student(base: SD2Base, options: MethodOptions) -> Weights:
-    """Where a base and its student are looked for."""
+def sd2_student(base: SD2Base, options: RunOptions) -> ModelFolders:
+    """The folders in which a base and its student are looked for."""
     root = options.weights()
-    return Weights(root / base.weight.file, root / base.student, root / base.student / "prompts")
+    return ModelFolders(root / base.weight.file, root / base.student, root / base.student / "prompts")
 
 
-def missing_sd2_base(base: SD2Base, options: MethodOptions) -> list[Missing]:
-    """What of the base alone is not in the store."""
+def missing_sd2_base(base: SD2Base, options: RunOptions) -> list[Missing]:
+    """Names what of the base is not in the store."""
     return missing_files((base.weight,), options, licence="", needed_by=f"TSD-SR ({base.display})", fetch=base.asset)
 
 
-def missing_sd2_student(base: SD2Base, options: MethodOptions) -> list[Missing]:
-    """The base, and the student that has to be trained: none was ever published."""
+def missing_sd2_student(base: SD2Base, options: RunOptions) -> list[Missing]:
+    """Names what is absent of the base and of the student, which has to be trained: none was ever published."""
     absent, folder = missing_sd2_base(base, options), options.weights() / base.student
     lacking = [name for name in ("unet.safetensors", "vae.safetensors") if not (folder / name).is_file()]
     if not any((folder / "prompts" / "default").glob("prompt_embeds.*")):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.errors import UserError
-from bench.metrics.weights import WeightFile, verified_sha256
+from bench.metrics.weights import MetricFile, verified_sha256
 from bench.missing import Missing, describe
 
 ImageScorer = Callable[[Path, Path | None], float]
@@ -58,7 +58,7 @@ class MetricSpec:
     decimals: int
     loader: Callable[["MetricSpec", str], ImageScorer | SetScorer]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    weights: tuple[WeightFile, ...] = ()
+    weights: tuple[MetricFile, ...] = ()
     modules: tuple[tuple[str, str], ...] = (("pyiqa", "pip install 'tsd-sr-bench[bench]'"),)
     min_sides: tuple[int, int] = (1, 1)
 
@@ -73,7 +73,7 @@ class MetricSpec:
         return f"pyiqa {pyiqa_version()} {self.pyiqa_name}({settings}); {self.note}"
 
     def load(self, device: str = "cpu") -> ImageScorer | SetScorer:
-        """The metric as a function: `(sr, hr or None) -> float` on paths, or on two mappings name -> path.
+        """Builds the metric as a function: `(sr, hr or None) -> float` on paths, or on two mappings name -> path.
 
         Raises:
             MissingWeightsError: a file is absent. Nothing is ever downloaded here.
@@ -95,7 +95,7 @@ def pyiqa_version() -> str:
 
 
 def missing_metric(spec: MetricSpec) -> list[Missing]:
-    """What this metric needs and this machine lacks, by file names alone: milliseconds, no network, no hashing."""
+    """Names what this metric needs and this machine lacks. It looks at file names only, which takes milliseconds."""
     missing = [
         Missing(
             name=f"the Python package {module}",

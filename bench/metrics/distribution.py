@@ -56,7 +56,7 @@ def covariance_factor(features: np.ndarray) -> np.ndarray:
 
 
 def kid_from_features(first: np.ndarray, second: np.ndarray) -> float:
-    """Unbiased squared MMD of two paired feature sets (n, D), n at least 2, with the kernel (x.y / D + 1)^3.
+    """The unbiased squared MMD of two paired feature sets (n, D), n at least 2, with the kernel (x.y / D + 1)^3.
 
     Row i of both sets belongs to one image. A restored image is not independent of its own ground truth, so the n
     matched pairs are left out of the cross term, as x_i.x_i is left out of the other two: then all three are averages
@@ -115,7 +115,7 @@ def image_features(
 
 
 def set_scorer(distance: Distance, network: Callable[["Tensor"], "Tensor"], display: str) -> SetScorer:
-    """`distance` between the features of two sets of images with equal names, as a function of paths by name.
+    """Makes a function that takes two sets of images with equal names and returns `distance` between their features.
 
     The features of the ground truth are kept from call to call, so that further methods cost half.
     The function raises UserError where the two sets do not have the same names.

@@ -1,4 +1,4 @@
-"""Reading the images that are scored: 8-bit RGB exactly as on disk, or a clear refusal.
+"""Reads the images that are scored: 8-bit RGB exactly as on disk, or a clear refusal.
 
 A metric must not guess: a 16-bit file would be cut to 8 bits, an alpha channel dropped, a CMYK image converted with
 whatever profile is at hand, and the number would look like any other.
@@ -24,7 +24,7 @@ class UnusableImageError(UserError):
 
 
 def read_rgb8(path: Path) -> np.ndarray:
-    """Pixels of an 8-bit image: (H, W, 3) uint8, R G B. Gray is repeated to three channels, as pyiqa does.
+    """Reads an 8-bit image as (H, W, 3) uint8, R G B. Gray is repeated to three channels, as pyiqa does.
 
     Raises:
         UnusableImageError: empty, unreadable or truncated, with alpha, or not 8-bit RGB or gray.
@@ -49,7 +49,7 @@ def read_rgb8(path: Path) -> np.ndarray:
 
 
 def read_tensor(path: Path) -> "Tensor":
-    """(1, 3, H, W) float32 in [0, 1]: 8-bit values divided by 255, as pyiqa reads a path."""
+    """Reads an image as (1, 3, H, W) float32 in [0, 1]: 8-bit values divided by 255, as pyiqa reads a path."""
     import torch
 
     return torch.from_numpy(read_rgb8(path)).permute(2, 0, 1).unsqueeze(0).float().div(255)

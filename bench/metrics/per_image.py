@@ -87,7 +87,7 @@ def size_of(image: "Tensor") -> str:
 
 
 def ssim_scorer(spec: MetricSpec, device: str) -> ImageScorer:
-    """SSIM in horizontal strips, seven times as fast at 512x512.
+    """Computes SSIM in horizontal strips, seven times as fast at 512x512.
 
     SSIM is the mean over all positions of an 11x11 window. Strips that overlap by 10 rows hold each position once, so
     the mean of pyiqa's values, weighted by rows of positions, is the same mean (to 1e-15). The whole image at once
@@ -112,7 +112,7 @@ def ssim_scorer(spec: MetricSpec, device: str) -> ImageScorer:
 
 
 def niqe_scorer(spec: MetricSpec, device: str) -> ImageScorer:
-    """NIQE, after a look at its model: a MATLAB file is checked by content, since copies differ in their header."""
+    """Loads NIQE after a check of its model's content: it is a MATLAB file, and copies differ in their header."""
     from scipy.io import loadmat
 
     path = hub_dir() / NIQE_MODEL.folder / NIQE_MODEL.name
@@ -134,7 +134,7 @@ def maniqa_scorer(spec: MetricSpec, device: str) -> ImageScorer:
 
 @contextmanager
 def untrained_timm() -> Iterator[None]:
-    """`timm.create_model` ignores `pretrained=True`.
+    """Makes `timm.create_model` ignore `pretrained=True`.
 
     pyiqa builds MANIQA on a ViT with ImageNet weights and then loads MANIQA's file over the whole network, strictly,
     ViT included: the ImageNet weights (346 MB, and a network round trip even when they are cached) never count.

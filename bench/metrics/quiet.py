@@ -1,4 +1,4 @@
-"""pyiqa behind a door: imported late, silent on stdout, and unable to download or to run what it loads."""
+"""Guards pyiqa: it is imported late, silent on stdout, and unable to download or to run what it loads."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ from bench.metrics.weights import hub_dir
 
 @contextlib.contextmanager
 def guarded_pyiqa() -> Iterator[None]:
-    """While pyiqa builds a metric: no printing, no download by URL, `weights_only=True` for every `torch.load`.
+    """Keeps pyiqa from printing, downloading, and calling `torch.load` without `weights_only=True`.
 
     pyiqa prints to stdout (which belongs to results), fetches whatever it misses, and unpickles with
     `weights_only=False`; it also fixes its cache folder at import, which is set here to today's $TORCH_HOME.

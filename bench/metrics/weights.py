@@ -14,14 +14,14 @@ from pathlib import Path
 
 from bench.errors import UserError
 from bench.missing import Missing
-from bench.provenance import file_sha256
+from bench.provenance import cached_sha256
 
 PYIQA_HUB = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main"
 PYIQA_RELEASE = "https://github.com/chaofengc/IQA-PyTorch/releases/download/v0.1-weights"
 
 
 @dataclass(frozen=True)
-class WeightFile:
+class MetricFile:
     """One weight file of a metric.
 
     Attributes:
@@ -63,8 +63,8 @@ def hub_dir() -> Path:
     return Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser() / "hub"
 
 
-def verified_sha256(file: WeightFile) -> str:
-    """The hash of `file` on disk.
+def verified_sha256(file: MetricFile) -> str:
+    """Hashes `file` on disk and compares it with the published hash.
 
     Raises:
         UserError: it is absent, or its hash is not the published one.
@@ -72,7 +72,7 @@ def verified_sha256(file: WeightFile) -> str:
     path = file.path()
     if not path.is_file():
         raise UserError(f"{path} does not exist; `bench fetch` gets it")
-    found = file_sha256(path)
+    found = cached_sha256(path)
     if file.sha256 is not None and not found.startswith(file.sha256):
         raise UserError(
             f"{path} has sha256 {found}, expected {file.sha256}{'…' if len(file.sha256) < 64 else ''}: the file is "
@@ -81,14 +81,14 @@ def verified_sha256(file: WeightFile) -> str:
     return found
 
 
-def _pyiqa(name: str, size_bytes: int | None, sha256: str | None, licence: str) -> WeightFile:
+def _pyiqa(name: str, size_bytes: int | None, sha256: str | None, licence: str) -> MetricFile:
     urls = (f"{PYIQA_HUB}/{name}", f"{PYIQA_RELEASE}/{name}")
-    return WeightFile(name, "pyiqa", urls, size_bytes, sha256, licence)
+    return MetricFile(name, "pyiqa", urls, size_bytes, sha256, licence)
 
 
-def _torchvision(name: str, size_bytes: int, sha256: str) -> WeightFile:
+def _torchvision(name: str, size_bytes: int, sha256: str) -> MetricFile:
     urls = (f"https://download.pytorch.org/models/{name}",)
-    return WeightFile(name, "checkpoints", urls, size_bytes, sha256, "BSD-3-Clause (torchvision)")
+    return MetricFile(name, "checkpoints", urls, size_bytes, sha256, "BSD-3-Clause (torchvision)")
 
 
 ALEXNET = _torchvision(
@@ -113,7 +113,7 @@ DISTS_HEADS = _pyiqa(
     "f5e65c96230b7f6ca995691647d482237e4cab8a50c5c4a5784f219ef0748218",
     "MIT (DISTS)",
 )
-INCEPTION = WeightFile(
+INCEPTION = MetricFile(
     "pt_inception-2015-12-05-6726825d.pth",
     "pyiqa",
     (
@@ -134,7 +134,7 @@ MUSIQ = _pyiqa(
     "Apache-2.0 (google-research/musiq)",
 )
 MANIQA = _pyiqa("MANIQA_PIPAL-ae6d356b.pth", 543_335_435, "ae6d356b", "Apache-2.0 (IIGROUP/MANIQA)")
-CLIP_RN50 = WeightFile(
+CLIP_RN50 = MetricFile(
     "RN50.pt",
     "clip",
     (

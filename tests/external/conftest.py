@@ -14,7 +14,7 @@ from PIL import Image
 from bench.card import Card, read_card
 from bench.errors import UserError
 from bench.external import environment
-from bench.methods.base import MethodOptions
+from bench.options import RunOptions
 
 PILLOW = "10.4.0"
 UNREACHABLE = ("error sending request", "failed to fetch", "dns error", "connection refused", "network", "timed out")
@@ -214,16 +214,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def options(cache: Path, tmp_path: Path) -> MethodOptions:
+def options(cache: Path, tmp_path: Path) -> RunOptions:
     """A cache that all tests of a session share, and a store with the weight."""
     store = tmp_path / "weights"
     store.mkdir()
     (store / "tiny.bin").write_bytes(WEIGHT)
-    return MethodOptions(cache_root=cache, weights_root=store)
+    return RunOptions(cache_root=cache, weights_root=store)
 
 
 @pytest.fixture
-def built(make_card: MakeCard, options: MethodOptions) -> Iterator[Path]:
+def built(make_card: MakeCard, options: RunOptions) -> Iterator[Path]:
     """The environment with the older Pillow, built once a session."""
     try:
         yield environment.build(make_card(), options)

@@ -16,8 +16,8 @@ from PIL import Image
 from bench.errors import UserError
 from bench.external import seed_module
 from bench.external.command import arguments, values, variables, visible_gpu, write_inputs
-from bench.imaging import checked_pixels, read_image
 from bench.methods.resize import Bicubic
+from bench.pixels import checked_pixels, read_image
 
 SEED_MODULE = Path(str(seed_module.__file__)).with_name("bench_seed.py")
 

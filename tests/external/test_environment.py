@@ -70,8 +70,8 @@ import sys
 from pathlib import Path
 from bench.card import read_card
 from bench.external.environment import build
-from bench.methods.base import MethodOptions
-print(build(read_card(Path(sys.argv[1])), MethodOptions(cache_root=Path(sys.argv[2]))))
+from bench.options import RunOptions
+print(build(read_card(Path(sys.argv[1])), RunOptions(cache_root=Path(sys.argv[2]))))
 """
     argv = [sys.executable, "-c", code, str(tmp_path / "cards/tiny.toml"), str(own.cache())]
     pipe = subprocess.PIPE

@@ -7,6 +7,7 @@ import pytest
 
 from bench import cli
 from bench.cli import build_parser
+from bench.commands.run import request_of
 from bench.pipeline import Stages
 
 
@@ -66,9 +67,7 @@ def test_the_options_of_a_run_reach_the_method(tmp_path: Path) -> None:
         args = build_parser().parse_args(
             [verb, "--methods", "bicubic", "--limit", "1", "--out", str(tmp_path / "out"), *map(str, given)]
         )
-        args.table, args.metrics = "table1", ["psnr"] if verb == "run" else None
-        args.reference = args.allow_missing = None
-        options = Stages.from_args(args).options
+        options = Stages.of(request_of(args), scoring=False).options
         assert (options.repo_dir, options.cache()) == (tmp_path / "r", tmp_path / "c")
         assert (options.time_limit_seconds, options.seed) == (90.0, 7)
 

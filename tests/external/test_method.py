@@ -17,16 +17,17 @@ from PIL import Image
 from bench.errors import UserError
 from bench.external import environment, repository
 from bench.external.attempt import attempts
-from bench.methods.base import FolderRunner, MethodOptions
+from bench.methods.base import FolderRunner
 from bench.methods.external import ExternalMethod, external_spec
 from bench.missing import Obstacle
+from bench.options import RunOptions
 from bench.seeds import image_seed
 
 pytestmark = pytest.mark.usefixtures("built")
 Images = dict[str, Path]
 
 
-def load(card, options: MethodOptions) -> ExternalMethod:
+def load(card, options: RunOptions) -> ExternalMethod:
     method = external_spec(card).load(options)
     assert isinstance(method, ExternalMethod)
     assert isinstance(method, FolderRunner)
@@ -185,12 +186,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from bench.card import read_card
-from bench.methods.base import MethodOptions
+from bench.options import RunOptions
 from bench.methods.external import external_spec
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 card, cache, weights, inputs, work = map(Path, sys.argv[1:])
-method = external_spec(read_card(card)).load(MethodOptions(cache_root=cache, weights_root=weights))
+method = external_spec(read_card(card)).load(RunOptions(cache_root=cache, weights_root=weights))
 images = {path.stem: path for path in sorted(inputs.iterdir())}
 list(method.restore_folder(images, {name: 1 for name in images}, work))
 """

@@ -12,7 +12,7 @@ import pytest
 
 from bench.errors import UserError
 from bench.external import repository
-from bench.external.repository import checkout, checkout_place, find_source, patches_sha256
+from bench.external.repository import checkout, checkout_place, find_origin, patches_sha256
 
 
 def git(place: Path, *arguments: str) -> str:
@@ -231,8 +231,8 @@ import sys
 from pathlib import Path
 from bench.card import read_card
 from bench.external.repository import checkout
-from bench.methods.base import MethodOptions
-print(checkout(read_card(Path(sys.argv[1])), MethodOptions(cache_root=Path(sys.argv[2]))))
+from bench.options import RunOptions
+print(checkout(read_card(Path(sys.argv[1])), RunOptions(cache_root=Path(sys.argv[2]))))
 """
     argv = [sys.executable, "-c", code, str(tmp_path / "cards/tiny.toml"), str(own.cache())]
     processes = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=tmp_path) for _ in range(3)]
@@ -255,8 +255,8 @@ def test_what_a_killed_build_left_is_removed(make_card, own) -> None:
 
 def test_the_source_is_found_by_the_repository_s_name_or_the_card_s(make_card, own, tmp_path) -> None:
     card = make_card(repository="https://example.org/authors/Official-Name.git/")
-    assert find_source(card, own).kind == "address"
+    assert find_origin(card, own).kind == "address"
     git(tmp_path, "init", "--quiet", "--bare", "tiny.git")
-    assert find_source(card, replace(own, repo_dir=tmp_path)).shown == "tiny.git in --repo-dir"
+    assert find_origin(card, replace(own, repo_dir=tmp_path)).shown == "tiny.git in --repo-dir"
     git(tmp_path, "init", "--quiet", "Official-Name")
-    assert find_source(card, replace(own, repo_dir=tmp_path)).shown == "Official-Name in --repo-dir"
+    assert find_origin(card, replace(own, repo_dir=tmp_path)).shown == "Official-Name in --repo-dir"

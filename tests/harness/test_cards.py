@@ -198,6 +198,12 @@ def test_the_card_below_is_right_before_it_is_spoilt(tmp_path):
         ('assets = ["ram"]', 'weights = [{ file = "./w.pth" }]', "the weight file './w.pth' does not lie in the store"),
         ('assets = ["ram"]', 'weights = [{ file = "" }]', "the weight file '' does not lie in the store"),
         ('assets = ["ram"]', 'weights = [{ file = "hashes.json" }]', "'hashes.json' does not lie in the store"),
+        ('assets = ["ram"]', 'weights = [{ file = "w", alternatives = { "../v" = "" } }]', "'../v' does not lie in"),
+        (
+            'assets = ["ram"]',
+            'network = { file = "w", key = "*", architecture = "A", parameters = 1, padding = "femasr" }',
+            "with key = '*' spandrel alone decides",
+        ),
         ('assets = ["ram"]', 'weights = [{ file = "w/", contains = ["../a"] }]', "'../a' does not lie in the folder"),
         ('assets = ["ram"]', 'weights = [{ file = "w/", hub = ["a/b"], contains = ["a*"] }]', "names, not patterns"),
         ("steps = 1", "steps = ", "is not TOML"),

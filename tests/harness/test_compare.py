@@ -10,16 +10,16 @@ from bench.compare import TOLERANCES, compare
 from bench.errors import UserError
 from bench.metrics import EXTRA_METRICS, METRICS
 from bench.records import Records
-from bench.schema import WHOLE_SET, ImageRow, Run, ScoreRow
+from bench.schema import WHOLE_SET, ImageRow, Restoration, ScoreRow
 
 
 def write(out: Path, values: dict[str, float], metric: str = "psnr", **changes) -> Records:
     records = Records(out)
-    records.write_run(Run("bicubic", "mini", "m", 42, {}, {}))
+    records.of("mini", "bicubic").write_run(Restoration("bicubic", "mini", "m", 42, {}, {}))
     for name, value in values.items():
-        records.add_image("mini", "bicubic", ImageRow(name, 1, "l", "h", "s", 8, 8, 0.1, "e", None))
+        records.of("mini", "bicubic").add_image(ImageRow(name, 1, "l", "h", "s", 8, 8, 0.1, "e", None))
         row = ScoreRow(metric, name, value, "s", "h", 1, "luma", {}, {}, None)
-        records.add_score("mini", "bicubic", replace(row, **changes))
+        records.of("mini", "bicubic").add_score(replace(row, **changes))
     return records
 
 
@@ -47,10 +47,10 @@ def test_one_moved_value_fails_even_where_the_mean_stays(tmp_path: Path) -> None
 def test_what_disappeared_or_fails_now_is_a_failure_and_what_is_new_is_not(tmp_path: Path) -> None:
     old = write(tmp_path / "old", {"a": 20.0, "b": 30.0, "c": 40.0})
     new = write(tmp_path / "new", {"a": 20.0, "z": 1.0})
-    row = replace(new.read_images("mini", "bicubic")["a"], name="b", sr_sha256=None, error="ValueError: NaN")
-    new.add_image("mini", "bicubic", row)
-    failed = replace(new.read_scores("mini", "bicubic", "psnr")["a"], name="c", value=None, error="too small")
-    new.add_score("mini", "bicubic", failed)
+    row = replace(new.of("mini", "bicubic").images()["a"], name="b", sr_sha256=None, error="ValueError: NaN")
+    new.of("mini", "bicubic").add_image(row)
+    failed = replace(new.of("mini", "bicubic").scores("psnr")["a"], name="c", value=None, error="too small")
+    new.of("mini", "bicubic").add_score(failed)
     texts = [failure.line() for failure in compare(old, new, {}).failures]
     assert texts == [
         "mini · bicubic · image · b: restoration fails now: ValueError: NaN",
@@ -96,9 +96,9 @@ def test_the_command_lists_and_fails(bench: Callable, tmp_path: Path) -> None:
 
 def test_a_subset_is_compared_where_it_was_measured(tmp_path: Path) -> None:
     old = write(tmp_path / "old", {"a": 20.0, "b": 30.0})
-    whole = replace(old.read_scores("mini", "bicubic", "psnr")["a"], metric="fid", name=WHOLE_SET, n=2)
-    old.add_score("mini", "bicubic", whole)
-    old.write_run(Run("lanczos", "mini", "m", 42, {}, {}))
+    whole = replace(old.of("mini", "bicubic").scores("psnr")["a"], metric="fid", name=WHOLE_SET, n=2)
+    old.of("mini", "bicubic").add_score(whole)
+    old.of("mini", "lanczos").write_run(Restoration("lanczos", "mini", "m", 42, {}, {}))
     new = write(tmp_path / "new", {"a": 20.0})
     assert compare(old, new, {}).failures
     outcome = compare(old, new, {}, subset=True)

@@ -6,7 +6,7 @@ import torch
 from bench import device
 from bench.device import resolve_device
 from bench.errors import UserError
-from bench.shards import Shard
+from bench.ranks import Rank
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -18,11 +18,11 @@ def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
 def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, 0)
-    for shard in (Shard(), Shard(1, 2, 1)):
-        assert resolve_device("auto", shard) == "cpu"
-        assert resolve_device("cpu", shard) == "cpu"
+    for rank in (Rank(), Rank(1, 2, 1)):
+        assert resolve_device("auto", rank) == "cpu"
+        assert resolve_device("cpu", rank) == "cpu"
         with pytest.raises(UserError, match="--device cuda: torch finds no CUDA device"):
-            resolve_device("cuda", shard)
+            resolve_device("cuda", rank)
 
 
 def test_one_process_takes_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,10 +32,10 @@ def test_one_process_takes_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_each_of_several_processes_takes_the_gpu_of_its_number_on_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, 2)
-    shards = [Shard(rank, 4, rank % 2) for rank in range(4)]  # two machines
+    ranks = [Rank(rank, 4, rank % 2) for rank in range(4)]  # two machines
     for name in ("auto", "cuda"):
-        assert [resolve_device(name, shard) for shard in shards] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+        assert [resolve_device(name, rank) for rank in ranks] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     with pytest.raises(UserError, match=r"more processes than GPUs on this machine \(2\)"):
-        resolve_device("cuda", Shard(2, 3, 2))
+        resolve_device("cuda", Rank(2, 3, 2))
     with pytest.raises(UserError, match="--device cuda:1 with 4 processes"):
-        resolve_device("cuda:1", shards[0])
+        resolve_device("cuda:1", ranks[0])

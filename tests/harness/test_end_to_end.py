@@ -120,7 +120,7 @@ def failing(tmp_path: Path) -> str:
                 raise RuntimeError("cannot do this one")
             return lr.repeat_interleave(4, 2).repeat_interleave(4, 3)
     """
-    from bench.imaging import read_image
+    from bench.pixels import read_image
 
     mean = float(read_image(tmp_path / "datasets/mini/test_LR/photo1.png").mean())
     path = tmp_path / "own.py"
@@ -137,7 +137,7 @@ def test_a_failing_method_costs_its_row_and_the_exit_status_tells(bench: Bench, 
     assert row.count("— [1]") == 2
     assert "- [1] own failed on 1 of 3 images, first on photo1: RuntimeError: cannot do this one" in out
     assert "| Bicubic" in out
-    rows = Records(Path("out")).read_images("mini", "own")
+    rows = Records(Path("out")).of("mini", "own").images()
     assert [row.error is None for row in rows.values()] == [True, False, True]
 
 

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from bench.figures import CAPTION, GAP, HEADER, TILE, busiest_window, draw_figure, fine_detail, spread
-from bench.methods import METHODS, MethodOptions
+from bench.methods import METHODS
 from bench.metrics import METRICS
+from bench.options import RunOptions
 from bench.plan import choose, make_plan
 from bench.records import Records
 from bench.restore import restore_set
@@ -22,7 +23,7 @@ from bench.testsets import TestSet
 @pytest.fixture
 def plan(tiny: TestSet) -> Plan:
     chosen = choose(
-        TABLES["table1"], "mini", MethodOptions(), testsets=None, methods=["bicubic", "lanczos"], metrics=["psnr"]
+        TABLES["table1"], "mini", RunOptions(), testsets=None, methods=["bicubic", "lanczos"], metrics=["psnr"]
     )
     sets = [PlanSet("mini", "Mini", [image.name for image in tiny.images], 3)]
     return make_plan(chosen, sets, seed=42, reference="bicubic", old=None)
@@ -32,7 +33,7 @@ def plan(tiny: TestSet) -> Plan:
 def records(tmp_path: Path, tiny: TestSet) -> Records:
     records = Records(tmp_path / "out")
     for method in ("bicubic", "lanczos"):
-        restore_set(records, tiny, METHODS[method], MethodOptions(), seed=42)
+        restore_set(records, tiny, METHODS[method], RunOptions())
     return records
 
 
@@ -86,7 +87,7 @@ def test_every_tile_is_the_image_it_is_said_to_be(records: Records, plan: Plan, 
         sheet = np.asarray(image.convert("RGB")).astype(int)
     block = 2 * TILE + CAPTION + 3 * GAP
     assert sheet.shape == (HEADER + 3 * block + GAP, 4 * (TILE + GAP) + GAP, 3)
-    sources = [None, *(records.image_path("mini", method, "photo1") for method in ("bicubic", "lanczos"))]
+    sources = [None, *(records.of("mini", method).image_path("photo1") for method in ("bicubic", "lanczos"))]
     for column, source in enumerate([*sources, tiny.images[1].hr]):
         if source is None:
             continue
@@ -118,10 +119,10 @@ def test_the_same_images_give_the_same_bytes_and_are_drawn_once(
 def test_a_method_whose_images_are_not_on_disk_has_no_column(
     records: Records, plan: Plan, tiny: TestSet, tmp_path: Path
 ) -> None:
-    records.image_path("mini", "lanczos", "photo0").unlink()
+    records.of("mini", "lanczos").image_path("photo0").unlink()
     draw_figure(records, plan, tiny, tmp_path / "f.png")
     with Image.open(tmp_path / "f.png") as image:
         assert image.width == 3 * (TILE + GAP) + GAP
-    records.image_path("mini", "bicubic", "photo0").unlink()
+    records.of("mini", "bicubic").image_path("photo0").unlink()
     assert not draw_figure(records, plan, tiny, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()

@@ -70,7 +70,7 @@ def test_killed_anywhere_and_run_again_the_table_is_the_same_byte_for_byte(datas
             assert (out / name).read_bytes() == (whole / name).read_bytes(), (out.name, name)
         assert not [path for folder in ("images", "records") for path in (out / folder).rglob("*.tmp")]
         for method in ("bicubic", "lanczos"):
-            rows = Records(out).read_images("mini", method)
+            rows = Records(out).of("mini", method).images()
             assert list(rows) == ["photo0", "photo1", "photo2"]
             before = (out / method).read_text().split("\n")[:-1] if (out / method).exists() else []
             after = (out / "records" / "mini" / method / "images.jsonl").read_text().splitlines()

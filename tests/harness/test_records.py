@@ -19,7 +19,7 @@ from bench.schema import (
     PlanMetric,
     PlanSet,
     RecordError,
-    Run,
+    Restoration,
     ScoreRow,
     set_sha256,
     valid_scores,
@@ -47,7 +47,7 @@ PLAN = Plan(
     methods=[PlanMethod("bicubic", "Bicubic", None, {"mini": ["x"]})],
     metrics=[PlanMetric("psnr", "PSNR", "image", True, True, 2, "p", [])],
 )
-RUN = Run("bicubic", "mini", "m", 42, {"resize": {"a": -0.75}}, {"env": {"threads": 1}})
+RUN = Restoration("bicubic", "mini", "m", 42, {"resize": {"a": -0.75}}, {"env": {"threads": 1}})
 
 
 @pytest.fixture
@@ -56,50 +56,50 @@ def records(tmp_path: Path) -> Records:
 
 
 def rows_file(records: Records) -> Path:
-    return records.folder("mini", "bicubic") / "images.jsonl"
+    return records.of("mini", "bicubic").folder / "images.jsonl"
 
 
 def test_what_is_written_is_read_back(records: Records) -> None:
     failed = image("b", sr_sha256=None, width=None, height=None, seconds=None, error="ValueError: NaN — ä")
     records.write_plan(PLAN)
-    records.write_run(RUN)
+    records.of("mini", "bicubic").write_run(RUN)
     for row in (image("a"), failed):
-        records.add_image("mini", "bicubic", row)
-    records.add_score("mini", "bicubic", score("a"))
+        records.of("mini", "bicubic").add_image(row)
+    records.of("mini", "bicubic").add_score(score("a"))
     assert records.read_plan("table1") == PLAN
-    assert records.read_run("mini", "bicubic") == RUN
-    assert records.read_images("mini", "bicubic") == {"a": image("a"), "b": failed}
-    assert records.read_scores("mini", "bicubic", "psnr") == {"a": score("a")}
+    assert records.of("mini", "bicubic").run() == RUN
+    assert records.of("mini", "bicubic").images() == {"a": image("a"), "b": failed}
+    assert records.of("mini", "bicubic").scores("psnr") == {"a": score("a")}
     assert records.measured() == [("mini", "bicubic")]
-    assert records.metrics("mini", "bicubic") == ["psnr"]
+    assert records.of("mini", "bicubic").metrics() == ["psnr"]
 
 
 def test_nothing_is_there_before_something_is_written(records: Records) -> None:
     assert records.read_plan("table1") is None
-    assert records.read_run("mini", "bicubic") is None
-    assert records.read_images("mini", "bicubic") == {}
+    assert records.of("mini", "bicubic").run() is None
+    assert records.of("mini", "bicubic").images() == {}
     assert records.measured() == []
-    records.finish_images("mini", "bicubic", ["a"])
+    records.of("mini", "bicubic").finish(["a"])
     assert not records.out.exists()
 
 
 def test_a_row_torn_by_a_kill_is_ignored_and_then_replaced(records: Records) -> None:
-    records.add_image("mini", "bicubic", image("a"))
+    records.of("mini", "bicubic").add_image(image("a"))
     whole = rows_file(records).read_bytes()
     for torn in (b'{"schema": 1, "na', b"{", json.dumps({"schema": 1}).encode()):
         rows_file(records).write_bytes(whole + torn)
-        assert list(records.read_images("mini", "bicubic")) == ["a"]
-    records.add_image("mini", "bicubic", image("b"))
+        assert list(records.of("mini", "bicubic").images()) == ["a"]
+    records.of("mini", "bicubic").add_image(image("b"))
     assert rows_file(records).read_bytes().startswith(whole + b'{"schema": 1, "name": "b"')
-    assert list(records.read_images("mini", "bicubic")) == ["a", "b"]
+    assert list(records.of("mini", "bicubic").images()) == ["a", "b"]
 
 
 def test_a_file_that_is_only_a_torn_row_is_empty(records: Records) -> None:
     rows_file(records).parent.mkdir(parents=True)
     rows_file(records).write_bytes(b'{"schema": 1, "name"')
-    assert records.read_images("mini", "bicubic") == {}
-    records.add_image("mini", "bicubic", image("a"))
-    assert list(records.read_images("mini", "bicubic")) == ["a"]
+    assert records.of("mini", "bicubic").images() == {}
+    records.of("mini", "bicubic").add_image(image("a"))
+    assert list(records.of("mini", "bicubic").images()) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -114,10 +114,10 @@ def test_a_file_that_is_only_a_torn_row_is_empty(records: Records) -> None:
     ],
 )
 def test_a_damaged_line_is_an_error_with_file_and_line(records: Records, line: bytes, says: str) -> None:
-    records.add_image("mini", "bicubic", image("a"))
+    records.of("mini", "bicubic").add_image(image("a"))
     rows_file(records).write_bytes(rows_file(records).read_bytes() + line + b"\n")
     with pytest.raises(RecordError, match=r"images\.jsonl, line 2") as error:
-        records.read_images("mini", "bicubic")
+        records.of("mini", "bicubic").images()
     assert says in str(error.value)
 
 
@@ -126,34 +126,36 @@ def test_a_damaged_line_is_an_error_with_file_and_line(records: Records, line: b
     [("name", 3), ("seed", "7"), ("seed", True), ("width", 1.5), ("seconds", "fast"), ("environment", None)],
 )
 def test_a_field_of_another_type_is_an_error_that_names_it(records: Records, field: str, value: object) -> None:
-    records.add_image("mini", "bicubic", image("a"))
+    records.of("mini", "bicubic").add_image(image("a"))
     row = json.loads(rows_file(records).read_text()) | {field: value}
     rows_file(records).write_text(json.dumps(row) + "\n")
     with pytest.raises(RecordError, match=f"`{field}` must be"):
-        records.read_images("mini", "bicubic")
+        records.of("mini", "bicubic").images()
 
 
 def test_a_row_has_a_result_or_an_error_never_both_or_neither(records: Records) -> None:
-    records.add_image("mini", "bicubic", image("a", error="but it failed"))
+    records.of("mini", "bicubic").add_image(image("a", error="but it failed"))
     with pytest.raises(RecordError, match="either a result or an error"):
-        records.read_images("mini", "bicubic")
-    records.add_score("mini", "bicubic", score("a", value=None))
+        records.of("mini", "bicubic").images()
+    records.of("mini", "bicubic").add_score(score("a", value=None))
     with pytest.raises(RecordError, match="either a result or an error"):
-        records.read_scores("mini", "bicubic", "psnr")
+        records.of("mini", "bicubic").scores("psnr")
 
 
 def test_a_reason_names_no_folder_of_this_machine(records: Records) -> None:
     why = "could not be loaded: /home/me/store/hashes.json is damaged, see https://x.org/a/b"
-    records.add_image("mini", "bicubic", image("a", sr_sha256=None, width=None, height=None, seconds=None, error=why))
-    records.add_score("mini", "bicubic", score("a", value=None, error=why))
+    records.of("mini", "bicubic").add_image(
+        image("a", sr_sha256=None, width=None, height=None, seconds=None, error=why)
+    )
+    records.of("mini", "bicubic").add_score(score("a", value=None, error=why))
     kept = "could not be loaded: …/hashes.json is damaged, see https://x.org/a/b"
-    assert records.read_images("mini", "bicubic")["a"].error == kept
-    assert [row.error for row in records.read_scores("mini", "bicubic", "psnr").values()] == [kept]
+    assert records.of("mini", "bicubic").images()["a"].error == kept
+    assert [row.error for row in records.of("mini", "bicubic").scores("psnr").values()] == [kept]
 
 
 def test_a_value_that_is_not_a_number_cannot_be_written(records: Records) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
-        records.add_score("mini", "bicubic", score("a", value=float("nan")))
+        records.of("mini", "bicubic").add_score(score("a", value=float("nan")))
 
 
 def test_a_damaged_plan_or_run_is_an_error(records: Records) -> None:
@@ -169,26 +171,26 @@ def test_a_damaged_plan_or_run_is_an_error(records: Records) -> None:
 
 def test_finishing_keeps_the_last_row_of_each_image_in_the_order_of_the_test_set(records: Records) -> None:
     for row in (image("c"), image("a", seconds=9.0), image("x"), image("a")):
-        records.add_image("mini", "bicubic", row)
-    records.finish_images("mini", "bicubic", ["a", "b", "c"])
-    assert list(records.read_images("mini", "bicubic").values()) == [image("a"), image("c"), image("x")]
+        records.of("mini", "bicubic").add_image(row)
+    records.of("mini", "bicubic").finish(["a", "b", "c"])
+    assert list(records.of("mini", "bicubic").images().values()) == [image("a"), image("c"), image("x")]
     assert len(rows_file(records).read_text().splitlines()) == 3
 
 
 def test_old_records_are_moved_not_deleted(records: Records) -> None:
     for round_ in (1, 2):
-        records.write_run(RUN)
-        records.add_image("mini", "bicubic", image("a"))
-        aside = records.set_aside("mini", "bicubic")
+        records.of("mini", "bicubic").write_run(RUN)
+        records.of("mini", "bicubic").add_image(image("a"))
+        aside = records.of("mini", "bicubic").set_aside()
         assert aside == records.out / "superseded" / "mini" / f"bicubic.{round_}"
         assert (aside / "images.jsonl").exists()
-        assert records.read_run("mini", "bicubic") is None
+        assert records.of("mini", "bicubic").run() is None
 
 
 @pytest.mark.parametrize("name", ["../etc", "a/b", "", ".hidden", "a b"])
 def test_a_name_that_would_leave_the_folder_is_refused(records: Records, name: str) -> None:
     with pytest.raises(RecordError, match="cannot name a folder"):
-        records.folder("mini", name)
+        records.of("mini", name)
 
 
 def test_a_second_process_is_refused_until_the_first_ends(records: Records) -> None:
@@ -251,63 +253,62 @@ def test_records_of_schema_1_stay_readable() -> None:
     records = Records(Path(__file__).parents[1] / "golden" / "schema1")
     assert records.measured() == [("mini", "bicubic")]
     assert records.read_plan("table1") == PLAN
-    assert records.read_run("mini", "bicubic") == RUN
-    assert records.read_images("mini", "bicubic") == {"a": image("a"), "b": image("b")}
-    assert records.read_scores("mini", "bicubic", "psnr") == {"a": score("a"), "b": score("b")}
+    assert records.of("mini", "bicubic").run() == RUN
+    assert records.of("mini", "bicubic").images() == {"a": image("a"), "b": image("b")}
+    assert records.of("mini", "bicubic").scores("psnr") == {"a": score("a"), "b": score("b")}
 
 
 def test_what_several_processes_write_is_read_together_and_merged_by_the_first(records: Records) -> None:
     other = Records(records.out, rank=2)
-    records.write_run(RUN)
-    other.write_run(replace(RUN, environments={"far": {"threads": 8}}))
+    records.of("mini", "bicubic").write_run(RUN)
+    other.of("mini", "bicubic").write_run(replace(RUN, environments={"far": {"threads": 8}}))
     for writer, names in ((records, "ac"), (other, "bd")):
         for name in names:
-            writer.add_image("mini", "bicubic", image(name, environment="far" if writer is other else "env"))
-            writer.add_score("mini", "bicubic", score(name))
-    folder = records.folder("mini", "bicubic")
+            writer.of("mini", "bicubic").add_image(image(name, environment="far" if writer is other else "env"))
+            writer.of("mini", "bicubic").add_score(score(name))
+    folder = records.of("mini", "bicubic").folder
     parts = ["images.rank2.jsonl", "run.rank2.json", "scores.psnr.rank2.jsonl"]
     assert sorted(path.name for path in folder.glob("*.rank*")) == parts
-    assert records.images_bytes("mini", "bicubic", 2) == (folder / parts[0]).stat().st_size
-    assert records.scores_bytes("mini", "bicubic", "psnr", 3) == 0
+    assert records.of("mini", "bicubic").images_bytes(2) == (folder / parts[0]).stat().st_size
+    assert records.of("mini", "bicubic").scores_bytes("psnr", 3) == 0
     with open(folder / parts[0], "a") as torn:
         torn.write('{"schema": 1, "name": "e"')
 
     for reader in (records, other, Records(records.out)):
-        assert sorted(reader.read_images("mini", "bicubic")) == list("abcd")
-        assert sorted(reader.read_scores("mini", "bicubic", "psnr")) == list("abcd")
-        assert reader.metrics("mini", "bicubic") == ["psnr"]
+        assert sorted(reader.of("mini", "bicubic").images()) == list("abcd")
+        assert sorted(reader.of("mini", "bicubic").scores("psnr")) == list("abcd")
+        assert reader.of("mini", "bicubic").metrics() == ["psnr"]
         assert reader.measured() == [("mini", "bicubic")]
-        run = reader.read_run("mini", "bicubic")
+        run = reader.of("mini", "bicubic").run()
         assert run is not None
         assert run.environments == {"env": {"threads": 1}, "far": {"threads": 8}}
 
-    records.finish_images("mini", "bicubic", "abcd")
-    records.finish_scores("mini", "bicubic", "psnr", "abcd")
-    records.finish_run(replace(RUN, environments=run.environments))
+    records.of("mini", "bicubic").finish("abcd")
+    records.of("mini", "bicubic").finish_scores("psnr", "abcd")
     assert not list(folder.glob("*.rank*"))
-    assert list(records.read_images("mini", "bicubic")) == list("abcd")
-    assert list(records.read_scores("mini", "bicubic", "psnr")) == list("abcd")
-    assert records.read_run("mini", "bicubic") == run
+    assert list(records.of("mini", "bicubic").images()) == list("abcd")
+    assert list(records.of("mini", "bicubic").scores("psnr")) == list("abcd")
+    assert records.of("mini", "bicubic").run() == run
 
 
 def test_a_later_row_of_another_process_replaces_an_error(records: Records) -> None:
-    records.add_image("mini", "bicubic", image("a", sr_sha256=None, error="out of memory"))
-    Records(records.out, rank=1).add_image("mini", "bicubic", image("a"))
-    records.finish_images("mini", "bicubic", "a")
-    assert Records(records.out).read_images("mini", "bicubic") == {"a": image("a")}
+    records.of("mini", "bicubic").add_image(image("a", sr_sha256=None, error="out of memory"))
+    Records(records.out, rank=1).of("mini", "bicubic").add_image(image("a"))
+    records.of("mini", "bicubic").finish("a")
+    assert Records(records.out).of("mini", "bicubic").images() == {"a": image("a")}
     assert len(rows_file(records).read_text().splitlines()) == 1
 
 
 def test_a_run_of_which_only_another_process_wrote_is_merged_all_the_same(records: Records) -> None:
-    Records(records.out, rank=1).add_image("mini", "bicubic", image("b"))
+    Records(records.out, rank=1).of("mini", "bicubic").add_image(image("b"))
     assert not rows_file(records).exists()
-    records.finish_images("mini", "bicubic", "b")
-    assert list(records.read_images("mini", "bicubic")) == ["b"]
+    records.of("mini", "bicubic").finish("b")
+    assert list(records.of("mini", "bicubic").images()) == ["b"]
     assert [path.name for path in rows_file(records).parent.iterdir()] == ["images.jsonl"]
 
 
 def test_the_first_process_holds_the_folder_for_all_of_its_run(records: Records) -> None:
     with records.lock(), Records(records.out, rank=1).lock():
-        assert records.work_folder("mini", "net") == records.out / "images" / ".work" / "mini" / "net"
-        work = Records(records.out, rank=1).work_folder("mini", "net")
+        assert records.of("mini", "net").work_folder == records.out / "images" / ".work" / "mini" / "net"
+        work = Records(records.out, rank=1).of("mini", "net").work_folder
         assert work == records.out / "images" / ".work" / "mini" / "net.rank1"

@@ -1,4 +1,4 @@
-"""bench/restore.py, bench/imaging.py: stage 1 on three small images, with real methods and ones that go wrong."""
+"""Stage 1 (restore, makers, pixels) on three small images, with real methods and ones that go wrong."""
 
 import hashlib
 import io
@@ -13,13 +13,15 @@ import torch
 from PIL import Image
 
 from bench.errors import UserError
-from bench.imaging import checked_pixels, read_image
-from bench.methods import METHODS, MethodOptions, MethodSpec, get_method
+from bench.methods import METHODS, MethodSpec, get_method
 from bench.methods.base import nothing_missing
+from bench.options import RunOptions
+from bench.pixels import checked_pixels, read_image
 from bench.records import Records
-from bench.restore import StageReport, restore_set
+from bench.restore import restore_set
 from bench.schema import StaleRecords
 from bench.seeds import image_seed
+from bench.stage_report import StageReport
 from bench.testsets import TestSet, load_testset
 
 
@@ -51,20 +53,22 @@ def records(tmp_path: Path) -> Records:
     return Records(tmp_path / "out")
 
 
-def restore(records: Records, testset: TestSet, spec: MethodSpec, said: list[str] | None = None, **more) -> StageReport:
-    say = (said if said is not None else []).append
-    return restore_set(records, testset, spec, MethodOptions(), **{"seed": 42, "say": say} | more)
+def restore(
+    records: Records, testset: TestSet, spec: MethodSpec, lines: list[str] | None = None, seed: int = 42, **more
+) -> StageReport:
+    log = (lines if lines is not None else []).append
+    return restore_set(records, testset, spec, RunOptions(seed=seed), log=log, **more)
 
 
 def test_every_image_gets_a_png_and_a_row_that_proves_it(records: Records, tiny: TestSet) -> None:
     report = restore(records, tiny, METHODS["bicubic"])
     assert (report.made, report.kept, report.failed) == (3, 0, {})
-    rows = records.read_images("mini", "bicubic")
+    rows = records.of("mini", "bicubic").images()
     assert list(rows) == ["photo0", "photo1", "photo2"]
-    run = records.read_run("mini", "bicubic")
+    run = records.of("mini", "bicubic").run()
     assert run is not None
     for image in tiny.images:
-        row, path = rows[image.name], records.image_path("mini", "bicubic", image.name)
+        row, path = rows[image.name], records.of("mini", "bicubic").image_path(image.name)
         assert row.sr_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         assert (row.lr_sha256, row.hr_sha256) == (image.lr_sha256, image.hr_sha256)
         assert (row.width, row.height, row.seed) == (80, 64, image_seed(42, image.name))
@@ -72,7 +76,7 @@ def test_every_image_gets_a_png_and_a_row_that_proves_it(records: Records, tiny:
         assert row.seconds > 0
         assert run.environments[row.environment]["device"] == "cpu"
     assert (run.seed, run.manifest_sha256) == (42, tiny.manifest_sha256)
-    assert run.provenance == METHODS["bicubic"].load(MethodOptions()).provenance()
+    assert run.provenance == METHODS["bicubic"].load(RunOptions()).provenance()
 
 
 def test_the_png_is_the_output_clamped_and_rounded_once(records: Records, tiny: TestSet) -> None:
@@ -82,7 +86,7 @@ def test_the_png_is_the_output_clamped_and_rounded_once(records: Records, tiny: 
     restore(records, tiny, Scripted(overshoot).spec())
     lr = read_image(tiny.images[0].lr).numpy()[0].transpose(1, 2, 0)
     expected = np.rint(np.clip(lr.astype(np.float32) * np.float32(1.2) - np.float32(0.1), 0, 1) * 255)
-    with Image.open(records.image_path("mini", "scripted", "photo0")) as image:
+    with Image.open(records.of("mini", "scripted").image_path("photo0")) as image:
         assert image.mode == "RGB"
         written = np.asarray(image)
     assert np.array_equal(written[::4, ::4], expected.astype(np.uint8))
@@ -125,7 +129,7 @@ def test_images_absent_or_changed_on_disk_are_restored_again_and_said_in_one_lin
     records: Records, tiny: TestSet
 ) -> None:
     restore(records, tiny, METHODS["lanczos"])
-    path = records.image_path("mini", "lanczos", "photo1")
+    path = records.of("mini", "lanczos").image_path("photo1")
     good = path.read_bytes()
     for damage in (path.unlink, lambda: path.write_bytes(good[:50])):
         damage()
@@ -154,7 +158,7 @@ def test_an_output_that_breaks_the_contract_is_an_error_row(
     records: Records, tiny: TestSet, output: Callable, says: str
 ) -> None:
     report = restore(records, tiny, Scripted(output).spec())
-    rows = records.read_images("mini", "scripted")
+    rows = records.of("mini", "scripted").images()
     assert list(report.failed) == list(rows) == ["photo0", "photo1", "photo2"]
     for row in rows.values():
         assert row.error is not None
@@ -177,23 +181,23 @@ def test_one_failing_image_costs_itself_alone_and_is_tried_again(records: Record
     broken.clear()
     report = restore(records, tiny, method.spec())
     assert (report.kept, report.made, report.failed) == (2, 1, {})
-    assert [row.error for row in records.read_images("mini", "scripted").values()] == [None] * 3
+    assert [row.error for row in records.of("mini", "scripted").images().values()] == [None] * 3
 
 
 def test_a_method_that_cannot_be_loaded_is_an_error_row_per_image(records: Records, tiny: TestSet) -> None:
-    def load(options: MethodOptions) -> Scripted:
+    def load(options: RunOptions) -> Scripted:
         raise UserError("weights.pth has another sha256:\n  expected 12")
 
     spec = replace(Scripted(enlarge).spec(), load=load)
     report = restore(records, tiny, spec)
     reason = "could not be loaded: weights.pth has another sha256: expected 12"
     assert report.failed == dict.fromkeys(["photo0", "photo1", "photo2"], reason)
-    assert {row.error for row in records.read_images("mini", "scripted").values()} == {reason}
+    assert {row.error for row in records.of("mini", "scripted").images().values()} == {reason}
     # Once it loads, its rows replace the errors, whatever the settings are.
     assert restore(records, tiny, Scripted(enlarge, {"a": 1}).spec()).made == 3
     # And a later failure to load leaves results alone.
     assert restore(records, tiny, spec).kept == 3
-    assert records.read_run("mini", "scripted").provenance == {"a": 1}  # type: ignore[union-attr]
+    assert records.of("mini", "scripted").run().provenance == {"a": 1}  # type: ignore[union-attr]
 
 
 def test_the_reason_of_an_error_is_recorded_without_this_machines_paths(
@@ -209,7 +213,7 @@ def test_the_reason_of_an_error_is_recorded_without_this_machines_paths(
     for spec, names in ((get_method(f"net=spandrel:{weights}"), "…/net.pth"), (Scripted(broken).spec(), "…/absent")):
         report = restore(records, tiny, spec)
         assert str(tmp_path) in report.failed["photo0"]
-        row = records.read_images("mini", spec.name)["photo0"]
+        row = records.of("mini", spec.name).images()["photo0"]
         assert names in (row.error or "")
         assert str(tmp_path) not in "".join(path.read_text() for path in records.root.rglob("*.json*"))
 
@@ -217,34 +221,34 @@ def test_the_reason_of_an_error_is_recorded_without_this_machines_paths(
 def test_a_recorded_result_outlives_its_image_and_a_failure(records: Records, tiny: TestSet) -> None:
     """A fresh clone on a machine where the method cannot be loaded, or fails, still has what was measured elsewhere."""
 
-    def load(options: MethodOptions) -> Scripted:
+    def load(options: RunOptions) -> Scripted:
         raise UserError("no GPU")
 
     def broken(lr: torch.Tensor, seed: int) -> torch.Tensor:
         raise RuntimeError("out of memory")
 
     restore(records, tiny, Scripted(enlarge).spec())
-    before = records.read_images("mini", "scripted")
+    before = records.of("mini", "scripted").images()
     shutil.rmtree(records.out / "images")
     for spec in (replace(Scripted(enlarge).spec(), load=load), Scripted(broken).spec()):
         report = restore(records, tiny, spec)
         assert (report.kept, report.made, len(report.failed)) == (0, 0, 3)
-        assert records.read_images("mini", "scripted") == before
-        assert set(records.read_run("mini", "scripted").environments) == {before["photo0"].environment}  # type: ignore[union-attr]
+        assert records.of("mini", "scripted").images() == before
+        assert set(records.of("mini", "scripted").run().environments) == {before["photo0"].environment}  # type: ignore[union-attr]
     assert restore(records, tiny, Scripted(enlarge).spec()).made == 3
 
 
 def test_results_of_other_settings_are_never_mixed_in(records: Records, tiny: TestSet) -> None:
     restore(records, tiny, Scripted(enlarge, {"tile": {"size": 64}, "weights": "aa"}).spec())
     other = Scripted(enlarge, {"tile": {"size": 96}, "weights": "aa", "new": True}).spec()
-    before = records.read_images("mini", "scripted")
+    before = records.of("mini", "scripted").images()
     with pytest.raises(StaleRecords) as error:
         restore(records, tiny, other)
     assert "tile.size: recorded 64, now 96" in str(error.value)
     assert "new: recorded None, now True" in str(error.value)
     assert "--redo scripted" in str(error.value)
     assert "weights" not in str(error.value).split("\n", 1)[1].split("Results")[0]
-    assert records.read_images("mini", "scripted") == before
+    assert records.of("mini", "scripted").images() == before
 
     said: list[str] = []
     report = restore(records, tiny, other, said, redo=True)
@@ -259,7 +263,7 @@ def test_other_words_about_the_same_method_are_the_same_method(records: Records,
     restore(records, tiny, Scripted(enlarge, {"tile": 64}).spec())
     for settings in ({"tile": 64, **said}, {"tile": 64, "remarks": ["no seed"]}):
         assert restore(records, tiny, Scripted(enlarge, settings).spec()).kept == 3
-        assert records.read_run("mini", "scripted").provenance == settings  # type: ignore[union-attr]
+        assert records.of("mini", "scripted").run().provenance == settings  # type: ignore[union-attr]
     with pytest.raises(StaleRecords, match="tile: recorded 64, now 96"):
         restore(records, tiny, Scripted(enlarge, {"tile": 96, **said}).spec())
 
@@ -301,10 +305,10 @@ def test_published_pngs_are_taken_over_byte_for_byte_and_not_timed(
     (folder / "photo2.png").unlink()
     spec = get_method(f"theirs=folder:{folder}")
     assert restore(records, tiny, spec).made == 3
-    rows = records.read_images("mini", "theirs")
+    rows = records.of("mini", "theirs").images()
     assert {(row.seconds, row.seed) for row in rows.values()} == {(None, None)}
     assert [rows[f"photo{i}"].sr_sha256 == tiny.images[i].hr_sha256 for i in (0, 1)] == [True, True]
-    with Image.open(records.image_path("mini", "theirs", "photo2")) as copy, Image.open(tiny.images[2].hr) as hr:  # type: ignore[arg-type]
+    with Image.open(records.of("mini", "theirs").image_path("photo2")) as copy, Image.open(tiny.images[2].hr) as hr:  # type: ignore[arg-type]
         assert copy.format == "PNG"
         assert np.array_equal(np.asarray(copy), np.asarray(hr))
 
@@ -316,7 +320,7 @@ def test_published_images_of_another_kind_are_error_rows(records: Records, tiny:
         with Image.open(image.hr) as hr:  # type: ignore[arg-type]
             hr.convert("RGBA").save(folder / f"{image.name}.png")
     report = restore(records, tiny, get_method(f"theirs=folder:{folder}"))
-    assert report.failed["photo0"] == "ValueError: photo0.png is RGBA 80x64, expected 8-bit RGB of 80x64"
+    assert report.failed["photo0"] == "ValueError: wrong format: photo0.png is RGBA, expected 8-bit RGB"
     (folder / "photo1.png").unlink()
     report = restore(records, tiny, get_method(f"theirs=folder:{folder}"))
     assert "could not be loaded" in report.failed["photo1"]
@@ -332,7 +336,7 @@ def test_rounding_is_half_to_even() -> None:
 
 def test_a_png_is_the_same_bytes_whenever_it_is_made(records: Records, tiny: TestSet) -> None:
     restore(records, tiny, METHODS["bicubic"])
-    path = records.image_path("mini", "bicubic", "photo0")
+    path = records.of("mini", "bicubic").image_path("photo0")
     with Image.open(io.BytesIO(path.read_bytes())) as image:
         assert image.info == {}
 
@@ -345,8 +349,8 @@ def test_settings_that_json_writes_otherwise_are_still_the_same_settings(records
 
 def test_environments_without_a_row_are_dropped(records: Records, tiny: TestSet) -> None:
     restore(records, tiny, METHODS["bicubic"])
-    run = records.read_run("mini", "bicubic")
+    run = records.of("mini", "bicubic").run()
     assert run is not None
-    records.write_run(replace(run, environments=run.environments | {"old": {}}))
+    records.of("mini", "bicubic").write_run(replace(run, environments=run.environments | {"old": {}}))
     restore(records, tiny, METHODS["bicubic"])
-    assert records.read_run("mini", "bicubic") == run
+    assert records.of("mini", "bicubic").run() == run

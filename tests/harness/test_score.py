@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from bench.errors import UserError
-from bench.methods import METHODS, MethodOptions
+from bench.methods import METHODS
 from bench.metrics import METRICS
 from bench.metrics.base import CannotScoreError, MetricSpec
+from bench.options import RunOptions
 from bench.records import Records
 from bench.restore import restore_set
 from bench.schema import WHOLE_SET
@@ -61,7 +62,7 @@ def records(tmp_path: Path, tiny: TestSet) -> Records:
     """Three images restored by bicubic and Lanczos."""
     records = Records(tmp_path / "out")
     for method in ("bicubic", "lanczos"):
-        restore_set(records, tiny, METHODS[method], MethodOptions(), seed=42)
+        restore_set(records, tiny, METHODS[method], RunOptions())
     return records
 
 
@@ -77,11 +78,11 @@ def test_psnr_and_ssim_are_those_of_the_files(records: Records, tiny: TestSet) -
             return 16 + np.asarray(image, dtype=np.float64) @ [65.481, 128.553, 24.966] / 255
 
     for image in tiny.images:
-        row = records.read_scores("mini", "lanczos", "psnr")[image.name]
-        sr, hr = luma(records.image_path("mini", "lanczos", image.name)), luma(image.hr)  # type: ignore[arg-type]
+        row = records.of("mini", "lanczos").scores("psnr")[image.name]
+        sr, hr = luma(records.of("mini", "lanczos").image_path(image.name)), luma(image.hr)  # type: ignore[arg-type]
         assert row.value == pytest.approx(peak_signal_noise_ratio(hr, sr, data_range=255), abs=1e-4)
         assert row.hr_sha256 == image.hr_sha256
-        assert row.sr_sha256 == records.read_images("mini", "lanczos")[image.name].sr_sha256
+        assert row.sr_sha256 == records.of("mini", "lanczos").images()[image.name].sr_sha256
         assert row.protocol == METRICS["psnr"].protocol
         assert row.versions["pyiqa"]
 
@@ -106,11 +107,11 @@ def test_an_image_made_anew_makes_its_own_score_stale(records: Records, tiny: Te
     scorer, whole = Scorer(), Scorer()
     score_set(records, tiny, ["bicubic"], scorer.spec(), "cpu")
     score_set(records, tiny, ["bicubic"], replace(whole.spec("set"), name="set"), "cpu")
-    row = records.read_images("mini", "bicubic")["photo1"]
-    source = records.image_path("mini", "lanczos", "photo1").read_bytes()
-    records.image_path("mini", "bicubic", "photo1").write_bytes(source)
-    other = records.read_images("mini", "lanczos")["photo1"].sr_sha256
-    records.add_image("mini", "bicubic", replace(row, sr_sha256=other))
+    row = records.of("mini", "bicubic").images()["photo1"]
+    source = records.of("mini", "lanczos").image_path("photo1").read_bytes()
+    records.of("mini", "bicubic").image_path("photo1").write_bytes(source)
+    other = records.of("mini", "lanczos").images()["photo1"].sr_sha256
+    records.of("mini", "bicubic").add_image(replace(row, sr_sha256=other))
     scorer.calls.clear()
     assert score_set(records, tiny, ["bicubic"], scorer.spec(), "cpu")["bicubic"].made == 1
     assert scorer.calls == [("photo1", "photo1")]
@@ -129,15 +130,15 @@ def test_a_set_is_scored_once_as_a_whole(records: Records, tiny: TestSet) -> Non
     assert score_set(records, tiny, ["bicubic"], scorer.spec("set"), "cpu")["bicubic"].made == 1
     assert score_set(records, tiny, ["bicubic"], scorer.spec("set"), "cpu")["bicubic"].kept == 1
     assert scorer.calls == [("set", None)]
-    rows = records.read_scores("mini", "bicubic", "own")
+    rows = records.of("mini", "bicubic").scores("own")
     assert (list(rows), rows[WHOLE_SET].value, rows[WHOLE_SET].n) == ([WHOLE_SET], 12.5, 3)
 
 
 def test_a_set_with_an_image_missing_is_not_scored(records: Records, tiny: TestSet) -> None:
     scorer = Scorer()
-    row = records.read_images("mini", "bicubic")["photo1"]
+    row = records.of("mini", "bicubic").images()["photo1"]
     failed = replace(row, sr_sha256=None, width=None, height=None, seconds=None, error="failed")
-    records.add_image("mini", "bicubic", failed)
+    records.of("mini", "bicubic").add_image(failed)
     report = score_set(records, tiny, ["bicubic"], scorer.spec("set"), "cpu")["bicubic"]
     assert (report.made, report.kept, scorer.calls) == (0, 0, [])
     assert score_set(records, tiny, ["bicubic"], replace(scorer.spec(), name="own2"), "cpu")["bicubic"].made == 2
@@ -154,7 +155,7 @@ def test_an_image_without_a_value_is_an_error_row_and_is_tried_again(
     report = score_set(records, tiny, ["bicubic"], scorer.spec(), "cpu")["bicubic"]
     assert report.made == 2
     assert list(getattr(report, group)) == ["photo1"]
-    row = records.read_scores("mini", "bicubic", "own")["photo1"]
+    row = records.of("mini", "bicubic").scores("own")["photo1"]
     assert row.value is None
     assert str(error) in str(row.error)
     scorer.fail = None
@@ -166,12 +167,12 @@ def test_a_value_that_is_not_finite_is_an_error_row(records: Records, tiny: Test
     scorer.value = float("inf")
     report = score_set(records, tiny, ["bicubic"], scorer.spec(), "cpu")["bicubic"]
     assert report.failed["photo0"] == "ValueError: the metric returned inf"
-    text = (records.folder("mini", "bicubic") / "scores.own.jsonl").read_text()
+    text = (records.of("mini", "bicubic").folder / "scores.own.jsonl").read_text()
     assert {json.loads(line)["value"] for line in text.splitlines()} == {None}
 
 
 def test_an_image_changed_behind_the_records_is_refused(records: Records, tiny: TestSet) -> None:
-    records.image_path("mini", "bicubic", "photo2").write_bytes(b"other")
+    records.of("mini", "bicubic").image_path("photo2").write_bytes(b"other")
     with pytest.raises(UserError, match=r"photo2\.png is not the recorded image"):
         score_set(records, tiny, ["bicubic"], Scorer().spec(), "cpu")
 
@@ -181,10 +182,10 @@ def test_rows_that_a_killed_process_left_never_replace_newer_ones(records: Recor
     metric = Scorer()
     metric.fail = RuntimeError("out of memory")
     score_set(Records(records.out, rank=2), tiny, ["bicubic"], metric.spec(), "cpu")
-    left = records.folder("mini", "bicubic") / "scores.own.jsonl"
+    left = records.of("mini", "bicubic").folder / "scores.own.jsonl"
     left.rename(left.with_name("scores.own.rank2.jsonl"))
     metric.fail = None
     report = score_set(records, tiny, ["bicubic"], metric.spec(), "cpu")["bicubic"]
     assert (report.kept, report.made) == (2, 1)
-    assert {row.error for row in records.read_scores("mini", "bicubic", "own").values()} == {None}
+    assert {row.error for row in records.of("mini", "bicubic").scores("own").values()} == {None}
     assert [path.name for path in left.parent.glob("scores.own*")] == ["scores.own.jsonl"]

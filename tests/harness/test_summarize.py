@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from bench.records import Records
-from bench.schema import WHOLE_SET, ImageRow, Plan, PlanMethod, PlanMetric, PlanSet, Run, ScoreRow, set_sha256
+from bench.schema import WHOLE_SET, ImageRow, Plan, PlanMethod, PlanMetric, PlanSet, Restoration, ScoreRow, set_sha256
 from bench.summarize import SECONDS, Cell, mean_ci95, summarize
 
 NAMES = ["a", "b", "c"]
@@ -39,10 +39,10 @@ def records(tmp_path: Path) -> Records:
 
 def restored(records: Records, method: str, names: list[str] = NAMES, **changes) -> None:
     machine = {"processor": "CPU", "accelerator": None, "threads": 2, "dtype": "fp32", "versions": {"torch": "2.6"}}
-    records.write_run(Run(method, "mini", "m", 42, {}, {"e": machine}))
+    records.of("mini", method).write_run(Restoration(method, "mini", "m", 42, {}, {"e": machine}))
     for number, name in enumerate(names):
         row = ImageRow(name, 1, "l" + name, "h" + name, method + name, 8, 8, 0.5 + number, "e", None)
-        records.add_image("mini", method, replace(row, **changes))
+        records.of("mini", method).add_image(replace(row, **changes))
 
 
 def scored(records: Records, method: str, metric: PlanMetric, values: list[float], **changes) -> None:
@@ -50,7 +50,7 @@ def scored(records: Records, method: str, metric: PlanMetric, values: list[float
         row = ScoreRow(
             metric.name, name, value, method + name, "h" + name, 1, metric.protocol, {}, {"pyiqa": "0.1"}, None
         )
-        records.add_score("mini", method, replace(row, **changes))
+        records.of("mini", method).add_score(replace(row, **changes))
 
 
 def cell(records: Records, plan: Plan, method: str, metric: str) -> Cell:
@@ -134,8 +134,8 @@ def test_failures_are_counted_and_the_first_is_told(records: Records) -> None:
 
     restored(records, "net")
     scored(records, "net", PSNR, [20.0, 20.0, 20.0])
-    row = records.read_scores("mini", "net", "psnr")["c"]
-    records.add_score("mini", "net", replace(row, value=None, error="too small"))
+    row = records.of("mini", "net").scores("psnr")["c"]
+    records.of("mini", "net").add_score(replace(row, value=None, error="too small"))
     reasons = cell(records, plan(["net"], [PSNR]), "net", "psnr").reasons
     assert reasons == ("PSNR of NET failed on 1 of 3 images, first on c: too small",)
 
@@ -149,9 +149,9 @@ def test_published_images_have_no_time(records: Records) -> None:
 def test_what_a_method_remarks_stands_with_its_row_once_it_has_images(records: Records) -> None:
     for names, expected in ((["a", "b"], ()), (NAMES, ("no tagger", "unseeded"))):
         restored(records, "theirs", names)
-        run = records.read_run("mini", "theirs")
+        run = records.of("mini", "theirs").run()
         assert run is not None
-        records.write_run(replace(run, provenance={"remarks": ["no tagger", "unseeded"]}))
+        records.of("mini", "theirs").write_run(replace(run, provenance={"remarks": ["no tagger", "unseeded"]}))
         (section,) = summarize(records, plan(["theirs", "other"], [])).sections
         assert [row.remarks for row in section.rows] == [expected, ()]
 
@@ -169,8 +169,8 @@ def test_without_a_ground_truth_a_reference_metric_is_a_dash_that_says_so(record
 
 def test_a_set_level_value_has_n_and_no_interval(records: Records) -> None:
     restored(records, "net")
-    digest = set_sha256(records.read_images("mini", "net"), NAMES)
-    records.add_score("mini", "net", ScoreRow("fid", WHOLE_SET, 120.5, digest, None, 3, "inception", {}, {}, None))
+    digest = set_sha256(records.of("mini", "net").images(), NAMES)
+    records.of("mini", "net").add_score(ScoreRow("fid", WHOLE_SET, 120.5, digest, None, 3, "inception", {}, {}, None))
     assert cell(records, plan(["net"], [FID]), "net", "fid") == Cell(120.5, 3)
     assert cell(records, plan(["net"], [FID], ["a", "b"]), "net", "fid").value is None
 
@@ -228,10 +228,12 @@ def test_versions_and_machines_are_those_of_the_rows_that_count(records: Records
     table = summarize(records, plan(["net", "theirs"], [PSNR, LPIPS]))
     assert table.versions == ("pyiqa 0.1", "torch 2.6")
     assert table.machines == ("CPU, 2 threads, fp32",)
-    run = records.read_run("mini", "net")
+    run = records.of("mini", "net").run()
     assert run is not None
     machine = run.environments["e"] | {"accelerator": "H200"}
-    records.write_run(replace(run, environments={"e": machine, "unused": machine | {"accelerator": "A100"}}))
+    records.of("mini", "net").write_run(
+        replace(run, environments={"e": machine, "unused": machine | {"accelerator": "A100"}})
+    )
     assert summarize(records, plan(["net"], [PSNR])).machines == ("H200, fp32",)
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from bench.errors import UserError
-from bench.methods import METHODS, MethodOptions
+from bench.methods import METHODS
 from bench.metrics import METRICS
-from bench.plan import choose, default_out, make_plan
+from bench.options import RunOptions
+from bench.plan import choose, make_plan
+from bench.request import Request
 from bench.schema import Plan, PlanSet
 from bench.tables import NINE, TABLES, PaperRow, get_profile, pairs_of, paper_figures
 from bench.testsets import TESTSETS
@@ -18,7 +20,7 @@ SETS = [PlanSet("mini", "Mini", ["a"], 1)]
 
 
 def choice(**chosen):
-    return choose(TABLE1, "mini", MethodOptions(), **({"testsets": None, "methods": None, "metrics": None} | chosen))
+    return choose(TABLE1, "mini", RunOptions(), **({"testsets": None, "methods": None, "metrics": None} | chosen))
 
 
 def plan(chosen, old: Plan | None = None, **more) -> Plan:
@@ -125,7 +127,7 @@ def test_a_method_without_an_adapter_keeps_its_row_and_says_so() -> None:
     table, profile = get_profile("table1", "paper")
     newer = replace(profile, rows=(*profile.rows, PaperRow("newer", "Newer", 1)))
     table = replace(table, profiles={"paper": newer})
-    chosen = choose(table, "paper", MethodOptions(), testsets=["realsr"], methods=None, metrics=["psnr"])
+    chosen = choose(table, "paper", RunOptions(), testsets=["realsr"], methods=None, metrics=["psnr"])
     by_name = {method.name: method for method in plan(chosen).methods}
     assert by_name["newer"].missing == {"realsr": ["Newer: this harness has no adapter for it yet"]}
     assert ("realsr", "newer") not in chosen.missing_methods, "that is nothing a user can fetch"
@@ -165,13 +167,13 @@ def test_a_folder_holds_one_seed_and_one_profile() -> None:
 
 
 def test_a_limited_run_does_not_touch_the_full_table() -> None:
-    assert default_out("mini", None) == Path("reports/mini")
-    assert default_out("mini", 3) == Path("reports/mini-first3")
+    assert Request().folder() == Path("reports/mini")
+    assert Request(limit=3).folder() == Path("reports/mini-first3")
 
 
 def test_table_2_sets_one_step_against_many_of_the_same_base() -> None:
     _, mini = get_profile("table2", "mini")
-    chosen = choose(TABLES["table2"], "mini", MethodOptions(), testsets=None, methods=None, metrics=["psnr"])
+    chosen = choose(TABLES["table2"], "mini", RunOptions(), testsets=None, methods=None, metrics=["psnr"])
     assert [(row.name, row.steps) for row in chosen.rows] == [
         ("bicubic", None), ("teacher-20", 20), ("teacher-5", 5), ("teacher-1", 1), ("tsd-sr-mini", 1),
     ]  # fmt: skip

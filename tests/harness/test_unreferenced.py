@@ -33,11 +33,11 @@ def test_a_table_of_such_a_set_has_the_columns_it_can_have(bench: Bench, unrefer
     assert headers(out) == ["Method", "Steps", "NIQE ↓", "MUSIQ ↑", "MANIQA ↑", "CLIPIQA ↑"]
     assert "FID depends" not in out
     assert "ground truth" not in out
-    scores = Records(Path("out")).read_scores("realsrset", "bicubic", "niqe")
+    scores = Records(Path("out")).of("realsrset", "bicubic").scores("niqe")
     assert [rows.hr_sha256 for rows in scores.values()] == [None] * 3
     mean = np.mean([rows.value for rows in scores.values()])
     assert row(out, "Bicubic")[2].strip("*") == f"{mean:.4f}"
-    sizes = [(rows.width, rows.height) for rows in Records(Path("out")).read_images("realsrset", "bicubic").values()]
+    sizes = [(rows.width, rows.height) for rows in Records(Path("out")).of("realsrset", "bicubic").images().values()]
     assert sizes == [(200, 108), (196, 196), (244, 120)]
     assert bench(*RUN, "--testsets", "realsrset")[1] == out
     assert bench("table", "--table", "table7", "--out", "out", "--no-timing")[1] == out
@@ -89,7 +89,7 @@ def test_published_outputs_are_measured_where_there_are_any(bench: Bench, unrefe
     status, out, _ = bench(*arguments, "--testsets", "mini", "realsrset")
     assert status == 0
     assert "net (published) needs published images for realsrset at $TSD_DATA/realsrset/net/" in out
-    images = Records(Path("out")).read_images("mini", "net-published")
+    images = Records(Path("out")).of("mini", "net-published").images()
     assert {rows.seed for rows in images.values()} == {None}
     _, plain, _ = bench(*RUN, "--testsets", "mini", "--metrics", "psnr", "--no-figure")
     assert row(out, "net (published)")[2] == row(plain, "Lanczos")[2]

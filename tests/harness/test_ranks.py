@@ -1,4 +1,4 @@
-"""bench/shards.py: several processes give what one gives, also after a kill; and none waits for one that is gone."""
+"""bench/ranks.py: several processes give what one gives, also after a kill; and none waits for one that is gone."""
 
 import json
 import os
@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 
 from bench.errors import UserError
-from bench.records import Records
-from bench.shards import (
+from bench.ranks import (
     ALONE,
-    Shard,
+    Rank,
     StoppedError,
     check_shared,
-    current_shard,
+    current_rank,
     exchange,
     from_first,
-    in_step,
-    shows_up,
+    on_all_ranks,
     wait,
+    wait_until_visible,
 )
+from bench.records import Records
 
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
@@ -36,7 +36,7 @@ NAMES = [f"photo{index}" for index in range(5)]
 @pytest.mark.parametrize("count", [0, 1, 5, 100])
 def test_the_shares_are_the_images_each_once_and_even(world: int, count: int) -> None:
     images = list(range(count))
-    shares = [Shard(rank, world).share(images) for rank in range(world)]
+    shares = [Rank(rank, world).share(images) for rank in range(world)]
     assert sorted(image for share in shares for image in share) == images
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     assert shares[0] == images[::world]
@@ -51,22 +51,22 @@ def launcher(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
 
 def test_the_launchers_variables_say_who_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
     launcher(monkeypatch)
-    assert current_shard() == ALONE == Shard(0, 1, 0)
+    assert current_rank() == ALONE == Rank(0, 1, 0)
     launcher(monkeypatch, WORLD_SIZE="1", RANK="0", LOCAL_RANK="0")
-    assert current_shard() == ALONE
+    assert current_rank() == ALONE
     launcher(monkeypatch, WORLD_SIZE="16", RANK="9", LOCAL_RANK="1")
-    assert current_shard() == Shard(9, 16, 1)
-    assert not current_shard().first
+    assert current_rank() == Rank(9, 16, 1)
+    assert not current_rank().first
     launcher(monkeypatch, WORLD_SIZE="16")
     with pytest.raises(UserError, match="RANK='', WORLD_SIZE='16', LOCAL_RANK=''"):
-        current_shard()
+        current_rank()
 
 
 def test_alone_nothing_is_exchanged_and_nothing_imported(tmp_path: Path) -> None:
     program = (
-        "import sys; from bench.shards import *\n"
+        "import sys; from bench.ranks import *\n"
         "assert exchange(ALONE, 1) == [1] and from_first(ALONE, lambda: 2) == 2; wait(ALONE)\n"
-        "with in_step() as shard: assert shard == ALONE\n"
+        "with on_all_ranks() as rank: assert rank == ALONE\n"
         "assert not {'torch', 'accelerate'} & set(sys.modules)"
     )
     environment = {name: value for name, value in ENVIRONMENT.items() if name != "WORLD_SIZE"}
@@ -80,29 +80,29 @@ def test_alone_nothing_is_exchanged_and_nothing_imported(tmp_path: Path) -> None
 
 def test_something_that_shows_up_late_is_waited_for() -> None:
     answers = iter([False, False, True])
-    assert shows_up(lambda: next(answers), 60)
-    assert not shows_up(lambda: False, 0)
+    assert wait_until_visible(lambda: next(answers), 60)
+    assert not wait_until_visible(lambda: False, 0)
 
 
 def test_errors_and_interrupts_pass_through_where_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     launcher(monkeypatch)
     for error in (UserError("x"), StoppedError("x"), KeyboardInterrupt()):
-        with pytest.raises(type(error)), in_step():
+        with pytest.raises(type(error)), on_all_ranks():
             raise error
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), in_step():
+    with pytest.raises(KeyboardInterrupt), on_all_ranks():
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-# -- several, forked by shard_scenarios.py -----------------------------------------------------------------------------
+# -- several, forked by rank_scenarios.py -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def scenarios(datasets_of_five: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("scenarios")
     names = ["equal", "killed", "failing", "refused", "uneven", "runner", "loading"]
-    command = [sys.executable, Path(__file__).with_name("shard_scenarios.py"), datasets_of_five, *names]
+    command = [sys.executable, Path(__file__).with_name("rank_scenarios.py"), datasets_of_five, *names]
     environment = {name: value for name, value in ENVIRONMENT.items() if name not in ("WORLD_SIZE", "TSD_DATA")}
     done = subprocess.run(
         command, cwd=root, env=environment | {"TORCH_HOME": str(root)}, capture_output=True, text=True, timeout=900
@@ -235,7 +235,7 @@ def test_what_is_missing_on_one_machine_costs_its_row_for_all(scenarios: Path) -
     assert codes(path) == [0, 0]
     assert "left out: Real-ESRGAN (compact) needs realesr-general-x4v3.pth" in printed(path, 0)
     assert not (path / "records" / "mini" / "realesrgan-compact").exists()
-    assert len(Records(path).read_scores("mini", "bicubic", "psnr")) == 5
+    assert len(Records(path).of("mini", "bicubic").scores("psnr")) == 5
 
 
 @pytest.mark.slow
@@ -256,7 +256,7 @@ def test_a_folder_runner_gets_the_share_and_a_work_folder_of_its_process(scenari
     work = two / "images" / ".work" / "mini"
     shares = {folder.name: sorted(path.stem for path in (folder / "in").iterdir()) for folder in work.iterdir()}
     assert shares == {"own": NAMES[0::2], "own.rank1": NAMES[1::2]}
-    (environment,) = Records(two).read_run("mini", "own").environments.values()  # type: ignore[union-attr]
+    (environment,) = Records(two).of("mini", "own").run().environments.values()  # type: ignore[union-attr]
     assert environment["external"] == {"python": "3.8"}
 
 
@@ -270,7 +270,7 @@ def test_a_process_in_which_the_method_does_not_load_fails_on_its_share_alone(sc
     assert json.loads(printed(path.with_name("mended"), 0).splitlines()[-1]) == [3, 2, {}]
     assert codes(path.with_name("cloned")) == [1, 1]
     assert json.loads(printed(path.with_name("cloned"), 0).splitlines()[-1])[:2] == [0, 3]
-    rows = Records(path).read_images("mini", "own")
+    rows = Records(path).of("mini", "own").images()
     assert list(rows) == NAMES
     assert {row.error for row in rows.values()} == {None}
 

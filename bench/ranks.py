@@ -1,4 +1,4 @@
-"""Several processes of one run, started by `accelerate launch`: who this one is, what its share is, how they keep step.
+"""Several processes of one run, started by `accelerate launch`: which of them this is, its share, how they wait.
 
 Every process walks through the same jobs in the same order and does its share of each. In between they exchange small
 Python objects (reports, rows, hashes; never tensors) over gloo on the CPU and wait for one another, for days if need
@@ -24,8 +24,8 @@ from bench.errors import UserError, one_line
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)
 """How long a process waits for the others: shares of one job may be hours apart."""
-SHOWS_UP_SECONDS = 120.0
-"""How long a file written on one machine may take to show on another (NFS caches attributes for up to a minute)."""
+VISIBLE_WITHIN_SECONDS = 120.0
+"""How long a file of one machine may take to be visible on another (NFS caches attributes for up to a minute)."""
 
 
 class StoppedError(UserError):
@@ -33,31 +33,37 @@ class StoppedError(UserError):
 
 
 @dataclass(frozen=True)
-class Shard:
-    """One of `world` processes: `rank` counts over all machines, `local_rank` on this one, both from 0."""
+class Rank:
+    """One of the processes of a run.
 
-    rank: int = 0
+    Attributes:
+        index: number of this process over all machines, from 0.
+        world: number of processes over all machines.
+        local: number of this process on its machine, from 0.
+    """
+
+    index: int = 0
     world: int = 1
-    local_rank: int = 0
+    local: int = 0
 
     @property
     def first(self) -> bool:
         """Whether this is the process that plans, merges, renders and speaks."""
-        return self.rank == 0
+        return self.index == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Every `world`-th item, from `rank` on: the shares of all processes are the items, each once."""
-        return items[self.rank :: self.world]
+        """Every `world`-th item, from `index` on: the shares of all processes are the items, each once."""
+        return items[self.index :: self.world]
 
     def line(self, text: str) -> str:
-        return f"process {self.rank} of {self.world}: {text}"
+        return f"process {self.index} of {self.world}: {text}"
 
 
-ALONE = Shard()
+ALONE = Rank()
 
 
-def current_shard() -> Shard:
-    """This process by the launcher's variables; `ALONE` without a launcher. Joins nothing.
+def current_rank() -> Rank:
+    """This process by the launcher's variables; `ALONE` without a launcher. It does not join the others yet.
 
     Raises:
         UserError: some of the variables are there and others not.
@@ -71,57 +77,57 @@ def current_shard() -> Shard:
         raise UserError(
             f"the launcher's variables do not fit together: {found}. Use `accelerate launch`, or unset them"
         )
-    return Shard(int(values["RANK"]), int(values["WORLD_SIZE"]), int(values["LOCAL_RANK"]))
+    return Rank(int(values["RANK"]), int(values["WORLD_SIZE"]), int(values["LOCAL_RANK"]))
 
 
 @contextmanager
-def in_step() -> Iterator[Shard]:
-    """This process as one of its run: an error in any process ends all of them, and is printed once.
+def on_all_ranks() -> Iterator[Rank]:
+    """Gives this process's rank; an error in any process of the run ends all of them, and is printed once.
 
     SIGTERM (`scancel`, `kill`, a launcher that ends the rest of its processes) is taken for an interrupt, so that the
     processes of external methods are not left behind.
     """
-    shard = current_shard()
-    if not shard.first:
+    rank = current_rank()
+    if not rank.first:
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported: bars of several processes overwrite each other
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield shard
+        yield rank
     except (StoppedError, KeyboardInterrupt) as error:
-        if shard.first:
+        if rank.first:
             raise
         raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
     except Exception as error:
-        reasons = _exchange(shard, None, one_line(error)) if shard.world > 1 else []
-        if one_line(error) in reasons[: shard.rank]:
+        reasons = _exchange(rank, None, one_line(error)) if rank.world > 1 else []
+        if one_line(error) in reasons[: rank.index]:
             raise SystemExit(2) from None
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def exchange(shard: Shard, value: T) -> list[T]:
+def exchange(rank: Rank, value: T) -> list[T]:
     """What every process brings, by rank; picklable. Waits for all of them.
 
     Raises:
         StoppedError: one of them failed, or is no more.
     """
-    if shard.world == 1:
+    if rank.world == 1:
         return [value]
-    return _exchange(shard, value, None)
+    return _exchange(rank, value, None)
 
 
-def from_first(shard: Shard, make: Callable[[], T]) -> T:
-    """What `make` gives in the first process, where alone it is called. The others wait for it."""
-    return cast(T, exchange(shard, make() if shard.first else None)[0])
+def from_first(rank: Rank, make: Callable[[], T]) -> T:
+    """What `make` gives in the first process; the others do not call it and wait for the result."""
+    return cast(T, exchange(rank, make() if rank.first else None)[0])
 
 
-def wait(shard: Shard) -> None:
+def wait(rank: Rank) -> None:
     """Returns when every process has come here."""
-    exchange(shard, None)
+    exchange(rank, None)
 
 
-def shows_up(condition: Callable[[], bool], seconds: float = SHOWS_UP_SECONDS) -> bool:
+def wait_until_visible(condition: Callable[[], bool], seconds: float = VISIBLE_WITHIN_SECONDS) -> bool:
     """Whether `condition` comes true within so many seconds; looks at once, then twice a second."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -131,28 +137,28 @@ def shows_up(condition: Callable[[], bool], seconds: float = SHOWS_UP_SECONDS) -
     return True
 
 
-def check_shared(shard: Shard, folder: Path) -> None:
+def check_shared(rank: Rank, folder: Path) -> None:
     """Makes sure that all processes see the same `folder`.
 
     Raises:
         UserError: this process does not see what the first has written there.
     """
-    if shard.world == 1:
+    if rank.world == 1:
         return
-    path = folder / from_first(shard, lambda: f".{uuid4().hex}.tmp")
-    if shard.first:
+    path = folder / from_first(rank, lambda: f".{uuid4().hex}.tmp")
+    if rank.first:
         folder.mkdir(parents=True, exist_ok=True)
         path.touch()
-    wait(shard)
-    if not shows_up(path.exists):
-        raise UserError(shard.line(f"{folder} is not the folder of process 0: --out must be on a disk that all share"))
-    wait(shard)
-    if shard.first:
+    wait(rank)
+    if not wait_until_visible(path.exists):
+        raise UserError(rank.line(f"{folder} is not the folder of process 0: --out must be on a disk that all share"))
+    wait(rank)
+    if rank.first:
         path.unlink()
 
 
-def _exchange(shard: Shard, value: Any, failure: str | None) -> list[Any]:
-    """Values by rank; of a process that says `failure`, the failures by rank."""
+def _exchange(rank: Rank, value: Any, failure: str | None) -> list[Any]:
+    """The values of all processes by rank; to a process that brings a `failure`, the failures of all by rank."""
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
@@ -164,7 +170,7 @@ def _exchange(shard: Shard, value: Any, failure: str | None) -> list[Any]:
     failures = [reason for _, reason in messages]
     if failure is not None:
         return failures
-    for rank, reason in enumerate(failures):
+    for index, reason in enumerate(failures):
         if reason is not None:
-            raise StoppedError(f"process {rank} of {shard.world} stopped: {reason}")
+            raise StoppedError(f"process {index} of {rank.world} stopped: {reason}")
     return [value for value, _ in messages]

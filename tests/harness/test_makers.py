@@ -1,4 +1,4 @@
-"""bench/runners.py: a method that is a process over a folder, image by image, by a real one that may misbehave."""
+"""bench/makers.py: a method that is a process over a folder, image by image, by a real one that may misbehave."""
 
 import shutil
 import subprocess
@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 
 from bench.errors import UserError
-from bench.methods import MethodOptions, MethodSpec
+from bench.methods import MethodSpec
 from bench.methods.base import FolderRunner, nothing_missing
-from bench.records import Records
-from bench.restore import StageReport, restore_set
+from bench.options import RunOptions
+from bench.records import MethodRecords, Records
+from bench.restore import restore_set
 from bench.schema import Plan, PlanMethod, PlanSet
 from bench.seeds import image_seed
+from bench.stage_report import StageReport
 from bench.summarize import SECONDS, summarize
 from bench.testsets import TestSet
 
@@ -98,7 +100,7 @@ def records(tmp_path: Path) -> Records:
 
 
 def restore(records: Records, testset: TestSet, runner: FolderRunner, **more) -> StageReport:
-    return restore_set(records, testset, runner.spec(), MethodOptions(), seed=42, **more)  # type: ignore[attr-defined]
+    return restore_set(records, testset, runner.spec(), RunOptions(), **more)  # type: ignore[attr-defined]
 
 
 def test_every_image_gets_a_png_and_a_row_with_the_environment_of_the_process(records: Records, tiny: TestSet) -> None:
@@ -106,8 +108,8 @@ def test_every_image_gets_a_png_and_a_row_with_the_environment_of_the_process(re
     assert isinstance(runner, FolderRunner)
     report = restore(records, tiny, runner)
     assert (report.made, report.kept, report.failed) == (3, 0, {})
-    rows = records.read_images("mini", "enlarger")
-    run = records.read_run("mini", "enlarger")
+    rows = records.of("mini", "enlarger").images()
+    run = records.of("mini", "enlarger").run()
     assert run is not None
     assert list(rows) == ["photo0", "photo1", "photo2"]
     for image in tiny.images:
@@ -115,11 +117,11 @@ def test_every_image_gets_a_png_and_a_row_with_the_environment_of_the_process(re
         assert (row.seed, row.seconds) == (image_seed(42, image.name), None)
         assert (row.width, row.height, row.lr_sha256) == (80, 64, image.lr_sha256)
         assert run.environments[row.environment]["external"] == {"python": "3.8.20", "packages": {"torch": "1.13.1"}}
-        with Image.open(records.image_path("mini", "enlarger", image.name)) as sr, Image.open(image.lr) as lr:
+        with Image.open(records.of("mini", "enlarger").image_path(image.name)) as sr, Image.open(image.lr) as lr:
             assert sr.tobytes() == lr.resize((80, 64)).tobytes()
     assert runner.seeds == {image.name: image_seed(42, image.name) for image in tiny.images}
     assert runner.work == (records.out / "images" / ".work" / "mini" / "enlarger").absolute()
-    assert str(records.out.absolute()) not in (records.folder("mini", "enlarger") / "run.json").read_text()
+    assert str(records.out.absolute()) not in (records.of("mini", "enlarger").folder / "run.json").read_text()
 
 
 def test_a_row_is_written_as_soon_as_its_image_is_there(records: Records, tiny: TestSet) -> None:
@@ -128,7 +130,7 @@ def test_a_row_is_written_as_soon_as_its_image_is_there(records: Records, tiny: 
     class Watched(Enlarger):
         def restore_folder(self, images: Mapping[str, Path], seeds: Mapping[str, int], work: Path):
             for output in super().restore_folder(images, seeds, work):
-                seen.append(list(records.read_images("mini", "enlarger")))
+                seen.append(list(records.of("mini", "enlarger").images()))
                 yield output
 
     restore(records, tiny, Watched())
@@ -137,7 +139,7 @@ def test_a_row_is_written_as_soon_as_its_image_is_there(records: Records, tiny: 
 
 def test_a_method_without_a_seed_records_none(records: Records, tiny: TestSet) -> None:
     restore(records, tiny, Enlarger(has_seed=False))
-    assert {row.seed for row in records.read_images("mini", "enlarger").values()} == {None}
+    assert {row.seed for row in records.of("mini", "enlarger").images().values()} == {None}
 
 
 @pytest.mark.parametrize(
@@ -145,8 +147,8 @@ def test_a_method_without_a_seed_records_none(records: Records, tiny: TestSet) -
     [
         (["photo1:skip"], {"photo1": "its process ended and left neither an image nor a reason"}),
         (["photo1:exit"], dict.fromkeys(["photo1", "photo2"], "RuntimeError: the script ended with status 3")),
-        (["photo1:small"], {"photo1": "ValueError: photo1_x4.png is RGB 80x32, expected 8-bit RGB of 80x64"}),
-        (["photo0:alpha"], {"photo0": "ValueError: photo0_x4.png is RGBA 80x64, expected 8-bit RGB of 80x64"}),
+        (["photo1:small"], {"photo1": "ValueError: wrong size: photo1_x4.png is 80x32, expected 80x64"}),
+        (["photo0:alpha"], {"photo0": "ValueError: wrong format: photo0_x4.png is RGBA, expected 8-bit RGB"}),
     ],
 )
 def test_what_does_not_come_out_right_is_an_error_row_and_is_done_again(
@@ -154,7 +156,7 @@ def test_what_does_not_come_out_right_is_an_error_row_and_is_done_again(
 ) -> None:
     report = restore(records, tiny, Enlarger(faults))
     assert (report.made, report.failed) == (3 - len(failed), failed)
-    rows = records.read_images("mini", "enlarger")
+    rows = records.of("mini", "enlarger").images()
     assert {name: row.error for name, row in rows.items() if row.error} == failed
     again = Enlarger()
     report = restore(records, tiny, again)
@@ -165,7 +167,7 @@ def test_what_does_not_come_out_right_is_an_error_row_and_is_done_again(
 def test_what_cannot_be_started_is_the_reason_of_every_image(records: Records, tiny: TestSet) -> None:
     report = restore(records, tiny, Enlarger(says="no environment:\n uv is not installed"))
     assert report.failed == dict.fromkeys(["photo0", "photo1", "photo2"], "no environment: uv is not installed")
-    run = records.read_run("mini", "enlarger")
+    run = records.of("mini", "enlarger").run()
     assert run is not None
     assert [content["external"] for content in run.environments.values()] == [{"unknown": "nothing was started yet"}]
     assert restore(records, tiny, Enlarger()).made == 3
@@ -192,12 +194,12 @@ def test_an_interrupt_passes_through_and_ends_the_process(
 
     runner = Enlarger()
     with monkeypatch.context() as patched:
-        patched.setattr(Records, "add_image", interrupt)
+        patched.setattr(MethodRecords, "add_image", interrupt)
         with pytest.raises(KeyboardInterrupt):
             restore(records, tiny, runner)
     assert runner.process is not None
     assert runner.process.returncode is not None, "waited for, not left behind"
-    assert records.read_images("mini", "enlarger") == {}
+    assert records.of("mini", "enlarger").images() == {}
     assert restore(records, tiny, Enlarger()).made == 3
 
 
@@ -226,7 +228,7 @@ def test_the_table_says_why_there_are_no_seconds_and_what_the_method_remarks(rec
 def test_work_of_a_killed_run_is_left_for_the_next(records: Records, tiny: TestSet) -> None:
     """Half-written files of ours are swept when a run begins; a folder that is called like one is not."""
     restore(records, tiny, Enlarger())
-    folder = records.work_folder("mini", "enlarger") / ".checkout.tmp"
+    folder = records.of("mini", "enlarger").work_folder / ".checkout.tmp"
     folder.mkdir()
     with records.lock():
         assert folder.is_dir()
@@ -234,7 +236,7 @@ def test_work_of_a_killed_run_is_left_for_the_next(records: Records, tiny: TestS
 
 def test_redo_takes_up_nothing_of_an_interrupted_run(records: Records, tiny: TestSet) -> None:
     """Its outputs are what is to be made again; its logs stay, since recorded reasons name them."""
-    works = [Records(records.out, rank).work_folder("mini", "enlarger") for rank in (0, 1)]
+    works = [Records(records.out, rank).of("mini", "enlarger").work_folder for rank in (0, 1)]
     for work in works:
         (work / "attempt-1" / "sr").mkdir(parents=True)
         (work / "attempt-1.log").touch()

@@ -1,4 +1,4 @@
-"""Runs `bench` in one and in several CPU processes, for `tests/harness/test_shards.py`: `python … DATASETS SCENARIO…`.
+"""Runs `bench` in one and in several CPU processes, for `tests/harness/test_ranks.py`: `python … DATASETS SCENARIO…`.
 
 The heavy imports happen once; every process of every scenario is forked from here, before torch has computed anything,
 with the variables that a launcher would set. Every scenario works in a folder of its name, under the current one; what
@@ -26,11 +26,12 @@ import bench.figures
 import bench.pipeline
 import bench.render
 import bench.score
-from bench import cli, restore, shards, testsets
+from bench import cli, ranks, restore, testsets
 from bench.errors import UserError
-from bench.methods import METHODS, MethodOptions, MethodSpec
+from bench.methods import METHODS, MethodSpec
 from bench.methods.base import nothing_missing
-from bench.records import Records
+from bench.options import RunOptions
+from bench.records import MethodRecords, Records
 from bench.testsets import load_testset
 
 IMPORTED_ONCE = (accelerate, pyiqa, torch, bench)
@@ -118,7 +119,7 @@ def killed() -> None:
 
 def failing() -> None:
     """A method that fails on an image of the second process."""
-    from bench.imaging import read_image
+    from bench.pixels import read_image
 
     mean = float(read_image(load_testset("mini").images[1].lr).mean())
     Path("own.py").write_text(
@@ -141,14 +142,14 @@ def refused() -> None:
     together("seed", 2, command(*TABLE, "--out", "redo", "--seed", "7"))
 
     def apart(rank: int) -> int:
-        shards.shows_up = lambda condition, real=shards.shows_up: real(condition, 1.0)
+        ranks.wait_until_visible = lambda condition, real=ranks.wait_until_visible: real(condition, 1.0)
         return cli.main([*TABLE, "--out", f"apart{rank}"])
 
     together("apart", 2, apart)
 
     def broken(rank: int) -> int:
         if rank == 1:
-            Records.add_score = lambda *arguments: (_ for _ in ()).throw(ArithmeticError("a bug\nof rank 1"))
+            MethodRecords.add_score = lambda *arguments: (_ for _ in ()).throw(ArithmeticError("a bug\nof rank 1"))
         return cli.main([*TABLE, "--out", "broken"])
 
     together("broken", 2, broken)
@@ -222,16 +223,16 @@ class Enlarger:
 
 
 def restored(out: str, load: Callable[[int], object]) -> Callable[[int], int]:
-    """`restore_set` with a method of its own per rank, through a `Shard` alone; its status as of `bench run`."""
+    """`restore_set` with a method of its own per rank, through a `Rank` alone; its status as of `bench run`."""
 
     def act(rank: int) -> int:
-        with shards.in_step() as shard:
+        with ranks.on_all_ranks() as own:
             spec = MethodSpec(
                 "own", "Own", 1, "function", "", "", lambda options: load(rank), nothing_missing,  # type: ignore[arg-type, return-value]
             )  # fmt: skip
-            records = Records(Path(out), shard.rank)
-            options = MethodOptions()
-            report = restore.restore_set(records, load_testset("mini"), spec, options, seed=42, shard=shard, say=print)
+            records = Records(Path(out), own.index)
+            options = RunOptions()
+            report = restore.restore_set(records, load_testset("mini"), spec, options, rank=own, log=print)
             print(json.dumps([report.kept, report.made, report.failed]))
         return 1 if report.failed else 0
 
@@ -247,10 +248,10 @@ def loading() -> None:
     def load(rank: int) -> object:
         if rank == 1:
             raise UserError("no weights on this machine")
-        return METHODS["bicubic"].load(MethodOptions())
+        return METHODS["bicubic"].load(RunOptions())
 
     together("partly", 2, restored("partly", load))
-    together("mended", 2, restored("partly", lambda rank: METHODS["bicubic"].load(MethodOptions())))
+    together("mended", 2, restored("partly", lambda rank: METHODS["bicubic"].load(RunOptions())))
     shutil.rmtree("partly/images")
     together("cloned", 2, restored("partly", load))
     together("differs", 2, restored("differs", lambda rank: Enlarger({"weights": {"net.pth": f"{rank}a"}})))

@@ -1,0 +1,188 @@
+"""What makes the images of a row: a method of any of the three protocols becomes one `Work`, image by image.
+
+A method that restores one image is put under the clock; published images are taken over; a process over a whole folder
+is run once, and its outputs are taken over as they come.
+"""
+
+import contextlib
+import io
+import json
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import UserError, one_line, without_paths
+from bench.methods.base import FolderMethod, FolderRunner, Method
+from bench.options import RunOptions
+from bench.pixels import checked_pixels, output_fault, png, read_image
+from bench.seeds import image_seed
+
+if TYPE_CHECKING:
+    import torch
+
+    from bench.testsets import TestImage, TestSet
+
+Maker = Callable[["TestImage", int | None], tuple[bytes, tuple[int, int], float | None]]
+"""(image, seed) -> PNG bytes, (width, height), seconds or None where nothing was run. Raises why there is no image."""
+
+NOTHING_CAME = "its process ended and left neither an image nor a reason"
+
+
+@dataclass(frozen=True)
+class Work:
+    """A method at work on one test set, the same for restoring whichever protocol it follows.
+
+    Attributes:
+        makers: gives every one of the images exactly once, with its maker, in the order in which they are to be made.
+            Closing the generator ends what runs.
+        seeded: whether every image is made from its own seed; otherwise its row records no seed.
+        environment: gives what the method's own process ran in, JSON-able; None for a method without one. It is called
+            once, after the first image was given.
+    """
+
+    makers: Callable[[Sequence["TestImage"]], Generator[tuple["TestImage", Maker]]]
+    seeded: bool = False
+    environment: Callable[[], dict[str, Any] | None] = lambda: None
+
+
+def work_of(
+    method: Method | FolderMethod | FolderRunner, testset: "TestSet", options: RunOptions, folder: Path
+) -> Work:
+    """The work of a loaded method.
+
+    Args:
+        folder: for the inputs, outputs and logs of a method's own process.
+
+    Raises:
+        UserError: published images are not what `testset` needs.
+    """
+    if isinstance(method, FolderRunner):
+        return Work(
+            lambda images: _run_folder(method, images, options.seed, folder),
+            method.seeded(),
+            lambda: _process_environment(method),
+        )
+    if isinstance(method, FolderMethod):
+        return _each(_copier(method.outputs(testset)))
+    return Work(lambda images: _timed(method, images, options), seeded=True)
+
+
+def no_work(reason: str) -> Work:
+    """The work of a method that could not be loaded: every image fails with the reason."""
+    return _each(_failing(reason))
+
+
+def _each(make: Maker) -> Work:
+    return Work(lambda images: ((image, make) for image in images))
+
+
+def _timed(method: Method, images: Sequence["TestImage"], options: RunOptions) -> Generator[tuple["TestImage", Maker]]:
+    """Every image with the maker that restores it under the clock.
+
+    The first is restored once before, uncounted: allocators, kernels and caches settle. That may fail: the counted
+    one of the same image fails in the same way, and its row says why.
+    """
+    import torch
+
+    make = _timer(method, torch.device(options.device))
+    with contextlib.suppress(Exception):
+        make(images[0], image_seed(options.seed, images[0].name))
+    for image in images:
+        yield image, make
+
+
+def _timer(method: Method, device: "torch.device") -> Maker:
+    """Decodes, restores under the clock, checks, encodes."""
+    import torch
+
+    def make(image: "TestImage", seed: int | None) -> tuple[bytes, tuple[int, int], float | None]:
+        lr = read_image(image.lr)
+        height, width = lr.shape[-2:]
+        with torch.no_grad():
+            _synchronize(device)
+            start = time.perf_counter()
+            sr = method.restore(lr, seed or 0)
+            _synchronize(device)
+            seconds = time.perf_counter() - start
+        pixels = checked_pixels(sr, height, width)
+        return png(pixels), (pixels.shape[1], pixels.shape[0]), seconds
+
+    return make
+
+
+def _synchronize(device: "torch.device") -> None:
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def _copier(outputs: Mapping[str, Path]) -> Maker:
+    """Takes over finished images: an 8-bit RGB PNG byte for byte, another 8-bit format as PNG of the same pixels."""
+    import numpy as np
+    from PIL import Image
+
+    def make(image: "TestImage", seed: int | None) -> tuple[bytes, tuple[int, int], float | None]:
+        path = outputs[image.name]
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data)) as sr, Image.open(image.lr) as lr:
+            if fault := output_fault(sr, path.name, lr.size):
+                raise ValueError(fault)
+            pixels = np.asarray(sr.convert("RGB"))
+            unchanged = sr.format == "PNG" and sr.mode == "RGB"
+        return data if unchanged else png(pixels), (pixels.shape[1], pixels.shape[0]), None
+
+    return make
+
+
+def _failing(reason: str) -> Maker:
+    """The maker of an image that there is none of: it raises the reason."""
+
+    def make(image: "TestImage", seed: int | None) -> tuple[bytes, tuple[int, int], float | None]:
+        raise UserError(reason)
+
+    return make
+
+
+def _run_folder(
+    runner: FolderRunner, images: Sequence["TestImage"], seed: int, work: Path
+) -> Generator[tuple["TestImage", Maker]]:
+    """Runs `runner` over `images` and yields each of them exactly once, with what checks and encodes its output.
+
+    Images come in the order in which they are done. The maker of one without an output raises the reason: that of the
+    runner, or of the error that ended it. Closing the iterator ends the runner's.
+
+    Args:
+        seed: the run's seed, from which each image's is derived.
+        work: the runner's own folder; made if it is not there.
+    """
+    waiting = {image.name: image for image in images}
+    seeds = {name: image_seed(seed, name) for name in waiting}
+    work = work.absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    outputs = None
+    reason = NOTHING_CAME
+    try:
+        outputs = runner.restore_folder({name: image.lr.absolute() for name, image in waiting.items()}, seeds, work)
+        for name, output in outputs:
+            if name not in waiting:
+                raise ValueError(f"an output for {name!r}, which was not asked for or came before")
+            yield waiting.pop(name), _failing(output) if isinstance(output, str) else _copier({name: output})
+    except Exception as error:
+        reason = one_line(error)
+    finally:
+        close = getattr(outputs, "close", None)  # a generator's: it stops its process
+        if close is not None:
+            close()
+    for image in waiting.values():
+        yield image, _failing(reason)
+
+
+def _process_environment(runner: FolderRunner) -> dict[str, Any]:
+    """What the runner's process ran in; the reason where it is not known since nothing could be started."""
+    try:
+        return json.loads(json.dumps(runner.environment(), allow_nan=False))
+    except Exception as error:
+        return {"unknown": without_paths(one_line(error))}

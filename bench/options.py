@@ -1,0 +1,83 @@
+"""What a run tells every method: device, precision, folders, seed; and the numbers of the task itself.
+
+This module is on the ground floor: it imports only `bench.errors`, and torch in the two methods that need it.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+SCALE = 4
+"""Outputs are this many times as wide and as high as inputs."""
+MIN_SIDE = 16
+"""Every method takes images whose sides have at least this many pixels."""
+SEED_LIMIT = 2**63
+"""Seeds are integers from 0 to below this one."""
+DTYPES = ("fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where and how the methods of a run work.
+
+    Attributes:
+        device: a torch device ("cpu", "cuda", "cuda:1").
+        dtype: arithmetic of the network: "fp32", "bf16" or "fp16".
+        data_root: folder of the test sets; None means $TSD_DATA.
+        weights_root: folder of weights that cannot be shipped; None means $TSD_WEIGHTS, else ./weights.
+        testset: name of the test set about to be restored, for methods that exist for some sets only.
+        repo_dir: folder with clones or bundles of the methods' repositories; None clones from their addresses.
+        cache_root: folder of checkouts and environments; None means $TSD_CACHE, else a folder in ~/.cache.
+        time_limit_seconds: how long a method's process may take over one folder; None means the card's bound.
+        seed: the run's seed, for a process that takes one for all images; else each image has its own.
+    """
+
+    device: str = "cpu"
+    dtype: str = "fp32"
+    data_root: Path | None = None
+    weights_root: Path | None = None
+    testset: str | None = None
+    repo_dir: Path | None = None
+    cache_root: Path | None = None
+    time_limit_seconds: float | None = None
+    seed: int = 42
+
+    def weights(self) -> Path:
+        """The folder of weights that are not shipped; it need not exist."""
+        return Path(self.weights_root or os.environ.get("TSD_WEIGHTS") or "weights")
+
+    def weights_place(self, name: str) -> str:
+        """Where the file or folder `name` belongs, in words for footnotes that may be published: no absolute path."""
+        return f"$TSD_WEIGHTS/{name} (or under --weights-root, else ./weights)"
+
+    def cache(self) -> Path:
+        """The folder of checkouts and environments; it need not exist."""
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return Path(self.cache_root or os.environ.get("TSD_CACHE") or home / "tsd-sr-bench").absolute()
+
+    def data(self) -> Path:
+        """The folder of the test sets; it need not exist."""
+        return Path(self.data_root or os.environ.get("TSD_DATA") or "data")
+
+    def require_device(self) -> None:
+        """Raises UserError for a GPU that torch does not find, before anything heavy is read."""
+        import torch
+
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"the device is {self.device} but torch finds no CUDA device here; use cpu")
+
+    def require_dtype(self) -> None:
+        """Raises UserError for a precision that is none; imports nothing."""
+        if self.dtype not in DTYPES:
+            raise UserError(f"no precision is named {self.dtype!r}; expected one of {', '.join(DTYPES)}")
+
+    def torch_dtype(self) -> "torch.dtype":
+        import torch
+
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.dtype]

@@ -1,0 +1,69 @@
+"""What a run is asked for, before anything is looked up: the options of `bench run`, as Python code gives them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import UserError
+
+
+@dataclass(frozen=True)
+class Request:
+    """One table to measure. What is left out is as in `bench run` without that option.
+
+    Attributes:
+        table: the paper's table ("table1").
+        profile: scale, "mini" or "paper".
+        methods: rows by the names of `bench list`, or forms such as "spandrel:PATH"; None for those of the profile.
+        testsets, metrics: names; None for those of the profile.
+        limit: only the first so many images of each test set; None for all.
+        out: folder of the results; None for `reports/PROFILE`.
+        seed: seed of the run, from which that of each image is derived.
+        device: torch device, or "auto" for a GPU where there is one.
+        dtype: precision of the networks: "fp32", "bf16" or "fp16".
+        data_root, weights_root, repo_dir, cache_root, time_limit_seconds: as of `bench.options.RunOptions`.
+        redo: methods to measure again; their records are moved aside.
+        reference: the row that paired differences refer to; None for that of the profile.
+        allow_missing: True puts dashes for missing test sets and metrics, False requires even the methods; None is as
+            the profile has it.
+        timing: whether the table has the column of seconds per image.
+        figure: whether a picture is drawn beside the table.
+
+    Raises:
+        UserError: a value is of the wrong kind. Names are looked up later.
+    """
+
+    table: str = "table1"
+    profile: str = "mini"
+    methods: Sequence[str] | None = None
+    testsets: Sequence[str] | None = None
+    metrics: Sequence[str] | None = None
+    limit: int | None = None
+    out: Path | None = None
+    seed: int = 42
+    device: str = "auto"
+    dtype: str = "fp32"
+    data_root: Path | None = None
+    weights_root: Path | None = None
+    repo_dir: Path | None = None
+    cache_root: Path | None = None
+    time_limit_seconds: float | None = None
+    redo: Sequence[str] = ()
+    reference: str | None = None
+    allow_missing: bool | None = None
+    timing: bool = True
+    figure: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("methods", "testsets", "metrics", "redo"):
+            if isinstance(getattr(self, name), str):
+                raise UserError(f"{name}={getattr(self, name)!r}: expected a list of names")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"limit={self.limit}: expected 1 or more images")
+        if self.time_limit_seconds is not None and not 0 < self.time_limit_seconds < float("inf"):
+            raise UserError(f"time_limit_seconds={self.time_limit_seconds}: expected seconds above 0")
+
+    def folder(self) -> Path:
+        """The folder of the results; a run of the first N images gets one of its own beside the profile's."""
+        name = self.profile if self.limit is None else f"{self.profile}-first{self.limit}"
+        return Path(self.out or Path("reports") / name)
