@@ -181,10 +181,10 @@ class Stages:
 
     def render(self, *, timing: bool, figure: bool) -> str:
         """Stages 3 and 4: writes the table and its picture; returns the Markdown."""
-        from bench.render import write_table
+        from bench.render import ENDINGS, write_table
 
         markdown = write_table(self.records, self.plan, timing=timing)
-        written = [self.records.out / f"{self.plan.table}.{ending}" for ending in ("md", "csv")]
+        written = [self.records.out / f"{self.plan.table}.{ending}" for ending in ENDINGS]
         if figure:
             from bench.figures import draw_figure
 
