@@ -262,10 +262,10 @@ class Stages:
 
     def render(self) -> tuple[str, tuple[Path, ...]]:
         """Stages 3 and 4: writes the table and its picture; returns the Markdown and the files written."""
-        from bench.render import write_table
+        from bench.render import ENDINGS, write_table
 
         markdown = write_table(self.records, self.plan, timing=self.request.timing)
-        written = [self.records.out / f"{self.plan.table}.{ending}" for ending in ("md", "csv")]
+        written = [self.records.out / f"{self.plan.table}.{ending}" for ending in ENDINGS]
         if self.request.figure:
             from bench.figures import draw_figure
 

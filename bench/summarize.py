@@ -3,7 +3,8 @@
 Every average is over exactly the images of the table's plan; one image without a value makes the cell a dash with the
 reason, never a shorter average. Intervals are Student's t, 95 %, over per-image values. Between methods what counts
 is the paired difference, image by image: most differences of means are smaller than the spread between images, while
-a paired interval that excludes zero says that one method really is better on images like these.
+a paired interval that excludes zero says that one method really is better on images like these. Marks follow the same
+rule (`_ranks`): a method is called the best alone only where that interval excludes zero for every other method.
 
 No torch, no pandas: `Table` is plain data for every renderer.
 """
@@ -46,7 +47,8 @@ class Cell:
         n: number of images behind it.
         low, high: 95 % interval; None for one image and for values of a whole set.
         reasons: one line per cause, empty where there is a value.
-        rank: 1 for the best and 2 for the second best value of the column, by unrounded values; ties share it.
+        rank: 1 for the best and 2 for the second best of the column, None for all others; tied cells share it.
+        tied: whether the rank is shared, because the paired intervals between its cells include zero.
     """
 
     value: float | None
@@ -55,13 +57,16 @@ class Cell:
     high: float | None = None
     reasons: tuple[str, ...] = ()
     rank: int | None = None
+    tied: bool = False
 
 
 @dataclass(frozen=True)
 class TableRow:
     """A method: one cell per column, and per image-level column the paired difference to the reference row.
 
-    `remarks` are short facts that a reader of the row needs, by the method's own account.
+    Attributes:
+        remarks: short facts that a reader of the row needs, by the method's own account.
+        reasons: why the method has not restored every image, one line per cause; then no cell has a value.
     """
 
     method: str
@@ -70,6 +75,7 @@ class TableRow:
     cells: Mapping[str, Cell]
     differences: Mapping[str, Cell] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,18 +166,20 @@ def _section(
     reference = next((item for item in measured if item.method.name == plan.reference), None)
     if reference is not None and reference.unrestored():
         reference = None
-    rows = []
+    rows: list[TableRow] = []
     for item in measured:
         cells = {metric.name: _cell(item, metric) for metric in plan.metrics}
         if timing:
             cells[SECONDS] = _seconds(item)
-        differences = {}
+        differences: dict[str, Cell] = {}
         if reference is not None and item is not reference:
             differences = _differences(item, reference, plan.metrics)
-        method = item.method
-        rows.append(TableRow(method.name, method.display, method.steps, cells, differences, item.remarks()))
+        method, why = item.method, item.unrestored()
+        rows.append(TableRow(method.name, method.display, method.steps, cells, differences, item.remarks(), why))
     for metric in plan.metrics:
-        _rank(rows, metric)
+        for index, (rank, tied) in _ranks(rows, measured, metric).items():
+            ranked = replace(rows[index].cells[metric.name], rank=rank, tied=tied)
+            rows[index] = replace(rows[index], cells={**rows[index].cells, metric.name: ranked})
     return Section(
         testset.name,
         testset.display,
@@ -251,17 +259,43 @@ def _difference(item: Measured, reference: Measured, metric: PlanMetric) -> Cell
     return Cell(mean, len(own), low, high)
 
 
-def _rank(rows: list[TableRow], metric: PlanMetric) -> None:
-    """Marks best and second best in `rows`, by unrounded values, where at least two rows have one."""
-    values = [value for row in rows if (value := row.cells[metric.name].value) is not None]
+def _ranks(rows: Sequence[TableRow], measured: Sequence[Measured], metric: PlanMetric) -> dict[int, tuple[int, bool]]:
+    """Best and second best of a column: (rank, tied) by the index of the row, of those rows alone.
+
+    The rows with a value are ordered by their unrounded means. The first of them and every row whose paired 95 %
+    interval against the first includes zero have rank 1. Where the first stands alone, the same rule gives rank 2 among
+    the others; behind several that are tied for best, nobody is second. A rank that several rows share is tied.
+
+    Nothing is ranked where there is no paired interval: a value of a whole set, a single image, a single row. Nor are
+    seconds: the records of two rows may come from two machines.
+
+    Args:
+        rows: of one test set, with all their cells.
+        measured: the records behind each of `rows`, in the same order.
+    """
+    values = {
+        index: list(item.values(metric).values())
+        for index, (row, item) in enumerate(zip(rows, measured, strict=True))
+        if row.cells[metric.name].low is not None
+    }
     if len(values) < 2:
-        return
-    ordered = sorted(set(values), reverse=metric.higher_is_better)
-    for index, row in enumerate(rows):
-        cell = row.cells[metric.name]
-        if cell.value in ordered[:2]:
-            ranked = replace(cell, rank=ordered.index(cell.value) + 1)
-            rows[index] = replace(row, cells={**row.cells, metric.name: ranked})
+        return {}
+    order = sorted(values, key=lambda index: math.fsum(values[index]), reverse=metric.higher_is_better)
+
+    def level_with_first(order: list[int]) -> list[int]:
+        return [index for index in order if index == order[0] or _tied(values[index], values[order[0]])]
+
+    best = level_with_first(order)
+    if len(best) > 1:
+        return dict.fromkeys(best, (1, True))
+    second = level_with_first(order[1:])
+    return {order[0]: (1, False)} | dict.fromkeys(second, (2, len(second) > 1))
+
+
+def _tied(own: Sequence[float], base: Sequence[float]) -> bool:
+    """Whether the 95 % interval of the paired differences includes zero."""
+    _, low, high = mean_ci95([value - other for value, other in zip(own, base, strict=True)])
+    return low is None or high is None or low <= 0 <= high
 
 
 def _versions(measured: list[Measured]) -> tuple[str, ...]:
@@ -277,7 +311,7 @@ def _versions(measured: list[Measured]) -> tuple[str, ...]:
 
 def _machines(measured: list[Measured]) -> tuple[str, ...]:
     """One line per machine and setting on which seconds were measured."""
-    lines = []
+    lines: list[str] = []
     for item in measured:
         timed = {row.environment for row in item.images.values() if row.seconds is not None}
         for key, content in item.environments.items():

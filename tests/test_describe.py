@@ -1,4 +1,4 @@
-"""`bench list`: one line for every method, and everything about one."""
+"""`bench list`: one line for every method, and everything about one method or metric."""
 
 import hashlib
 from pathlib import Path
@@ -10,6 +10,8 @@ from bench.cli import main
 from bench.describe import HEADERS, description, overview
 from bench.fetch_weights import record_first_hashes
 from bench.methods import METHODS, get_method
+from bench.metrics import EXTRA_METRICS, METRICS
+from bench.metrics.per_image import LPIPS
 from bench.options import RunOptions
 from bench.tables import TABLES
 
@@ -106,3 +108,31 @@ def test_kinds_and_methods_may_be_mixed_and_a_wrong_name_is_an_error(capsys: pyt
     assert "dists" in listed(capsys, "metrics", "bicubic")
     assert main(["list", "tsd-srr"]) == 2
     assert "tsd-sr" in capsys.readouterr().err
+
+
+def test_everything_about_one_metric(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for name, spec in (METRICS | EXTRA_METRICS).items():
+        said = listed(capsys, name)
+        assert said.startswith(f"{name}: {spec.display}\n")
+        assert spec.protocol in said
+        assert ("higher is better" in said) == spec.higher_is_better
+        for file in spec.weights:
+            for fact in (f"{file.name}: missing", file.licence, file.sha256 or "not published", file.where, *file.urls):
+                assert fact in said
+        assert (f"`bench fetch {name}`" in said) == bool(spec.weights)
+    said = listed(capsys, "lpips", "bicubic")
+    assert "244.4 MB" in said
+    assert said.index("lpips: LPIPS") < said.index("bicubic: Bicubic")
+    path = LPIPS.weights[0].path()
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert f"{path.name}: here" in listed(capsys, "lpips")
+    assert str(tmp_path) not in said
+
+
+def test_a_misspelt_metric_is_answered_with_the_metric(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "lpisp"]) == 2
+    assert "did you mean lpips?" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`bench list`: methods, test sets, metrics, tables; one line each. `bench list METHOD` tells all of one method."""
+"""`bench list`: methods, test sets, metrics, tables, a line each. `bench list NAME`: all of one method or metric."""
 
 import argparse
 import difflib
@@ -10,9 +10,10 @@ examples:
   bench list
   bench list methods --weights-root weights
   bench list sinsr                                    its paper, code, weights, environment, command, settings
+  bench list lpips                                    its protocol, and where its weights come from and go
   bench list testsets --data-root data
 
-In a terminal long texts of `bench list methods` are cut to its width; `bench list METHOD` has them whole.
+In a terminal long texts of `bench list methods` are cut to its width; `bench list NAME` has them whole.
 A method may also be a path: spandrel:weights/net.pth, folder:outputs, python:FILE.py:FUNCTION, card:my-method.toml.
 """
 
@@ -26,7 +27,10 @@ def add_parser(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "what", nargs="*", metavar="KIND|METHOD", help=f"{', '.join(KINDS)}, or a method (default: all kinds)"
+        "what",
+        nargs="*",
+        metavar="KIND|NAME",
+        help=f"{', '.join(KINDS)}, or the name of a method or a metric (default: all kinds)",
     )
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of test sets (default: $TSD_DATA)")
     parser.add_argument("--weights-root", type=Path, metavar="DIR", help="folder of weights (default: $TSD_WEIGHTS)")
@@ -35,10 +39,8 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bench.describe import description
     from bench.device import resolve_device
     from bench.errors import UserError
-    from bench.methods import get_method
     from bench.options import RunOptions
 
     device = resolve_device("auto")
@@ -48,18 +50,40 @@ def run(args: argparse.Namespace) -> int:
         near = difflib.get_close_matches(name, KINDS, n=1, cutoff=0.75)
         if near and name not in KINDS:
             raise UserError(
-                f"cannot list {name!r}, did you mean {near[0]}? choose from {', '.join(KINDS)}, or a method"
+                f"cannot list {name!r}, did you mean {near[0]}? choose from {', '.join(KINDS)}, a method, a metric"
             )
-    methods = [get_method(name) for name in asked if name not in KINDS]
+    described = [_description(name, options) for name in asked if name not in KINDS]
     lister = {"methods": _methods, "testsets": _testsets, "metrics": _metrics, "tables": _tables}
     kinds = [kind for kind in KINDS if kind in asked]
     for number, kind in enumerate(kinds):
         if len(kinds) > 1:
             print(f"{chr(10) if number else ''}{kind}:")
         print(lister[kind](options))
-    for number, spec in enumerate(methods):
-        print(("\n" if number or kinds else "") + description(spec.name, spec, options))
+    for number, text in enumerate(described):
+        print(("\n" if number or kinds else "") + text)
     return 0
+
+
+def _description(name: str, options) -> str:
+    """All of one metric or one method.
+
+    Raises:
+        UserError: neither has that name; lists the methods, and the likeliest meant.
+    """
+    from bench.describe import description as describe_method
+    from bench.errors import UserError
+    from bench.methods import get_method
+    from bench.metrics import EXTRA_METRICS, METRICS
+    from bench.metrics.describe import description as describe_metric
+
+    metrics = METRICS | EXTRA_METRICS
+    if name in metrics:
+        return describe_metric(metrics[name])
+    near = difflib.get_close_matches(name, metrics, n=1, cutoff=0.75)
+    if near:
+        raise UserError(f"nothing is called {name!r}, did you mean {near[0]}? `bench list metrics` has all metrics")
+    spec = get_method(name)
+    return describe_method(spec.name, spec, options)
 
 
 def _methods(options) -> str:
@@ -93,13 +117,14 @@ def _testsets(options) -> str:
 
 def _metrics(options) -> str:
     from bench.metrics import EXTRA_METRICS, METRICS, missing_metric
+    from bench.missing import brief
 
     return _lines(
         [
             (
                 name,
                 f"{spec.display} {spec.arrow} ({'full reference' if spec.needs_reference else 'no reference'})",
-                [item.line() for item in missing_metric(spec)],
+                brief(missing_metric(spec)),
             )
             for name, spec in (METRICS | EXTRA_METRICS).items()
         ]

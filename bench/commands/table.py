@@ -15,7 +15,7 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "table",
         help="render a table again from its records",
-        description="Renders TABLE.md and TABLE.csv from the records in DIR and prints the table.",
+        description="Renders TABLE.md, TABLE.csv and TABLE.tex from the records in DIR and prints the table.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

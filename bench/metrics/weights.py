@@ -44,11 +44,16 @@ class MetricFile:
     def path(self) -> Path:
         return hub_dir() / self.folder / self.name
 
+    @property
+    def where(self) -> str:
+        """Its place, written with the variable that moves it."""
+        return f"$TORCH_HOME/hub/{self.folder}/{self.name}"
+
     def missing(self, display: str, fetch_name: str) -> Missing:
         """The footnote for this file's absence; `fetch_name` is what `bench fetch` calls it."""
         return Missing(
             name=self.name,
-            where=f"$TORCH_HOME/hub/{self.folder}/{self.name}",
+            where=self.where,
             source=self.urls[0],
             size_bytes=self.size_bytes,
             licence=self.licence,

@@ -3,6 +3,7 @@
 The golden files change only by `BENCH_REGENERATE_GOLDEN=1 pytest tests/harness/test_end_to_end.py`.
 """
 
+import csv
 import os
 import re
 import shutil
@@ -41,7 +42,7 @@ def test_the_whole_way_gives_exactly_this_table(bench: Bench) -> None:
     assert out == Path("out/table1.md").read_text()
     check_golden("table1.md", without_versions(out))
     assert Path("out/table1.png").exists()
-    assert "written: out/table1.md, out/table1.csv, out/table1.png" in err
+    assert "written: out/table1.md, out/table1.csv, out/table1.tex, out/table1.png" in err
 
 
 def test_a_second_run_changes_nothing_and_the_records_alone_give_the_same_table(bench: Bench) -> None:
@@ -62,7 +63,7 @@ def test_methods_metrics_and_images_are_added_to_what_is_there(bench: Bench) -> 
     scores = Path("out/records/mini/lanczos/scores.ssim.jsonl").read_bytes()
     bench("run", "--methods", "bicubic", "--metrics", "psnr", "--out", "out", "--no-figure")
     _, table, _ = bench("table", "--out", "out")
-    assert "Lanczos is not scored yet" in table, "PSNR was asked for bicubic alone"
+    assert "- [1] not scored yet; `bench run` does the rest\n" in table, "PSNR was asked for bicubic alone"
     status, table, _ = bench(*TABLE, "--no-timing")
     assert status == 0
     assert Path("out/records/mini/lanczos/scores.ssim.jsonl").read_bytes() == scores
@@ -101,15 +102,21 @@ def test_a_fresh_clone_with_records_and_no_images_restores_them_and_ends_with_th
     assert not Path("out/superseded").exists()
 
 
-def test_missing_weights_are_footnotes_at_mini_scale(bench: Bench) -> None:
+def test_missing_weights_are_a_sentence_each_at_mini_scale(bench: Bench) -> None:
     status, out, _ = bench(
         "run", "--methods", "bicubic", "realesrgan-compact", "--metrics", "psnr", "lpips", "--out", "out", "--no-figure"
     )
     assert status == 0
-    line = next(line for line in out.splitlines() if line.startswith("| Real-ESRGAN"))
-    assert line.count("— [") == 3, "PSNR, LPIPS and seconds"
-    assert re.search(r"- \[\d\] LPIPS needs alexnet-owt-7be5be79\.pth .*\$TORCH_HOME/hub/checkpoints", out)
-    assert re.search(r"- \[\d\] Real-ESRGAN \(compact\) needs realesr-general-x4v3\.pth", out)
+    assert "| Bicubic" in out
+    assert "| Real-ESRGAN" not in out
+    assert "LPIPS ↓ |" not in out.split("The paper's own figures")[0]
+    assert "- LPIPS was not measured (files are missing: `bench fetch lpips`).\n" in out
+    assert "- Real-ESRGAN (compact) was not measured (files are missing: `bench fetch realesrgan-compact`).\n" in out
+    (compact,) = [line for line in Path("out/table1.csv").read_text().splitlines() if ",realesrgan-compact," in line]
+    assert re.search(r"Real-ESRGAN \(compact\) needs realesr-general-x4v3\.pth .*https://", compact)
+    with open("out/table1.csv", newline="") as file:
+        bicubic = next(line for line in csv.DictReader(file) if line["method"] == "bicubic")
+    assert re.search(r"LPIPS needs alexnet-owt-7be5be79\.pth .*\$TORCH_HOME/hub/checkpoints", bicubic["not_measured"])
 
 
 def failing(tmp_path: Path) -> str:
@@ -133,9 +140,9 @@ def test_a_failing_method_costs_its_row_and_the_exit_status_tells(bench: Bench, 
     status, out, err = bench(*arguments)
     assert status == 1
     assert "failed: own on mini: 1 images, first photo1: RuntimeError: cannot do this one" in err
-    row = next(line for line in out.splitlines() if line.startswith("| own"))
-    assert row.count("— [1]") == 2
-    assert "- [1] own failed on 1 of 3 images, first on photo1: RuntimeError: cannot do this one" in out
+    assert "| own" not in out
+    said = "- own was not measured (failed on 1 of 3 images, first on photo1: RuntimeError: cannot do this one).\n"
+    assert said in out
     assert "| Bicubic" in out
     rows = Records(Path("out")).of("mini", "own").images()
     assert [row.error is None for row in rows.values()] == [True, False, True]
@@ -268,10 +275,10 @@ def test_a_method_that_cannot_run_costs_its_row_and_never_the_table(
     assert "TSD-SR needs stable-diffusion-3-medium" in line
     assert "TSD-SR needs default/" in line, "all of it in one line"
     assert re.search(r"^\| Bicubic .* \d\d\.\d\d", out, flags=re.M)
-    assert re.search(r"^\| TSD-SR .*— \[1\]", out, flags=re.M)
-    assert re.search(r"^- \[1\] TSD-SR needs .*stable-diffusion-3-medium", out, flags=re.M)
-    assert "Stability AI Community License" in out, "below the table stands everything"
-    assert len(line) < 600, "and in the terminal what has a line's room"
+    assert "- TSD-SR was not measured (files are missing: `bench fetch tsd-sr`).\n" in out
+    full = Path("out/table1.csv").read_text()
+    assert re.search(r"TSD-SR needs .*stable-diffusion-3-medium.*Stability AI Community License", full)
+    assert len(line) < 600, "in the terminal stands what has a line's room"
 
     status, _, err = bench(*run, "--methods", "bicubic", "tsd-sr", "--no-allow-missing")
     assert (status, "TSD-SR needs stable-diffusion-3-medium" in err) == (2, True)
@@ -311,8 +318,11 @@ def test_what_the_paper_profile_lacks_may_be_left_out(bench: Bench, datasets: Pa
         "run", "--profile", "paper", "--allow-missing", "--testset", "mini", "--metrics", "psnr", "--out", "out"
     )
     assert status == 0
-    assert "SinSR needs SinSR_v1.pth (CC-BY-NC-SA-4.0)" in out
-    assert "TSD-SR needs stable-diffusion-3-medium" in out
+    missing = "(files are missing: `bench fetch osediff addsr sinsr tsd-sr`)"
+    assert f"- OSEDiff, AddSR, SinSR and TSD-SR were not measured {missing}.\n" in out
+    full = Path("out/table1.csv").read_text()
+    assert "SinSR needs SinSR_v1.pth (CC-BY-NC-SA-4.0)" in full
+    assert "TSD-SR needs stable-diffusion-3-medium" in full
 
 
 def test_help_is_quick_and_has_commands_to_paste() -> None:

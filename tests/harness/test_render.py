@@ -1,4 +1,4 @@
-"""bench/render.py: what a reader and a program see of a table."""
+"""bench/document.py, bench/markdown.py, bench/render.py: what a reader and a program see of a table."""
 
 import csv
 import io
@@ -8,17 +8,23 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from bench.render import to_csv, to_markdown
+from bench import markdown
+from bench.document import lay_out
+from bench.render import to_csv
 from bench.summarize import SECONDS, Cell, HeaderCell, Pair, Section, Table, TableRow
 
 PSNR = HeaderCell("psnr", "PSNR", True, 2)
 LPIPS = HeaderCell("lpips", "LPIPS", False, 4)
 TIME = HeaderCell(SECONDS, "s/image", False, 3)
-WHY = ("LPIPS needs alexnet.pth at X",)
+WHY = ("LPIPS needs alexnet.pth (1 kB, MIT) at X: `bench fetch lpips`, or by hand from https://x.org/alexnet.pth",)
 PAPER = [
     {"dataset": "RealSR", "method": "OSEDiff", "steps": "1", "psnr": "25.15", "lpips": "0.2920"},
     {"dataset": "DRealSR", "method": "OSEDiff", "steps": "1", "psnr": "27.92", "lpips": "0.2968"},
 ]
+
+
+def to_markdown(table: Table, paper: list[dict[str, str]]) -> str:
+    return markdown.to_markdown(lay_out(table, paper))
 
 
 def table(
@@ -41,7 +47,7 @@ BICUBIC = TableRow(
     "bicubic",
     "Bicubic",
     None,
-    {"psnr": Cell(26.123456789, 3, 25.0, 27.246913578, rank=2), "lpips": Cell(None, 0, reasons=WHY)}
+    {"psnr": Cell(26.123456789, 3, 25.0, 27.246913578, rank=2), "lpips": Cell(0.25, 3, 0.1, 0.4)}
     | {SECONDS: Cell(0.0123, 3, 0.01, 0.0146)},
 )
 NET = TableRow(
@@ -49,7 +55,7 @@ NET = TableRow(
     "Net",
     1,
     {"psnr": Cell(27.0, 3, 26.0, 28.0, rank=1), "lpips": Cell(None, 0, reasons=WHY)}
-    | {SECONDS: Cell(None, 0, reasons=("published",))},
+    | {SECONDS: Cell(None, 0, reasons=("Net: published",))},
     {"psnr": Cell(0.876, 3, 0.5, 1.252), "lpips": Cell(0.01, 3, -0.01, 0.03)},
 )
 
@@ -66,20 +72,69 @@ def grids(markdown: str) -> list[list[list[str]]]:
     return [grid for grid in found if grid]
 
 
-def test_values_are_rounded_and_marked_and_dashes_are_numbered() -> None:
+def without(row: TableRow, *columns: str, reasons: tuple[str, ...] = WHY) -> TableRow:
+    return replace(row, cells={**row.cells, **{name: Cell(None, 0, reasons=reasons) for name in columns}})
+
+
+def absent(name: str, *reasons: str) -> TableRow:
+    """A row without images."""
+    return without(replace(NET, method=name.lower(), display=name, reasons=reasons), *NET.cells, reasons=reasons)
+
+
+def test_values_are_rounded_and_marked_and_a_cell_missing_alone_is_a_dash_with_a_number() -> None:
     means = grids(to_markdown(table(BICUBIC, NET), []))[0]
     assert means == [
         ["Method", "Steps", "PSNR ↑", "LPIPS ↓", "s/image ↓"],
-        ["Bicubic", "—", "*26.12*", "— [1]", "0.012"],
+        ["Bicubic", "—", "*26.12*", "0.2500", "0.012"],
         ["Net", "1", "**27.00**", "— [1]", "— [2]"],
     ]
 
 
-def test_cells_with_one_reason_share_a_footnote() -> None:
-    text = to_markdown(table(BICUBIC, NET), [])
-    assert text.count("LPIPS needs alexnet.pth at X") == 1
-    assert "- [1] LPIPS needs alexnet.pth at X\n- [2] published\n" in text
+def test_ties_carry_a_sign_that_the_legend_explains_only_where_it_stands() -> None:
+    tied = replace(NET, cells={**NET.cells, "psnr": replace(NET.cells["psnr"], tied=True)})
+    text = to_markdown(table(BICUBIC, tied), [])
+    assert grids(text)[0][2][2] == "**27.00**⁼"
+    assert "excludes zero; ⁼: tied, where it includes zero.\n" in text
+    plain = to_markdown(table(BICUBIC, NET), [])
+    assert "\nMeans over the images. Bold: best, italic: second best, where the 95 % interval of the" in plain
+    assert "⁼" not in plain
+    assert "Bold" not in to_markdown(table(replace(NET, cells={**NET.cells, "psnr": Cell(27.0, 1)})), [])
+
+
+def test_cells_with_one_reason_share_a_short_footnote() -> None:
+    other = without(replace(NET, display="Other"), SECONDS, reasons=("Other: published",))
+    text = to_markdown(table(BICUBIC, NET, other), [])
+    assert [row[3:] for row in grids(text)[0][2:]] == [["— [1]", "— [2]"]] * 2
+    assert "\n- [1] files are missing: `bench fetch lpips`\n- [2] published\n- `bench list NAME` says" in text
     assert "[3]" not in text
+    assert "https" not in text
+    assert "alexnet" not in text
+    assert "https://x.org/alexnet.pth" in to_csv(table(BICUBIC, NET), []), "in full for programs"
+
+
+def test_a_column_that_nobody_has_is_a_sentence() -> None:
+    rows = [without(row, "lpips") for row in (BICUBIC, NET)]
+    text = to_markdown(table(*rows), [])
+    assert grids(text)[0][0] == ["Method", "Steps", "PSNR ↑", "s/image ↓"]
+    assert "- LPIPS was not measured (files are missing: `bench fetch lpips`).\n" in text
+    assert "`table1.csv` has reasons in full" in text
+    assert "- [1] published\n" in text, "footnotes are counted without it"
+
+
+def test_a_row_that_could_not_be_run_is_a_sentence() -> None:
+    lines = {name: f"{name} needs {name}.pth (MIT) at X: `bench fetch {name.lower()}`, or by hand" for name in "AB"}
+    rows = [absent(name, text) for name, text in lines.items()]
+    text = to_markdown(table(BICUBIC, *rows, absent("C", "C failed on 1 of 3 images")), [])
+    assert [row[0] for row in grids(text)[0]] == ["Method", "Bicubic"]
+    assert "- A and B were not measured (files are missing: `bench fetch a b`).\n" in text
+    assert "- C was not measured (failed on 1 of 3 images).\n" in text
+    assert "LPIPS was not" not in text, "the rows are missing, not the column"
+
+
+def test_reasons_that_are_whole_point_nowhere() -> None:
+    text = to_markdown(table(without(BICUBIC, "lpips", reasons=("LPIPS needs a ground truth, and Mini has none",))), [])
+    assert "- LPIPS was not measured (needs a ground truth, and Mini has none).\n" in text
+    assert "bench list" not in text
 
 
 def test_paired_differences_say_which_way_and_whether_beyond_the_interval() -> None:
@@ -95,17 +150,18 @@ def test_paired_differences_say_which_way_and_whether_beyond_the_interval() -> N
 
 def test_half_widths_stand_in_a_table_of_their_own() -> None:
     assert grids(to_markdown(table(BICUBIC, NET), []))[2] == [
-        ["Method", "PSNR", "s/image"],
-        ["Bicubic", "±1.12", "±0.002"],
-        ["Net", "±1.00", "—"],
+        ["Method", "PSNR", "LPIPS", "s/image"],
+        ["Bicubic", "±1.12", "±0.1500", "±0.002"],
+        ["Net", "±1.00", "—", "—"],
     ]
 
 
 def test_without_a_reference_or_measured_values_those_tables_are_left_out() -> None:
-    empty = TableRow("x", "X", 1, {name: Cell(None, 0, reasons=WHY) for name in ("psnr", "lpips", SECONDS)})
-    text = to_markdown(table(empty, reference=None), [])
-    assert len(grids(text)) == 1
+    text = to_markdown(table(absent("X", "X: nothing restored"), reference=None), [])
+    assert grids(text) == []
+    assert "- X was not measured (nothing restored).\n" in text
     assert "Paired" not in text
+    assert "Means" not in text
 
 
 def test_the_heading_names_the_set_and_how_much_of_it() -> None:
@@ -117,7 +173,7 @@ def test_the_heading_names_the_set_and_how_much_of_it() -> None:
     assert "FID" not in limited, "no such column"
     for fact in ("- PSNR: luma", "torch 2.6", "CPU, 2 threads, fp32", "uncounted warm-up"):
         assert fact in limited
-    assert "alex" not in limited.split("How it was measured")[1], "nothing was measured by that protocol"
+    assert "- LPIPS: alex" not in limited.split("How it was measured")[1], "nothing was measured by that protocol"
 
 
 def test_the_warning_about_fid_stands_where_fid_does() -> None:
@@ -147,6 +203,13 @@ def test_the_papers_figures_stand_apart_as_printed_and_only_those_of_the_set() -
     ]
     everything = to_markdown(table(NET), PAPER)
     assert "27.92" in everything, "for a set that the paper does not have, all of its figures"
+    only_psnr = replace(table(NET, display="RealSR"), columns=(PSNR,))
+    assert grids(to_markdown(only_psnr, PAPER).split("own figures")[1])[0][0] == [
+        "Dataset",
+        "Method",
+        "Steps",
+        "PSNR ↑",
+    ]
 
 
 def test_remarks_stand_once_below_the_table_and_in_the_csv() -> None:
@@ -176,12 +239,15 @@ def test_csv_has_full_precision_n_intervals_and_nothing_where_nothing_was_measur
     assert measured.loc["bicubic", "psnr"] == 26.123456789
     assert measured.loc["bicubic", "psnr_ci95_high"] == 27.246913578
     assert (measured.psnr_n == 3).all()
-    assert measured.lpips.isna().all()
-    assert (measured.lpips_n == 0).all()
+    assert measured.lpips.isna().tolist() == [False, True]
+    assert measured.lpips_n.tolist() == [3, 0]
+    assert measured.psnr_rank.tolist() == [2, 1]
+    assert measured.psnr_tied.tolist() == [False, False]
+    assert measured.lpips_rank.isna().all()
     assert measured.loc["net", "psnr_diff"] == 0.876
     assert measured.loc["net", "diff_reference"] == "Bicubic"
     assert pd.isna(measured.loc["bicubic", "diff_reference"])
-    assert measured.loc["net", "not_measured"] == "lpips: LPIPS needs alexnet.pth at X | seconds: published"
+    assert measured.loc["net", "not_measured"] == f"lpips: {WHY[0]} | seconds: Net: published"
     assert (measured.seed == 42).all()
     assert (measured.images == 3).all()
 
@@ -219,3 +285,7 @@ def test_pairs_on_the_same_base_stand_in_a_table_of_their_own_and_in_the_csv() -
     lines = list(csv.DictReader(io.StringIO(to_csv(table, []))))
     assert lines[1]["source"] == "pair"
     assert (lines[1]["diff_reference"], lines[1]["psnr_diff"], lines[1]["psnr"]) == ("Theirs", "0.0123", "")
+
+
+def test_a_name_with_a_bar_does_not_end_its_cell() -> None:
+    assert "| a\\|b " in to_markdown(table(replace(NET, display="a|b")), [])

@@ -175,17 +175,65 @@ def test_a_set_level_value_has_n_and_no_interval(records: Records) -> None:
     assert cell(records, plan(["net"], [FID], ["a", "b"]), "net", "fid").value is None
 
 
-def test_best_and_second_best_are_marked_on_unrounded_values_in_the_metrics_direction(records: Records) -> None:
-    values = {"a1": [20.0] * 3, "a2": [20.001] * 3, "a3": [20.002] * 3, "a4": [20.002] * 3}
-    for method, psnr in values.items():
+def marks(records: Records, metric: PlanMetric, *values: list[float], names: list[str] = NAMES) -> list[str]:
+    """The marks of methods with these values per image: rank, and "=" where it is shared; "" for none."""
+    methods = [f"m{number}" for number in range(len(values))]
+    for method, own in zip(methods, values, strict=True):
         restored(records, method)
-        scored(records, method, PSNR, psnr)
-        scored(records, method, LPIPS, psnr)
-    restored(records, "empty", [])
-    (section,) = summarize(records, plan([*values, "empty"], [PSNR, LPIPS])).sections
-    assert [row.cells["psnr"].rank for row in section.rows] == [None, 2, 1, 1, None]
-    assert [row.cells["lpips"].rank for row in section.rows] == [1, 2, None, None, None]
+        scored(records, method, metric, own)
+    (section,) = summarize(records, plan([*methods, "none"], [metric], names)).sections
     assert {row.cells[SECONDS].rank for row in section.rows} == {None}
+    cells = [row.cells[metric.name] for row in section.rows]
+    assert (cells[-1].rank, cells[-1].tied) == (None, False)
+    return [f"{cell.rank or ''}{'=' if cell.tied else ''}" for cell in cells[:-1]]
+
+
+def test_best_and_second_best_are_marked_on_unrounded_values_in_the_metrics_direction(records: Records) -> None:
+    values = [20.0, 21.0, 25.0]
+    columns = [[value + step for value in values] for step in (0.0, 0.001, 0.002)]
+    assert marks(records, PSNR, *columns) == ["", "2", "1"], "small against the spread, and sure"
+    assert marks(records, LPIPS, *columns) == ["1", "2", ""]
+
+
+def test_means_whose_paired_interval_includes_zero_are_tied_for_best_and_nobody_is_second(records: Records) -> None:
+    best, close, worse = [22.0, 23.0, 24.0], [22.5, 23.2, 23.2], [20.0, 21.1, 21.9]
+    assert mean_ci95([a - b for a, b in zip(close, best, strict=True)])[2] > 0 > np.mean(close) - np.mean(best)  # type: ignore[operator]
+    assert marks(records, PSNR, close, best, worse) == ["1=", "1=", ""]
+    assert marks(records, PSNR, best, best, worse) == ["1=", "1=", ""], "equal to the last digit"
+
+
+def test_what_is_second_may_be_tied_as_well(records: Records) -> None:
+    second, close = [22.0, 23.0, 24.0], [22.5, 23.2, 23.2]
+    best = [value + 5 for value in second]
+    assert marks(records, PSNR, close, best, second, [value - 5 for value in second]) == ["2=", "1", "2=", ""]
+
+
+def test_a_row_is_tied_with_the_best_by_its_own_interval_not_by_its_place(records: Records) -> None:
+    """The second of the means is surely worse than the best; the third scatters so much that it may not be."""
+    best, second, third = [22.0, 23.0, 24.0], [21.9, 22.9, 23.9], [26.0, 18.0, 24.0]
+    assert marks(records, PSNR, best, second, third) == ["1=", "", "1="]
+
+
+def test_without_an_interval_nothing_is_marked(records: Records) -> None:
+    assert marks(records, PSNR, [20.0], [30.0], names=["a"]) == ["", ""], "a single image"
+    for method, value in (("m0", 100.0), ("m1", 120.0)):
+        digest = set_sha256(records.of("mini", method).images(), NAMES)
+        records.of("mini", method).add_score(
+            ScoreRow("fid", WHOLE_SET, value, digest, None, 3, "inception", {}, {}, None)
+        )
+        found = cell(records, plan(["m0", "m1"], [FID]), method, "fid")
+        assert (found.value, found.rank) == (value, None), "a value of a whole set"
+
+
+def test_a_row_says_why_it_has_no_images(records: Records) -> None:
+    restored(records, "net")
+    table = plan(["net", "gone", "begun"], [PSNR])
+    net, gone, begun = table.methods
+    table = replace(table, methods=[net, replace(gone, missing={"mini": ["why"]}), begun])
+    (section,) = summarize(records, table).sections
+    assert [row.reasons for row in section.rows] == [
+        (), ("why",), ("BEGUN: 0 of 3 images restored; `bench run` does the rest",)
+    ]  # fmt: skip
 
 
 def test_a_single_value_is_not_called_the_best(records: Records) -> None:
