@@ -100,6 +100,11 @@ class TrainState:
         self.step, self.best, self.best_step = state["step"], state["best"], state.get("best_step")
 
 
+def checkpoint_folder(output: str | Path) -> Path:
+    """Where a run with this output folder keeps its checkpoints."""
+    return Path(output) / "checkpoints"
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints in `folder`, oldest first (by step, never by file time)."""
     if not folder.is_dir():

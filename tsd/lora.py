@@ -9,7 +9,7 @@ release, and here.
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from tsd.atomic import write_safetensors
 from tsd.backbone import Backbone
 from tsd.backbones.base import Family
+from tsd.config import TrainConfig
 from tsd.errors import UserError
 from tsd.loading import FAMILIES
+from tsd.seeds import seed_for
 from tsd.sharded import whole
 
 Role = Literal["student", "critic", "teacher"]
@@ -207,6 +209,33 @@ def load_initial(module: nn.Module, path: Path, family: Family) -> None:
     _refuse(path, "has another rank than this run (--rank, --vae-rank), or shape, at", odd)
     for name, parameter in parameters.items():
         parameter.data.copy_(state[name])
+
+
+def attach_roles(
+    backbone: Backbone,
+    config: TrainConfig,
+    init_lora: str | Path | None = None,
+    teacher_lora: str | Path | None = None,
+    teacher_targets: Sequence[str] = (),
+) -> None:
+    """Adds every adapter of the distillation to the base: student's and critic's, which are trained, and a teacher's.
+
+    Args:
+        init_lora: folder of a student whose values the student's adapters start from; they start at B = 0 without one.
+        teacher_lora: folder of the teacher's LoRA, whose adapter is frozen; without one the teacher is the bare base.
+        teacher_targets: the modules which that LoRA adapts.
+    """
+    denoiser, vae, family, seed = backbone.denoiser, backbone.vae, backbone.family, config.seed
+    student_targets = denoiser_targets(denoiser, family.student_targets)
+    attach(denoiser, "student", student_targets, config.rank, seed_for(seed, "student"))
+    attach(vae, "student", vae_targets(vae), config.vae_rank, seed_for(seed, "student", "vae"))
+    critic_targets = denoiser_targets(denoiser, family.critic_targets)
+    attach(denoiser, "critic", critic_targets, config.critic_rank, seed_for(seed, "critic"))
+    if init_lora is not None:
+        load_initial(denoiser, Path(init_lora) / denoiser_file(family), family)
+        load_initial(vae, Path(init_lora) / VAE_FILE, family)
+    if teacher_lora is not None:
+        load_adapter(denoiser, "teacher", Path(teacher_lora) / denoiser_file(family), family, list(teacher_targets))
 
 
 def check_student(folder: Path, family: Family) -> tuple[int, int]:

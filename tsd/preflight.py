@@ -3,7 +3,6 @@
 Models are built on the meta device from their configurations, LoRA files are judged by their headers.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,15 @@ from torch.utils.data import Dataset
 
 from tsd import fingerprint
 from tsd.backbone import Backbone, Family, PromptEmbeds, require_prompt
+from tsd.checkpoint import check_same_run, checkpoint_folder, latest
 from tsd.config import RunConfig, TrainConfig
 from tsd.errors import UserError
-from tsd.feed import Source, data_fingerprint, degradation_of, open_data, prepared_folder
+from tsd.feed import data_fingerprint, degradation_of, open_data, prepared_folder
 from tsd.loading import FAMILIES, check_fit, detect_family, load_prompts, read_config, resolve_model
 from tsd.lora import VAE_FILE, check_lora, check_student, denoiser_file, denoiser_targets, vae_targets
 from tsd.optim import require_optimizer
 from tsd.parallel import refuse_launcher
+from tsd.run_settings import RunSettings
 
 SCALE = 4
 TRACKERS = ("none", *sorted(LOGGER_TYPE_TO_CLASS))
@@ -48,22 +49,14 @@ class Checked:
     summary: list[str]
 
 
-def check_run(
-    model: str | Path,
-    sources: Sequence[Source],
-    config: RunConfig,
-    *,
-    processes: int,
-    prompt_embeds: str | Path | None = None,
-    init_lora: str | Path | None = None,
-    teacher_lora: str | Path | None = None,
-    tracker: str = "none",
-) -> Checked:
-    """Checks launcher, packages, model, prompts, data and LoRA files against each other and against `config`.
+def check_run(settings: RunSettings, config: RunConfig, processes: int) -> Checked:
+    """Checks launcher, packages, model, prompts, data, LoRA files and checkpoint against each other and `config`.
 
     Raises:
         UserError: the first thing that is wrong.
     """
+    model, sources = settings.model, settings.sources
+    init_lora, teacher_lora = settings.init_lora, settings.teacher_lora
     if config.mixed_precision == "no" and config.base_dtype != "fp32":
         raise UserError(
             f"--mixed-precision no with --base-dtype {config.base_dtype}: without autocast the base must be fp32; use "
@@ -71,10 +64,12 @@ def check_run(
         )
     refuse_launcher(config)
     require_optimizer(config)
-    require_tracker(tracker)
+    require_tracker(settings.tracker)
     folder = resolve_model(model)
-    backbone = on_meta(folder, prompt_embeds, str(model))
+    backbone = on_meta(folder, settings.prompt_embeds, str(model))
     family, distils = backbone.family, isinstance(config, TrainConfig)
+    if not distils and (init_lora is not None or teacher_lora is not None):
+        raise UserError("the teacher is tuned from the bare base: leave init_lora and teacher_lora to the distillation")
     for part in (family.denoiser_folder, "vae"):
         if not any((folder / part).glob("*.safetensors")):
             raise UserError(f"{folder / part} holds no .safetensors weights; the model folder is incomplete")
@@ -120,6 +115,9 @@ def check_run(
         "init_lora": None if init_lora is None else fingerprint.of_folder(Path(init_lora)),
         "teacher_lora": None if teacher_lora is None else fingerprint.of_folder(Path(teacher_lora)),
     }
+    newest = None if settings.output is None else latest(checkpoint_folder(settings.output))
+    if newest is not None:
+        check_same_run(newest, config, record)
     count = sum(parameter.numel() for parameter in backbone.denoiser.parameters())
     summary = [
         f"model: {family.name.upper()} family, denoiser of {count:,} parameters, crops of multiples of "
@@ -128,6 +126,7 @@ def check_run(
         f"({processes} process{'es' * (processes > 1)} x {config.gradient_accumulation} micro-batches x "
         f"{config.batch_size})",
         f"student to start from: {init_lora or 'none (B = 0)'}; teacher's LoRA: {teacher_lora or 'none'}",
+        f"resuming: {f'{newest} fits' if newest is not None else 'nothing to resume'}",
     ]
     return Checked(folder, data, record, teacher_targets, summary)
 

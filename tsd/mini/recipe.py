@@ -42,6 +42,7 @@ from tsd.mini.stages import append_row, save_atomically
 from tsd.mini.teacher import TeacherSettings, TeacherTraining, new_scheduler, new_teacher, train_teacher
 from tsd.mini.vae import VaeSettings, train_vae
 from tsd.mini.warmup import Pool, WarmUpSettings, make_pairs, train_encoder, train_student, write_adapters
+from tsd.run_settings import RunSettings
 from tsd.seeds import seed_for
 from tsd.train import train
 
@@ -212,10 +213,16 @@ class Run:
         for stem, photo in self.validation.items():
             if not (photographs / f"{stem}.png").exists():
                 Image.fromarray(photo.permute(1, 2, 0).numpy()).save(photographs / f"{stem}.png")
-        return train(
-            self.model, self.sources(), self.work / name, config, resume=(self.work / name).exists(), init_lora=start,
-            val_data=photographs, cpu=self.device.type == "cpu",
-        )  # fmt: skip
+        settings = RunSettings(
+            model=self.model,
+            data=self.sources(),
+            output=self.work / name,
+            resume=(self.work / name).exists(),
+            init_lora=start,
+            val_data=photographs,
+            cpu=self.device.type == "cpu",
+        )
+        return train(settings, config).lora
 
     def ship(self, name: str, student: Path) -> None:
         """The student's adapters in fp16 and how to run them; its log becomes a table beside the other stages'."""
