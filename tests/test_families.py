@@ -11,10 +11,11 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tsd.backbone import load_backbone, mini_model_dir
+from tsd.backbone import load_backbone
 from tsd.backbones.base import PromptEmbeds
 from tsd.cli import main
 from tsd.errors import UserError
+from tsd.files import mini_model_dir
 from tsd.loading import FAMILIES, detect_family, resolve_model
 from tsd.lora import attach, check_lora, check_student, denoiser_targets, load_student, role, vae_targets
 from tsd.process import DDPM

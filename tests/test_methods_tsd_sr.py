@@ -19,7 +19,8 @@ from bench.methods import METHODS, MethodOptions, get_method
 from bench.methods.base import Method
 from bench.methods.tsd_sr import OneStepMethod, TeacherMethod, TeacherSettings, mini_folder
 from bench.methods.tsd_weights import RELEASE_SETTINGS, Weights
-from tsd.backbone import load_backbone, mini_model_dir
+from tsd.backbone import load_backbone
+from tsd.files import mini_model_dir
 from tsd.restore import RestoreConfig, Restorer
 from tsd.sampler import image_to_image
 

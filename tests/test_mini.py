@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn import functional
 from torchvision.io import read_image, write_png
 
-from tsd.backbone import load_backbone, mini_model_dir
+from tsd.backbone import load_backbone
 from tsd.errors import UserError
+from tsd.files import mini_model_dir
 from tsd.lora import load_student
 from tsd.mini.images import (
     VALIDATION_NAMES,

@@ -20,7 +20,7 @@ from tsd.errors import UserError
 from tsd.loading import check_fit, detect_family, load_prompts, read_config, resolve_model
 from tsd.process import NoiseProcess
 
-__all__ = ["Backbone", "Family", "Posterior", "PromptEmbeds", "load_backbone", "mini_model_dir", "require_prompt"]
+__all__ = ["Backbone", "Family", "Posterior", "PromptEmbeds", "load_backbone", "require_prompt"]
 
 Posterior = Literal["sample", "mode"]
 Generators = torch.Generator | list[torch.Generator] | None
@@ -127,11 +127,6 @@ class Backbone:
         t = torch.full((1,), self.process.last_time, device=z_L.device)
         prediction = self.predict(z_L, t, prompt if prompt is not None else self.prompts["default"])
         return self.process.x0(z_L.float(), prediction.float(), t).to(z_L.dtype)
-
-
-def mini_model_dir(name: Literal["mini", "mini-sd2"] = "mini") -> Path:
-    """A mini model shipped in the package, in diffusers layout: of SD3's family, or of SD2's."""
-    return Path(__file__).parent / "assets" / name
 
 
 def load_backbone(

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from tsd import __version__
-from tsd.atomic import atomic_folder, write_safetensors
 from tsd.backbone import PromptEmbeds, load_backbone
 from tsd.errors import UserError
-from tsd.hashing import sha256_file
+from tsd.files import atomic_folder, sha256_file, write_safetensors
 from tsd.loading import read_config
 from tsd.lora import load_student, read_lora
 from tsd.model_card import CardFacts, model_card

@@ -20,11 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tsd.atomic import write_safetensors
 from tsd.backbone import Backbone
 from tsd.backbones.base import Family
 from tsd.config import TrainConfig
 from tsd.errors import UserError
+from tsd.files import write_safetensors
 from tsd.loading import FAMILIES
 from tsd.seeds import seed_for
 from tsd.sharded import whole

@@ -15,10 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tsd.atomic import atomic_path, write_safetensors, write_text
 from tsd.backbones.base import PromptEmbeds
 from tsd.errors import UserError
-from tsd.hashing import sha256_file
+from tsd.files import atomic_path, sha256_file, write_safetensors, write_text
 from tsd.prompts import content_sha256
 from tsd.text_encoders import TextSide
 

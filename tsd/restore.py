@@ -21,8 +21,8 @@ from torch import Tensor
 from tsd.backbone import Backbone, load_backbone, require_prompt
 from tsd.color import adain, wavelet
 from tsd.errors import UserError
+from tsd.files import sha256_file
 from tsd.groupnorm import use_two_pass_group_norm
-from tsd.hashing import sha256_file
 from tsd.images import Picture, from_array, from_image, read_picture
 from tsd.loading import parts_of, resolve_model
 from tsd.lora import load_student

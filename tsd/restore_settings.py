@@ -10,9 +10,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_args
 
-from tsd.backbone import Posterior, mini_model_dir
+from tsd.backbone import Posterior
 from tsd.color import ALIGNMENTS, Alignment
 from tsd.errors import UserError
+from tsd.files import mini_model_dir
 from tsd.loading import SD3_MEDIUM, detect_family, resolve_model
 from tsd.lora import check_student
 

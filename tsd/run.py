@@ -15,13 +15,13 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from tsd.atomic import write_text
 from tsd.backbone import Backbone, load_backbone
 from tsd.checkpoint import TrainState, checkpoint_folder, latest, prune, remove_unfinished
 from tsd.config import RunConfig
 from tsd.ema import averaged
 from tsd.errors import UserError
 from tsd.feed import batches
+from tsd.files import write_text
 from tsd.gradient_checkpointing import enable_gradient_checkpointing
 from tsd.parallel import anyone, is_sharded, mean, shard, start
 from tsd.precision import DTYPES

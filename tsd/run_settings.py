@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tsd.backbone import mini_model_dir
 from tsd.errors import UserError
+from tsd.files import mini_model_dir
 
 if TYPE_CHECKING:
     from tsd.data.pairs import ImageSource

@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from tsd.atomic import write_text
+    from tsd.files import write_text
     from tsd.images import ImageError, read_picture, write_picture
     from tsd.restore import DTYPES, Restorer
     from tsd.restore_settings import config_for, find_student

@@ -163,7 +163,7 @@ def resolve_settings(args: argparse.Namespace) -> "RunSettings":
     Raises:
         UserError: an impossible value.
     """
-    from tsd.backbone import mini_model_dir
+    from tsd.files import mini_model_dir
     from tsd.run_settings import RunSettings
     from tsd.stopping import seconds_from_text
 

@@ -30,12 +30,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from tsd.atomic import write_text
 from tsd.backbone import load_backbone
 from tsd.backbones.base import Family
 from tsd.config import PRESETS, Phase, TrainConfig
 from tsd.data.degrade import FULL, degrade
 from tsd.errors import UserError
+from tsd.files import write_text
 from tsd.loading import FAMILIES
 from tsd.mini.images import load_photos, procedural_image, split_photos, validation_crops
 from tsd.mini.stages import append_row, save_atomically

@@ -21,10 +21,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tsd.atomic import write_safetensors
-from tsd.backbone import load_backbone, mini_model_dir
+from tsd.backbone import load_backbone
 from tsd.config import TrainConfig
 from tsd.errors import UserError
+from tsd.files import mini_model_dir, write_safetensors
 from tsd.loading import FAMILIES
 from tsd.lora import STUDENT, VAE_FILE, attach, load_initial, save_student, vae_targets
 from tsd.mini.images import load_photos
