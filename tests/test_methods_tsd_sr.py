@@ -20,8 +20,9 @@ from bench.methods.base import Method
 from bench.methods.tsd_sr import OneStepMethod, TeacherMethod, TeacherSettings, mini_folder
 from bench.methods.tsd_weights import RELEASE_SETTINGS, Weights
 from tsd.backbone import load_backbone
+from tsd.config import RestoreConfig
 from tsd.files import mini_model_dir
-from tsd.restore import RestoreConfig, Restorer
+from tsd.restore import Restorer
 from tsd.sampler import image_to_image
 
 

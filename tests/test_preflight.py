@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tsd.cli import main
-from tsd.config import MINI
 from tsd.errors import UserError
 from tsd.preflight import check_run, require_tracker
+from tsd.presets import MINI
 from tsd.run_settings import RunSettings
 
 TINY = dataclasses.replace(MINI, batch_size=2, crop=32, rank=4, vae_rank=4, critic_rank=4)

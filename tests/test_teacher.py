@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tsd.backbone import PromptEmbeds, load_backbone
-from tsd.config import MINI, Phase
+from tsd.backbone import load_backbone
+from tsd.config import Phase
 from tsd.errors import UserError
 from tsd.lora import adapter_parameters
+from tsd.presets import MINI, TEACHER_PRESETS
+from tsd.prompt import PromptEmbeds
 from tsd.run_settings import RunSettings
 from tsd.teacher import attach_teacher, captions_with_dropout, teacher_loss, times, train_teacher
-from tsd.teacher_config import TEACHER_PRESETS
 from tsd.train import train
 from tsd.turns import Batch
 

@@ -18,12 +18,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tsd.backbone import load_backbone
 from tsd.cli import main
-from tsd.config import MINI, PRESETS, Phase, TrainConfig
+from tsd.config import Phase, RestoreConfig, TrainConfig
 from tsd.data.degrade import FULL
 from tsd.errors import UserError
 from tsd.lora import adapter_parameters, attach, denoiser_targets, vae_targets
 from tsd.pixel_loss import charbonnier
-from tsd.restore import RestoreConfig, Restorer
+from tsd.presets import MINI, PRESETS
+from tsd.restore import Restorer
 from tsd.run_log import TIMING, RunLog
 from tsd.run_settings import RunSettings
 from tsd.train import DivergenceError, train

@@ -9,20 +9,19 @@ but TSD-SR's released weights were trained without it, so adding it would move e
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from tsd.backbones.base import Family, PromptEmbeds
+from tsd.backbones.base import Family
+from tsd.config import Posterior
 from tsd.errors import UserError
-from tsd.loading import check_fit, detect_family, load_prompts, read_config, resolve_model
+from tsd.loading import check_fit, detect_family, read_config, resolve_model
 from tsd.process import NoiseProcess
+from tsd.prompt import PromptEmbeds, load_prompts
 
-__all__ = ["Backbone", "Family", "Posterior", "PromptEmbeds", "load_backbone", "require_prompt"]
-
-Posterior = Literal["sample", "mode"]
 Generators = torch.Generator | list[torch.Generator] | None
 
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tsd import fingerprint
-from tsd.backbone import PromptEmbeds
 from tsd.config import RunConfig, TrainConfig
 from tsd.data.degrade import FULL, LIGHT, DegradationConfig
 from tsd.data.pairs import CropDataset, ImageSource, PairDataset
 from tsd.errors import UserError
+from tsd.prompt import PromptEmbeds
 from tsd.turns import Batch
 
 

@@ -20,18 +20,18 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import tqdm
 
-from tsd.backbone import Backbone, PromptEmbeds
+from tsd.backbone import Backbone
 from tsd.backbones.base import Family
 from tsd.config import TrainConfig
 from tsd.errors import UserError
 from tsd.gradient_checkpointing import enable_gradient_checkpointing
 from tsd.live_bytes import LiveBytes
-from tsd.loading import FAMILIES, detect_family, read_config
+from tsd.loading import DTYPES, FAMILIES, detect_family, read_config
 from tsd.lora import Role, adapter_parameters, attach, denoiser_targets, role, vae_targets
 from tsd.objective import reconstruction_loss, student_loss, surrogate_loss
 from tsd.pixel_loss import charbonnier
 from tsd.plan_table import RESERVE, Iteration, MemoryPlan, gib
-from tsd.precision import DTYPES
+from tsd.prompt import PromptEmbeds
 from tsd.public_configs import PUBLIC_CONFIGS
 from tsd.turns import Batch, critic_turn, ground_truth_latents, lean_adapters, predictor
 

@@ -23,8 +23,8 @@ from tsd.errors import UserError
 from tsd.feed import batches
 from tsd.files import write_text
 from tsd.gradient_checkpointing import enable_gradient_checkpointing
+from tsd.loading import DTYPES
 from tsd.parallel import anyone, is_sharded, mean, shard, start
-from tsd.precision import DTYPES
 from tsd.preflight import Checked, check_run
 from tsd.run_log import RunLog, peak_mib
 from tsd.run_settings import FinishedRun, RunSettings

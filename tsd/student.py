@@ -12,13 +12,15 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 
-from tsd.backbone import Backbone, PromptEmbeds
+from tsd.backbone import Backbone
 from tsd.backbones.base import Family
+from tsd.config import recommended_settings
 from tsd.errors import UserError
-from tsd.loading import detect_family, load_prompts, read_config, resolve_model
+from tsd.loading import detect_family, read_config, resolve_model
 from tsd.lora import VAE_FILE, check_student, denoiser_file, load_student
 from tsd.model_card import Base, known_base
-from tsd.restore_settings import find_student, is_merged, own_prompts, recommended_settings
+from tsd.prompt import PromptEmbeds, load_prompts
+from tsd.restore_settings import find_student, is_merged, own_prompts
 
 _HEADER_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16}
 

@@ -17,10 +17,10 @@ from tsd.checkpoint import TrainState
 from tsd.config import TrainConfig
 from tsd.ema import start_ema, update_ema
 from tsd.feed import degradation_of
-from tsd.loading import load_prompts
 from tsd.lora import adapter_parameters, attach_roles, save_student
 from tsd.optim import DivergenceError, OptimizerState, accelerated, backward, new_optimizer, refuse_divergence, update
 from tsd.pixel_loss import load_pixel_loss
+from tsd.prompt import load_prompts
 from tsd.prompt_files import write_prompt
 from tsd.run import Run, Validation
 from tsd.run_settings import FinishedRun, RunSettings

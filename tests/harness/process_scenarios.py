@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
-from tsd.config import MINI, Phase, TrainConfig
+from tsd.config import Phase, TrainConfig
+from tsd.presets import MINI
 from tsd.run_settings import RunSettings
 from tsd.train import train
 

@@ -4,11 +4,14 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-if TYPE_CHECKING:
-    from tsd.config import RunConfig
-    from tsd.run_settings import RunSettings
+from tsd.config import RunConfig, TeacherConfig, TrainConfig
+from tsd.errors import UserError
+from tsd.files import mini_model_dir
+from tsd.presets import PRESETS, TEACHER_PRESETS
+from tsd.run_settings import RunSettings
+from tsd.stopping import seconds_from_text
 
 EPILOG = """\
 examples:
@@ -96,7 +99,6 @@ def run(args: argparse.Namespace) -> int:
     if args.accelerate_configs:
         print(Path(__file__).parents[1] / "assets" / "accelerate")
         return 0
-    from tsd.errors import UserError
 
     config = resolve_config(args)
     if _is_main_process():
@@ -113,7 +115,6 @@ def run(args: argparse.Namespace) -> int:
     settings = resolve_settings(args)
     if args.dry_run:
         return dry_run(settings, config)
-    from tsd.config import TrainConfig
     from tsd.optim import DivergenceError
 
     try:
@@ -136,15 +137,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def resolve_config(args: argparse.Namespace) -> "RunConfig":
+def resolve_config(args: argparse.Namespace) -> TrainConfig | TeacherConfig:
     """The preset of the stage with the flags' overrides.
 
     Raises:
         UserError: a flag of the other stage, or an impossible value.
     """
-    from tsd.config import PRESETS
-    from tsd.errors import UserError
-    from tsd.teacher_config import TEACHER_PRESETS
 
     config = (PRESETS if args.stage == "student" else TEACHER_PRESETS)[args.preset]
     overrides = {name: getattr(args, name) for name in _flags() if getattr(args, name) is not None}
@@ -157,15 +155,12 @@ def resolve_config(args: argparse.Namespace) -> "RunConfig":
     return config if args.max_train_steps is None else config.scaled_to(args.max_train_steps)
 
 
-def resolve_settings(args: argparse.Namespace) -> "RunSettings":
+def resolve_settings(args: argparse.Namespace) -> RunSettings:
     """Where the run reads and writes, and how it is carried out, by the flags.
 
     Raises:
         UserError: an impossible value.
     """
-    from tsd.files import mini_model_dir
-    from tsd.run_settings import RunSettings
-    from tsd.stopping import seconds_from_text
 
     return RunSettings(
         model=args.model if args.model is not None else mini_model_dir(),
@@ -185,14 +180,13 @@ def resolve_settings(args: argparse.Namespace) -> "RunSettings":
     )
 
 
-def dry_run(settings: "RunSettings", config: "RunConfig") -> int:
+def dry_run(settings: RunSettings, config: RunConfig) -> int:
     """Everything that can be checked without weights, and the memory plan; prints and returns 0.
 
     Without data nothing is checked: the plan needs but the model's configuration, which for SD3-medium is built in.
     """
     import os
 
-    from tsd.config import TrainConfig
     from tsd.preflight import check_run
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -213,9 +207,7 @@ def dry_run(settings: "RunSettings", config: "RunConfig") -> int:
     return 0
 
 
-def _print_plan(model: str | Path, config: "RunConfig", processes: int) -> None:
-    from tsd.config import TrainConfig
-
+def _print_plan(model: str | Path, config: RunConfig, processes: int) -> None:
     if not _is_main_process():
         return
     if not isinstance(config, TrainConfig):
@@ -234,8 +226,6 @@ def _is_main_process() -> bool:
 
 def _flags() -> dict[str, tuple[Any, tuple[str, ...] | None, tuple[str, ...]]]:
     """Every setting that is one value: its converter, its choices, and the stages that have it."""
-    from tsd.config import TrainConfig
-    from tsd.teacher_config import TeacherConfig
 
     flags: dict[str, tuple[Any, tuple[str, ...] | None, tuple[str, ...]]] = {}
     for stage, config in (("student", TrainConfig), ("teacher", TeacherConfig)):

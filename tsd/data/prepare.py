@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from tsd.backbones.base import PromptEmbeds
 from tsd.data.hf import finish, prompt_features, remove_leftovers, shard_name, write_shard
 from tsd.data.image_pass import ImagePass
 from tsd.data.prepare_config import PrepareConfig, is_complete, settings_of
@@ -33,8 +32,8 @@ from tsd.data.prepared import IN_PROGRESS, PROMPTS, RECORD, SCHEMA, read_record
 from tsd.data.sources import Source
 from tsd.errors import UserError
 from tsd.files import write_text
-from tsd.loading import resolve_model
-from tsd.precision import DTYPES
+from tsd.loading import DTYPES, resolve_model
+from tsd.prompt import PromptEmbeds
 
 SKIPPED = "skipped.csv"
 LIBRARIES = ("diffusers", "transformers", "datasets", "Pillow", "numpy")

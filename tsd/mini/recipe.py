@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from tsd.backbone import load_backbone
 from tsd.backbones.base import Family
-from tsd.config import PRESETS, Phase, TrainConfig
+from tsd.config import Phase, TrainConfig
 from tsd.data.degrade import FULL, degrade
 from tsd.errors import UserError
 from tsd.files import write_text
@@ -42,6 +42,8 @@ from tsd.mini.stages import append_row, save_atomically
 from tsd.mini.teacher import TeacherSettings, TeacherTraining, new_scheduler, new_teacher, train_teacher
 from tsd.mini.vae import VaeSettings, train_vae
 from tsd.mini.warmup import Pool, WarmUpSettings, make_pairs, train_encoder, train_student, write_adapters
+from tsd.presets import PRESETS
+from tsd.prompt_files import write_prompt
 from tsd.run_settings import RunSettings
 from tsd.seeds import seed_for
 from tsd.train import train
@@ -155,10 +157,7 @@ class Run:
 
         def write_prompts(folder: Path) -> None:
             for name, prompt in prompts.items():
-                (folder / name).mkdir()
-                for key, tensor in (("prompt_embeds", prompt.embeds), ("pool_embeds", prompt.pooled)):
-                    if tensor is not None:
-                        save_file({key: tensor.half().contiguous()}, folder / name / f"{key}.safetensors")
+                write_prompt(folder / name, prompt.to(dtype=torch.float16), "safetensors")
 
         publish(self.model / "prompts", write_prompts)
 
