@@ -5,7 +5,7 @@ Everything here is found out from small files, before anything heavy loads. Of w
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,25 @@ def detect_family(folder: Path) -> Family:
         f"{folder} is a model of neither family (found: {', '.join(found[:12]) or 'nothing'}). Expected the diffusers "
         f"layout, with {known}."
     )
+
+
+def read_configs(folder: Path) -> tuple[Family, dict[str, dict[str, Any]]]:
+    """The family of a model folder and the configurations of its `denoiser`, `vae` and `scheduler`.
+
+    Raises:
+        UserError: one of them is missing or damaged, or the VAE writes other latents than the denoiser reads.
+    """
+    family = detect_family(folder)
+    files = {
+        "denoiser": folder / family.denoiser_folder / "config.json",
+        "vae": folder / "vae" / "config.json",
+        "scheduler": folder / "scheduler" / "scheduler_config.json",
+    }
+    configs = {name: read_config(path) for name, path in files.items()}
+    written, read = configs["vae"].get("latent_channels"), configs["denoiser"].get("in_channels")
+    if written != read:
+        raise UserError(f"{folder}: the VAE writes {written} latent channels but the denoiser reads {read}")
+    return family, configs
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -186,10 +205,3 @@ def probe_hub(endpoint: str) -> None:
     parts = urlsplit(endpoint)
     address = (parts.hostname or endpoint, parts.port or (443 if parts.scheme == "https" else 80))
     socket.create_connection(address, timeout=5).close()
-
-
-def check_fit(folder: Path, vae_config: Mapping[str, Any], denoiser_config: Mapping[str, Any]) -> None:
-    """The denoiser must read what the VAE writes."""
-    written, read = vae_config.get("latent_channels"), denoiser_config.get("in_channels")
-    if written != read:
-        raise UserError(f"{folder}: the VAE writes {written} latent channels but the denoiser reads {read}")

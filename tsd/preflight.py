@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from safetensors import safe_open
@@ -15,13 +14,13 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from tsd import fingerprint
-from tsd.backbone import Backbone, require_prompt
+from tsd.backbone import Backbone, build_backbone, require_prompt
 from tsd.backbones.base import Family
 from tsd.checkpoint import check_same_run, checkpoint_folder, latest
 from tsd.config import RunConfig, TrainConfig
 from tsd.errors import UserError
 from tsd.feed import data_fingerprint, degradation_of, open_data, prepared_folder
-from tsd.loading import FAMILIES, check_fit, detect_family, read_config, resolve_model
+from tsd.loading import FAMILIES, read_configs, resolve_model
 from tsd.lora import VAE_FILE, check_lora, check_student, denoiser_file, denoiser_targets, vae_targets
 from tsd.optim import require_optimizer
 from tsd.parallel import refuse_launcher
@@ -68,8 +67,9 @@ def check_run(settings: RunSettings, config: RunConfig, processes: int) -> Check
     require_optimizer(config)
     require_tracker(settings.tracker)
     folder = resolve_model(model)
-    backbone = on_meta(folder, settings.prompt_embeds, str(model))
-    family, distils = backbone.family, isinstance(config, TrainConfig)
+    family, configs = read_configs(folder)
+    prompts = load_prompts(folder, settings.prompt_embeds, family.prompt_widths(configs["denoiser"]))
+    backbone, distils = build_backbone(family, configs, prompts, str(model)), isinstance(config, TrainConfig)
     if not distils and (init_lora is not None or teacher_lora is not None):
         raise UserError("the teacher is tuned from the bare base: leave init_lora and teacher_lora to the distillation")
     for part in (family.denoiser_folder, "vae"):
@@ -78,8 +78,8 @@ def check_run(settings: RunSettings, config: RunConfig, processes: int) -> Check
     needed = ["default"] if distils else ["null"]
     if isinstance(config, TrainConfig) and any(phase.gamma2 > 0 for phase in config.phases):
         needed.append("null")
-    prompts = {name: require_prompt(backbone, name) for name in needed}
-    lengths = {name: prompt.embeds.shape[1] for name, prompt in prompts.items()}
+    used = [require_prompt(backbone, name) for name in needed]
+    lengths = {name: prompt.embeds.shape[1] for name, prompt in zip(needed, used, strict=True)}
     if config.crop % backbone.pixel_multiple:
         raise UserError(f"crop is {config.crop}; this model needs a multiple of {backbone.pixel_multiple}")
     longest = family.longest_side(backbone.denoiser) * backbone.vae_factor
@@ -112,7 +112,7 @@ def check_run(settings: RunSettings, config: RunConfig, processes: int) -> Check
         "stage": "student" if distils else "teacher",
         "global_batch": config.global_batch(processes),
         "model": fingerprint.of_folder(folder, (family.denoiser_folder, "vae", "scheduler")),
-        "prompts": fingerprint.of_tensors([t for prompt in prompts.values() for t in _tensors(prompt)]),
+        "prompts": fingerprint.of_tensors([t for prompt in used for t in _tensors(prompt)]),
         "data": data_fingerprint(data, sources),
         "init_lora": None if init_lora is None else fingerprint.of_folder(Path(init_lora)),
         "teacher_lora": None if teacher_lora is None else fingerprint.of_folder(Path(teacher_lora)),
@@ -147,22 +147,6 @@ def require_tracker(name: str) -> None:
             f"the tracker {name!r} needs its package: pip install {name}; on this machine there are "
             f"{', '.join(sorted(available)) or 'no trackers'} (--tracker NAME, or --tracker none)"
         )
-
-
-def on_meta(folder: Path, prompt_embeds: str | Path | None, source: str) -> Backbone:
-    """The model without weights: shapes and configurations, and the prompts, which are small."""
-    family: Family = detect_family(folder)
-    process = family.process(read_config(folder / "scheduler" / "scheduler_config.json"))
-    config, vae_config = (read_config(folder / part / "config.json") for part in (family.denoiser_folder, "vae"))
-    check_fit(folder, vae_config, config)
-    prompts = load_prompts(folder, prompt_embeds, family.prompt_widths(config))
-    try:
-        with torch.device("meta"):
-            denoiser = getattr(diffusers, family.denoiser_class).from_config(config)
-            vae = diffusers.AutoencoderKL.from_config(vae_config)
-    except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"the configuration of the model in {folder} cannot be used: {error}") from error
-    return Backbone(vae, denoiser, process, prompts, family, source)
 
 
 def _check_initial(folder: Path, backbone: Backbone, config: TrainConfig) -> None:
