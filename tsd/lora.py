@@ -27,7 +27,7 @@ from tsd.errors import UserError
 from tsd.files import write_safetensors
 from tsd.loading import FAMILIES
 from tsd.seeds import seed_for
-from tsd.sharded import whole
+from tsd.sharded import full_tensor
 
 Role = Literal["student", "critic", "teacher"]
 STUDENT: Role = "student"
@@ -304,7 +304,7 @@ def save_adapter(
 ) -> None:
     """Writes one role's adapter on one module in the released layout, atomically; `write` as in `save_student`."""
     state = {
-        f"{family.denoiser_folder}.{name}": whole(parameter).to("cpu", dtype).contiguous()
+        f"{family.denoiser_folder}.{name}": full_tensor(parameter).to("cpu", dtype).contiguous()
         for name, parameter in adapter_parameters(module, role).items()
     }
     if write:

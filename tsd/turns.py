@@ -25,7 +25,7 @@ from tsd.pixel_loss import PixelLoss
 from tsd.prompt import PromptEmbeds
 from tsd.sampler import guided
 from tsd.seeds import generator_for
-from tsd.sharded import is_cut_up
+from tsd.sharded import has_dtensors
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ def predictor(
         chunk: at most so many latents in one forward pass, guidance counted (≥ 2); bounds the memory of its
             activations, which no graph keeps. None: the whole batch at once.
     """
-    if chunk is not None and is_cut_up(backbone.denoiser):
+    if chunk is not None and has_dtensors(backbone.denoiser):
         raise ValueError("chunk under FSDP: processes would enter different numbers of forward passes")
     size = None if chunk is None else max(chunk // (1 if guidance_scale == 1 else 2), 1)
 
     @torch.no_grad()
     def predict(z_t: Tensor, t: Tensor, rows: Tensor) -> Tensor:
-        pieces = zip(*(whole.split(size or len(rows)) for whole in (z_t, t, rows)), strict=True)
+        pieces = zip(*(tensor.split(size or len(rows)) for tensor in (z_t, t, rows)), strict=True)
         with role(backbone.denoiser, who):
             return torch.cat(
                 [
@@ -201,7 +201,7 @@ def tsd_on(
             points=points,
             stride=stride,
             lambda_tsd=config.lambda_tsd,
-            lockstep=is_cut_up(backbone.denoiser),
+            lockstep=has_dtensors(backbone.denoiser),
         )
         return trajectory_gradient(
             backbone.process,
