@@ -206,7 +206,7 @@ def test_inside_autocast_adapters_do_not_copy_their_inputs(
         return turn.loss.detach(), [p.grad for p in parameters.values() if p.grad is not None], graph
 
     loss, gradients, graph = run()
-    monkeypatch.setattr("tsd.turns.lean_adapters", lambda *models: nullcontext())
+    monkeypatch.setattr("tsd.turns.no_input_upcast", lambda *models: nullcontext())
     other_loss, other_gradients, other_graph = run()
     assert torch.equal(loss, other_loss)
     assert len(gradients) == len(other_gradients) == len(parameters)

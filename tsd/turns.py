@@ -110,7 +110,7 @@ def _captions(prompt: PromptEmbeds, rows: Tensor) -> PromptEmbeds:
 
 
 @contextmanager
-def lean_adapters(*models: Any) -> Iterator[None]:
+def no_input_upcast(*models: Any) -> Iterator[None]:
     """Inside autocast, adapters read their input as it is.
 
     peft casts it up to the adapters' fp32 first, and autocast casts it down again: the same numbers, but two copies of
@@ -153,7 +153,7 @@ def student_turn(
     z = ground_truth_latents(backbone, batch, config)  # before any graph is held: encoding is a peak of its own
     posterior = [generator_for(seed, "posterior of x_L", index) for index in batch.indices]
     with (
-        lean_adapters(backbone.vae, backbone.denoiser),
+        no_input_upcast(backbone.vae, backbone.denoiser),
         role(backbone.vae, "student"),
         role(backbone.denoiser, "student"),
     ):
@@ -189,7 +189,7 @@ def tsd_on(
     if config.random_bias:  # [R]: the end of the trajectory moves by up to ± s/2
         half = config.stride / 2
         stride = stride + times_for(seed, "bias", batch.indices, -half, half, cpu) / points
-    with lean_adapters(backbone.denoiser):
+    with no_input_upcast(backbone.denoiser):
         path = trajectory(
             backbone.process,
             predictor(backbone, "teacher", prompt, null, config.guidance_scale, chunk),
@@ -225,7 +225,7 @@ def critic_turn(
     noise = noise_for(seed, "noise of the critic", indices, z_hat)
     t = times_for(seed, "t of the critic", indices, *config.t_range, z_hat.device)
     z_hat = z_hat.detach()
-    with lean_adapters(backbone.denoiser), role(backbone.denoiser, "critic"):
+    with no_input_upcast(backbone.denoiser), role(backbone.denoiser, "critic"):
         z_t = process.add_noise(z_hat, noise, t)
         prediction = backbone.predict(z_t, t, prompt or backbone.prompts["default"])
     return critic_loss(prediction, process.target(z_hat, noise, t))
