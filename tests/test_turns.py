@@ -31,8 +31,8 @@ def backbone(tiny_sd3_dir: Path) -> Backbone:
     attach(denoiser, "student", denoiser_targets(denoiser, family.student_targets), 4, seed=1)
     attach(backbone.vae, "student", vae_targets(backbone.vae), 4, seed=2)
     attach(denoiser, "critic", denoiser_targets(denoiser, family.critic_targets), 4, seed=3)
-    for module, who in ((denoiser, "student"), (backbone.vae, "student"), (denoiser, "critic")):
-        for parameter in adapter_parameters(module, who).values():
+    for module, active in ((denoiser, "student"), (backbone.vae, "student"), (denoiser, "critic")):
+        for parameter in adapter_parameters(module, active).values():
             parameter.data.normal_(std=0.05)
     return backbone
 
@@ -115,8 +115,8 @@ def naive_gradient(backbone: Backbone, z_hat: Tensor, z: Tensor, texts: PromptEm
     start = times_for(config.seed, "t of TSD", INDICES, *config.t_range, torch.device("cpu"))
     gradient = torch.zeros_like(z)
 
-    def guided(who: str, z_t: Tensor, t: Tensor, text: PromptEmbeds) -> Tensor:
-        with role(backbone.denoiser, who):  # pyright: ignore
+    def guided(active: str, z_t: Tensor, t: Tensor, text: PromptEmbeds) -> Tensor:
+        with role(backbone.denoiser, active):  # pyright: ignore
             conditional, unconditional = (backbone.predict(z_t, t, prompt) for prompt in (text, null))
         return unconditional + config.guidance_scale * (conditional - unconditional)
 

@@ -166,7 +166,7 @@ def _held(backbone: Backbone, config: TrainConfig) -> tuple[dict[str, int], dict
         ("student's adapter, VAE encoder", vae, "student"),
         ("critic's adapter", denoiser, "critic"),
     )
-    adapters = {name: list(adapter_parameters(module, who).values()) for name, module, who in roles}
+    adapters = {name: list(adapter_parameters(module, active).values()) for name, module, active in roles}
     base = {name: [p for n, p in module.named_parameters() if ".lora_" not in n]
             for name, module in (("denoiser", denoiser), ("VAE", vae))}  # fmt: skip
     counts = {name: sum(p.numel() for p in group) for name, group in (base | adapters).items()}

@@ -71,13 +71,13 @@ def times_for(seed: int, purpose: str, indices: list[int], low: float, high: flo
 
 def predictor(
     backbone: Backbone,
-    who: Role,
+    active: Role,
     prompt: PromptEmbeds,
     null: PromptEmbeds,
     guidance_scale: float,
     chunk: int | None = None,
 ) -> Predict:
-    """ψ or φ with guidance, as `tsd.dasm` wants it: the adapters of `who` active on the shared base, no gradient.
+    """ψ or φ with guidance, as `tsd.dasm` wants it: the adapters of this role active on the shared base, no gradient.
 
     Args:
         prompt, null: batch size 1 or the batch's; expanded, never copied, where it is 1.
@@ -91,7 +91,7 @@ def predictor(
     @torch.no_grad()
     def predict(z_t: Tensor, t: Tensor, rows: Tensor) -> Tensor:
         pieces = zip(*(tensor.split(size or len(rows)) for tensor in (z_t, t, rows)), strict=True)
-        with role(backbone.denoiser, who):
+        with role(backbone.denoiser, active):
             return torch.cat(
                 [
                     guided(backbone, z, at, _captions(prompt, row), _captions(null, row), guidance_scale).float()

@@ -110,14 +110,14 @@ def build_base(setting: Setting) -> Backbone:
     return backbone.to(DEVICE, setting.dtype)
 
 
-def adapt(module: Any, who: Role, targets: list[str], rank: int) -> list[nn.Parameter]:
+def adapt(module: Any, active: Role, targets: list[str], rank: int) -> list[nn.Parameter]:
     """An adapter whose B is random too, so that every gradient is alive."""
-    attach(module, who, targets, rank, seed=1)
-    generator = generator_for("bench_train", who)
-    for name, parameter in adapter_parameters(module, who).items():
+    attach(module, active, targets, rank, seed=1)
+    generator = generator_for("bench_train", active)
+    for name, parameter in adapter_parameters(module, active).items():
         scale = 1 / rank if "lora_A" in name else 1e-3
         parameter.data = (scale * torch.randn(parameter.shape, generator=generator)).to(DEVICE)
-    return list(adapter_parameters(module, who).values())
+    return list(adapter_parameters(module, active).values())
 
 
 def batch_for(setting: Setting, step: int) -> Batch:

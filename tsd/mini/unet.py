@@ -144,8 +144,8 @@ def encode_pairs(path: Path, backbone: Backbone, low: Tensor, high: Tensor) -> t
     for start in tqdm(range(0, len(low), 10), desc="encoding pairs", file=sys.stderr, mininterval=2.0):
         x_l, x_h = (images[start : start + 10].to(device).float() / 255 for images in (low, high))
         x_l = F.interpolate(x_l, scale_factor=4, mode="bicubic").clamp(0, 1)
-        for kept, x, who in zip(latents, (x_l, x_h), (STUDENT, "teacher"), strict=True):
-            with role(backbone.vae, who), torch.autocast(device.type, torch.bfloat16):  # pyright: ignore[reportArgumentType]
+        for kept, x, active in zip(latents, (x_l, x_h), (STUDENT, "teacher"), strict=True):
+            with role(backbone.vae, active), torch.autocast(device.type, torch.bfloat16):  # pyright: ignore[reportArgumentType]
                 kept.append(backbone.encode(x * 2 - 1, posterior="mode").half().cpu())
     z_low, z = (torch.cat(parts) for parts in latents)
     save_atomically([z_low, z], path)
