@@ -25,14 +25,14 @@ from tqdm import tqdm
 from tsd.backbone import Backbone
 from tsd.lora import STUDENT, adapter_parameters, attach, denoiser_targets, role
 from tsd.mini.stages import in_batches, psnr_luma, run_stage, save_atomically
-from tsd.mini.teacher import TeacherTraining
+from tsd.mini.teacher import BaseTraining
 from tsd.mini.warmup import factorise, latent_loss, pixel_metric
 from tsd.process import Prediction
 from tsd.seeds import generator_for, seed_for
 
 
 @dataclass(frozen=True)
-class UNetSettings(TeacherTraining):
+class UNetSettings(BaseTraining):
     """Architecture and training of the mini UNet; the defaults made the shipped weights."""
 
     channels: tuple[int, int] = (48, 72)
