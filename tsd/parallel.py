@@ -1,4 +1,4 @@
-"""Several processes by accelerate: who is there, what is sharded, and how gradients and numbers meet.
+"""Several processes by accelerate: how they start, what is sharded, and how gradients and numbers are averaged.
 
 Three ways, chosen by the launcher's configuration alone (`tsd/assets/accelerate/`):
 
@@ -114,7 +114,7 @@ def average_gradients(accelerator: Accelerator, parameters: list[nn.Parameter]) 
 
 
 def _buckets(gradients: list[Tensor]) -> list[list[Tensor]]:
-    """In order, of one dtype each, and of at most `BUCKET_BYTES` (or one gradient)."""
+    """The gradients in their order, in groups of one dtype and at most `BUCKET_BYTES` (a larger gradient is alone)."""
     buckets: list[list[Tensor]] = []
     room = 0
     for gradient in gradients:

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 GIB = 2**30
 GPU_GIB = (24, 80)
+"""The memories of graphics processors for which a plan gives its verdict."""
+
 RESERVE = int(1.5 * GIB)
-"""For what is not counted: kernels' workspaces, the CUDA context, fragmentation."""
+"""Bytes that stand for what is not counted: kernels' workspaces, the CUDA context, fragmentation."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class MemoryPlan:
         return (-(-fixed // self.processes) if sharded else fixed) + iteration.peak + RESERVE
 
     def fits(self, iteration: Iteration, gpu_gib: int, *, sharded: bool = False) -> bool:
+        """Whether the iteration's worst moment fits into a GPU of so many GiB."""
         return self.total(iteration, sharded=sharded) <= gpu_gib * GIB
 
     def to_text(self) -> str:

@@ -1,4 +1,4 @@
-"""Prompt folders: `default/` and `null/` with their tensors, and `prompts.json` that says how they came about.
+"""Writes prompt folders: `default/` and `null/` with their tensors, and `prompts.json` that says how they were made.
 
 The layout is the release's, which `tsd.prompt.load_prompts` reads: `prompt_embeds` (1, L, D) and, for SD3,
 `pool_embeds` (1, P), as `.safetensors` or `.pt`. The release holds these tensors as bare binaries; here each has its

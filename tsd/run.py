@@ -182,7 +182,7 @@ class Run:
         self._step_began = time.monotonic()
 
     def finish(self, state: TrainState, folder: Path, save: Callable[[Path, bool], None]) -> FinishedRun:
-        """Writes the weights that users want, and says where the run stands."""
+        """Writes the weights that users want, tells why the run stopped early, and returns its paths."""
         with averaged(state):
             save(folder, self.accelerator.is_main_process)
         if self.stopped_by is not None:
@@ -195,6 +195,7 @@ class Run:
         return FinishedRun(self.output, folder, best, self.log.path, state.step, self.stopped_by)
 
     def say(self, text: str) -> None:
+        """Prints a line to stderr, in one of the processes."""
         if self.accelerator.is_main_process:
             print(text, file=sys.stderr)
 

@@ -190,5 +190,5 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _unchanged(item: Any) -> Any:
-    """For `DataLoader`, which would turn arrays into tensors."""
+    """Returns the items as they are; `DataLoader` by itself would turn arrays into tensors."""
     return item

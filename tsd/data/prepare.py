@@ -158,7 +158,7 @@ def _files(out: Path) -> list[Path]:
 
 
 def _fingerprint(settings: Mapping[str, Any], what: Any) -> str:
-    """For the caches of `datasets`: another one for other settings or images."""
+    """A fingerprint for the caches of `datasets`, which differs for other settings or images."""
     return hashlib.sha256(json.dumps([settings, what]).encode()).hexdigest()[:16]
 
 

@@ -32,7 +32,7 @@ from tsd.seeds import seed_for
 
 STAGES = ("vae", "teacher", "student", "tsdsr", "vsd")
 RANK = 16
-"""Of the UNet's adapters. The encoder's rank is that of the first model's student."""
+"""Rank of the UNet's adapters. The encoder's rank is that of the first model's student."""
 
 SD2_TSD_SR, SD2_VSD = (dataclasses.replace(config, rank=RANK, critic_rank=RANK) for config in (TSD_SR, VSD))
 
