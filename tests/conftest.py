@@ -259,7 +259,7 @@ def tiny_sd2_text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def mini_sd2_text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained mini SD2 model with a random text encoder of its width. Session-wide: treat as read-only."""
-    from tsd.backbone import mini_model_dir
+    from tsd.files import mini_model_dir
 
     folder = tmp_path_factory.mktemp("mini") / "sd2-text"
     shutil.copytree(mini_model_dir("mini-sd2"), folder)

@@ -11,8 +11,8 @@ import torch
 
 from tsd import fingerprint
 from tsd.checkpoint import TrainState, check_same_run, checkpoints, prune, remove_unfinished
-from tsd.config import MINI
 from tsd.errors import UserError
+from tsd.presets import MINI
 
 RECORD: dict[str, Any] = {"stage": "student", "global_batch": 8, "model": "a", "data": "b", "teacher_lora": None}
 

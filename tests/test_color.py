@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.ndimage import convolve
 
-from tsd.color import ALIGNMENTS, adain, low_band, wavelet
+from tsd.color import adain, low_band, wavelet
 
 
 def image(height: int = 40, width: int = 28, batch: int = 1) -> torch.Tensor:
@@ -86,7 +86,3 @@ def test_every_image_of_a_batch_is_aligned_by_itself(align) -> None:
     both = align(restored, reference)
     for index in range(2):
         assert torch.allclose(both[index], align(restored[index : index + 1], reference[index : index + 1])[0])
-
-
-def test_names() -> None:
-    assert ALIGNMENTS == ("wavelet", "adain", "none")

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tsd.backbone import load_backbone
-from tsd.backbones.base import PromptEmbeds
 from tsd.cli import main
 from tsd.config import DEFAULT_PROMPT
+from tsd.prompt import PromptEmbeds
 from tsd.prompt_files import compare
 from tsd.prompts import encode_texts
 from tsd.text_encoders import LoadedEncoder

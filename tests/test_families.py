@@ -11,14 +11,16 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tsd.backbone import load_backbone, mini_model_dir
-from tsd.backbones.base import PromptEmbeds
+from tsd.backbone import load_backbone
 from tsd.cli import main
+from tsd.config import RestoreConfig
 from tsd.errors import UserError
+from tsd.files import mini_model_dir
 from tsd.loading import FAMILIES, detect_family, resolve_model
 from tsd.lora import attach, check_lora, check_student, denoiser_targets, load_student, role, vae_targets
 from tsd.process import DDPM
-from tsd.restore import RestoreConfig, Restorer
+from tsd.prompt import PromptEmbeds
+from tsd.restore import Restorer
 from tsd.sampler import image_to_image
 
 

@@ -34,8 +34,9 @@ from bench.methods.osediff import BASE, CHECKPOINT, OSEDiffMethod, OSEDiffSettin
 from bench.options import RunOptions
 from bench.provenance import cached_sha256
 from bench.store import KnownHash, Store
-from tsd.backbone import load_backbone, mini_model_dir
+from tsd.backbone import load_backbone
 from tsd.backbones.sd2 import SD2
+from tsd.files import mini_model_dir
 from tsd.lora import check_lora, denoiser_targets, read_lora, vae_targets
 from tsd.public_configs import PUBLIC_CONFIGS
 from tsd.text_encoders import TextEncoder, load_tokenizer

@@ -20,8 +20,10 @@ from bench.methods.base import Method
 from bench.methods.tsd_sr import OneStepMethod, TeacherMethod, TeacherSettings, mini_folder
 from bench.methods.tsd_weights import RELEASE_SETTINGS, ModelFolders
 from bench.options import RunOptions
-from tsd.backbone import load_backbone, mini_model_dir
-from tsd.restore import RestoreConfig, Restorer
+from tsd.backbone import load_backbone
+from tsd.config import RestoreConfig
+from tsd.files import mini_model_dir
+from tsd.restore import Restorer
 from tsd.sampler import image_to_image
 
 

@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn import functional
 from torchvision.io import read_image, write_png
 
-from tsd.backbone import load_backbone, mini_model_dir
+from tsd.backbone import load_backbone
 from tsd.errors import UserError
+from tsd.files import mini_model_dir
 from tsd.lora import load_student
 from tsd.mini.images import (
     VALIDATION_NAMES,
@@ -23,9 +24,9 @@ from tsd.mini.images import (
     split_photos,
 )
 from tsd.mini.optim import Muon, orthogonalise, split_optimisers
-from tsd.mini.recipe import main, quick_recipe, run_recipe
+from tsd.mini.recipe import STAGES, RecipeRun, main, quick_recipe, run_stages
 from tsd.mini.stages import psnr_luma, run_stage, schedule
-from tsd.mini.teacher import TeacherSettings, new_teacher
+from tsd.mini.teacher import BaseSettings, new_base
 from tsd.mini.vae import VaeSettings, anchor, block_pca, initialise, new_vae, vae_loss
 from tsd.mini.warmup import factorise
 from tsd.seeds import generator_for
@@ -151,7 +152,7 @@ def test_a_training_step_does_not_move_the_anchors(fresh_vae, drawn):
 
 
 def test_a_fresh_teacher_predicts_nothing():
-    model = new_teacher(TeacherSettings(layers=1, heads=2), latent_channels=4)
+    model = new_base(BaseSettings(layers=1, heads=2), latent_channels=4)
     z = torch.randn(1, 4, 16, 16)
     out = model(z, torch.randn(1, 8, 64), torch.randn(1, 64), torch.tensor([500.0]), return_dict=False)[0]
     assert torch.equal(out, torch.zeros_like(z))
@@ -211,7 +212,7 @@ def test_a_stage_stops_at_a_loss_that_is_not_finite(tmp_path):
 @pytest.mark.slow
 def test_the_quick_recipe_makes_a_loadable_model(tmp_path):
     photos = {name: procedural_image(7, index, 288) for index, name in enumerate(("kodim01", *VALIDATION_NAMES))}
-    model = run_recipe(quick_recipe(), photos, tmp_path, device=CPU)
+    model = run_stages(RecipeRun(quick_recipe(), photos, tmp_path, CPU), STAGES)
     backbone = load_backbone(model)
     assert set(backbone.prompts) == {"default", "null"}
     x = torch.zeros(1, 3, 64, 64)

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional
 from torchvision.io import read_image
 
-from tsd.backbone import load_backbone, mini_model_dir
+from tsd.backbone import load_backbone
+from tsd.files import mini_model_dir
 from tsd.loading import FAMILIES
 from tsd.lora import STUDENT, attach, denoiser_targets, load_student, role
 from tsd.mini.images import VALIDATION_NAMES, procedural_image

@@ -10,9 +10,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from tsd.config import MINI
 from tsd.errors import UserError
 from tsd.optim import OptimizerState, new_optimizer, require_optimizer, update
+from tsd.presets import MINI
 
 EIGHT_BIT = dataclasses.replace(MINI, optimizer="adamw8bit")
 

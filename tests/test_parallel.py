@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tsd import parallel
-from tsd.config import MINI
 from tsd.errors import UserError
 from tsd.parallel import _buckets, refuse_launcher
+from tsd.presets import MINI
 
 SCENARIOS = Path(__file__).parent / "harness" / "process_scenarios.py"
 CONFIGS = Path(parallel.__file__).parent / "assets" / "accelerate"

@@ -11,9 +11,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tsd.cli import main
-from tsd.config import MINI
 from tsd.errors import UserError
 from tsd.preflight import check_run, require_tracker
+from tsd.presets import MINI
+from tsd.run_settings import RunSettings
 
 TINY = dataclasses.replace(MINI, batch_size=2, crop=32, rank=4, vae_rank=4, critic_rank=4)
 PHOTOS = [np.zeros((48, 40, 3), np.uint8)]
@@ -30,7 +31,8 @@ def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check(model: Path, **options: object):
-    return check_run(model, PHOTOS, options.pop("config", TINY), processes=2, **options)
+    config = options.pop("config", TINY)
+    return check_run(RunSettings(**{"model": model, "data": PHOTOS, "output": None} | options), config, 2)
 
 
 def changed(lora: Path, to: Path, file: str, change) -> Path:
@@ -91,7 +93,7 @@ def test_models_prompts_and_data(tiny_sd3_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="positions for 1024"):
         check(tiny_sd3_dir, config=dataclasses.replace(TINY, crop=1040))
     with pytest.raises(UserError, match="no such file or folder"):
-        check_run(tiny_sd3_dir, [tmp_path / "nowhere"], TINY, processes=1)
+        check(tiny_sd3_dir, data=[tmp_path / "nowhere"])
 
 
 def test_trackers_by_name() -> None:

@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tsd.backbone import load_backbone
+from tsd.config import RestoreConfig, config_for
 from tsd.errors import UserError
 from tsd.images import Picture, read_picture
 from tsd.lora import STUDENT, adapter_parameters, attach, denoiser_targets, load_student, save_student, vae_targets
-from tsd.restore import RestoreConfig, Restorer, processing_size, resize
-from tsd.restore_settings import config_for, find_student
+from tsd.restore import Restorer, processing_size, resize
+from tsd.restore_settings import find_student
 
 GOLDEN = Path(__file__).parent / "golden" / "restore"
 

@@ -10,12 +10,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tsd.backbone import PromptEmbeds, load_backbone
-from tsd.config import MINI, Phase
+from tsd.backbone import load_backbone
+from tsd.config import Phase
 from tsd.errors import UserError
 from tsd.lora import adapter_parameters
+from tsd.presets import MINI, TEACHER_PRESETS
+from tsd.prompt import PromptEmbeds
+from tsd.run_settings import RunSettings
 from tsd.teacher import attach_teacher, captions_with_dropout, teacher_loss, times, train_teacher
-from tsd.teacher_config import TEACHER_PRESETS
 from tsd.train import train
 from tsd.turns import Batch
 
@@ -86,16 +88,20 @@ def test_it_resumes_bit_for_bit_and_feeds_the_distillation(
     held_out = tmp_path / "held-out"
     held_out.mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(held_out / "a.png")
-    whole = train_teacher(tiny_sd3_dir, photos, tmp_path / "whole", TINY, val_data=held_out, tracker="none", cpu=True)
+
+    def settings(name: str, **options: object) -> RunSettings:
+        return RunSettings(model=tiny_sd3_dir, data=photos, output=tmp_path / name, tracker="none", cpu=True, **options)
+
+    whole = train_teacher(settings("whole", val_data=held_out), TINY)
     for stop in (1, None):
-        parts = train_teacher(
-            tiny_sd3_dir, photos, tmp_path / "parts", TINY, resume=True, stop_after=stop, tracker="none", cpu=True
-        )
-    a, b = (load_file(folder / "transformer.safetensors") for folder in (whole, parts))
+        parts = train_teacher(settings("parts", resume=True, stop_after=stop), TINY)
+        assert (parts.step, parts.best, parts.stopped_by) == (stop or 4, None, None)
+    a, b = (load_file(run.lora / "transformer.safetensors") for run in (whole, parts))
     assert all(torch.equal(a[key], b[key]) for key in a)
     rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert [("val_teacher" in row) for row in rows] == [False, True, False, True]
-    assert (tmp_path / "whole" / "best" / "transformer.safetensors").is_file()
+    assert whole.best is not None
+    assert (whole.best / "transformer.safetensors").is_file()
 
     config = dataclasses.replace(
         MINI, phases=(Phase(1, 1.0, 1.0, (1.0,)),), batch_size=2, crop=32, rank=4, vae_rank=4, critic_rank=4,
@@ -106,9 +112,11 @@ def test_it_resumes_bit_for_bit_and_feeds_the_distillation(
     save_file({key: torch.full_like(value, 0.2) for key, value in a.items()}, loud / "transformer.safetensors")
     logs = []
     for name, teacher in (("bare", None), ("tuned", loud)):
-        train(tiny_sd3_dir, photos, tmp_path / name, config, teacher_lora=teacher, tracker="none", cpu=True)
+        train(settings(name, teacher_lora=teacher), config)
         logs.append(json.loads((tmp_path / name / "log.jsonl").read_text()))
     assert logs[0]["latent_mse"] == logs[1]["latent_mse"]
     assert abs(logs[0]["tsm_rms"] - logs[1]["tsm_rms"]) > 1e-3 * logs[0]["tsm_rms"]
     with pytest.raises(UserError, match=r"teacher_lora: '[0-9a-f]+' then, None now"):
-        train(tiny_sd3_dir, photos, tmp_path / "tuned", config, resume=True, tracker="none", cpu=True)
+        train(settings("tuned", resume=True), config)
+    with pytest.raises(UserError, match="bare base: leave init_lora and teacher_lora"):
+        train_teacher(settings("again", teacher_lora=loud), TINY)

@@ -18,13 +18,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tsd.backbone import load_backbone
 from tsd.cli import main
-from tsd.config import MINI, PRESETS, Phase, TrainConfig
+from tsd.config import Phase, RestoreConfig, TrainConfig
 from tsd.data.degrade import FULL
 from tsd.errors import UserError
 from tsd.lora import adapter_parameters, attach, denoiser_targets, vae_targets
 from tsd.pixel_loss import charbonnier
-from tsd.restore import RestoreConfig, Restorer
+from tsd.presets import MINI, PRESETS
+from tsd.restore import Restorer
 from tsd.run_log import TIMING, RunLog
+from tsd.run_settings import RunSettings
 from tsd.train import DivergenceError, train
 from tsd.turns import Batch, critic_turn, student_turn
 
@@ -63,7 +65,30 @@ def tiny_model_dir(request: pytest.FixtureRequest) -> Path:
 def tiny_run(
     model: Path, photos: list[np.ndarray], output: Path, config: TrainConfig = TINY, **options: object
 ) -> Path:
-    return train(model, photos, output, config, tracker="none", cpu=True, **options)
+    settings = RunSettings(model=model, data=photos, output=output, tracker="none", cpu=True, **options)
+    return train(settings, config).lora
+
+
+def test_train_from_a_notebook(photos: list[np.ndarray], tmp_path: Path) -> None:
+    """The example of the documents: the shipped mini model, its preset shortened, and the paths of what came out."""
+    short = dataclasses.replace(MINI.scaled_to(2), crop=64, batch_size=1, mixed_precision="no")
+    held_out = tmp_path / "held-out"
+    held_out.mkdir()
+    for name, side in (("photo", 80), ("held-out/photo", 256)):
+        pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    data = str(tmp_path / "photo.png")
+    settings = RunSettings(data=data, output=tmp_path / "run", val_data=held_out, tracker="none", cpu=True)
+    run = train(settings, short)
+    assert (run.output, run.step, run.stopped_by) == (tmp_path / "run", 2, None)
+    assert [json.loads(line)["step"] for line in run.log.read_text().splitlines()] == [1, 2]
+    assert run.best is not None
+    for lora in (run.lora, run.best):
+        assert (lora / "transformer.safetensors").is_file()
+    restored = Restorer.load(lora=run.lora)(photos[0][:16, :16])
+    assert restored.shape == (64, 64, 3)
+    with pytest.raises(UserError, match="--output"):
+        train(RunSettings(data=photos, output=None, cpu=True), short)
 
 
 def same_student(a: Path, b: Path) -> bool:
@@ -270,7 +295,7 @@ def test_a_time_limit_and_sigterm_stop_cleanly(
 ) -> None:  # fmt: skip
     whole = tiny_run(tiny_sd3_dir, photos, tmp_path / "whole")
     config = dataclasses.replace(TINY, checkpoint_every=100)
-    tiny_run(tiny_sd3_dir, photos, tmp_path / "parts", config, time_limit=0.001)
+    tiny_run(tiny_sd3_dir, photos, tmp_path / "parts", config, time_limit_seconds=0.001)
     assert "stopped by the time limit after step 1 of 4" in capsys.readouterr().err
     row = RunLog.row
 
@@ -312,7 +337,7 @@ def test_timing_memory_and_images_are_logged(tiny_sd3_dir: Path, photos: list[np
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(held_out / "a.png")
     run = tmp_path / "run"
     config = dataclasses.replace(TINY, phases=TINY.phases[:1], validate_every=1, checkpoint_every=100)
-    train(tiny_sd3_dir, photos, run, config, val_data=held_out, tracker="tensorboard", cpu=True, keep=1)
+    train(RunSettings(model=tiny_sd3_dir, data=photos, output=run, val_data=held_out, cpu=True, keep=1), config)
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert all(row["images_per_second"] == pytest.approx(2 / row["seconds"]) for row in rows)
     assert all(50 < row["peak_mib"] < 100_000 for row in rows)

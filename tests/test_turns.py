@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tsd.backbone import Backbone, PromptEmbeds, load_backbone
-from tsd.config import PAPER, Phase, TrainConfig
+from tsd.backbone import Backbone, load_backbone
+from tsd.config import Phase, TrainConfig
 from tsd.live_bytes import LiveBytes
 from tsd.lora import adapter_parameters, attach, denoiser_targets, role, vae_targets
 from tsd.objective import in_residual_form, time_weight
 from tsd.pixel_loss import charbonnier
+from tsd.presets import PAPER
+from tsd.prompt import PromptEmbeds
 from tsd.turns import Batch, critic_turn, noise_for, student_turn, times_for, tsd_on
 
 CONFIG = dataclasses.replace(PAPER, guidance_scale=2.0, stride=150.0, random_bias=True)
@@ -29,8 +31,8 @@ def backbone(tiny_sd3_dir: Path) -> Backbone:
     attach(denoiser, "student", denoiser_targets(denoiser, family.student_targets), 4, seed=1)
     attach(backbone.vae, "student", vae_targets(backbone.vae), 4, seed=2)
     attach(denoiser, "critic", denoiser_targets(denoiser, family.critic_targets), 4, seed=3)
-    for module, who in ((denoiser, "student"), (backbone.vae, "student"), (denoiser, "critic")):
-        for parameter in adapter_parameters(module, who).values():
+    for module, active in ((denoiser, "student"), (backbone.vae, "student"), (denoiser, "critic")):
+        for parameter in adapter_parameters(module, active).values():
             parameter.data.normal_(std=0.05)
     return backbone
 
@@ -113,8 +115,8 @@ def naive_gradient(backbone: Backbone, z_hat: Tensor, z: Tensor, texts: PromptEm
     start = times_for(config.seed, "t of TSD", INDICES, *config.t_range, torch.device("cpu"))
     gradient = torch.zeros_like(z)
 
-    def guided(who: str, z_t: Tensor, t: Tensor, text: PromptEmbeds) -> Tensor:
-        with role(backbone.denoiser, who):  # pyright: ignore
+    def guided(active: str, z_t: Tensor, t: Tensor, text: PromptEmbeds) -> Tensor:
+        with role(backbone.denoiser, active):  # pyright: ignore
             conditional, unconditional = (backbone.predict(z_t, t, prompt) for prompt in (text, null))
         return unconditional + config.guidance_scale * (conditional - unconditional)
 
@@ -204,7 +206,7 @@ def test_inside_autocast_adapters_do_not_copy_their_inputs(
         return turn.loss.detach(), [p.grad for p in parameters.values() if p.grad is not None], graph
 
     loss, gradients, graph = run()
-    monkeypatch.setattr("tsd.turns.lean_adapters", lambda *models: nullcontext())
+    monkeypatch.setattr("tsd.turns.no_input_upcast", lambda *models: nullcontext())
     other_loss, other_gradients, other_graph = run()
     assert torch.equal(loss, other_loss)
     assert len(gradients) == len(other_gradients) == len(parameters)

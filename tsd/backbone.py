@@ -8,21 +8,22 @@ Latents are **scaled but not shifted**: z = encode(x) · scaling_factor. SD3's V
 but TSD-SR's released weights were trained without it, so adding it would move every latent (facts of the release).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from tsd.backbones.base import Family, PromptEmbeds
+from tsd.backbones.base import Family
+from tsd.config import Posterior
 from tsd.errors import UserError
-from tsd.loading import check_fit, detect_family, load_prompts, read_config, resolve_model
+from tsd.loading import read_configs, resolve_model
 from tsd.process import NoiseProcess
+from tsd.prompt import PromptEmbeds, load_prompts
 
-__all__ = ["Backbone", "Family", "Posterior", "PromptEmbeds", "load_backbone", "mini_model_dir", "require_prompt"]
-
-Posterior = Literal["sample", "mode"]
 Generators = torch.Generator | list[torch.Generator] | None
 
 
@@ -129,11 +130,6 @@ class Backbone:
         return self.process.x0(z_L.float(), prediction.float(), t).to(z_L.dtype)
 
 
-def mini_model_dir(name: Literal["mini", "mini-sd2"] = "mini") -> Path:
-    """A mini model shipped in the package, in diffusers layout: of SD3's family, or of SD2's."""
-    return Path(__file__).parent / "assets" / name
-
-
 def load_backbone(
     source: str | Path,
     *,
@@ -155,12 +151,10 @@ def load_backbone(
         UserError: the folder, a part of it or the prompts are missing, damaged or of another family.
     """
     folder = resolve_model(source)
-    family = detect_family(folder)
-    process = family.process(read_config(folder / "scheduler" / "scheduler_config.json"))
     # Before gigabytes of weights: whether the prompts and the two halves fit together is in small files.
-    denoiser_config = read_config(folder / family.denoiser_folder / "config.json")
-    check_fit(folder, read_config(folder / "vae" / "config.json"), denoiser_config)
-    prompts = load_prompts(folder, prompt_embeds, family.prompt_widths(denoiser_config))
+    family, configs = read_configs(folder)
+    process = family.process(configs["scheduler"])
+    prompts = load_prompts(folder, prompt_embeds, family.prompt_widths(configs["denoiser"]))
     try:
         vae = AutoencoderKL.from_pretrained(str(folder), subfolder="vae", torch_dtype=dtype, local_files_only=True)
         denoiser = family.load_denoiser(str(folder), dtype)
@@ -169,6 +163,31 @@ def load_backbone(
     for module in (vae, denoiser):
         module.eval().requires_grad_(False)
     return Backbone(vae, denoiser, process, prompts, family, str(source)).to(device, dtype)
+
+
+def build_backbone(
+    family: Family,
+    configs: Mapping[str, Mapping[str, Any]],
+    prompts: dict[str, PromptEmbeds],
+    source: str,
+) -> Backbone:
+    """A backbone without weights: modules on the meta device, frozen and in evaluation mode, for shapes and names.
+
+    Args:
+        configs: of `denoiser`, `vae` and `scheduler`, see `tsd.loading.read_configs`.
+
+    Raises:
+        UserError: the configurations are not those of a model that can be built.
+    """
+    try:
+        with torch.device("meta"):
+            denoiser = getattr(diffusers, family.denoiser_class).from_config(dict(configs["denoiser"]))
+            vae: Any = AutoencoderKL.from_config(dict(configs["vae"]))
+    except (TypeError, ValueError, KeyError, NotImplementedError) as error:
+        raise UserError(f"the configuration of the model {source} cannot be used: {error}") from error
+    for module in (denoiser, vae):
+        module.eval().requires_grad_(False)
+    return Backbone(vae, denoiser, family.process(configs["scheduler"]), prompts, family, source)
 
 
 def require_prompt(backbone: Backbone, name: str) -> PromptEmbeds:

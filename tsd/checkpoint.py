@@ -17,7 +17,7 @@ import torch
 
 from tsd.config import RunConfig
 from tsd.errors import UserError
-from tsd.sharded import sharded_like, whole
+from tsd.sharded import full_tensor, sharded_like
 
 _NAME = re.compile(r"^checkpoint-(\d{7})$")
 STATE_FILE = "state.pt"
@@ -52,7 +52,10 @@ class TrainState:
             write: False in all processes but one; all must call, since sharded tensors are gathered by all.
         """
         state = {
-            "tensors": {name: {k: whole(v).cpu() for k, v in group.items()} for name, group in self.tensors.items()},
+            "tensors": {
+                name: {key: full_tensor(value).cpu() for key, value in group.items()}
+                for name, group in self.tensors.items()
+            },
             "stateful": {name: item.state_dict() for name, item in self.stateful.items()},
             "step": self.step,
             "best": self.best,
@@ -98,6 +101,11 @@ class TrainState:
         for name in stateful:
             self.stateful[name].load_state_dict(state["stateful"][name])
         self.step, self.best, self.best_step = state["step"], state["best"], state.get("best_step")
+
+
+def checkpoint_folder(output: str | Path) -> Path:
+    """Where a run with this output folder keeps its checkpoints."""
+    return Path(output) / "checkpoints"
 
 
 def checkpoints(folder: Path) -> list[Path]:

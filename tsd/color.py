@@ -9,14 +9,10 @@ Both are the usual definitions: a five-level à-trous decomposition with the 3x3
 and adaptive instance normalisation (Huang and Belongie, 2017).
 """
 
-from typing import Literal, get_args
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Alignment = Literal["wavelet", "adain", "none"]
-ALIGNMENTS: tuple[Alignment, ...] = get_args(Alignment)
 LEVELS = 5
 EPS = 1e-5
 

@@ -1,13 +1,16 @@
-"""What a training run is: a frozen dataclass for each stage, and the presets `paper`, `release` and `mini`.
+"""Every value that changes a result: of the distillation, of the teacher's tuning and of a restoration.
 
-Every value that changes the result stands here, is printed, is written beside the run before work starts, and is
-checked on resumption. Where paper [P] and release [R] differ, the preset says which it takes; the argument for the
-residual's parameterisation is at `TrainConfig.residual`.
+Each is a frozen dataclass. A run prints its own, writes it beside its results before work starts, and checks it on
+resumption; named values of the two stages are in `tsd.presets`. The settings of a restoration are explicit ones, above
+what the student's `restore.json` recommends, above the release's, which are the defaults.
+
+Standard library only, so that `bench` may use it anywhere.
 """
 
 import dataclasses
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tsd.errors import UserError
@@ -18,6 +21,15 @@ LearningRateSchedule = Literal[
 ]
 Weighting = Literal["sigma2", "uniform"]
 Optimizer = Literal["adamw", "adamw8bit"]
+TimeDensity = Literal["family", "logit_normal", "uniform"]
+Posterior = Literal["sample", "mode"]
+Alignment = Literal["wavelet", "adain", "none"]
+
+RECOMMENDED_FILE = "restore.json"
+"""In a folder of LoRA files: the settings of a restoration that these weights were trained for."""
+
+EXPORT_FILE = "tsd_student.json"
+"""In an exported student: what it is and what it was made from."""
 
 DEFAULT_PROMPT = (
     "Cinematic, High Contrast, highly detailed, taken using a Canon EOS R camera, hyper detailed photo - realistic "
@@ -78,7 +90,7 @@ class RunConfig:
     adam_betas: tuple[float, float]
     weight_decay: float
     max_grad_norm: float
-    posterior: Literal["sample", "mode"]
+    posterior: Posterior
     seed: int
     mixed_precision: Literal["no", "bf16", "fp16"]
     base_dtype: Literal["fp32", "bf16", "fp16"]
@@ -222,83 +234,101 @@ class TrainConfig(RunConfig):
         return TrainConfig(**{**values, **tuples, "phases": phases})
 
 
-# [P]: two phases, N = 4 and s = 50 (so five points), γ1 1 → 2, batch 16 on 8 GPUs. Not stated in [P] and taken from
-# [R]: λ = 0.7, w = σ², optimiser constants, the weights of the later points, the split of the 200k steps (halves).
-PAPER = TrainConfig(
-    phases=(
-        Phase(steps=100_000, latent_mse=1.0, gamma2=1.0, point_weights=(1.0,)),
-        Phase(steps=100_000, latent_mse=0.0, gamma2=1.0, point_weights=(1.0, 0.3, 0.3, 0.3, 0.3)),
-    ),
-    batch_size=2,  # per GPU, 8 GPUs
-    gradient_accumulation=1,
-    crop=512,
-    degradation="full",
-    usm=True,
-    rank=64,
-    vae_rank=64,
-    critic_rank=64,
-    lr=5e-6,
-    critic_lr=1e-6,
-    lr_schedule="cosine_with_restarts",
-    warmup_steps=3000,
-    adam_betas=(0.9, 0.999),
-    weight_decay=1e-4,
-    max_grad_norm=1.0,
-    lambda_tsd=0.7,
-    stride=50.0,
-    random_bias=False,
-    residual="epsilon",
-    weighting="sigma2",
-    t_range=(50.0, 950.0),
-    gamma1=(1.0, 2.0),
-    guidance_scale=7.5,
-    posterior="sample",
-    pixel_loss="lpips",
-    ema_decay=0.0,
-    seed=43,
-    mixed_precision="fp16",
-    base_dtype="fp16",
-    checkpoint_every=5000,
-    validate_every=500,
-    abort_grad_norm=1e4,
-)
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig(RunConfig):
+    """Everything the teacher's tuning depends on besides its data and its base model.
 
-# [R] as its README's command runs it: `--use_dasm` is a flag that command leaves out and phases are a comment, so both
-# are written out here with the constants of the code (four points, γ1 = 1, MSE kept, jittered end).
-RELEASE = dataclasses.replace(
-    PAPER,
-    phases=(
-        Phase(steps=100_000, latent_mse=1.0, gamma2=1.0, point_weights=(1.0,)),
-        Phase(steps=100_000, latent_mse=0.0, gamma2=1.0, point_weights=(1.0, 0.3, 0.3, 0.3)),
-    ),
-    random_bias=True,
-    residual="velocity",
-    gamma1=(1.0, 1.0),
-)
+    Attributes:
+        steps: how long.
+        caption_dropout: share of the samples whose caption is replaced by the null prompt, so that classifier-free
+            guidance keeps its meaning; decided per sample.
+        t_density: distribution of t. `family` is what the base was trained with: `logit_normal` for SD3, whose
+            logit is standard normal (diffusers' `train_dreambooth_lora_sd3.py` by default, with loss weight 1), and
+            `uniform` for SD2.
+    """
 
-# Two CPU cores and an hour: a long stretch of data terms (neither teacher nor critic), then TSD as in the paper.
-MINI = dataclasses.replace(
-    PAPER,
-    phases=(
-        Phase(steps=3000, latent_mse=1.0, gamma2=0.0, point_weights=(1.0,)),
-        Phase(steps=200, latent_mse=1.0, gamma2=1.0, point_weights=(1.0, 0.3, 0.3, 0.3, 0.3)),
-    ),
-    batch_size=8,
-    crop=128,
-    usm=False,
-    lr=1e-3,
-    critic_lr=1e-4,
-    lr_schedule="cosine",
-    warmup_steps=100,
-    guidance_scale=1.5,
-    posterior="mode",
-    pixel_loss="charbonnier",
-    gamma1=(1.0, 2.0),
-    ema_decay=0.995,
-    mixed_precision="bf16",
-    base_dtype="fp32",
-    checkpoint_every=200,
-    validate_every=200,
-)
+    steps: int
+    caption_dropout: float
+    t_density: TimeDensity
 
-PRESETS: dict[str, TrainConfig] = {"paper": PAPER, "release": RELEASE, "mini": MINI}
+    def _checks(self) -> dict[str, bool]:
+        return super()._checks() | {"steps": self.steps >= 1, "caption_dropout": 0 <= self.caption_dropout <= 1}
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps
+
+    def scaled_to(self, steps: int) -> "TeacherConfig":
+        """The same run in `steps` steps, its warm-up in proportion."""
+        if steps < 1:
+            raise UserError(f"a run of {steps} steps is not possible; give 1 or more")
+        warmup = min(self.warmup_steps, round(self.warmup_steps * steps / self.steps))
+        return dataclasses.replace(self, steps=steps, warmup_steps=warmup)
+
+
+@dataclass(frozen=True)
+class RestoreConfig:
+    """Everything beside weights, prompt, device and precision that changes the result. The defaults are the release's.
+
+    Attributes:
+        scale: output size over input size, an integer.
+        color: colour alignment with the input, see `tsd.color`.
+        posterior: `sample` draws the latent from the encoder's Gaussian, `mode` takes its mean.
+        process_size: inputs whose short side times `scale` is less are processed at this short side (in output
+            pixels) and resized back; 0 switches that off.
+        seed: with the image's name, seeds the posterior draw.
+        tile, tile_overlap: side and overlap of the denoiser's tiles in latent positions, used where the latent has
+            more than tile² positions; tile 0 switches tiling off.
+        vae_tile: the VAE too works in tiles (1024 pixels, diffusers' own blending). Saves memory on very large
+            images; results change a little, since its group normalisation then sees tiles instead of the image.
+    """
+
+    scale: int = 4
+    color: Alignment = "wavelet"
+    posterior: Posterior = "sample"
+    process_size: int = 512
+    seed: int = 42
+    tile: int = 64
+    tile_overlap: int = 8
+    vae_tile: bool = False
+
+    def __post_init__(self) -> None:
+        for field, least in (("scale", 1), ("process_size", 0), ("seed", 0), ("tile", 0), ("tile_overlap", 0)):
+            value = getattr(self, field)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise UserError(f"{field} is {value!r}; expected an integer of {least} or more")
+        if self.color not in get_args(Alignment):
+            raise UserError(f"color is {self.color!r}; expected one of {', '.join(get_args(Alignment))}")
+        if self.posterior not in get_args(Posterior):
+            raise UserError(f"posterior is {self.posterior!r}; expected sample or mode")
+        if not isinstance(self.vae_tile, bool):
+            raise UserError(f"vae_tile is {self.vae_tile!r}; expected true or false")
+        if self.tile and self.tile_overlap >= self.tile:
+            raise UserError(f"tile_overlap is {self.tile_overlap}; expected less than the tile, {self.tile}")
+
+
+def recommended_settings(lora: Path) -> dict[str, object]:
+    """What `restore.json` in a LoRA folder recommends for these weights; empty, so the release's rules, without one.
+
+    Raises:
+        UserError: not a JSON object, or a key that is no setting.
+    """
+    path = lora / RECOMMENDED_FILE
+    if not path.is_file():
+        return {}
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    known = [field.name for field in dataclasses.fields(RestoreConfig)]
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} holds a {type(settings).__name__}; expected an object with keys of {', '.join(known)}")
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise UserError(f"{path} has the unknown keys {', '.join(unknown)}; known are {', '.join(known)}")
+    return settings
+
+
+def config_for(lora: Path, overrides: dict[str, object] | None = None) -> RestoreConfig:
+    """The settings recommended for a LoRA folder, below explicit `overrides` (by field name)."""
+    return RestoreConfig(**(recommended_settings(lora) | (overrides or {})))  # pyright: ignore[reportArgumentType]

@@ -11,6 +11,7 @@ term, and the critic at the last point where λ = 0 leaves no VSD term.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -136,14 +137,12 @@ def trajectory_gradient(
     gradient = torch.zeros(())
     parts: dict[str, Tensor] = {}
 
-    def residual_form(prediction: Tensor | None, z_t: Tensor, t: Tensor) -> Tensor | None:
-        return None if prediction is None else in_residual_form(process, prediction, z_t, t, residual)
-
+    in_form = partial(in_residual_form, process, residual=residual)
     for point, point_weight in zip(path, point_weights, strict=True):
         t = point.t.clamp(min=0)
-        teacher_hat = in_residual_form(process, point.teacher_hat, point.z_hat_t, t, residual)
-        teacher_z = residual_form(point.teacher_z, point.z_t, t)
-        critic_hat = residual_form(point.critic_hat, point.z_hat_t, t)
+        teacher_hat = in_form(point.teacher_hat, point.z_hat_t, t)
+        teacher_z = None if point.teacher_z is None else in_form(point.teacher_z, point.z_t, t)
+        critic_hat = None if point.critic_hat is None else in_form(point.critic_hat, point.z_hat_t, t)
         w = point_weight * time_weight(process, t, weighting) * point.inside.view(-1, 1, 1, 1)
         w = w.to(teacher_hat.dtype)
         gradient = gradient + tsd_gradient(teacher_hat, teacher_z, critic_hat, lambda_tsd, w)

@@ -20,15 +20,14 @@ import torch
 from torch import Tensor
 
 from tsd import __version__
-from tsd.atomic import atomic_folder, write_safetensors
-from tsd.backbone import PromptEmbeds, load_backbone
+from tsd.backbone import load_backbone
+from tsd.config import EXPORT_FILE, RECOMMENDED_FILE
 from tsd.errors import UserError
-from tsd.hashing import sha256_file
-from tsd.loading import read_config
+from tsd.files import atomic_folder, sha256_file, write_safetensors
+from tsd.loading import DTYPES, read_config
 from tsd.lora import load_student, read_lora
 from tsd.model_card import CardFacts, model_card
-from tsd.precision import DTYPES
-from tsd.restore_settings import EXPORT_FILE, RECOMMENDED_FILE
+from tsd.prompt_files import write_prompt
 from tsd.student import Student, weight_files
 
 What = Literal["merged", "lora", "both"]
@@ -81,7 +80,8 @@ def export(
         if lora:
             report("writing the LoRA files")
             _write_lora(student, folder / LORA_FOLDER if merged else folder, lora_dtypes)
-        _write_prompts(student.prompts, folder / "prompts")
+        for name, prompt in student.prompts.items():
+            write_prompt(folder / "prompts" / name, prompt.to(dtype=torch.float32), "safetensors")
         if student.settings:
             for place in (folder, folder / LORA_FOLDER) if what == "both" else (folder,):
                 (place / RECOMMENDED_FILE).write_text(json.dumps(student.settings, indent=2) + "\n")
@@ -175,15 +175,6 @@ def _write_lora(student: Student, folder: Path, dtypes: Mapping[str, torch.dtype
         # One key: safetensors writes several in an order that changes from run to run, and equal exports are equal.
         metadata = {METADATA_KEY: json.dumps(facts)}
         write_safetensors(folder / path.name, state, metadata)
-
-
-def _write_prompts(prompts: Mapping[str, PromptEmbeds], folder: Path) -> None:
-    """The prompts in the layout `load_prompts` reads, in fp32."""
-    for name, prompt in prompts.items():
-        tensors = {"prompt_embeds": prompt.embeds, "pool_embeds": prompt.pooled}
-        for file, tensor in tensors.items():
-            if tensor is not None:
-                write_safetensors(folder / name / f"{file}.safetensors", {file: tensor.float().contiguous()})
 
 
 def _text_components(student: Student) -> list[Path]:

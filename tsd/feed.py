@@ -15,14 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tsd import fingerprint
-from tsd.backbone import PromptEmbeds
 from tsd.config import RunConfig, TrainConfig
-from tsd.data.degrade import FULL, LIGHT, DegradationConfig, usm_sharpen
-from tsd.data.pairs import PairDataset
+from tsd.data.degrade import FULL, LIGHT, DegradationConfig
+from tsd.data.pairs import CropDataset, ImageSource, PairDataset
 from tsd.errors import UserError
+from tsd.prompt import PromptEmbeds
 from tsd.turns import Batch
-
-Source = str | Path | np.ndarray
 
 
 class RunningCount(Sampler[int]):
@@ -45,21 +43,11 @@ class RunningCount(Sampler[int]):
         return steps * self.config.gradient_accumulation * self.config.batch_size
 
 
-class CropDataset(PairDataset):
-    """The high-quality halves of `PairDataset`, without the cost of the others: `{"hr": (3,S,S), "index": int}`."""
-
-    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
-        if not 0 <= index < self.length:
-            raise IndexError(f"sample {index} of {self.length}")
-        hr = self._crop(index)
-        return {"hr": (usm_sharpen(hr) if self.usm else hr) * 2 - 1, "index": index}
-
-
 def degradation_of(config: TrainConfig) -> DegradationConfig:
     return {"full": FULL, "light": LIGHT}[config.degradation]
 
 
-def open_data(sources: Sequence[Source], config: RunConfig, processes: int) -> Dataset[dict[str, Any]]:
+def open_data(sources: Sequence[ImageSource], config: RunConfig, processes: int) -> Dataset[dict[str, Any]]:
     """Folders of images, files or arrays as crops; or one folder that `tsd prepare` wrote.
 
     Raises:
@@ -84,7 +72,7 @@ def open_data(sources: Sequence[Source], config: RunConfig, processes: int) -> D
     return CropDataset(sources, crop=config.crop, seed=config.seed, length=length, usm=config.usm)
 
 
-def prepared_folder(sources: Sequence[Source]) -> Path | None:
+def prepared_folder(sources: Sequence[ImageSource]) -> Path | None:
     """The prepared data set among the sources, which must then be the only one."""
     from tsd.data.prepared import is_prepared
 
@@ -95,7 +83,7 @@ def prepared_folder(sources: Sequence[Source]) -> Path | None:
     return prepared[0] if prepared else None
 
 
-def data_fingerprint(data: Dataset[dict[str, Any]], sources: Sequence[Source]) -> str:
+def data_fingerprint(data: Dataset[dict[str, Any]], sources: Sequence[ImageSource]) -> str:
     """What identifies the data on resumption."""
     if isinstance(data, PairDataset):
         return fingerprint.of_images(data.images)

@@ -33,7 +33,7 @@ def of_files(files: Iterable[tuple[str, Path]]) -> str:
 
 
 def of_folder(folder: Path, parts: Sequence[str] = ("",)) -> str:
-    """Of the `.safetensors` and `.json` files below `folder`, or below some of its sub-folders."""
+    """A short hash over the `.safetensors` and `.json` files below `folder`, or below some of its sub-folders."""
     files = {
         path
         for part in parts
@@ -45,7 +45,7 @@ def of_folder(folder: Path, parts: Sequence[str] = ("",)) -> str:
 
 
 def of_images(images: Sequence[Path | np.ndarray]) -> str:
-    """Of a list of images in order: files by name and size, since reading a whole data set would take an hour."""
+    """A short hash over images in their order. Files count by name and size: reading a data set would take an hour."""
     digest = hashlib.blake2b(digest_size=8)
     for image in images:
         if isinstance(image, np.ndarray):
@@ -56,11 +56,12 @@ def of_images(images: Sequence[Path | np.ndarray]) -> str:
 
 
 def of_text(text: str) -> str:
+    """A short hash over a text."""
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def of_tensors(tensors: Sequence[Tensor]) -> str:
-    """Of values and shapes, in fp32."""
+    """A short hash over the tensors' shapes and their values in fp32."""
     digest = hashlib.blake2b(digest_size=8)
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)}\x1f".encode() + tensor.float().contiguous().numpy().tobytes())

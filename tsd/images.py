@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms
 
-from tsd.atomic import atomic_path
 from tsd.errors import UserError
+from tsd.files import atomic_path
 
 READABLE = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP",
@@ -80,7 +80,7 @@ class Picture:
         return array[..., 0] if array.shape[2] == 1 else array
 
     def to_image(self) -> Image.Image:
-        """As an 8-bit Pillow image of mode L, LA, RGB or RGBA, with the colour profile in its `info`."""
+        """Returns an 8-bit Pillow image of mode L, LA, RGB or RGBA, with the colour profile in its `info`."""
         image = Image.fromarray(self.to_uint(8))
         if self.icc_profile:
             image.info["icc_profile"] = self.icc_profile

@@ -1,25 +1,26 @@
-"""Finding models and reading prompts, on disk or hub, checked before anything heavy loads.
+"""Models on disk or hub: which family they are of, where their folder is, and the precisions of their weights.
 
-Nothing that could run code is loaded: safetensors, or `torch.load(weights_only=True)` for the released `.pt` prompts.
+Everything here is found out from small files, before anything heavy loads. Of weights only safetensors are looked for.
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
-from tsd.backbones.base import Family, PromptEmbeds
+from tsd.backbones.base import Family
 from tsd.backbones.sd2 import SD2
 from tsd.backbones.sd3 import SD3
 from tsd.errors import UserError
 
 FAMILIES: dict[str, Family] = {"sd3": SD3(), "sd2": SD2()}
 SD3_MEDIUM = FAMILIES["sd3"].example
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The precisions a model can be held or computed in, by the names that options and records use."""
+
 # Weights once, in safetensors: repositories also hold fp16, non-EMA and pickled copies of the same weights.
 _WANTED = ("*.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-*.safetensors")
 
@@ -57,6 +58,25 @@ def detect_family(folder: Path) -> Family:
         f"{folder} is a model of neither family (found: {', '.join(found[:12]) or 'nothing'}). Expected the diffusers "
         f"layout, with {known}."
     )
+
+
+def read_configs(folder: Path) -> tuple[Family, dict[str, dict[str, Any]]]:
+    """The family of a model folder and the configurations of its `denoiser`, `vae` and `scheduler`.
+
+    Raises:
+        UserError: one of them is missing or damaged, or the VAE writes other latents than the denoiser reads.
+    """
+    family = detect_family(folder)
+    files = {
+        "denoiser": folder / family.denoiser_folder / "config.json",
+        "vae": folder / "vae" / "config.json",
+        "scheduler": folder / "scheduler" / "scheduler_config.json",
+    }
+    configs = {name: read_config(path) for name, path in files.items()}
+    written, read = configs["vae"].get("latent_channels"), configs["denoiser"].get("in_channels")
+    if written != read:
+        raise UserError(f"{folder}: the VAE writes {written} latent channels but the denoiser reads {read}")
+    return family, configs
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -185,78 +205,3 @@ def probe_hub(endpoint: str) -> None:
     parts = urlsplit(endpoint)
     address = (parts.hostname or endpoint, parts.port or (443 if parts.scheme == "https" else 80))
     socket.create_connection(address, timeout=5).close()
-
-
-def check_fit(folder: Path, vae_config: Mapping[str, Any], denoiser_config: Mapping[str, Any]) -> None:
-    """The denoiser must read what the VAE writes."""
-    written, read = vae_config.get("latent_channels"), denoiser_config.get("in_channels")
-    if written != read:
-        raise UserError(f"{folder}: the VAE writes {written} latent channels but the denoiser reads {read}")
-
-
-def load_prompts(
-    model_folder: Path, prompt_embeds: str | Path | None, widths: tuple[int, int | None]
-) -> dict[str, PromptEmbeds]:
-    """Prompts by name from `prompt_embeds`, where given, over those of the model folder's `prompts/`.
-
-    Args:
-        widths: of the token embeddings and of the pooled vector, None where the family has none.
-    """
-    prompts: dict[str, PromptEmbeds] = {}
-    if (model_folder / "prompts").is_dir():
-        prompts |= read_prompts(model_folder / "prompts", widths)
-    if prompt_embeds is not None:
-        prompts |= read_prompts(Path(prompt_embeds).expanduser(), widths)
-    return prompts
-
-
-def read_prompts(folder: Path, widths: tuple[int, int | None]) -> dict[str, PromptEmbeds]:
-    """The prompts of one folder, in fp32: `default` where the tensors lie in it, else one by each sub-folder's name.
-
-    Raises:
-        UserError: no such folder, no tensors in it, damaged ones, or of another width.
-    """
-    if not folder.is_dir():
-        raise UserError(f"no prompt folder at {folder}; expected prompt_embeds.pt (and, for SD3, pool_embeds.pt)")
-    if _tensor_file(folder, "prompt_embeds") is not None or _tensor_file(folder, "pool_embeds") is not None:
-        return {"default": _prompt(folder, widths)}
-    named = {entry.name: _prompt(entry, widths) for entry in sorted(folder.iterdir()) if entry.is_dir()}
-    if not named:
-        raise UserError(f"{folder} holds neither prompt_embeds.pt and pool_embeds.pt nor sub-folders with them")
-    return named
-
-
-def _prompt(folder: Path, widths: tuple[int, int | None]) -> PromptEmbeds:
-    embeds = _tensor(folder, "prompt_embeds")
-    # The release stores (1, L, D) and (1, P); per-image training files drop the leading 1.
-    embeds = embeds[None] if embeds.ndim == 2 else embeds
-    if embeds.ndim != 3 or embeds.shape[-1] != widths[0]:
-        raise UserError(f"{folder}: prompt_embeds is {tuple(embeds.shape)}; this model reads (1, L, {widths[0]})")
-    if widths[1] is None:
-        return PromptEmbeds(embeds)
-    pooled = _tensor(folder, "pool_embeds")
-    pooled = pooled[None] if pooled.ndim == 1 else pooled
-    if pooled.ndim != 2 or pooled.shape[-1] != widths[1]:
-        raise UserError(f"{folder}: pool_embeds is {tuple(pooled.shape)}; this model reads (1, {widths[1]})")
-    return PromptEmbeds(embeds, pooled)
-
-
-def _tensor_file(folder: Path, name: str) -> Path | None:
-    candidates = (folder / f"{name}.safetensors", folder / f"{name}.pt")
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def _tensor(folder: Path, name: str) -> Tensor:
-    path = _tensor_file(folder, name)
-    if path is None:
-        raise UserError(f"{folder} has no {name}.pt (or .safetensors); the released folder `default/` holds it")
-    try:
-        if path.suffix == ".safetensors":
-            (tensor,) = load_file(path).values()
-        else:
-            tensor = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged archives raise anything from EOFError to UnpicklingError
-        raise UserError(f"{path} could not be read as one tensor: {error}") from error
-    if not isinstance(tensor, Tensor):
-        raise UserError(f"{path} holds a {type(tensor).__name__}; expected one tensor")
-    return tensor.float()

@@ -9,7 +9,7 @@ release, and here.
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +20,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tsd.atomic import write_safetensors
 from tsd.backbone import Backbone
 from tsd.backbones.base import Family
+from tsd.config import TrainConfig
 from tsd.errors import UserError
+from tsd.files import write_safetensors
 from tsd.loading import FAMILIES
-from tsd.sharded import whole
+from tsd.seeds import seed_for
+from tsd.sharded import full_tensor
 
 Role = Literal["student", "critic", "teacher"]
 STUDENT: Role = "student"
@@ -209,6 +211,33 @@ def load_initial(module: nn.Module, path: Path, family: Family) -> None:
         parameter.data.copy_(state[name])
 
 
+def attach_roles(
+    backbone: Backbone,
+    config: TrainConfig,
+    init_lora: str | Path | None = None,
+    teacher_lora: str | Path | None = None,
+    teacher_targets: Sequence[str] = (),
+) -> None:
+    """Adds every adapter of the distillation to the base: student's and critic's, which are trained, and a teacher's.
+
+    Args:
+        init_lora: folder of a student whose values the student's adapters start from; they start at B = 0 without one.
+        teacher_lora: folder of the teacher's LoRA, whose adapter is frozen; without one the teacher is the bare base.
+        teacher_targets: the modules which that LoRA adapts.
+    """
+    denoiser, vae, family, seed = backbone.denoiser, backbone.vae, backbone.family, config.seed
+    student_targets = denoiser_targets(denoiser, family.student_targets)
+    attach(denoiser, "student", student_targets, config.rank, seed_for(seed, "student"))
+    attach(vae, "student", vae_targets(vae), config.vae_rank, seed_for(seed, "student", "vae"))
+    critic_targets = denoiser_targets(denoiser, family.critic_targets)
+    attach(denoiser, "critic", critic_targets, config.critic_rank, seed_for(seed, "critic"))
+    if init_lora is not None:
+        load_initial(denoiser, Path(init_lora) / denoiser_file(family), family)
+        load_initial(vae, Path(init_lora) / VAE_FILE, family)
+    if teacher_lora is not None:
+        load_adapter(denoiser, "teacher", Path(teacher_lora) / denoiser_file(family), family, list(teacher_targets))
+
+
 def check_student(folder: Path, family: Family) -> tuple[int, int]:
     """The ranks of a student's two files (denoiser, VAE), from their headers: cheap, before anything heavy is loaded.
 
@@ -275,7 +304,7 @@ def save_adapter(
 ) -> None:
     """Writes one role's adapter on one module in the released layout, atomically; `write` as in `save_student`."""
     state = {
-        f"{family.denoiser_folder}.{name}": whole(parameter).to("cpu", dtype).contiguous()
+        f"{family.denoiser_folder}.{name}": full_tensor(parameter).to("cpu", dtype).contiguous()
         for name, parameter in adapter_parameters(module, role).items()
     }
     if write:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from tsd.backbone import mini_model_dir
 from tsd.errors import UserError
+from tsd.files import mini_model_dir
 from tsd.loading import FAMILIES
 
 PAPER = "https://arxiv.org/abs/2411.18263"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tsd.config import RunConfig
 from tsd.errors import UserError
 from tsd.parallel import average_gradients, clip_gradients
-from tsd.sharded import sharded_like, whole
+from tsd.sharded import full_tensor, sharded_like
 from tsd.zero import ZeroOptimizer, zero_requested
 
 MAX_OVERFLOWS = 20
@@ -150,4 +150,4 @@ def _gathered(value: Any) -> Any:
     """Every tensor inside, whole and on the CPU; bitsandbytes nests its quantised moments one level deeper."""
     if isinstance(value, dict):
         return {name: _gathered(inner) for name, inner in value.items()}
-    return whole(value).cpu() if isinstance(value, Tensor) else value
+    return full_tensor(value).cpu() if isinstance(value, Tensor) else value

@@ -1,4 +1,4 @@
-"""Several processes by accelerate: who is there, what is sharded, and how gradients and numbers meet.
+"""Several processes by accelerate: how they start, what is sharded, and how gradients and numbers are averaged.
 
 Three ways, chosen by the launcher's configuration alone (`tsd/assets/accelerate/`):
 
@@ -7,7 +7,7 @@ Three ways, chosen by the launcher's configuration alone (`tsd/assets/accelerate
   whose reducer expects one forward per backward.
 - **FSDP** (version 2, `fully_shard`): base and adapters of the denoiser and of the VAE's encoder are sharded, so are
   the optimiser's moments; FSDP itself averages the gradients. Parameters are `DTensor`s then, and a whole value is
-  gathered by all processes together (`tsd.sharded.whole`).
+  gathered by all processes together (`tsd.sharded.full_tensor`).
 - **DeepSpeed** ZeRO-2: whole parameters, divided gradients and moments, one engine per optimiser (`tsd.zero`).
 
 Sample numbers are global (`tsd.feed`), the adapters start from the same seeds everywhere: nothing is broadcast.
@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from tsd.config import RunConfig
 from tsd.errors import UserError
-from tsd.sharded import whole
+from tsd.sharded import full_tensor
 from tsd.zero import SWITCH, zero_requested, zero_settings
 
 BUCKET_BYTES = 2**30
@@ -114,7 +114,7 @@ def average_gradients(accelerator: Accelerator, parameters: list[nn.Parameter]) 
 
 
 def _buckets(gradients: list[Tensor]) -> list[list[Tensor]]:
-    """In order, of one dtype each, and of at most `BUCKET_BYTES` (or one gradient)."""
+    """The gradients in their order, in groups of one dtype and at most `BUCKET_BYTES` (a larger gradient is alone)."""
     buckets: list[list[Tensor]] = []
     room = 0
     for gradient in gradients:
@@ -129,7 +129,7 @@ def _buckets(gradients: list[Tensor]) -> list[list[Tensor]]:
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> float:
     """Clips to a total norm over all parameters, shards included; returns the norm before, the same everywhere."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-    return float(whole(norm))
+    return float(full_tensor(norm))
 
 
 def mean(accelerator: Accelerator, numbers: dict[str, float]) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """What a training run will need in memory, before any weight is loaded.
 
 The real modules are built from their `config.json` on tensors without data (torch's fake tensors: the meta device,
-with the CPU's or CUDA's choice of kernels kept), and one iteration is run through them, forward and backward, in the
-order of `tsd.turns`, under the meter of `tsd.live_bytes`. Activations are thus counted, not estimated by formula; what
-is computed is the adapters' optimiser state, which no iteration needs to run for.
+with the CPU's or CUDA's choice of kernels kept), and the two turns of `tsd.turns` are run on them, forward and
+backward, under the meter of `tsd.live_bytes`. Activations are thus counted, not estimated by formula; what is computed
+is the adapters' optimiser state, which no iteration needs to run for.
 
 Not counted: what kernels allocate for themselves (cuDNN's workspaces), the CUDA context and fragmentation. `RESERVE`
 stands for them in the verdict.
@@ -18,22 +18,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
-from tsd.backbone import Backbone, PromptEmbeds
+from tsd.backbone import Backbone, build_backbone
 from tsd.backbones.base import Family
-from tsd.config import TrainConfig
+from tsd.config import Phase, TrainConfig
 from tsd.errors import UserError
 from tsd.gradient_checkpointing import enable_gradient_checkpointing
 from tsd.live_bytes import LiveBytes
-from tsd.loading import FAMILIES, detect_family, read_config
-from tsd.lora import Role, adapter_parameters, attach, denoiser_targets, role, vae_targets
-from tsd.objective import reconstruction_loss, student_loss, surrogate_loss
+from tsd.loading import DTYPES, FAMILIES, read_configs
+from tsd.lora import Role, adapter_parameters, attach_roles
 from tsd.pixel_loss import charbonnier
 from tsd.plan_table import RESERVE, Iteration, MemoryPlan, gib
-from tsd.precision import DTYPES
+from tsd.prompt import PromptEmbeds
 from tsd.public_configs import PUBLIC_CONFIGS
-from tsd.turns import Batch, critic_turn, ground_truth_latents, lean_adapters, predictor
+from tsd.turns import Batch, critic_turn, student_turn
 
 
 def memory_plan(
@@ -90,17 +90,11 @@ def parameters_of(
     return _held(_build(family, configs, config, "", tokens=1), config)
 
 
-def model_configs(model: str | Path) -> tuple[Family, dict[str, Mapping[str, Any]]]:
+def model_configs(model: str | Path) -> tuple[Family, dict[str, dict[str, Any]]]:
     """The family and the configurations of `denoiser`, `vae` and `scheduler`."""
     folder = Path(model).expanduser()
     if folder.is_dir():
-        family = detect_family(folder)
-        files = {
-            "denoiser": folder / family.denoiser_folder / "config.json",
-            "vae": folder / "vae" / "config.json",
-            "scheduler": folder / "scheduler" / "scheduler_config.json",
-        }
-        return family, {name: read_config(path) for name, path in files.items()}
+        return read_configs(folder)
     if str(model) in PUBLIC_CONFIGS:
         known = PUBLIC_CONFIGS[str(model)]
         family = next(family for family in FAMILIES.values() if family.denoiser_folder in known)
@@ -117,26 +111,17 @@ def _build(
     family: Family, configs: Mapping[str, Mapping[str, Any]], config: TrainConfig, source: str, tokens: int
 ) -> Backbone:
     """The backbone with its adapters on the meta device."""
-    import diffusers
-
     dtype = DTYPES[config.base_dtype]
+    width, pooled = family.prompt_widths(configs["denoiser"])
     with torch.device("meta"):
-        denoiser = getattr(diffusers, family.denoiser_class).from_config(dict(configs["denoiser"]))
-        vae: Any = diffusers.AutoencoderKL.from_config(dict(configs["vae"]))
-        width, pooled = family.prompt_widths(configs["denoiser"])
         prompt = PromptEmbeds(torch.zeros(1, tokens, width), None if pooled is None else torch.zeros(1, pooled))
-    for module in (denoiser, vae):
-        module.eval().requires_grad_(False)
-    prompts: dict[str, PromptEmbeds] = dict.fromkeys(("default", "null"), prompt)
-    backbone = Backbone(vae, denoiser, family.process(configs["scheduler"]), prompts, family, source)
-    for module in (denoiser, vae):
+    prompt = prompt.to(dtype=dtype)
+    backbone = build_backbone(family, configs, {"default": prompt, "null": prompt}, source)
+    for module in (backbone.denoiser, backbone.vae):
         nn.Module.to(module, dtype)  # diffusers' own `to` warns on every cast, needed or not
-    backbone.prompts = {name: each.to(dtype=dtype) for name, each in prompts.items()}
     if config.crop % backbone.pixel_multiple:
         raise UserError(f"crop is {config.crop}; this model needs a multiple of {backbone.pixel_multiple}")
-    attach(denoiser, "student", denoiser_targets(denoiser, family.student_targets), config.rank, seed=0)
-    attach(vae, "student", vae_targets(vae), config.vae_rank, seed=0)
-    attach(denoiser, "critic", denoiser_targets(denoiser, family.critic_targets), config.critic_rank, seed=0)
+    attach_roles(backbone, config)
     return backbone
 
 
@@ -181,7 +166,7 @@ def _held(backbone: Backbone, config: TrainConfig) -> tuple[dict[str, int], dict
         ("student's adapter, VAE encoder", vae, "student"),
         ("critic's adapter", denoiser, "critic"),
     )
-    adapters = {name: list(adapter_parameters(module, who).values()) for name, module, who in roles}
+    adapters = {name: list(adapter_parameters(module, active).values()) for name, module, active in roles}
     base = {name: [p for n, p in module.named_parameters() if ".lora_" not in n]
             for name, module in (("denoiser", denoiser), ("VAE", vae))}  # fmt: skip
     counts = {name: sum(p.numel() for p in group) for name, group in (base | adapters).items()}
@@ -208,61 +193,74 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _iterate(backbone: Backbone, config: TrainConfig, batch: int, checkpointing: bool) -> Iteration:
-    """Both turns on fake tensors, in the order of `tsd.turns`; the trajectory's points are alike: one stands for all.
+class _Metered(Backbone):
+    """A backbone that notes the bytes alive at the ends of the student turn's parts."""
 
-    `student_turn` itself asks which samples are inside the trajectory, which tensors without data cannot answer.
-    """
+    meter: LiveBytes
+    encoded = stepped = teacher = before_decoder = 0
+
+    def encode(self, *args: Any, **options: Any) -> Tensor:
+        z = super().encode(*args, **options)
+        self.encoded = self.meter.live
+        return z
+
+    def one_step(self, *args: Any) -> Tensor:
+        z = super().one_step(*args)
+        self.stepped = self.meter.live
+        self.meter.reset_peak()
+        return z
+
+    def decode(self, z: Tensor) -> Tensor:
+        self.teacher, self.before_decoder = self.meter.peak - self.stepped, self.meter.live
+        return super().decode(z)
+
+
+class _WithoutData(TorchDispatchMode):
+    """Answers what the turns ask of data: every sample is inside the trajectory; draws need no generator."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.nonzero.default:
+            return torch.arange(len(args[0]), device=args[0].device)[:, None]
+        kwargs = kwargs or {}
+        return func(*args, **(kwargs | {"generator": None} if "generator" in kwargs else kwargs))
+
+
+def _iterate(backbone: Backbone, config: TrainConfig, batch: int, checkpointing: bool) -> Iteration:
+    """Both turns on fake tensors; the trajectory's points are alike: one stands for all."""
     dtype, side = DTYPES[config.base_dtype], config.crop // backbone.vae_factor
     channels = backbone.vae.config["latent_channels"]
-    prompt, null = backbone.prompts["default"].expand(batch), backbone.prompts["null"]
     x = torch.zeros(batch, 3, config.crop, config.crop, dtype=dtype)
     moments = torch.zeros(batch, 2 * channels, side, side)
-    data = Batch(x, x.clone(), list(range(batch)), prompt, moments)
-    t = torch.full((batch,), 500.0)
+    data = Batch(x, x.clone(), list(range(batch)), backbone.prompts["default"].expand(batch), moments)
+    phase = Phase(steps=1, latent_mse=1.0, gamma2=1.0, point_weights=(1.0,))
     autocast = config.mixed_precision != "no"
     cast = torch.autocast("cpu", DTYPES[config.mixed_precision]) if autocast else contextlib.nullcontext()
-    with LiveBytes(backbone.denoiser, backbone.vae, data.x_L, data.x_H, moments) as meter:
-        held = meter.live
+    metered = _Metered(
+        backbone.vae, backbone.denoiser, backbone.process, backbone.prompts, backbone.family, backbone.source
+    )
+    with _WithoutData(), LiveBytes(backbone.denoiser, backbone.vae, data.x_L, data.x_H, moments) as meter:
+        metered.meter, held = meter, meter.live
         with cast:
-            z = ground_truth_latents(backbone, data, config)
-            with lean_adapters(backbone.vae, backbone.denoiser):
-                with role(backbone.vae, "student"):
-                    z_L = backbone.encode(data.x_L, posterior=config.posterior)
-                encoded = meter.live
-                with role(backbone.denoiser, "student"):
-                    z_hat = backbone.one_step(z_L).float()
-                stepped = meter.live
-                meter.reset_peak()
-                teacher = predictor(backbone, "teacher", prompt, null, config.guidance_scale)
-                rows = torch.arange(batch).repeat(2)
-                gradient = teacher(torch.cat([z_hat.detach(), z]), t.repeat(2), rows)[:batch].clone()
-                teacher_peak = meter.peak - stepped
-            after = meter.live
-            with role(backbone.vae, "teacher"):
-                x_hat = backbone.decode(z_hat.to(z_L.dtype))
-            loss, _ = reconstruction_loss(charbonnier(x_hat, data.x_H), z_hat, z, 1.0, 1.0)
-            loss = student_loss(loss, surrogate_loss(z_hat, gradient), 1.0)
+            turn = student_turn(metered, data, config, phase, 1.0, charbonnier)
         decoded = meter.live
-        loss.backward()
-        student_peak = meter.peak
-        latents = z_hat.detach()
-        del x_hat, loss, z_hat, z_L, gradient
+        turn.loss.backward()
+        student_peak, z_hat = meter.peak, turn.z_hat
+        del turn
         for module in (backbone.denoiser, backbone.vae):
             for parameter in module.parameters():
                 parameter.grad = None
         meter.reset_peak()
         with cast:
-            loss = critic_turn(backbone, latents, data.indices, config, prompt)
+            loss = critic_turn(backbone, z_hat, data.indices, config, data.prompt)
         loss.backward()
         critic_peak = meter.peak
     return Iteration(
         batch,
         checkpointing,
-        encoder_graph=encoded - held,
-        student_graph=stepped - encoded,
-        decoder_graph=decoded - after,
-        teacher=teacher_peak,
+        encoder_graph=metered.encoded - held,
+        student_graph=metered.stepped - metered.encoded,
+        decoder_graph=decoded - metered.before_decoder,
+        teacher=metered.teacher,
         student_turn=student_peak - held,
         critic_turn=critic_peak - held,
     )

@@ -1,11 +1,13 @@
-"""What a memory plan says: bytes held, bytes of an iteration, and whether that fits a card; see `tsd.plan`."""
+"""What a memory plan says: bytes held, bytes of an iteration, and whether that fits a GPU; see `tsd.plan`."""
 
 from dataclasses import dataclass
 
 GIB = 2**30
-CARDS_GIB = (24, 80)
+GPU_GIB = (24, 80)
+"""The memories of graphics processors for which a plan gives its verdict."""
+
 RESERVE = int(1.5 * GIB)
-"""For what is not counted: kernels' workspaces, the CUDA context, fragmentation."""
+"""Bytes that stand for what is not counted: kernels' workspaces, the CUDA context, fragmentation."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,9 @@ class MemoryPlan:
         fixed = sum(self.fixed.values())
         return (-(-fixed // self.processes) if sharded else fixed) + iteration.peak + RESERVE
 
-    def fits(self, iteration: Iteration, card_gib: int, *, sharded: bool = False) -> bool:
-        return self.total(iteration, sharded=sharded) <= card_gib * GIB
+    def fits(self, iteration: Iteration, gpu_gib: int, *, sharded: bool = False) -> bool:
+        """Whether the iteration's worst moment fits into a GPU of so many GiB."""
+        return self.total(iteration, sharded=sharded) <= gpu_gib * GIB
 
     def to_text(self) -> str:
         """Two tables and the verdicts, as `tsd train --dry-run` prints them."""
@@ -80,17 +83,17 @@ class MemoryPlan:
         lines += ["", "Held all the time (each process; FSDP divides it by the processes)"]
         lines += [f"  {name:<38}{gib(size):>10}" for name, size in self.fixed.items()]
         lines += [f"  {'together':<38}{gib(sum(self.fixed.values())):>10}", ""]
-        cards = [f"{card} GiB" for card in CARDS_GIB]
+        gpus = [f"{gpu} GiB" for gpu in GPU_GIB]
         sharding = (False, True) if self.processes > 1 else (False,)
         names = ["batch", "checkpt.", "encoder", "student", "decoder", "teacher", "student's", "critic's"]
-        names += [name for shard in sharding for name in ("FSDP total" if shard else "total", *cards)]
+        names += [name for shard in sharding for name in ("FSDP total" if shard else "total", *gpus)]
         rows = [names]
         for it in self.iterations:
             parts = (it.encoder_graph, it.student_graph, it.decoder_graph, it.teacher, it.student_turn, it.critic_turn)
             row = [str(it.batch), "yes" if it.checkpointing else "no", *(gib(size) for size in parts)]
             for shard in sharding:
                 row.append(gib(self.total(it, sharded=shard)))
-                row += ["fits" if self.fits(it, card, sharded=shard) else "no" for card in CARDS_GIB]
+                row += ["fits" if self.fits(it, gpu, sharded=shard) else "no" for gpu in GPU_GIB]
             rows.append(row)
         lines.append("An iteration: graphs of encoder, denoiser and decoder; the teacher's pass; the turns' peaks")
         widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(names))]

@@ -3,12 +3,10 @@
 Models are built on the meta device from their configurations, LoRA files are judged by their headers.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from safetensors import safe_open
@@ -16,14 +14,18 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from tsd import fingerprint
-from tsd.backbone import Backbone, Family, PromptEmbeds, require_prompt
+from tsd.backbone import Backbone, build_backbone, require_prompt
+from tsd.backbones.base import Family
+from tsd.checkpoint import check_same_run, checkpoint_folder, latest
 from tsd.config import RunConfig, TrainConfig
 from tsd.errors import UserError
-from tsd.feed import Source, data_fingerprint, degradation_of, open_data, prepared_folder
-from tsd.loading import FAMILIES, check_fit, detect_family, load_prompts, read_config, resolve_model
+from tsd.feed import data_fingerprint, degradation_of, open_data, prepared_folder
+from tsd.loading import FAMILIES, read_configs, resolve_model
 from tsd.lora import VAE_FILE, check_lora, check_student, denoiser_file, denoiser_targets, vae_targets
 from tsd.optim import require_optimizer
 from tsd.parallel import refuse_launcher
+from tsd.prompt import PromptEmbeds, load_prompts
+from tsd.run_settings import RunSettings
 
 SCALE = 4
 TRACKERS = ("none", *sorted(LOGGER_TYPE_TO_CLASS))
@@ -48,22 +50,14 @@ class Checked:
     summary: list[str]
 
 
-def check_run(
-    model: str | Path,
-    sources: Sequence[Source],
-    config: RunConfig,
-    *,
-    processes: int,
-    prompt_embeds: str | Path | None = None,
-    init_lora: str | Path | None = None,
-    teacher_lora: str | Path | None = None,
-    tracker: str = "none",
-) -> Checked:
-    """Checks launcher, packages, model, prompts, data and LoRA files against each other and against `config`.
+def check_run(settings: RunSettings, config: RunConfig, processes: int) -> Checked:
+    """Checks launcher, packages, model, prompts, data, LoRA files and checkpoint against each other and `config`.
 
     Raises:
         UserError: the first thing that is wrong.
     """
+    model, sources = settings.model, settings.sources
+    init_lora, teacher_lora = settings.init_lora, settings.teacher_lora
     if config.mixed_precision == "no" and config.base_dtype != "fp32":
         raise UserError(
             f"--mixed-precision no with --base-dtype {config.base_dtype}: without autocast the base must be fp32; use "
@@ -71,18 +65,21 @@ def check_run(
         )
     refuse_launcher(config)
     require_optimizer(config)
-    require_tracker(tracker)
+    require_tracker(settings.tracker)
     folder = resolve_model(model)
-    backbone = on_meta(folder, prompt_embeds, str(model))
-    family, distils = backbone.family, isinstance(config, TrainConfig)
+    family, configs = read_configs(folder)
+    prompts = load_prompts(folder, settings.prompt_embeds, family.prompt_widths(configs["denoiser"]))
+    backbone, distils = build_backbone(family, configs, prompts, str(model)), isinstance(config, TrainConfig)
+    if not distils and (init_lora is not None or teacher_lora is not None):
+        raise UserError("the teacher is tuned from the bare base: leave init_lora and teacher_lora to the distillation")
     for part in (family.denoiser_folder, "vae"):
         if not any((folder / part).glob("*.safetensors")):
             raise UserError(f"{folder / part} holds no .safetensors weights; the model folder is incomplete")
     needed = ["default"] if distils else ["null"]
     if isinstance(config, TrainConfig) and any(phase.gamma2 > 0 for phase in config.phases):
         needed.append("null")
-    prompts = {name: require_prompt(backbone, name) for name in needed}
-    lengths = {name: prompt.embeds.shape[1] for name, prompt in prompts.items()}
+    used = [require_prompt(backbone, name) for name in needed]
+    lengths = {name: prompt.embeds.shape[1] for name, prompt in zip(needed, used, strict=True)}
     if config.crop % backbone.pixel_multiple:
         raise UserError(f"crop is {config.crop}; this model needs a multiple of {backbone.pixel_multiple}")
     longest = family.longest_side(backbone.denoiser) * backbone.vae_factor
@@ -115,11 +112,14 @@ def check_run(
         "stage": "student" if distils else "teacher",
         "global_batch": config.global_batch(processes),
         "model": fingerprint.of_folder(folder, (family.denoiser_folder, "vae", "scheduler")),
-        "prompts": fingerprint.of_tensors([t for prompt in prompts.values() for t in _tensors(prompt)]),
+        "prompts": fingerprint.of_tensors([t for prompt in used for t in _tensors(prompt)]),
         "data": data_fingerprint(data, sources),
         "init_lora": None if init_lora is None else fingerprint.of_folder(Path(init_lora)),
         "teacher_lora": None if teacher_lora is None else fingerprint.of_folder(Path(teacher_lora)),
     }
+    newest = None if settings.output is None else latest(checkpoint_folder(settings.output))
+    if newest is not None:
+        check_same_run(newest, config, record)
     count = sum(parameter.numel() for parameter in backbone.denoiser.parameters())
     summary = [
         f"model: {family.name.upper()} family, denoiser of {count:,} parameters, crops of multiples of "
@@ -128,6 +128,7 @@ def check_run(
         f"({processes} process{'es' * (processes > 1)} x {config.gradient_accumulation} micro-batches x "
         f"{config.batch_size})",
         f"student to start from: {init_lora or 'none (B = 0)'}; teacher's LoRA: {teacher_lora or 'none'}",
+        f"resuming: {f'{newest} fits' if newest is not None else 'nothing to resume'}",
     ]
     return Checked(folder, data, record, teacher_targets, summary)
 
@@ -146,22 +147,6 @@ def require_tracker(name: str) -> None:
             f"the tracker {name!r} needs its package: pip install {name}; on this machine there are "
             f"{', '.join(sorted(available)) or 'no trackers'} (--tracker NAME, or --tracker none)"
         )
-
-
-def on_meta(folder: Path, prompt_embeds: str | Path | None, source: str) -> Backbone:
-    """The model without weights: shapes and configurations, and the prompts, which are small."""
-    family: Family = detect_family(folder)
-    process = family.process(read_config(folder / "scheduler" / "scheduler_config.json"))
-    config, vae_config = (read_config(folder / part / "config.json") for part in (family.denoiser_folder, "vae"))
-    check_fit(folder, vae_config, config)
-    prompts = load_prompts(folder, prompt_embeds, family.prompt_widths(config))
-    try:
-        with torch.device("meta"):
-            denoiser = getattr(diffusers, family.denoiser_class).from_config(config)
-            vae = diffusers.AutoencoderKL.from_config(vae_config)
-    except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"the configuration of the model in {folder} cannot be used: {error}") from error
-    return Backbone(vae, denoiser, process, prompts, family, source)
 
 
 def _check_initial(folder: Path, backbone: Backbone, config: TrainConfig) -> None:

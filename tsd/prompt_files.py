@@ -1,6 +1,6 @@
-"""Prompt folders: `default/` and `null/` with their tensors, and `prompts.json` that says how they came about.
+"""Writes prompt folders: `default/` and `null/` with their tensors, and `prompts.json` that says how they were made.
 
-The layout is the release's, which `tsd.loading.load_prompts` reads: `prompt_embeds` (1, L, D) and, for SD3,
+The layout is the release's, which `tsd.prompt.load_prompts` reads: `prompt_embeds` (1, L, D) and, for SD3,
 `pool_embeds` (1, P), as `.safetensors` or `.pt`. The release holds these tensors as bare binaries; here each has its
 text, the sha256 of its values, and the hashes of the encoders it was computed with.
 """
@@ -15,10 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tsd.atomic import atomic_path, write_safetensors, write_text
-from tsd.backbones.base import PromptEmbeds
 from tsd.errors import UserError
-from tsd.hashing import sha256_file
+from tsd.files import atomic_path, sha256_file, write_safetensors, write_text
+from tsd.prompt import PromptEmbeds
 from tsd.prompts import content_sha256
 from tsd.text_encoders import TextSide
 

@@ -20,22 +20,20 @@ from torch import Tensor
 
 from tsd.backbone import Backbone, load_backbone, require_prompt
 from tsd.color import adain, wavelet
+from tsd.config import RestoreConfig, config_for
 from tsd.errors import UserError
+from tsd.files import sha256_file
 from tsd.groupnorm import use_two_pass_group_norm
-from tsd.hashing import sha256_file
 from tsd.images import Picture, from_array, from_image, read_picture
 from tsd.loading import parts_of, resolve_model
 from tsd.lora import load_student
-from tsd.precision import DTYPES
-from tsd.restore_settings import RestoreConfig, check_parts, config_for, find_student, is_merged, own_prompts
+from tsd.restore_settings import check_parts, find_student, is_merged, own_prompts
 from tsd.seeds import seed_for
 from tsd.tiling import blend_tiles
 
 SMALLEST_SIDE = 8
 SIDE_MULTIPLE = 8  # the release cuts target sides to multiples of 8 pixels
 VAE_TILE_PIXELS = 1024
-
-__all__ = ["DTYPES", "RestoreConfig", "Restorer", "processing_size", "resize"]
 
 Progress = Callable[[int, int], None]
 

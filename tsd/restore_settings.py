@@ -1,65 +1,19 @@
-"""The settings of a restoration, and where they come from: explicit ones, the weights' own, the release's.
+"""Which student goes with which model, decided before anything heavy is loaded.
 
-Which student goes with which model, and which settings a student was trained for (`restore.json` beside its weights),
-is decided here, before anything heavy is loaded. A student is a LoRA folder, or a model folder into whose weights the
-LoRA is merged (`tsd export`), told by its `tsd_student.json`.
+A student is a LoRA folder, or a model folder into whose weights the LoRA is merged (`tsd export`), told by its
+`tsd_student.json`.
 """
 
 import json
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import get_args
 
-from tsd.backbone import Posterior, mini_model_dir
-from tsd.color import ALIGNMENTS, Alignment
+from tsd.config import EXPORT_FILE
 from tsd.errors import UserError
+from tsd.files import mini_model_dir
 from tsd.loading import SD3_MEDIUM, detect_family, resolve_model
 from tsd.lora import check_student
 
-RECOMMENDED_FILE = "restore.json"
 STUDENT_FOLDER = Path("lora") / "tsdsr"
-EXPORT_FILE = "tsd_student.json"
-
-
-@dataclass(frozen=True)
-class RestoreConfig:
-    """Everything beside weights, prompt, device and precision that changes the result. The defaults are the release's.
-
-    Attributes:
-        scale: output size over input size, an integer.
-        color: colour alignment with the input, see `tsd.color`.
-        posterior: `sample` draws the latent from the encoder's Gaussian, `mode` takes its mean.
-        process_size: inputs whose short side times `scale` is less are processed at this short side (in output
-            pixels) and resized back; 0 switches that off.
-        seed: with the image's name, seeds the posterior draw.
-        tile, tile_overlap: side and overlap of the denoiser's tiles in latent positions, used where the latent has
-            more than tile² positions; tile 0 switches tiling off.
-        vae_tile: the VAE too works in tiles (1024 pixels, diffusers' own blending). Saves memory on very large
-            images; results change a little, since its group normalisation then sees tiles instead of the image.
-    """
-
-    scale: int = 4
-    color: Alignment = "wavelet"
-    posterior: Posterior = "sample"
-    process_size: int = 512
-    seed: int = 42
-    tile: int = 64
-    tile_overlap: int = 8
-    vae_tile: bool = False
-
-    def __post_init__(self) -> None:
-        for field, least in (("scale", 1), ("process_size", 0), ("seed", 0), ("tile", 0), ("tile_overlap", 0)):
-            value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise UserError(f"{field} is {value!r}; expected an integer of {least} or more")
-        if self.color not in ALIGNMENTS:
-            raise UserError(f"color is {self.color!r}; expected one of {', '.join(ALIGNMENTS)}")
-        if self.posterior not in get_args(Posterior):
-            raise UserError(f"posterior is {self.posterior!r}; expected sample or mode")
-        if not isinstance(self.vae_tile, bool):
-            raise UserError(f"vae_tile is {self.vae_tile!r}; expected true or false")
-        if self.tile and self.tile_overlap >= self.tile:
-            raise UserError(f"tile_overlap is {self.tile_overlap}; expected less than the tile, {self.tile}")
 
 
 def is_merged(folder: str | Path) -> bool:
@@ -129,30 +83,3 @@ def check_parts(model: str | Path, lora: Path, prompt_embeds: str | Path | None)
             f"{files}, the student's fixed prompt. The TSD-SR authors publish SD3's as dataset/default/ beside their "
             f"LoRA files; `tsd prompts` makes it from the model's own text encoders."
         )
-
-
-def recommended_settings(lora: Path) -> dict[str, object]:
-    """What `restore.json` in a LoRA folder recommends for these weights; empty, so the release's rules, without one.
-
-    Raises:
-        UserError: not a JSON object, or a key that is no setting.
-    """
-    path = lora / RECOMMENDED_FILE
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    known = [field.name for field in fields(RestoreConfig)]
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} holds a {type(settings).__name__}; expected an object with keys of {', '.join(known)}")
-    unknown = sorted(set(settings) - set(known))
-    if unknown:
-        raise UserError(f"{path} has the unknown keys {', '.join(unknown)}; known are {', '.join(known)}")
-    return settings
-
-
-def config_for(lora: Path, overrides: dict[str, object] | None = None) -> RestoreConfig:
-    """The settings recommended for a LoRA folder, below explicit `overrides` (by field name)."""
-    return RestoreConfig(**(recommended_settings(lora) | (overrides or {})))  # pyright: ignore[reportArgumentType]

@@ -15,18 +15,19 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from tsd.atomic import write_text
 from tsd.backbone import Backbone, load_backbone
-from tsd.checkpoint import TrainState, check_same_run, latest, prune, remove_unfinished
+from tsd.checkpoint import TrainState, checkpoint_folder, latest, prune, remove_unfinished
 from tsd.config import RunConfig
 from tsd.ema import averaged
 from tsd.errors import UserError
-from tsd.feed import Source, batches
+from tsd.feed import batches
+from tsd.files import write_text
 from tsd.gradient_checkpointing import enable_gradient_checkpointing
+from tsd.loading import DTYPES
 from tsd.parallel import anyone, is_sharded, mean, shard, start
-from tsd.precision import DTYPES
 from tsd.preflight import Checked, check_run
 from tsd.run_log import RunLog, peak_mib
+from tsd.run_settings import FinishedRun, RunSettings
 from tsd.stopping import Stopper
 from tsd.turns import Batch
 
@@ -45,64 +46,33 @@ class Run:
     """One training run in one process; a context manager that ends it in order.
 
     Args:
-        save: writes the weights that users want to a folder; called by all processes, `write` is True in one.
         shown: names of the numbers in the progress bar.
-        The others are those of `tsd.train.train`.
 
     Raises:
-        UserError: anything `tsd.preflight` finds, or an `output` that holds another run.
+        UserError: anything `tsd.preflight` finds, or an `output` that is missing or holds another run.
     """
 
-    def __init__(
-        self,
-        model: str | Path,
-        sources: Sequence[Source],
-        output: str | Path,
-        config: RunConfig,
-        *,
-        resume: bool,
-        prompt_embeds: str | Path | None,
-        init_lora: str | Path | None = None,
-        teacher_lora: str | Path | None = None,
-        workers: int,
-        stop_after: int | None,
-        time_limit: float | None,
-        keep: int,
-        tracker: str,
-        cpu: bool,
-        shown: Sequence[str],
-    ) -> None:
-        self.stopper = Stopper(time_limit)
-        self.output, self.config, self.keep, self.workers, self.shown = Path(output), config, keep, workers, shown
-        self.prompt_embeds, self.tracker = prompt_embeds, tracker
-        self.folder = self.output / "checkpoints"
-        if keep < 1:
-            raise UserError(f"--keep {keep}: at least the last checkpoint is kept")
+    def __init__(self, settings: RunSettings, config: RunConfig, *, shown: Sequence[str]) -> None:
+        self.stopper = Stopper(settings.time_limit_seconds)
+        self.settings, self.config, self.shown = settings, config, shown
+        if settings.output is None:
+            raise UserError("--output DIR is needed (or --print-config, --dry-run)")
+        self.output = Path(settings.output)
+        self.folder = checkpoint_folder(self.output)
         self.newest = latest(self.folder)
-        if self.newest is not None and not resume:
+        if self.newest is not None and not settings.resume:
             raise UserError(
                 f"{self.output} already holds {self.newest.name}; add --resume to continue, or choose another --output"
             )
-        on_cpu = cpu or not torch.accelerator.is_available()
+        on_cpu = settings.cpu or not torch.accelerator.is_available()
         if on_cpu and "fp16" in (config.mixed_precision, config.base_dtype):
             raise UserError(
                 "fp16 cannot be trained on a CPU: give --mixed-precision bf16 --base-dtype bf16 (or no and fp32)"
             )
-        self.accelerator: Accelerator = start(config, self.output, tracker=tracker, cpu=cpu)
-        self.checked: Checked = check_run(
-            model,
-            sources,
-            config,
-            processes=self.accelerator.num_processes,
-            prompt_embeds=prompt_embeds,
-            init_lora=init_lora,
-            teacher_lora=teacher_lora,
-            tracker=tracker,
-        )
-        if self.newest is not None:
-            check_same_run(self.newest, config, self.checked.record)
+        self.accelerator: Accelerator = start(config, self.output, tracker=settings.tracker, cpu=settings.cpu)
+        self.checked: Checked = check_run(settings, config, self.accelerator.num_processes)
         self.log = RunLog(self.output, self.accelerator)
-        self.end = min(config.total_steps, stop_after if stop_after is not None else config.total_steps)
+        self.end = min(config.total_steps, settings.stop_after or config.total_steps)
         self.stopped_by: str | None = None
         self._step_began = time.monotonic()
         self._bar: Any = None
@@ -114,7 +84,7 @@ class Run:
             self.checked.folder,
             device="cpu" if sharded else device,  # a sharded base never lies on one device as a whole
             dtype=DTYPES[self.config.base_dtype],
-            prompt_embeds=self.prompt_embeds,
+            prompt_embeds=self.settings.prompt_embeds,
         )
         attach(backbone)
         if self.config.gradient_checkpointing:
@@ -140,7 +110,7 @@ class Run:
         if accelerator.is_main_process:
             remove_unfinished(self.folder)
             write_text(self.output / "config.json", config.to_json())
-        if self.tracker != "none":
+        if self.settings.tracker != "none":
             accelerator.init_trackers("tsd", config={"config": config.to_json()})
         quiet = not accelerator.is_main_process
         self._bar = tqdm(total=self.end, initial=state.step, desc="train", unit="step", disable=quiet, file=sys.stderr)
@@ -151,7 +121,7 @@ class Run:
             state.step,
             process=accelerator.process_index,
             processes=accelerator.num_processes,
-            workers=self.workers,
+            workers=self.settings.workers,
             device=accelerator.device,
         )
 
@@ -159,8 +129,9 @@ class Run:
         """The newest checkpoint, to name where training diverged."""
         return latest(self.folder)
 
-    def goes_on(self, state: TrainState) -> bool:
-        return state.step < self.end and self.stopped_by is None
+    def done(self, state: TrainState) -> bool:
+        """Whether the last step was made, or something stopped the run."""
+        return state.step >= self.end or self.stopped_by is not None
 
     def mean(self, micro_batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
         """Logged numbers averaged over micro-batches and processes."""
@@ -206,12 +177,12 @@ class Run:
             with self.stopper.timed("checkpoint"):
                 state.save(self.folder, config, self.checked.record, write=accelerator.is_main_process)
                 if accelerator.is_main_process:
-                    prune(self.folder, self.keep, state.best_step)
+                    prune(self.folder, self.settings.keep, state.best_step)
                 accelerator.wait_for_everyone()
         self._step_began = time.monotonic()
 
-    def finish(self, state: TrainState, folder: Path, save: Callable[[Path, bool], None]) -> None:
-        """Writes the weights that users want, and says where the run stands."""
+    def finish(self, state: TrainState, folder: Path, save: Callable[[Path, bool], None]) -> FinishedRun:
+        """Writes the weights that users want, tells why the run stopped early, and returns its paths."""
         with averaged(state):
             save(folder, self.accelerator.is_main_process)
         if self.stopped_by is not None:
@@ -220,8 +191,11 @@ class Run:
                 f"checkpoint: the same command with --resume continues"
             )
         self.accelerator.wait_for_everyone()
+        best = self.output / "best" if state.best is not None else None
+        return FinishedRun(self.output, folder, best, self.log.path, state.step, self.stopped_by)
 
     def say(self, text: str) -> None:
+        """Prints a line to stderr, in one of the processes."""
         if self.accelerator.is_main_process:
             print(text, file=sys.stderr)
 

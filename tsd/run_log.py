@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from tsd.atomic import atomic_path, write_text
+from tsd.files import atomic_path, write_text
 
 TIMING = ("seconds", "images_per_second", "peak_mib")
 """Columns that no two runs share; every other number of a run is repeatable."""

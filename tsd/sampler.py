@@ -7,7 +7,8 @@ classifier-free guidance. This is SDEdit with the teacher's own process, not a m
 import torch
 from torch import Tensor
 
-from tsd.backbone import Backbone, PromptEmbeds, require_prompt
+from tsd.backbone import Backbone, require_prompt
+from tsd.prompt import PromptEmbeds
 
 
 def guided(

@@ -1,16 +1,16 @@
-"""Tensors that FSDP has cut up (`DTensor`), and plain ones, by the same verbs."""
+"""Plain tensors and those that FSDP has sharded (`DTensor`), by the same verbs."""
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The full value of a tensor; for a sharded one a collective that all processes must join."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def is_cut_up(module: nn.Module) -> bool:
+def has_dtensors(module: nn.Module) -> bool:
     """Whether a module's weights are gathered from all processes at every forward pass, which all must then enter."""
     return isinstance(next(module.parameters()), DTensor)
 

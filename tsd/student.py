@@ -7,18 +7,18 @@ within a moment: the architecture is built on tensors without data, and files ar
 from dataclasses import dataclass
 from pathlib import Path
 
-import diffusers
 import torch
-from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 
-from tsd.backbone import Backbone, PromptEmbeds
+from tsd.backbone import build_backbone
 from tsd.backbones.base import Family
+from tsd.config import recommended_settings
 from tsd.errors import UserError
-from tsd.loading import detect_family, load_prompts, read_config, resolve_model
+from tsd.loading import read_configs, resolve_model
 from tsd.lora import VAE_FILE, check_student, denoiser_file, load_student
 from tsd.model_card import Base, known_base
-from tsd.restore_settings import find_student, is_merged, own_prompts, recommended_settings
+from tsd.prompt import PromptEmbeds, load_prompts
+from tsd.restore_settings import find_student, is_merged, own_prompts
 
 _HEADER_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -83,23 +83,22 @@ def open_student(
     if is_merged(found):
         raise UserError(f"{model} is an exported student already; export needs the base model and the LoRA (--lora)")
     folder = resolve_model(model)
-    family = detect_family(folder)
+    family, configs = read_configs(folder)
     check_student(found, family)
-    denoiser_config = read_config(folder / family.denoiser_folder / "config.json")
     prompt_embeds = own_prompts(found) if prompt_embeds is None else prompt_embeds
-    prompts = load_prompts(folder, prompt_embeds, family.prompt_widths(denoiser_config))
+    prompts = load_prompts(folder, prompt_embeds, family.prompt_widths(configs["denoiser"]))
     if "default" not in prompts:
         raise UserError(
             f"neither {model} nor --prompt-embeds has the student's prompt (`default`), which belongs to the export: "
             f"name a folder with it (--prompt-embeds DIR)"
         )
     parts = (family.denoiser_folder, "vae")
-    skeleton = _skeleton(folder, family)
+    backbone = build_backbone(family, configs, prompts, str(model))
     sizes = {
         part: sum(tensor.numel() for tensor in module.state_dict().values())
-        for part, module in zip(parts, (skeleton.denoiser, skeleton.vae), strict=True)
+        for part, module in zip(parts, (backbone.denoiser, backbone.vae), strict=True)
     }
-    load_student(skeleton, found, merge=False)  # strict, and without weights: nothing but names and shapes
+    load_student(backbone, found, merge=False)  # strict, and without weights: nothing but names and shapes
     ranks = check_student(found, family)
     files = (found / denoiser_file(family), found / VAE_FILE)
     return Student(
@@ -115,19 +114,6 @@ def open_student(
         lora_dtypes={part: _stored_dtype([file]) for part, file in zip(parts, files, strict=True)},
         sizes=sizes,
     )
-
-
-def _skeleton(folder: Path, family: Family) -> Backbone:
-    """The base model's architecture without weights: everything a LoRA's names and shapes are checked against."""
-    configs = [read_config(folder / part / "config.json") for part in (family.denoiser_folder, "vae")]
-    classes = (getattr(diffusers, family.denoiser_class), diffusers.AutoencoderKL)
-    try:
-        with init_empty_weights():
-            denoiser, vae = (cls.from_config(config) for cls, config in zip(classes, configs, strict=True))
-    except (TypeError, ValueError, KeyError, NotImplementedError) as error:
-        raise UserError(f"the configuration of the model in {folder} cannot be used: {error}") from error
-    process = family.process(read_config(folder / "scheduler" / "scheduler_config.json"))
-    return Backbone(vae, denoiser, process, {}, family, str(folder))
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -6,7 +6,6 @@ The release tunes SD3 so before it distils; the paper takes the pre-trained mode
 by `--teacher-lora`, where it is attached frozen.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,16 +13,17 @@ import torch.nn.functional as F
 from diffusers.optimization import get_scheduler
 from torch import Tensor
 
-from tsd.backbone import Backbone, PromptEmbeds
+from tsd.backbone import Backbone
 from tsd.checkpoint import TrainState
+from tsd.config import TeacherConfig
 from tsd.data.degrade import FULL
-from tsd.feed import Source
 from tsd.lora import adapter_parameters, attach, denoiser_file, denoiser_targets, role, save_adapter
 from tsd.optim import OptimizerState, accelerated, backward, new_optimizer, refuse_divergence, update
 from tsd.parallel import mean
+from tsd.prompt import PromptEmbeds
 from tsd.run import Run, Validation
+from tsd.run_settings import FinishedRun, RunSettings
 from tsd.seeds import generator_for, seed_for
-from tsd.teacher_config import TeacherConfig
 from tsd.turns import Batch, ground_truth_latents, noise_for
 from tsd.validate import ValidationPair, image_strip, load_validation, shared_out
 
@@ -32,34 +32,18 @@ VALIDATION_TIMES = (0.2, 0.4, 0.6, 0.8)
 """Shares of the last time at which the held-out loss is taken."""
 
 
-def train_teacher(
-    model: str | Path,
-    sources: Sequence[Source],
-    output: str | Path,
-    config: TeacherConfig,
-    *,
-    resume: bool = False,
-    prompt_embeds: str | Path | None = None,
-    val_data: str | Path | None = None,
-    workers: int = 0,
-    stop_after: int | None = None,
-    time_limit: float | None = None,
-    keep: int = 2,
-    tracker: str = "tensorboard",
-    cpu: bool = False,
-) -> Path:
-    """Tunes the denoiser of `model`; returns the folder of its LoRA file (`transformer.` or `unet.safetensors`).
+def train_teacher(settings: RunSettings, config: TeacherConfig) -> FinishedRun:
+    """Tunes the denoiser of a base model by a LoRA.
 
     Of prepared data the stored moments and captions are used; of plain images the default prompt stands for every
-    caption (the null prompt where the model has none). Arguments and errors are those of `tsd.train.train`; the LoRA
-    is `output`/`teacher`.
+    caption (the null prompt where the model has none). Errors are those of `tsd.train.train`.
+
+    Returns:
+        The paths of the run; `lora` holds the teacher's one file (`transformer.` or `unet.safetensors`).
     """
-    with Run(
-        model, sources, output, config, resume=resume, prompt_embeds=prompt_embeds, workers=workers,
-        stop_after=stop_after, time_limit=time_limit, keep=keep, tracker=tracker, cpu=cpu, shown=("teacher",),
-    ) as run:  # fmt: skip
+    with Run(settings, config, shown=("teacher",)) as run:
         accelerator = run.accelerator
-        pairs = load_validation(Path(val_data), VALIDATION_CROP, FULL, config.seed) if val_data else []
+        pairs = load_validation(settings.val_data, VALIDATION_CROP, FULL, config.seed) if settings.val_data else []
         backbone = run.load(lambda base: attach_teacher(base, config))
         adapter = adapter_parameters(backbone.denoiser, "teacher")
         parameters = list(adapter.values())
@@ -82,7 +66,7 @@ def train_teacher(
             save_adapter(backbone.denoiser, "teacher", path, backbone.family, write=write)
 
         overflows = 0
-        while run.goes_on(state):
+        while not run.done(state):
             micro_logs = []
             for _ in range(config.gradient_accumulation):
                 batch = next(batches)
@@ -97,9 +81,7 @@ def train_teacher(
             schedule.step()
             logs |= {"lr": optimizer.param_groups[0]["lr"]}
             run.finish_step(state, logs, validation if pairs else None, save)
-        folder = run.output / "teacher"
-        run.finish(state, folder, save)
-    return folder
+        return run.finish(state, run.output / "teacher", save)
 
 
 def attach_teacher(backbone: Backbone, config: TeacherConfig) -> None:

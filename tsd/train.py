@@ -5,7 +5,6 @@ base (`tsd.lora`); how several processes share the work is in `tsd.parallel`, ev
 `tsd.run`.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,14 @@ from tsd.backbone import Backbone
 from tsd.checkpoint import TrainState
 from tsd.config import TrainConfig
 from tsd.ema import start_ema, update_ema
-from tsd.feed import Source, degradation_of
-from tsd.loading import load_prompts
-from tsd.lora import (
-    VAE_FILE,
-    adapter_parameters,
-    attach,
-    denoiser_file,
-    denoiser_targets,
-    load_adapter,
-    load_initial,
-    save_student,
-    vae_targets,
-)
+from tsd.feed import degradation_of
+from tsd.lora import adapter_parameters, attach_roles, save_student
 from tsd.optim import DivergenceError, OptimizerState, accelerated, backward, new_optimizer, refuse_divergence, update
 from tsd.pixel_loss import load_pixel_loss
+from tsd.prompt import load_prompts
 from tsd.prompt_files import write_prompt
 from tsd.run import Run, Validation
-from tsd.seeds import seed_for
+from tsd.run_settings import FinishedRun, RunSettings
 from tsd.turns import critic_turn, student_turn
 from tsd.validate import ValidationPair, load_validation, validate
 
@@ -43,56 +32,30 @@ __all__ = ["DivergenceError", "train"]
 VALIDATION_CROP = 256
 
 
-def train(
-    model: str | Path,
-    sources: Sequence[Source],
-    output: str | Path,
-    config: TrainConfig,
-    *,
-    resume: bool = False,
-    init_lora: str | Path | None = None,
-    teacher_lora: str | Path | None = None,
-    prompt_embeds: str | Path | None = None,
-    val_data: str | Path | None = None,
-    workers: int = 0,
-    stop_after: int | None = None,
-    time_limit: float | None = None,
-    keep: int = 2,
-    tracker: str = "tensorboard",
-    cpu: bool = False,
-) -> Path:
-    """Distils `model` into a one-step student; returns the folder of the student's LoRA files.
+def train(settings: RunSettings, config: TrainConfig) -> FinishedRun:
+    """Distils a base model into a one-step student.
+
+    >>> run = train(RunSettings(data="photos/", output="run/"), MINI.scaled_to(100))
+    >>> restorer = Restorer.load(lora=run.lora)
 
     Args:
-        model: base model, a folder in diffusers layout or a hub id.
-        sources: image folders, files or uint8 arrays (see `PairDataset`), or one folder that `tsd prepare` wrote.
-        output: run folder: `config.json`, `log.jsonl`, `checkpoints/`, `student/` (last), `best/`, `logs/`,
-            `validation/`.
-        resume: continue from the newest checkpoint in `output`; without it an `output` that has some is an error.
-        init_lora: start from an existing student (released layout) instead of B = 0.
-        teacher_lora: the teacher's frozen adapter (`tsd.teacher`, or any LoRA of that layout); else the bare base.
-        val_data: folder of held-out photographs; without it nothing is validated and there is no `best/`.
-        stop_after: stop cleanly after this many steps in all (a checkpoint is written), to be resumed later.
-        time_limit: in seconds; stop cleanly before it (see `tsd.stopping`).
-        keep: how many of the newest checkpoints are kept, besides that of the best validation.
-        tracker: one of accelerate's names, or `none`.
+        settings: what is read and written, and how the run is carried out.
+        config: everything that changes the result.
+
+    Returns:
+        The paths of the run; `lora` is the student.
 
     Raises:
         UserError: bad input, found before anything heavy is loaded.
         DivergenceError: a loss or gradient norm is not finite, or above `config.abort_grad_norm`.
     """
-    with Run(
-        model, sources, output, config, resume=resume, prompt_embeds=prompt_embeds, init_lora=init_lora,
-        teacher_lora=teacher_lora, workers=workers, stop_after=stop_after, time_limit=time_limit, keep=keep,
-        tracker=tracker, cpu=cpu, shown=("pixel", "latent_mse", "tsd", "critic"),
-    ) as run:  # fmt: skip
+    with Run(settings, config, shown=("pixel", "latent_mse", "tsd", "critic")) as run:
         accelerator = run.accelerator
         pixel_loss = load_pixel_loss(config.pixel_loss, accelerator.device)
-        pairs = load_pairs(val_data, config)
-        backbone = run.load(
-            lambda base: attach_roles(base, config, init_lora, teacher_lora, run.checked.teacher_targets)
-        )
-        state, student, critic = prepare(backbone, config, accelerator)
+        pairs = load_pairs(settings.val_data, config)
+        given = (settings.init_lora, settings.teacher_lora, run.checked.teacher_targets)
+        backbone = run.load(lambda base: attach_roles(base, config, *given))
+        state, student, critic = optimizers(backbone, config, accelerator)
         batches = run.begin(state)
         optimizer, critic_optimizer = (
             state.stateful["optimizer"].optimizer,
@@ -105,15 +68,15 @@ def train(
             return Validation(numbers["psnr_y"], numbers, strip, "input, student, ground truth")
 
         widths = backbone.family.prompt_widths(backbone.denoiser.config)
-        prompt = load_prompts(run.checked.folder, prompt_embeds, widths)["default"]  # as it was given, unrounded
+        prompts = load_prompts(run.checked.folder, settings.prompt_embeds, widths)  # as they were given, unrounded
 
         def save(folder: Path, write: bool) -> None:
             save_student(backbone, folder, write=write)
             if write:  # a student is of little use without the prompt it was trained with
-                write_prompt(folder / "prompts" / "default", prompt, "safetensors")
+                write_prompt(folder / "prompts" / "default", prompts["default"], "safetensors")
 
         overflows, critic_overflows = 0, 0
-        while run.goes_on(state):
+        while not run.done(state):
             phase, gamma1 = config.phase_at(state.step), config.gamma1_at(state.step)
             done, micro_logs = [], []
             for _ in range(config.gradient_accumulation):
@@ -144,9 +107,7 @@ def train(
             update_ema(state, config.ema_decay)
             logs |= {"lr": optimizer.param_groups[0]["lr"], "gamma1": gamma1}
             run.finish_step(state, logs, validation if pairs else None, save)
-        student_folder = run.output / "student"
-        run.finish(state, student_folder, save)
-    return student_folder
+        return run.finish(state, run.output / "student", save)
 
 
 def load_pairs(val_data: str | Path | None, config: TrainConfig) -> list[ValidationPair]:
@@ -157,34 +118,13 @@ def load_pairs(val_data: str | Path | None, config: TrainConfig) -> list[Validat
     """
     if val_data is None:
         return []
-    return load_validation(Path(val_data), VALIDATION_CROP, degradation_of(config), config.seed, 2)
+    return load_validation(val_data, VALIDATION_CROP, degradation_of(config), config.seed, 2)
 
 
-def attach_roles(
-    backbone: Backbone,
-    config: TrainConfig,
-    init_lora: str | Path | None,
-    teacher_lora: str | Path | None,
-    teacher_targets: list[str],
-) -> None:
-    """Student and critic adapters on the base, trained; and the teacher's, frozen, where one is given."""
-    denoiser, vae, family, seed = backbone.denoiser, backbone.vae, backbone.family, config.seed
-    student_targets = denoiser_targets(denoiser, family.student_targets)
-    attach(denoiser, "student", student_targets, config.rank, seed_for(seed, "student"))
-    attach(vae, "student", vae_targets(vae), config.vae_rank, seed_for(seed, "student", "vae"))
-    critic_targets = denoiser_targets(denoiser, family.critic_targets)
-    attach(denoiser, "critic", critic_targets, config.critic_rank, seed_for(seed, "critic"))
-    if init_lora is not None:
-        load_initial(denoiser, Path(init_lora) / denoiser_file(family), family)
-        load_initial(vae, Path(init_lora) / VAE_FILE, family)
-    if teacher_lora is not None:
-        load_adapter(denoiser, "teacher", Path(teacher_lora) / denoiser_file(family), family, teacher_targets)
-
-
-def prepare(
+def optimizers(
     backbone: Backbone, config: TrainConfig, accelerator: Accelerator
 ) -> tuple[TrainState, list[torch.nn.Parameter], list[torch.nn.Parameter]]:
-    """Optimisers and schedules: the resumable state, and the student's and the critic's parameters."""
+    """The optimisers and their schedules inside the resumable state; then the student's and the critic's parameters."""
     adapters = {
         "student.denoiser": adapter_parameters(backbone.denoiser, "student"),
         "student.vae": adapter_parameters(backbone.vae, "student"),

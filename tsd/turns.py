@@ -16,15 +16,16 @@ from diffusers.utils.torch_utils import randn_tensor
 from peft.helpers import disable_input_dtype_casting
 from torch import Tensor
 
-from tsd.backbone import Backbone, PromptEmbeds
+from tsd.backbone import Backbone
 from tsd.config import Phase, RunConfig, TrainConfig
 from tsd.dasm import Predict, trajectory, trajectory_gradient
 from tsd.lora import Role, role
 from tsd.objective import critic_loss, reconstruction_loss, student_loss, surrogate_loss
 from tsd.pixel_loss import PixelLoss
+from tsd.prompt import PromptEmbeds
 from tsd.sampler import guided
 from tsd.seeds import generator_for
-from tsd.sharded import is_cut_up
+from tsd.sharded import has_dtensors
 
 
 @dataclass(frozen=True)
@@ -70,27 +71,27 @@ def times_for(seed: int, purpose: str, indices: list[int], low: float, high: flo
 
 def predictor(
     backbone: Backbone,
-    who: Role,
+    active: Role,
     prompt: PromptEmbeds,
     null: PromptEmbeds,
     guidance_scale: float,
     chunk: int | None = None,
 ) -> Predict:
-    """ψ or φ with guidance, as `tsd.dasm` wants it: the adapters of `who` active on the shared base, no gradient.
+    """ψ or φ with guidance, as `tsd.dasm` wants it: the adapters of this role active on the shared base, no gradient.
 
     Args:
         prompt, null: batch size 1 or the batch's; expanded, never copied, where it is 1.
         chunk: at most so many latents in one forward pass, guidance counted (≥ 2); bounds the memory of its
             activations, which no graph keeps. None: the whole batch at once.
     """
-    if chunk is not None and is_cut_up(backbone.denoiser):
+    if chunk is not None and has_dtensors(backbone.denoiser):
         raise ValueError("chunk under FSDP: processes would enter different numbers of forward passes")
     size = None if chunk is None else max(chunk // (1 if guidance_scale == 1 else 2), 1)
 
     @torch.no_grad()
     def predict(z_t: Tensor, t: Tensor, rows: Tensor) -> Tensor:
-        pieces = zip(*(whole.split(size or len(rows)) for whole in (z_t, t, rows)), strict=True)
-        with role(backbone.denoiser, who):
+        pieces = zip(*(tensor.split(size or len(rows)) for tensor in (z_t, t, rows)), strict=True)
+        with role(backbone.denoiser, active):
             return torch.cat(
                 [
                     guided(backbone, z, at, _captions(prompt, row), _captions(null, row), guidance_scale).float()
@@ -109,7 +110,7 @@ def _captions(prompt: PromptEmbeds, rows: Tensor) -> PromptEmbeds:
 
 
 @contextmanager
-def lean_adapters(*models: Any) -> Iterator[None]:
+def no_input_upcast(*models: Any) -> Iterator[None]:
     """Inside autocast, adapters read their input as it is.
 
     peft casts it up to the adapters' fp32 first, and autocast casts it down again: the same numbers, but two copies of
@@ -152,7 +153,7 @@ def student_turn(
     z = ground_truth_latents(backbone, batch, config)  # before any graph is held: encoding is a peak of its own
     posterior = [generator_for(seed, "posterior of x_L", index) for index in batch.indices]
     with (
-        lean_adapters(backbone.vae, backbone.denoiser),
+        no_input_upcast(backbone.vae, backbone.denoiser),
         role(backbone.vae, "student"),
         role(backbone.denoiser, "student"),
     ):
@@ -188,7 +189,7 @@ def tsd_on(
     if config.random_bias:  # [R]: the end of the trajectory moves by up to ± s/2
         half = config.stride / 2
         stride = stride + times_for(seed, "bias", batch.indices, -half, half, cpu) / points
-    with lean_adapters(backbone.denoiser):
+    with no_input_upcast(backbone.denoiser):
         path = trajectory(
             backbone.process,
             predictor(backbone, "teacher", prompt, null, config.guidance_scale, chunk),
@@ -200,7 +201,7 @@ def tsd_on(
             points=points,
             stride=stride,
             lambda_tsd=config.lambda_tsd,
-            lockstep=is_cut_up(backbone.denoiser),
+            lockstep=has_dtensors(backbone.denoiser),
         )
         return trajectory_gradient(
             backbone.process,
@@ -224,7 +225,7 @@ def critic_turn(
     noise = noise_for(seed, "noise of the critic", indices, z_hat)
     t = times_for(seed, "t of the critic", indices, *config.t_range, z_hat.device)
     z_hat = z_hat.detach()
-    with lean_adapters(backbone.denoiser), role(backbone.denoiser, "critic"):
+    with no_input_upcast(backbone.denoiser), role(backbone.denoiser, "critic"):
         z_t = process.add_noise(z_hat, noise, t)
         prediction = backbone.predict(z_t, t, prompt or backbone.prompts["default"])
     return critic_loss(prediction, process.target(z_hat, noise, t))

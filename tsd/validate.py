@@ -45,9 +45,10 @@ def luma_psnr(a: Tensor, b: Tensor) -> float:
 
 
 def load_validation(
-    folder: Path, size: int, degradation: DegradationConfig, seed: int, crops_per_image: int = 1
+    folder: str | Path, size: int, degradation: DegradationConfig, seed: int, crops_per_image: int = 1
 ) -> list[ValidationPair]:
     """Centre crops (and, if more are asked for, seeded ones) of every photograph, degraded once with fixed seeds."""
+    folder = Path(folder)
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
     if not files:
         raise UserError(f"no images in the validation folder {folder}; expected {', '.join(sorted(SUFFIXES))}")

@@ -82,7 +82,7 @@ class ZeroOptimizer:
         return self.engine.optimizer.param_groups
 
     def backward(self, loss: Tensor) -> None:
-        """Of one micro-batch; divides by the accumulation count itself."""
+        """Runs the backward pass of one micro-batch; DeepSpeed divides by the accumulation count itself."""
         if self._open:
             self.engine.step()  # counts the micro-batch before; only the last one moves anything
         self.engine.backward(loss)
@@ -95,7 +95,7 @@ class ZeroOptimizer:
         return float(self.engine.get_global_grad_norm())
 
     def state_dict(self) -> dict[str, Any]:
-        """In the form of torch's AdamW over `parameters`, moments whole; a collective."""
+        """Returns the state in the form of torch's AdamW over `parameters`, with whole moments; a collective."""
         from deepspeed.utils import safe_get_full_optimizer_state  # pyright: ignore[reportMissingImports]
 
         stepped = [part["step"] for part in self._inner.state.values()]  # none before the first step
@@ -110,7 +110,7 @@ class ZeroOptimizer:
         return {"state": state, "param_groups": [group | {"params": list(range(len(self.parameters)))}]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Of any launcher's checkpoint; the parameters must hold their values already."""
+        """Loads the state of any launcher's checkpoint; the parameters must hold their values already."""
         from deepspeed.utils import safe_set_full_optimizer_state  # pyright: ignore[reportMissingImports]
 
         zero = self.engine.optimizer

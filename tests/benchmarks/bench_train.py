@@ -22,14 +22,16 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tsd.backbone import Backbone, PromptEmbeds
+from tsd.backbone import Backbone
 from tsd.backbones.sd3 import SD3
-from tsd.config import PAPER, Phase
+from tsd.config import Phase
 from tsd.live_bytes import LiveBytes
 from tsd.lora import Role, adapter_parameters, attach, denoiser_targets, vae_targets
 from tsd.objective import critic_loss, in_residual_form, reconstruction_loss, student_loss, surrogate_loss, time_weight
 from tsd.pixel_loss import charbonnier
+from tsd.presets import PAPER
 from tsd.process import FlowMatching
+from tsd.prompt import PromptEmbeds
 from tsd.seeds import generator_for, seed_for
 from tsd.turns import Batch, critic_turn, ground_truth_latents, noise_for, student_turn, times_for
 
@@ -108,14 +110,14 @@ def build_base(setting: Setting) -> Backbone:
     return backbone.to(DEVICE, setting.dtype)
 
 
-def adapt(module: Any, who: Role, targets: list[str], rank: int) -> list[nn.Parameter]:
+def adapt(module: Any, active: Role, targets: list[str], rank: int) -> list[nn.Parameter]:
     """An adapter whose B is random too, so that every gradient is alive."""
-    attach(module, who, targets, rank, seed=1)
-    generator = generator_for("bench_train", who)
-    for name, parameter in adapter_parameters(module, who).items():
+    attach(module, active, targets, rank, seed=1)
+    generator = generator_for("bench_train", active)
+    for name, parameter in adapter_parameters(module, active).items():
         scale = 1 / rank if "lora_A" in name else 1e-3
         parameter.data = (scale * torch.randn(parameter.shape, generator=generator)).to(DEVICE)
-    return list(adapter_parameters(module, who).values())
+    return list(adapter_parameters(module, active).values())
 
 
 def batch_for(setting: Setting, step: int) -> Batch:

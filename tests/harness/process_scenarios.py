@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
-from tsd.config import MINI, Phase, TrainConfig
+from tsd.config import Phase, TrainConfig
+from tsd.presets import MINI
+from tsd.run_settings import RunSettings
 from tsd.train import train
 
 CONFIG = dataclasses.replace(
@@ -59,7 +61,7 @@ def worker(
         threading.Thread(target=kill_self_at, args=(Path(output) / "log.jsonl", kill_at), daemon=True).start()
     rng = np.random.default_rng(3)
     photos = [rng.integers(0, 256, (48, 40, 3), dtype=np.uint8) for _ in range(3)]
-    train(model, photos, output, config, tracker="none", cpu=True, **options)
+    train(RunSettings(model=model, data=photos, output=output, tracker="none", cpu=True, **options), config)
 
 
 def kill_self_at(log: Path, rows: int) -> None:

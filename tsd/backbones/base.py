@@ -1,37 +1,13 @@
-"""What every family shares: the form of a prompt, and what a family must know about its own denoiser."""
+"""What a model family must know about its own denoiser."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from tsd.process import NoiseProcess
-
-
-@dataclass(frozen=True)
-class PromptEmbeds:
-    """A prompt as the denoiser reads it: token embeddings (B, L, D) and, for SD3, a pooled vector (B, P)."""
-
-    embeds: Tensor
-    pooled: Tensor | None = None
-
-    def expand(self, batch: int) -> "PromptEmbeds":
-        """The same prompt for `batch` samples; a prompt that already has that batch size is returned as it is."""
-        if self.embeds.shape[0] == batch:
-            return self
-        pooled = None if self.pooled is None else self.pooled.expand(batch, -1)
-        return PromptEmbeds(self.embeds.expand(batch, -1, -1), pooled)
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "PromptEmbeds":
-        pooled = None if self.pooled is None else self.pooled.to(device=device, dtype=dtype)
-        return PromptEmbeds(self.embeds.to(device=device, dtype=dtype), pooled)
-
-    @staticmethod
-    def cat(*prompts: "PromptEmbeds") -> "PromptEmbeds":
-        pooled = [p.pooled for p in prompts if p.pooled is not None]
-        return PromptEmbeds(torch.cat([p.embeds for p in prompts]), torch.cat(pooled) if pooled else None)
+from tsd.prompt import PromptEmbeds
 
 
 class Family(Protocol):

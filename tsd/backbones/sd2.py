@@ -8,9 +8,9 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from tsd.backbones.base import PromptEmbeds
 from tsd.errors import UserError
 from tsd.process import DDPM
+from tsd.prompt import PromptEmbeds
 
 PREDICTIONS = ("epsilon", "v_prediction")
 

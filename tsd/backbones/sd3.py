@@ -8,9 +8,9 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
-from tsd.backbones.base import PromptEmbeds
 from tsd.errors import UserError
 from tsd.process import FlowMatching
+from tsd.prompt import PromptEmbeds
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from tsd.atomic import write_text
+    from tsd.files import write_text
     from tsd.images import ImageError
 
     # Written first: whatever is in the folder after an interruption, its settings and seeds are known.

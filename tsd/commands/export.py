@@ -74,8 +74,8 @@ def run(args: argparse.Namespace) -> int:
 
     from tsd.export import check_target, export
     from tsd.hub_upload import check_repo_id, upload
+    from tsd.loading import DTYPES
     from tsd.model_card import CardFacts, licence_of, read_run
-    from tsd.precision import DTYPES
     from tsd.student import open_student
 
     for repo_id in (args.push_to_hub, args.base_model):

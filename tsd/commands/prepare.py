@@ -96,9 +96,9 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from tsd.backbone import mini_model_dir
     from tsd.data.prepare import SKIPPED, prepare
     from tsd.data.prepare_config import settings_of
+    from tsd.files import mini_model_dir
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device != "cpu" and (device.partition(":")[0] != "cuda" or not torch.cuda.is_available()):

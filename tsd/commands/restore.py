@@ -101,10 +101,12 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from tsd.atomic import write_text
+    from tsd.config import config_for
+    from tsd.files import write_text
     from tsd.images import ImageError, read_picture, write_picture
-    from tsd.restore import DTYPES, Restorer
-    from tsd.restore_settings import config_for, find_student
+    from tsd.loading import DTYPES
+    from tsd.restore import Restorer
+    from tsd.restore_settings import find_student
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device != "cpu" and device.partition(":")[0] != "cuda":

@@ -4,10 +4,14 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-if TYPE_CHECKING:
-    from tsd.config import RunConfig
+from tsd.config import RunConfig, TeacherConfig, TrainConfig
+from tsd.errors import UserError
+from tsd.files import mini_model_dir
+from tsd.presets import PRESETS, TEACHER_PRESETS
+from tsd.run_settings import RunSettings
+from tsd.stopping import seconds_from_text
 
 EPILOG = """\
 examples:
@@ -95,8 +99,6 @@ def run(args: argparse.Namespace) -> int:
     if args.accelerate_configs:
         print(Path(__file__).parents[1] / "assets" / "accelerate")
         return 0
-    from tsd.errors import UserError
-    from tsd.stopping import seconds_from_text
 
     config = resolve_config(args)
     if _is_main_process():
@@ -105,52 +107,27 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not args.data and not args.dry_run:
         raise UserError("--data DIR... and --output DIR are needed (or --print-config, --dry-run)")
-    for flag, value, least in (
-        ("--keep", args.keep, 1), ("--workers", args.workers, 0), ("--stop-after", args.stop_after, 1),
-    ):  # fmt: skip
-        if value is not None and value < least:
-            raise UserError(f"{flag} is {value}; expected {least} or more")
-    if args.output is not None and args.output.exists() and not args.output.is_dir():
-        raise UserError(f"the output {args.output} is a file; give a folder")
-    time_limit = seconds_from_text(args.time_limit) if args.time_limit is not None else None
     if args.device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
             raise UserError("--device cuda, but this machine has no CUDA device; leave it out or give --device cpu")
-    from tsd.backbone import mini_model_dir
-
-    model = args.model if args.model is not None else mini_model_dir()
+    settings = resolve_settings(args)
     if args.dry_run:
-        return dry_run(args, model, config)
-    if args.output is None:
-        raise UserError("--output DIR is needed (or --print-config, --dry-run)")
-    options: dict[str, Any] = {
-        "resume": args.resume,
-        "prompt_embeds": args.prompt_embeds,
-        "val_data": args.val_data,
-        "workers": args.workers,
-        "stop_after": args.stop_after,
-        "time_limit": time_limit,
-        "keep": args.keep,
-        "tracker": args.tracker,
-        "cpu": args.device == "cpu",
-    }
-    from tsd.config import TrainConfig
+        return dry_run(settings, config)
     from tsd.optim import DivergenceError
 
     try:
         if isinstance(config, TrainConfig):
             from tsd.train import train
 
-            loras = {"init_lora": args.init_lora, "teacher_lora": args.teacher_lora}
-            folder = train(model, args.data, args.output, config, **loras, **options)
+            folder = train(settings, config).lora
             base = f"--model {args.model} " if args.model is not None else ""
             done = f"student written to {folder}; try: tsd restore photo.png -o out/ {base}--lora {folder}"
         else:
             from tsd.teacher import train_teacher
 
-            folder = train_teacher(model, args.data, args.output, config, **options)  # pyright: ignore
+            folder = train_teacher(settings, config).lora
             done = f"teacher written to {folder}; distil against it with: tsd train --teacher-lora {folder} …"
     except DivergenceError as error:
         print(f"tsd train: {error}", file=sys.stderr)
@@ -160,15 +137,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def resolve_config(args: argparse.Namespace) -> "RunConfig":
+def resolve_config(args: argparse.Namespace) -> TrainConfig | TeacherConfig:
     """The preset of the stage with the flags' overrides.
 
     Raises:
         UserError: a flag of the other stage, or an impossible value.
     """
-    from tsd.config import PRESETS
-    from tsd.errors import UserError
-    from tsd.teacher_config import TEACHER_PRESETS
 
     config = (PRESETS if args.stage == "student" else TEACHER_PRESETS)[args.preset]
     overrides = {name: getattr(args, name) for name in _flags() if getattr(args, name) is not None}
@@ -181,34 +155,45 @@ def resolve_config(args: argparse.Namespace) -> "RunConfig":
     return config if args.max_train_steps is None else config.scaled_to(args.max_train_steps)
 
 
-def dry_run(args: argparse.Namespace, model: str | Path, config: "RunConfig") -> int:
+def resolve_settings(args: argparse.Namespace) -> RunSettings:
+    """Where the run reads and writes, and how it is carried out, by the flags.
+
+    Raises:
+        UserError: an impossible value.
+    """
+
+    return RunSettings(
+        model=args.model if args.model is not None else mini_model_dir(),
+        data=args.data or (),
+        output=args.output,
+        resume=args.resume,
+        init_lora=args.init_lora,
+        teacher_lora=args.teacher_lora,
+        prompt_embeds=args.prompt_embeds,
+        val_data=args.val_data,
+        workers=args.workers,
+        stop_after=args.stop_after,
+        time_limit_seconds=seconds_from_text(args.time_limit) if args.time_limit is not None else None,
+        keep=args.keep,
+        tracker=args.tracker,
+        cpu=args.device == "cpu",
+    )
+
+
+def dry_run(settings: RunSettings, config: RunConfig) -> int:
     """Everything that can be checked without weights, and the memory plan; prints and returns 0.
 
-    Without --data nothing is checked: the plan needs but the model's configuration, which for SD3-medium is built in.
+    Without data nothing is checked: the plan needs but the model's configuration, which for SD3-medium is built in.
     """
     import os
 
-    from tsd.checkpoint import check_same_run, latest
-    from tsd.config import TrainConfig
     from tsd.preflight import check_run
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if not args.data:
-        _print_plan(model, config, processes)
+    if not settings.data:
+        _print_plan(settings.model, config, processes)
         return 0
-    checked = check_run(
-        model,
-        args.data,
-        config,
-        processes=processes,
-        prompt_embeds=args.prompt_embeds,
-        init_lora=args.init_lora,
-        teacher_lora=args.teacher_lora,
-        tracker=args.tracker,
-    )
-    newest = latest(args.output / "checkpoints") if args.output is not None else None
-    if newest is not None:
-        check_same_run(newest, config, checked.record)
+    checked = check_run(settings, config, processes)
     if not _is_main_process():
         return 0
     if isinstance(config, TrainConfig):
@@ -216,16 +201,13 @@ def dry_run(args: argparse.Namespace, model: str | Path, config: "RunConfig") ->
         from tsd.train import load_pairs
 
         load_pixel_loss(config.pixel_loss, "cpu")
-        load_pairs(args.val_data, config)
+        load_pairs(settings.val_data, config)
     print("\n".join(checked.summary))
-    print(f"resuming: {f'{newest} fits' if newest is not None else 'nothing to resume'}")
     _print_plan(checked.folder, config, processes)
     return 0
 
 
-def _print_plan(model: str | Path, config: "RunConfig", processes: int) -> None:
-    from tsd.config import TrainConfig
-
+def _print_plan(model: str | Path, config: RunConfig, processes: int) -> None:
     if not _is_main_process():
         return
     if not isinstance(config, TrainConfig):
@@ -244,8 +226,6 @@ def _is_main_process() -> bool:
 
 def _flags() -> dict[str, tuple[Any, tuple[str, ...] | None, tuple[str, ...]]]:
     """Every setting that is one value: its converter, its choices, and the stages that have it."""
-    from tsd.config import TrainConfig
-    from tsd.teacher_config import TeacherConfig
 
     flags: dict[str, tuple[Any, tuple[str, ...] | None, tuple[str, ...]]] = {}
     for stage, config in (("student", TrainConfig), ("teacher", TeacherConfig)):

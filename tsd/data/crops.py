@@ -102,7 +102,7 @@ class CropMaker(Dataset[CroppedImage]):
         side = self.config.crop
         height, width = image.shape[:2]
         if self.config.mode == "grid":
-            rows, columns = (range(whole % side // 2, whole - side + 1, side) for whole in (height, width))
+            rows, columns = (range(length % side // 2, length - side + 1, side) for length in (height, width))
             corners = [(top, left) for top in rows for left in columns]
         else:
             corners = []

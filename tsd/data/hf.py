@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tsd.atomic import atomic_path, write_text
 from tsd.errors import UserError
+from tsd.files import atomic_path, write_text
 
 ROWS_PER_BATCH = 16  # rows of one Arrow record batch: what is held in memory while writing
 

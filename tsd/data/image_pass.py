@@ -13,7 +13,6 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from tsd.atomic import write_text
 from tsd.data.captions import Captioner
 from tsd.data.crops import Crop, CropMaker, CroppedImage, to_tensor
 from tsd.data.hf import image_features, shard_name, write_shard
@@ -21,7 +20,8 @@ from tsd.data.prepare_config import PrepareConfig
 from tsd.data.prepared import IN_PROGRESS
 from tsd.data.sources import Source, SourceImage
 from tsd.errors import UserError
-from tsd.precision import DTYPES
+from tsd.files import write_text
+from tsd.loading import DTYPES
 
 
 class ImagePass:
@@ -190,5 +190,5 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _unchanged(item: Any) -> Any:
-    """For `DataLoader`, which would turn arrays into tensors."""
+    """Returns the items as they are; `DataLoader` by itself would turn arrays into tensors."""
     return item

@@ -25,6 +25,8 @@ from tsd.images import READABLE, read_picture
 from tsd.seeds import seed_for
 
 SUFFIXES = frozenset(READABLE)
+ImageSource = str | Path | np.ndarray
+"""A folder of images with its sub-folders, an image file, or the pixels of one image, uint8 (H, W, 3)."""
 
 
 class PairDataset(Dataset[dict[str, Tensor | int]]):
@@ -36,7 +38,7 @@ class PairDataset(Dataset[dict[str, Tensor | int]]):
 
     def __init__(
         self,
-        sources: str | Path | Sequence[str | Path | np.ndarray],
+        sources: str | Path | Sequence[ImageSource],
         *,
         crop: int,
         seed: int,
@@ -107,6 +109,16 @@ class PairDataset(Dataset[dict[str, Tensor | int]]):
         return self._cache[number]
 
 
+class CropDataset(PairDataset):
+    """The high-quality halves of `PairDataset`, without the cost of the others: `{"hr": (3,S,S), "index": int}`."""
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
+        if not 0 <= index < self.length:
+            raise IndexError(f"sample {index} of {self.length}")
+        hr = self._crop(index)
+        return {"hr": (usm_sharpen(hr) if self.usm else hr) * 2 - 1, "index": index}
+
+
 def visited(seed: int, index: int, count: int) -> int:
     """Which of `count` images sample `index` is about: each once per round, every round in an order of its own."""
     visit, position = divmod(index, count)
@@ -124,7 +136,7 @@ def training_item(lr: Tensor, hr: Tensor, index: int) -> dict[str, Tensor | int]
     return {"hr": hr * 2 - 1, "lr_up": lr_up * 2 - 1, "index": index}
 
 
-def _collect(sources: Sequence[str | Path | np.ndarray]) -> list[Path | np.ndarray]:
+def _collect(sources: Sequence[ImageSource]) -> list[Path | np.ndarray]:
     """All images, files in sorted order within each folder."""
     found: list[Path | np.ndarray] = []
     for source in sources:

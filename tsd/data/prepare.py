@@ -25,16 +25,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from tsd.atomic import write_text
-from tsd.backbones.base import PromptEmbeds
 from tsd.data.hf import finish, prompt_features, remove_leftovers, shard_name, write_shard
 from tsd.data.image_pass import ImagePass
 from tsd.data.prepare_config import PrepareConfig, is_complete, settings_of
 from tsd.data.prepared import IN_PROGRESS, PROMPTS, RECORD, SCHEMA, read_record
 from tsd.data.sources import Source
 from tsd.errors import UserError
-from tsd.loading import resolve_model
-from tsd.precision import DTYPES
+from tsd.files import write_text
+from tsd.loading import DTYPES, resolve_model
+from tsd.prompt import PromptEmbeds
 
 SKIPPED = "skipped.csv"
 LIBRARIES = ("diffusers", "transformers", "datasets", "Pillow", "numpy")
@@ -159,7 +158,7 @@ def _files(out: Path) -> list[Path]:
 
 
 def _fingerprint(settings: Mapping[str, Any], what: Any) -> str:
-    """For the caches of `datasets`: another one for other settings or images."""
+    """A fingerprint for the caches of `datasets`, which differs for other settings or images."""
     return hashlib.sha256(json.dumps([settings, what]).encode()).hexdigest()[:16]
 
 

@@ -27,7 +27,7 @@ from tsd.data.degrade import DegradationConfig, degrade
 from tsd.data.hf import import_datasets
 from tsd.data.pairs import training_item, visited
 from tsd.errors import UserError
-from tsd.hashing import sha256_file
+from tsd.files import sha256_file
 from tsd.loading import detect_family, read_config, resolve_model
 from tsd.seeds import seed_for
 

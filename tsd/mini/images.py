@@ -5,7 +5,6 @@ edges of every orientation (dead leaves: Lee, Mumford and Huang, 2001), letterin
 the 1/f spectrum of natural images. Everything here is a pure function of its seed.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from tsd.errors import UserError
+from tsd.files import sha256_file
 from tsd.seeds import generator_for, seed_for
 
 VALIDATION_NAMES = ("kodim05", "kodim13", "kodim15", "kodim23")
@@ -43,7 +43,7 @@ def load_photos(manifest: Path, data_root: Path | None = None) -> dict[str, Tens
         path = next((candidate for candidate in candidates if candidate.is_file()), None)
         if path is None:
             faults.append(f"{entry['name']}: not found")
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+        elif sha256_file(path) != entry["sha256"]:
             faults.append(f"{path}: sha256 differs from the manifest's")
         else:
             with Image.open(path) as image:

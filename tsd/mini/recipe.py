@@ -30,18 +30,21 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from tsd.atomic import write_text
 from tsd.backbone import load_backbone
 from tsd.backbones.base import Family
-from tsd.config import PRESETS, Phase, TrainConfig
+from tsd.config import Phase, TrainConfig
 from tsd.data.degrade import FULL, degrade
 from tsd.errors import UserError
+from tsd.files import write_text
 from tsd.loading import FAMILIES
 from tsd.mini.images import load_photos, procedural_image, split_photos, validation_crops
 from tsd.mini.stages import append_row, save_atomically
-from tsd.mini.teacher import TeacherSettings, TeacherTraining, new_scheduler, new_teacher, train_teacher
+from tsd.mini.teacher import BaseSettings, BaseTraining, new_base, new_scheduler, train_base
 from tsd.mini.vae import VaeSettings, train_vae
 from tsd.mini.warmup import Pool, WarmUpSettings, make_pairs, train_encoder, train_student, write_adapters
+from tsd.presets import PRESETS
+from tsd.prompt_files import write_prompt
+from tsd.run_settings import RunSettings
 from tsd.seeds import seed_for
 from tsd.train import train
 
@@ -73,7 +76,7 @@ class Recipe:
     photo_repeats: int = 24  # in the students' data: 480 photographs to 160 drawn images in every round
     turns: int = 8
     vae: VaeSettings = field(default_factory=VaeSettings)
-    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    teacher: BaseSettings = field(default_factory=BaseSettings)
     warmup: WarmUpSettings = field(default_factory=WarmUpSettings)
     tsdsr: TrainConfig = TSD_SR
     vsd: TrainConfig = VSD
@@ -82,7 +85,7 @@ class Recipe:
 def quick_recipe() -> Recipe:
     """Every stage for two or three steps at toy size: it shows that the recipe runs, not that it learns."""
     vae = VaeSettings(steps=3, batch=2, crop=32, warm_up=1)
-    teacher = TeacherSettings(layers=1, heads=2, head_width=32, steps=3, batch=2, crop=16, warm_up=1)
+    teacher = BaseSettings(layers=1, heads=2, head_width=32, steps=3, batch=2, crop=16, warm_up=1)
     warmup = WarmUpSettings(
         pairs=8, crop=64, batch=2, steps=2, joint_pairs=8, joint_crop=64, joint_batch=2, joint_steps=2
     )
@@ -97,7 +100,7 @@ def quick_recipe() -> Recipe:
     )  # fmt: skip
 
 
-class Run:
+class RecipeRun:
     """One run of the recipe in `output`: the data, read once, and a method for every stage."""
 
     def __init__(self, recipe: Recipe, photos: dict[str, Tensor], output: Path, device: torch.device) -> None:
@@ -127,7 +130,7 @@ class Run:
     def teacher(self) -> None:
         settings, vae = self.recipe.teacher, self.load_vae()
         torch.manual_seed(seed_for(self.recipe.seed, "teacher", "weights"))
-        model = new_teacher(settings, vae.config["latent_channels"])
+        model = new_base(settings, vae.config["latent_channels"])
         self.pretrain(
             model, FAMILIES["sd3"], new_scheduler(settings), vae, settings, position_jitter=settings.position_jitter
         )
@@ -138,13 +141,13 @@ class Run:
         family: Family,
         scheduler: Any,
         vae: Any,
-        settings: TeacherTraining,
+        settings: BaseTraining,
         *,
         position_jitter: int = 0,
     ) -> None:
         """Trains a base's denoiser and puts it, its scheduler and its prompts in their places."""
         process = family.process({"_class_name": type(scheduler).__name__, **scheduler.config})
-        prompts = train_teacher(
+        prompts = train_base(
             self.work, model, family, process, vae, self.photos, self.drawn, list(self.validation.values()),
             settings, seed=self.recipe.seed, device=self.device, turns=self.recipe.turns,
             position_jitter=position_jitter,
@@ -154,10 +157,7 @@ class Run:
 
         def write_prompts(folder: Path) -> None:
             for name, prompt in prompts.items():
-                (folder / name).mkdir()
-                for key, tensor in (("prompt_embeds", prompt.embeds), ("pool_embeds", prompt.pooled)):
-                    if tensor is not None:
-                        save_file({key: tensor.half().contiguous()}, folder / name / f"{key}.safetensors")
+                write_prompt(folder / name, prompt.to(dtype=torch.float16), "safetensors")
 
         publish(self.model / "prompts", write_prompts)
 
@@ -212,10 +212,16 @@ class Run:
         for stem, photo in self.validation.items():
             if not (photographs / f"{stem}.png").exists():
                 Image.fromarray(photo.permute(1, 2, 0).numpy()).save(photographs / f"{stem}.png")
-        return train(
-            self.model, self.sources(), self.work / name, config, resume=(self.work / name).exists(), init_lora=start,
-            val_data=photographs, cpu=self.device.type == "cpu",
-        )  # fmt: skip
+        settings = RunSettings(
+            model=self.model,
+            data=self.sources(),
+            output=self.work / name,
+            resume=(self.work / name).exists(),
+            init_lora=start,
+            val_data=photographs,
+            cpu=self.device.type == "cpu",
+        )
+        return train(settings, config).lora
 
     def ship(self, name: str, student: Path) -> None:
         """The student's adapters in fp16 and how to run them; its log becomes a table beside the other stages'."""
@@ -243,14 +249,7 @@ def publish(folder: Path, write: Callable[[Path], object]) -> None:
     os.replace(fresh, folder)
 
 
-def run_recipe(
-    recipe: Recipe, photos: dict[str, Tensor], output: Path, *, device: torch.device, stages: Sequence[str] = STAGES
-) -> Path:
-    """Run the stages in order; returns the model folder. `photos` are uint8 (3, H, W) by name, see `load_photos`."""
-    return run_stages(Run(recipe, photos, output, device), stages)
-
-
-def run_stages(run: Run, stages: Sequence[str]) -> Path:
+def run_stages(run: RecipeRun, stages: Sequence[str]) -> Path:
     """Runs the named stages of a run in order, its settings and logs beside the model; returns the model folder."""
     for stage in stages:
         getattr(run, stage)()
@@ -260,23 +259,42 @@ def run_stages(run: Run, stages: Sequence[str]) -> Path:
     return run.model
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tsd.mini.recipe", description="Train the mini model from nothing.")
+def run_command(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    stages: Sequence[str],
+    new_run: Callable[[argparse.Namespace, dict[str, Tensor]], RecipeRun],
+) -> int:
+    """The command of a recipe: the flags that all recipes share, and its stages.
+
+    Args:
+        new_run: makes the run from the flags and the photographs.
+
+    Returns:
+        0, or 2 where the user can put something right.
+    """
     parser.add_argument("--data-root", type=Path, help="folder with the Kodak photographs (default: $TSD_DATA)")
     parser.add_argument("--manifest", type=Path, default=Path("datasets/kodak/manifest.json"))
     parser.add_argument("--output", type=Path, required=True, help="gets model/ and work/; continues a stopped run")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--stages", nargs="+", choices=stages, default=stages)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="every stage for a few steps at toy size")
     args = parser.parse_args(arguments)
     try:
-        photos = load_photos(args.manifest, args.data_root)
-        recipe = quick_recipe() if args.quick else Recipe()
-        print(run_recipe(recipe, photos, args.output, device=torch.device(args.device), stages=args.stages))
+        print(run_stages(new_run(args, load_photos(args.manifest, args.data_root)), args.stages))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    def new_run(args: argparse.Namespace, photos: dict[str, Tensor]) -> RecipeRun:
+        recipe = quick_recipe() if args.quick else Recipe()
+        return RecipeRun(recipe, photos, args.output, torch.device(args.device))
+
+    parser = argparse.ArgumentParser(prog="python -m tsd.mini.recipe", description="Train the mini model from nothing.")
+    return run_command(parser, arguments, STAGES, new_run)
 
 
 if __name__ == "__main__":

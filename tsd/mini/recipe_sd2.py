@@ -15,27 +15,24 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tsd.atomic import write_safetensors
-from tsd.backbone import load_backbone, mini_model_dir
+from tsd.backbone import load_backbone
 from tsd.config import TrainConfig
-from tsd.errors import UserError
+from tsd.files import mini_model_dir, write_safetensors
 from tsd.loading import FAMILIES
 from tsd.lora import STUDENT, VAE_FILE, attach, load_initial, save_student, vae_targets
-from tsd.mini.images import load_photos
-from tsd.mini.recipe import TSD_SR, VSD, Run, publish, run_stages
+from tsd.mini.recipe import TSD_SR, VSD, RecipeRun, publish, run_command
 from tsd.mini.unet import UNetSettings, UNetStartSettings, encode_pairs, new_sd2_scheduler, new_unet, train_unet_student
 from tsd.mini.warmup import make_pairs
 from tsd.seeds import seed_for
 
 STAGES = ("vae", "teacher", "student", "tsdsr", "vsd")
 RANK = 16
-"""Of the UNet's adapters. The encoder's rank is that of the first model's student."""
+"""Rank of the UNet's adapters. The encoder's rank is that of the first model's student."""
 
 SD2_TSD_SR, SD2_VSD = (dataclasses.replace(config, rank=RANK, critic_rank=RANK) for config in (TSD_SR, VSD))
 
@@ -69,7 +66,7 @@ def quick_recipe() -> SD2Recipe:
     )  # fmt: skip
 
 
-class SD2Run(Run):
+class SD2Run(RecipeRun):
     """The first recipe's run with another base: `first` is the model whose VAE and encoder are taken over."""
 
     recipe: SD2Recipe  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -111,28 +108,17 @@ class SD2Run(Run):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    def new_run(args: argparse.Namespace, photos: dict[str, Tensor]) -> RecipeRun:
+        recipe = quick_recipe() if args.quick else SD2Recipe()
+        return SD2Run(recipe, photos, args.output, torch.device(args.device), args.sd3)
+
     parser = argparse.ArgumentParser(
         prog="python -m tsd.mini.recipe_sd2", description="Train the second mini model, of SD2's family."
     )
-    parser.add_argument("--data-root", type=Path, help="folder with the Kodak photographs (default: $TSD_DATA)")
-    parser.add_argument("--manifest", type=Path, default=Path("datasets/kodak/manifest.json"))
-    parser.add_argument("--output", type=Path, required=True, help="gets model/ and work/; continues a stopped run")
     parser.add_argument(
         "--sd3", type=Path, default=mini_model_dir(), help="the first mini model (default: the shipped)"
     )
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--quick", action="store_true", help="every stage for a few steps at toy size")
-    args = parser.parse_args(arguments)
-    try:
-        photos = load_photos(args.manifest, args.data_root)
-        recipe = quick_recipe() if args.quick else SD2Recipe()
-        run: Any = SD2Run(recipe, photos, args.output, torch.device(args.device), args.sd3)
-        print(run_stages(run, args.stages))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser, arguments, STAGES, new_run)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tsd.atomic import atomic_path
+from tsd.files import atomic_path
 from tsd.mini.optim import set_learning_rates
 
 

@@ -1,4 +1,4 @@
-"""The mini teachers: small denoisers trained from nothing as diffusion models of VAE latents.
+"""The mini bases: small denoisers trained from nothing as diffusion models of VAE latents; each is its own teacher.
 
 The first is an `SD3Transformer2DModel`, made here; the second, a UNet, is made in `tsd.mini.unet`. Both are trained
 alike.
@@ -17,16 +17,17 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from tsd.backbones.base import Family, PromptEmbeds
+from tsd.backbones.base import Family
 from tsd.mini.optim import split_optimisers
 from tsd.mini.stages import run_stage
 from tsd.process import NoiseProcess
+from tsd.prompt import PromptEmbeds
 from tsd.seeds import generator_for
 
 
 @dataclass(frozen=True)
-class TeacherTraining:
-    """What the teachers of both families are trained with."""
+class BaseTraining:
+    """What the bases of both families are trained with."""
 
     prompt_tokens: int = 8
     prompt_width: int = 64
@@ -41,7 +42,7 @@ class TeacherTraining:
 
 
 @dataclass(frozen=True)
-class TeacherSettings(TeacherTraining):
+class BaseSettings(BaseTraining):
     """Architecture and training of the mini transformer; the defaults made the shipped weights."""
 
     layers: int = 6
@@ -57,7 +58,7 @@ class TeacherSettings(TeacherTraining):
         return self.heads * self.head_width
 
 
-def new_teacher(settings: TeacherSettings, latent_channels: int) -> Any:
+def new_base(settings: BaseSettings, latent_channels: int) -> Any:
     """The untrained library model; every modulation and the last projection start at 0, so every block as identity."""
     model = SD3Transformer2DModel(
         sample_size=settings.position_table,
@@ -79,7 +80,7 @@ def new_teacher(settings: TeacherSettings, latent_channels: int) -> Any:
     return model
 
 
-def new_prompts(settings: TeacherTraining, seed: int, *, pooled: bool) -> dict[str, PromptEmbeds]:
+def new_prompts(settings: BaseTraining, seed: int, *, pooled: bool) -> dict[str, PromptEmbeds]:
     """`default` and `null`: fixed Gaussian vectors, (1, L, D) and, where the family has one, (1, D)."""
     prompts = {}
     for name in ("default", "null"):
@@ -90,7 +91,7 @@ def new_prompts(settings: TeacherTraining, seed: int, *, pooled: bool) -> dict[s
     return prompts
 
 
-def new_scheduler(settings: TeacherSettings) -> FlowMatchEulerDiscreteScheduler:
+def new_scheduler(settings: BaseSettings) -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=settings.shift)
 
 
@@ -155,7 +156,7 @@ class ShiftedPositions:
         self.buffer.copy_(self.table.reshape(self.buffer.shape))
 
 
-def train_teacher(
+def train_base(
     folder: Path,
     model: Any,
     family: Family,
@@ -164,7 +165,7 @@ def train_teacher(
     photos: list[Tensor],
     drawn: list[Tensor],
     validation: list[Tensor],
-    settings: TeacherTraining,
+    settings: BaseTraining,
     *,
     seed: int,
     device: torch.device,

@@ -25,14 +25,14 @@ from tqdm import tqdm
 from tsd.backbone import Backbone
 from tsd.lora import STUDENT, adapter_parameters, attach, denoiser_targets, role
 from tsd.mini.stages import in_batches, psnr_luma, run_stage, save_atomically
-from tsd.mini.teacher import TeacherTraining
+from tsd.mini.teacher import BaseTraining
 from tsd.mini.warmup import factorise, latent_loss, pixel_metric
 from tsd.process import Prediction
 from tsd.seeds import generator_for, seed_for
 
 
 @dataclass(frozen=True)
-class UNetSettings(TeacherTraining):
+class UNetSettings(BaseTraining):
     """Architecture and training of the mini UNet; the defaults made the shipped weights."""
 
     channels: tuple[int, int] = (48, 72)
@@ -144,8 +144,8 @@ def encode_pairs(path: Path, backbone: Backbone, low: Tensor, high: Tensor) -> t
     for start in tqdm(range(0, len(low), 10), desc="encoding pairs", file=sys.stderr, mininterval=2.0):
         x_l, x_h = (images[start : start + 10].to(device).float() / 255 for images in (low, high))
         x_l = F.interpolate(x_l, scale_factor=4, mode="bicubic").clamp(0, 1)
-        for kept, x, who in zip(latents, (x_l, x_h), (STUDENT, "teacher"), strict=True):
-            with role(backbone.vae, who), torch.autocast(device.type, torch.bfloat16):  # pyright: ignore[reportArgumentType]
+        for kept, x, active in zip(latents, (x_l, x_h), (STUDENT, "teacher"), strict=True):
+            with role(backbone.vae, active), torch.autocast(device.type, torch.bfloat16):  # pyright: ignore[reportArgumentType]
                 kept.append(backbone.encode(x * 2 - 1, posterior="mode").half().cpu())
     z_low, z = (torch.cat(parts) for parts in latents)
     save_atomically([z_low, z], path)

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from tsd.atomic import write_safetensors
 from tsd.backbone import Backbone
 from tsd.data.pairs import PairDataset
+from tsd.files import write_safetensors
 from tsd.lora import (
     STUDENT,
     VAE_FILE,

@@ -1,14 +1,55 @@
-"""Files and folders that appear whole or not at all: written beside their place, then renamed into it."""
+"""Files: written whole or not at all, hashed, and those that the package brings along.
 
+Standard library only, so that `bench` may use it anywhere.
+"""
+
+import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from safetensors.torch import save_file
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replaces `path` by `data`: a reader, and whoever comes after a kill, sees the old bytes or the new ones.
+
+    The folder is made where it is missing. What a kill leaves behind is named `.NAME.PID.tmp`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces `path` by UTF-8 text, see `write_atomic`."""
+    write_atomic(path, text.encode())
+
+
+def write_safetensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file that appears whole or not at all."""
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
 
 
 @contextmanager
@@ -60,13 +101,6 @@ def _umask() -> int:
     return umask
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file atomically."""
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+def mini_model_dir(name: Literal["mini", "mini-sd2"] = "mini") -> Path:
+    """A mini model shipped in the package, in diffusers layout: of SD3's family, or of SD2's."""
+    return Path(__file__).parent / "assets" / name

@@ -1,0 +1,93 @@
+"""What a training run is asked for beside its `RunConfig`, and what it leaves behind: paths, and how it is carried out.
+
+This module imports no torch: the settings are refused before anything heavy is imported.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tsd.errors import UserError
+from tsd.files import mini_model_dir
+
+if TYPE_CHECKING:
+    from tsd.data.pairs import ImageSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What a run reads, where it writes and how it is carried out. What changes its result is its `RunConfig`.
+
+    Attributes:
+        model: base model, a folder in diffusers layout or a hub id; by default the mini model of the package.
+        data: image folders, files or uint8 arrays (see `PairDataset`), or one folder that `tsd prepare` wrote.
+        output: run folder: `config.json`, `log.jsonl`, `checkpoints/`, `student/` or `teacher/` (last), `best/`,
+            `logs/`, `validation/`. None is allowed for `check_run` only, which writes nothing.
+        resume: continue from the newest checkpoint in `output`; without it an `output` that has some is an error.
+        init_lora: folder of an existing student (released layout) to start from, instead of B = 0; distillation only.
+        teacher_lora: folder of the teacher's LoRA (of `train_teacher`, or any of that layout), which stays frozen;
+            by default the teacher is the bare base. Distillation only.
+        prompt_embeds: folder with `default/` and `null/` prompts; by default the model folder's own.
+        val_data: folder of held-out photographs; without it nothing is validated and there is no `best/`.
+        workers: data-loading processes; 0 loads in the training process.
+        stop_after: stop cleanly after this many steps in all (a checkpoint is written), to be resumed later.
+        time_limit_seconds: stop cleanly before so much time has passed (see `tsd.stopping`).
+        keep: how many of the newest checkpoints are kept, besides that of the best validation; 1 or more.
+        tracker: one of accelerate's names, or `none`.
+        cpu: train on the CPU even where there is an accelerator.
+
+    Raises:
+        UserError: a number out of range, or an `output` that is a file.
+    """
+
+    model: str | Path = field(default_factory=mini_model_dir)
+    data: "str | Path | Sequence[ImageSource]"
+    output: str | Path | None
+    resume: bool = False
+    init_lora: str | Path | None = None
+    teacher_lora: str | Path | None = None
+    prompt_embeds: str | Path | None = None
+    val_data: str | Path | None = None
+    workers: int = 0
+    stop_after: int | None = None
+    time_limit_seconds: float | None = None
+    keep: int = 2
+    tracker: str = "tensorboard"
+    cpu: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("keep", 1), ("workers", 0), ("stop_after", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"--{name.replace('_', '-')} is {value}; expected {least} or more")
+        if self.output is not None and Path(self.output).is_file():
+            raise UserError(f"the output {self.output} is a file; give a folder")
+
+    @property
+    def sources(self) -> "Sequence[ImageSource]":
+        """`data` as a sequence, also where it is one path."""
+        return [self.data] if isinstance(self.data, str | Path) else self.data
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run left behind.
+
+    Attributes:
+        output: the run folder.
+        lora: folder of the LoRA files as they stand after the last step, `student/` or `teacher/` in `output`. Give it
+            to `Restorer.load(lora=…)`, or as `teacher_lora` to the distillation.
+        best: folder of the LoRA files of the best validation; None where nothing was validated.
+        log: `log.jsonl`, one JSON object a step.
+        step: steps done in all.
+        stopped_by: what ended the run before its last step (`the time limit`, `SIGTERM`, `Ctrl-C`, `another process`),
+            or None. With `resume` it continues.
+    """
+
+    output: Path
+    lora: Path
+    best: Path | None
+    log: Path
+    step: int
+    stopped_by: str | None
