@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from bench.errors import UserError
 from bench.plan import Choice
 from bench.provenance import sha256_json
 from bench.ranks import Rank, exchange
+from tsd.errors import UserError
 
 if TYPE_CHECKING:
     from bench.testsets import TestSet

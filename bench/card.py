@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from bench.card_faults import faults
 from bench.card_schema import Card, Command, Environment, Network, Patch, Published, Weight
-from bench.errors import UserError
+from tsd.errors import UserError
 
 __all__ = [
     "CARDS",

@@ -15,10 +15,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bench.card import Card, Command
-from bench.errors import UserError
 from bench.external.git import git, last_message
 from bench.external.repository import Origin, apply_patch, find_origin
 from bench.options import RunOptions
+from tsd.errors import UserError
 
 PLACEHOLDER = re.compile(r"\{\w+\}")
 NUMBERS = {"int": int, "float": float}

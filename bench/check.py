@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.errors import UserError
 from bench.global_random import kept_generators, states
 from bench.methods.base import FolderMethod, Method
 from bench.options import MIN_SIDE, SCALE, SEED_LIMIT
+from tsd.errors import UserError
 
 if TYPE_CHECKING:
     from bench.testsets import TestSet

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bench import __version__
 from bench.commands import check, compare, fetch, install, restore, run, score, table
 from bench.commands import list as list_
-from bench.errors import UserError
+from tsd.errors import UserError
 
 EPILOG = """\
 examples:

@@ -7,8 +7,8 @@ tolerance. Seconds are not compared. Averages are not looked at: they hide what 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bench.errors import UserError
 from bench.records import Records
+from tsd.errors import UserError
 
 # Twice to ten times what the same code was seen to move between processors (one 8-bit level at single pixels).
 TOLERANCES: dict[str, float] = {

@@ -7,11 +7,12 @@ from dataclasses import replace
 from bench.card import Card, Weight, argument_of
 from bench.methods.base import MethodSpec
 from bench.methods.published import absent_outputs
-from bench.missing import Missing, human_size
+from bench.missing import Missing
 from bench.options import RunOptions
 from bench.store import Store, source
 from bench.tables import TABLES
 from bench.testsets import TESTSETS
+from tsd.files import human_size
 
 HEADERS = ("method", "table", "steps", "runs", "weights", "licence", "forbids", "last verified")
 LONG = (5, 6, 7)  # the columns of sentences, which may be cut

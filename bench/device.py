@@ -4,8 +4,8 @@ import ctypes
 import functools
 from ctypes.util import find_library
 
-from bench.errors import UserError
 from bench.ranks import ALONE, Rank
+from tsd.errors import UserError
 
 
 def resolve_device(name: str, rank: Rank = ALONE) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING
 
-from bench.errors import UserError
 from bench.provenance import cached_sha256
+from tsd.errors import UserError
 
 if TYPE_CHECKING:
     import requests

@@ -1,15 +1,13 @@
-"""The one exception that means: the user can put this right. And errors as text, for a terminal or for a record."""
+"""Errors as text, for a terminal or for a record."""
 
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from tsd.errors import UserError
+
 ABSOLUTE = re.compile(r"(?<![\w.:/~…>-])/(?:[^\s/'\":,;()<>]+/)+")
-
-
-class UserError(ValueError):
-    """Bad input. The message says what was found, what was expected and what to do; the CLI prints it alone."""
 
 
 def one_line(error: BaseException) -> str:

@@ -10,11 +10,11 @@ from typing import IO, cast
 from bench import hub
 from bench.card import Card, cards
 from bench.download import download
-from bench.errors import UserError
 from bench.fetch_item import Item
 from bench.methods.published import absent_outputs, fetch_published
 from bench.options import RunOptions
 from bench.testsets import HR, LQ, LR, TESTSETS, missing_testset, read_manifest
+from tsd.errors import UserError
 
 TESTSETS_REPO = "Iceclear/StableSR-TestSets"
 TESTSETS_ARCHIVE = "StableSR_testsets.zip"

@@ -10,13 +10,13 @@ from functools import partial
 from bench import hub
 from bench.card import Card, Weight, argument_of, assets, cards
 from bench.download import download
-from bench.errors import UserError
 from bench.fetch_item import Item
 from bench.metrics import EXTRA_METRICS, METRICS, MetricSpec
 from bench.missing import Missing
 from bench.options import RunOptions
 from bench.provenance import cached_sha256
 from bench.store import FIRST_USE, KnownHash, Store, missing_files
+from tsd.errors import UserError
 
 
 def metric_items() -> list[Item]:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from bench.errors import UserError
 from bench.metrics import CannotScoreError, ImageScorer, MetricSpec, SetScorer, missing_metric
 from bench.metrics.images import EXTENSIONS, UnusableImageError, read_rgb8
 from bench.missing import Missing
 from bench.summarize import mean_ci95
+from tsd.errors import UserError
 
 
 class FolderError(UserError):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from bench.card import Weight
 from bench.download import CONNECT_SECONDS, GIT, digest_of
-from bench.errors import UserError
+from tsd.errors import UserError
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bench import provenance
-from bench.errors import UserError
 from bench.records import MethodRecords
 from bench.schema import Restoration, StaleRecords
+from tsd.errors import UserError
 
 if TYPE_CHECKING:
     from bench.testsets import TestSet

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import UserError, one_line, without_paths
+from bench.errors import one_line, without_paths
 from bench.methods.base import FolderMethod, FolderRunner, Method
 from bench.options import RunOptions
 from bench.pixels import checked_pixels, output_fault, png, read_image
 from bench.seeds import image_seed
+from tsd.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-UNITS = ("B", "kB", "MB", "GB")
+from tsd.files import human_size
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,6 @@ class Obstacle:
     def line(self) -> str:
         """One line for a footnote."""
         return f"{self.needed_by} {self.reason}"
-
-
-def human_size(size_bytes: int | None) -> str:
-    """`233.1 MB` for 233_100_000 bytes (powers of ten, as on download pages); empty for None."""
-    if size_bytes is None:
-        return ""
-    value, unit = float(size_bytes), UNITS[0]
-    for larger in UNITS[1:]:
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.0f} {unit}" if unit in ("B", "kB") else f"{value:.1f} {unit}"
 
 
 def describe(missing: "Iterable[Missing | Obstacle]") -> str:

@@ -1,14 +1,15 @@
 """What a run tells every method: device, precision, folders, seed; and the numbers of the task itself.
 
-This module is on the ground floor: it imports only `bench.errors`, and torch in the two methods that need it.
+This module is on the ground floor: it imports only `tsd`'s ground, and torch in the two methods that need it.
 """
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from bench.errors import UserError
+from tsd.config import Precision
+from tsd.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,8 @@ MIN_SIDE = 16
 """Every method takes images whose sides have at least this many pixels."""
 SEED_LIMIT = 2**63
 """Seeds are integers from 0 to below this one."""
-DTYPES = ("fp32", "bf16", "fp16")
+DTYPES = get_args(Precision)
+"""The names of the precisions a network may compute in."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from bench.agreement import agreed, same_everywhere
 from bench.device import resolve_device
-from bench.errors import UserError
 from bench.missing import brief, describe
 from bench.options import RunOptions
 from bench.plan import Choice, choose, make_plan
@@ -26,6 +25,7 @@ from bench.records import Records
 from bench.request import Request
 from bench.schema import Plan, PlanSet
 from bench.tables import get_profile
+from tsd.errors import UserError
 
 if TYPE_CHECKING:
     import pandas

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from bench.errors import UserError, without_paths
+from bench.errors import without_paths
 from bench.methods import MethodSpec, get_method
 from bench.metrics import MetricSpec, get_metric, missing_metric
 from bench.missing import Missing, Obstacle
@@ -15,6 +15,7 @@ from bench.options import RunOptions
 from bench.schema import Plan, PlanMethod, PlanMetric, PlanSet
 from bench.tables import PaperRow, Profile, TableSpec
 from bench.testsets import TESTSETS, has_reference, missing_testset
+from tsd.errors import UserError
 
 
 @dataclass(frozen=True)

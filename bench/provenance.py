@@ -15,17 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import bench
+from tsd.files import sha256_file
 
 RESTORE_LIBRARIES = (
     "torch", "torchvision", "diffusers", "transformers", "peft", "spandrel", "numpy", "pillow",
 )  # fmt: skip
 SCORE_LIBRARIES = ("pyiqa", "torch", "torchvision", "timm", "numpy", "scipy", "pillow")
-
-
-def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def cached_sha256(path: Path) -> str:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 from uuid import uuid4
 
-from bench.errors import UserError, one_line
+from bench.errors import one_line
+from tsd.errors import UserError
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)

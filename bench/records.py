@@ -33,8 +33,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bench.errors import UserError, without_paths
-from bench.provenance import sha256_file
+from bench.errors import without_paths
 from bench.schema import (
     SCHEMA,
     ImageRow,
@@ -48,6 +47,8 @@ from bench.schema import (
     check_schema,
     from_json,
 )
+from tsd.errors import UserError
+from tsd.files import sha256_file, write_atomic
 
 RowT = TypeVar("RowT", ImageRow, ScoreRow)
 
@@ -244,20 +245,6 @@ class MethodRecords:
 
     def _scores(self, metric: str) -> Path:
         return self.folder / f"scores.{metric}.jsonl"
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replaces `path` by `data`: a reader, and whoever comes after a kill, sees the old bytes or the new ones."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _append(path: Path, row: ImageRow | ScoreRow) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.errors import UserError
+from tsd.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from bench import provenance
-from bench.errors import UserError, one_line
+from bench.errors import one_line
 from bench.identity import agreed_account, continue_or_refuse, refuse_stale
 from bench.makers import Maker, Work, no_work, work_of
 from bench.methods.base import FolderMethod, FolderRunner, Method, MethodSpec
 from bench.options import RunOptions
 from bench.ranks import ALONE, Rank, exchange, from_first, wait_until_visible
-from bench.records import MethodRecords, Records, write_atomic
+from bench.records import MethodRecords, Records
 from bench.schema import EXTERNAL, ImageRow, Restoration
 from bench.seeds import image_seed
 from bench.stage_report import StageReport, combined
+from tsd.errors import UserError
+from tsd.files import write_atomic
 
 if TYPE_CHECKING:
     from bench.testsets import TestImage, TestSet

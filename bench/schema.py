@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from bench.errors import UserError
+from tsd.errors import UserError
 
 SCHEMA = 1
 WHOLE_SET = "*"

@@ -17,10 +17,10 @@ from tqdm import tqdm
 from bench.card import Card, Weight, argument_of
 from bench.card_schema import LEDGER
 from bench.download import GIT, digest_of
-from bench.errors import UserError
 from bench.missing import Missing
 from bench.provenance import cached_sha256
-from bench.records import write_atomic
+from tsd.errors import UserError
+from tsd.files import write_atomic
 
 if TYPE_CHECKING:
     from bench.options import RunOptions

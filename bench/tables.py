@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.errors import UserError
+from tsd.errors import UserError
 
 PAPER_DIR = Path(__file__).parent / "paper"
 NINE = ("psnr", "ssim", "lpips", "dists", "fid", "niqe", "musiq", "maniqa", "clipiqa")

@@ -23,9 +23,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bench.errors import UserError
 from bench.missing import Missing, describe
-from bench.provenance import sha256_file
+from tsd.errors import UserError
+from tsd.files import sha256_file
 
 TESTSETS = ("mini", "realsr", "drealsr", "div2k-val", "realsrset", "realset65")
 DATASETS = Path(__file__).resolve().parents[1] / "datasets"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.check import check_method, report, synthetic_image
 from bench.commands import check as command
-from bench.errors import UserError
+from tsd.errors import UserError
 
 
 class Good:

@@ -10,7 +10,6 @@ from PIL import Image
 from scipy.linalg import sqrtm
 from sklearn.metrics.pairwise import polynomial_kernel
 
-from bench.errors import UserError
 from bench.metrics import METRICS, CannotScoreError, get_metric
 from bench.metrics.distribution import (
     covariance_factor,
@@ -22,6 +21,7 @@ from bench.metrics.distribution import (
 from bench.metrics.quiet import guarded_pyiqa
 from bench.metrics.weights import INCEPTION
 from bench.provenance import cached_sha256
+from tsd.errors import UserError
 
 
 def gaussian(count: int, dimension: int, seed: int, shift: float = 0.0) -> np.ndarray:

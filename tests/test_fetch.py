@@ -22,13 +22,14 @@ import bench.testsets
 from bench.card import Weight, assets, cards
 from bench.cli import main
 from bench.download import download
-from bench.errors import UserError
 from bench.fetch_weights import get_weights
 from bench.methods.published import absent_outputs, fetch_published
 from bench.metrics import METRICS
 from bench.metrics.weights import MetricFile
-from bench.missing import Missing, Obstacle, brief, describe, human_size
+from bench.missing import Missing, Obstacle, brief, describe
 from bench.options import RunOptions
+from tsd.errors import UserError
+from tsd.files import human_size
 
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -14,10 +14,10 @@ import pytest
 import bench.hub
 from bench.card import Weight
 from bench.download import GIT, digest_of
-from bench.errors import UserError
 from bench.fetch_weights import get_weights, record_first_hashes
 from bench.options import RunOptions
 from bench.store import Store, verified_files
+from tsd.errors import UserError
 
 COMMIT = "c" * 40
 LARGE = b"many numbers " * 5000

@@ -30,8 +30,14 @@ def test_tsd_never_imports_bench() -> None:
     assert users_of("tsd", "bench") == set()
 
 
-def test_bench_imports_tsd_in_two_places() -> None:
-    assert users_of("bench", "tsd") == {"bench/methods/tsd_sr.py", "bench/methods/osediff.py"}
+def test_bench_imports_the_ground_of_tsd_and_its_networks_in_two_places() -> None:
+    ground = {"tsd.errors", "tsd.files", "tsd.config"}
+    others = {name for path in (ROOT / "bench").rglob("*.py") for name in imported_modules(path)} - ground
+    networks = {name for name in others if name.startswith("tsd.")}
+    assert {user for name in networks for user in users_of("bench", name)} == {
+        "bench/methods/tsd_sr.py",
+        "bench/methods/osediff.py",
+    }
 
 
 def test_the_datasets_folder_is_no_package() -> None:

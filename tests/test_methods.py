@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.errors import UserError
 from bench.methods import FORMS, METHODS, get_method
 from bench.methods.base import MethodSpec, nothing_missing
 from bench.options import RunOptions
+from tsd.errors import UserError
 
 
 def test_every_name_is_its_specs_own_and_can_name_a_folder():

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from bench.check import check_folder
-from bench.errors import UserError
 from bench.methods import get_method
 from bench.methods.base import FolderMethod, Method
 from bench.methods.folder import PublishedOutputs, images_by_stem
 from bench.options import RunOptions
+from tsd.errors import UserError
 
 NAMES = ("a", "b", "c")
 

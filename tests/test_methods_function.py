@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from bench.check import check_method
-from bench.errors import UserError
 from bench.methods import get_method
 from bench.methods.function import FunctionMethod
 from bench.options import RunOptions
+from tsd.errors import UserError
 
 SOURCE = """
 from dataclasses import dataclass

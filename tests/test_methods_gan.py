@@ -14,12 +14,12 @@ from torch import Tensor
 
 from bench.card import Card, cards
 from bench.check import check_method
-from bench.errors import UserError
 from bench.methods.base import Method
 from bench.methods.gan import GanMethod, gan_spec
 from bench.missing import Obstacle
 from bench.options import RunOptions
 from bench.store import KnownHash, Store
+from tsd.errors import UserError
 
 RRDB_CARDS = ("bsrgan", "realesrgan", "ldl")
 # What the authors' definitions call the same layers, in their order: cszn/BSRGAN models/network_rrdbnet.py, and

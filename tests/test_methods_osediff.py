@@ -26,7 +26,6 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from bench.card import Card, Weight, cards
 from bench.check import check_method, synthetic_image
-from bench.errors import UserError
 from bench.methods import osediff_checkpoint as checkpoint
 from bench.methods import tagger as tagging
 from bench.methods.base import Method
@@ -36,6 +35,7 @@ from bench.provenance import cached_sha256
 from bench.store import KnownHash, Store
 from tsd.backbone import load_backbone
 from tsd.backbones.sd2 import SD2
+from tsd.errors import UserError
 from tsd.files import mini_model_dir
 from tsd.lora import check_lora, denoiser_targets, read_lora, vae_targets
 from tsd.public_configs import PUBLIC_CONFIGS

@@ -17,12 +17,12 @@ from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
 
 from bench.card import cards
 from bench.check import check_method
-from bench.errors import UserError
 from bench.methods import METHODS, get_method
 from bench.methods.base import Method
 from bench.methods.gan import NO_SIZE_RULES, gan_spec
 from bench.methods.spandrel import SpandrelMethod, architecture_facts
 from bench.options import RunOptions
+from tsd.errors import UserError
 
 COMPACT = METHODS["realesrgan-compact"]
 

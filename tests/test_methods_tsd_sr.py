@@ -13,16 +13,15 @@ import torch
 import bench.methods.tsd_weights
 from bench.card import assets, cards
 from bench.check import check_method
-from bench.errors import UserError
 from bench.fetch_weights import record_first_hashes
 from bench.methods import METHODS, get_method
 from bench.methods.base import Method
-from bench.methods.tsd_sr import OneStepMethod, TeacherMethod, TeacherSettings, mini_folder
+from bench.methods.tsd_sr import OneStepMethod, TeacherMethod, TeacherSettings
 from bench.methods.tsd_weights import RELEASE_SETTINGS, ModelFolders
 from bench.options import RunOptions
 from tsd.backbone import load_backbone
 from tsd.config import RestoreConfig
-from tsd.files import mini_model_dir
+from tsd.errors import UserError
 from tsd.restore import Restorer
 from tsd.sampler import image_to_image
 
@@ -42,10 +41,6 @@ def teacher(tiny_sd3_dir: Path) -> TeacherMethod:
     method = get_method(f"teacher:steps=3,strength=0.6,guidance=2,model={tiny_sd3_dir}").load(RunOptions())
     assert isinstance(method, TeacherMethod)
     return method
-
-
-def test_the_mini_model_is_where_tsd_ships_it():
-    assert mini_folder() == mini_model_dir()
 
 
 def test_student_is_the_restorer_with_the_settings_of_its_weights(

@@ -16,7 +16,6 @@ from PIL import Image
 from skimage import data
 from skimage.metrics import structural_similarity
 
-from bench.errors import UserError
 from bench.metrics import (
     METRICS,
     CannotScoreError,
@@ -31,6 +30,7 @@ from bench.metrics.per_image import untrained_timm
 from bench.metrics.quiet import guarded_pyiqa
 from bench.metrics.weights import ALEXNET, LPIPS_HEADS, MUSIQ, hub_dir
 from bench.provenance import cached_sha256
+from tsd.errors import UserError
 
 RUNNABLE_WITHOUT_WEIGHTS = ("psnr", "ssim")
 

@@ -11,10 +11,10 @@ from bench.card import CARDS, Card, Weight, cards, read_card
 from bench.card_schema import LEDGER
 from bench.cli import main
 from bench.download import GIT
-from bench.errors import UserError
 from bench.fetch_weights import record_first_hashes
 from bench.options import RunOptions
 from bench.store import FIRST_USE, KnownHash, Store, missing_weights, verified_weights
+from tsd.errors import UserError
 
 SHA256 = hashlib.sha256(b"numbers").hexdigest()
 

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 import bench.testsets
-from bench.errors import UserError
 from bench.testsets import (
     DATASETS,
     TESTSETS,
@@ -19,6 +18,7 @@ from bench.testsets import (
     missing_testset,
     names_of,
 )
+from tsd.errors import UserError
 
 NAMES = ["b.png", "a.png", "c.png"]
 

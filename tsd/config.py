@@ -20,6 +20,7 @@ LearningRateSchedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
 ]
 Weighting = Literal["sigma2", "uniform"]
+Precision = Literal["fp32", "bf16", "fp16"]
 Optimizer = Literal["adamw", "adamw8bit"]
 TimeDensity = Literal["family", "logit_normal", "uniform"]
 Posterior = Literal["sample", "mode"]
@@ -93,7 +94,7 @@ class RunConfig:
     posterior: Posterior
     seed: int
     mixed_precision: Literal["no", "bf16", "fp16"]
-    base_dtype: Literal["fp32", "bf16", "fp16"]
+    base_dtype: Precision
     gradient_checkpointing: bool = False
     checkpoint_every: int
     validate_every: int

@@ -15,11 +15,26 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
+MiniModel = Literal["mini", "mini-sd2"]
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
 
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def human_size(size_bytes: int | None) -> str:
+    """`233.1 MB` for 233_100_000 bytes (powers of ten, as on download pages); empty for None."""
+    if size_bytes is None:
+        return ""
+    value, unit = float(size_bytes), UNITS[0]
+    for larger in UNITS[1:]:
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit in ("B", "kB") else f"{value:.1f} {unit}"
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -101,6 +116,6 @@ def _umask() -> int:
     return umask
 
 
-def mini_model_dir(name: Literal["mini", "mini-sd2"] = "mini") -> Path:
+def mini_model_dir(name: MiniModel = "mini") -> Path:
     """A mini model shipped in the package, in diffusers layout: of SD3's family, or of SD2's."""
     return Path(__file__).parent / "assets" / name

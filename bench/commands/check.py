@@ -58,11 +58,11 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from bench.check import check_folder, check_method, report
-    from bench.errors import UserError
     from bench.methods import FolderMethod, get_method
     from bench.methods.base import Method
     from bench.missing import describe
     from bench.options import RunOptions
+    from tsd.errors import UserError
 
     spec = get_method(args.method)
     if spec.card is not None and spec.how == "own environment":
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_card(card: "Card", repo_dir: Path | None, as_json: bool) -> int:
     from bench.card_check import check_card
-    from bench.errors import UserError
+    from tsd.errors import UserError
 
     if repo_dir is None:
         raise UserError(

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tolerance(text: str) -> tuple[str, float]:
-    from bench.errors import UserError
+    from tsd.errors import UserError
 
     metric, _, value = text.partition("=")
     try:

@@ -45,9 +45,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    from bench.errors import UserError
     from bench.fetch import items
     from bench.options import RunOptions
+    from tsd.errors import UserError
 
     options = RunOptions(data_root=args.data_root, weights_root=args.weights_root)
     known = items() | _own_cards(args.names)
@@ -90,8 +90,8 @@ def _own_cards(asked: list[str]) -> "dict[str, Item]":
         UserError: no such card, or it has nothing to fetch.
     """
     from bench.card import read_card
-    from bench.errors import UserError
     from bench.fetch_weights import card_item
+    from tsd.errors import UserError
 
     found = {}
     for name in asked:
@@ -112,8 +112,8 @@ def _names(asked: list[str], known: "dict[str, Item]") -> list[str]:
     """
     import difflib
 
-    from bench.errors import UserError
     from bench.metrics import METRICS
+    from tsd.errors import UserError
 
     names = [name for ask in asked for name in ([n for n in METRICS if n in known] if ask == ALL_METRICS else [ask])]
     for name in names:
@@ -127,7 +127,7 @@ def _names(asked: list[str], known: "dict[str, Item]") -> list[str]:
 
 
 def _show(item: "Item", options: "RunOptions") -> None:
-    from bench.missing import human_size
+    from tsd.files import human_size
 
     state = "missing" if item.missing(options) else "here"
     about = ", ".join(fact for fact in (human_size(item.size_bytes), item.licence) if fact)

@@ -39,10 +39,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     from bench.card import argument_of
-    from bench.errors import UserError
     from bench.external.prepare import install, is_installed
     from bench.options import RunOptions
     from bench.store import missing_weights
+    from tsd.errors import UserError
 
     options = RunOptions(repo_dir=args.repo_dir, cache_root=args.cache, weights_root=args.weights_root)
     cards = list({card.name: card for card in map(_card, args.methods)}.values())
@@ -72,8 +72,8 @@ def _card(name: str) -> "Card":
     Raises:
         UserError: no such method, or one that runs in process.
     """
-    from bench.errors import UserError
     from bench.methods import get_method
+    from tsd.errors import UserError
 
     spec = get_method(name)
     if spec.card is None or spec.how != "own environment":
@@ -100,8 +100,8 @@ def _plan(card: "Card", options: "RunOptions") -> str:
 
 
 def _source(card: "Card", options: "RunOptions") -> str:
-    from bench.errors import UserError
     from bench.external.repository import find_origin
+    from tsd.errors import UserError
 
     try:
         return find_origin(card, options).shown

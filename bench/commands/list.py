@@ -40,8 +40,8 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from bench.device import resolve_device
-    from bench.errors import UserError
     from bench.options import RunOptions
+    from tsd.errors import UserError
 
     device = resolve_device("auto")
     options = RunOptions(device, data_root=args.data_root, weights_root=args.weights_root, cache_root=args.cache)
@@ -71,10 +71,10 @@ def _description(name: str, options) -> str:
         UserError: neither has that name; lists the methods, and the likeliest meant.
     """
     from bench.describe import description as describe_method
-    from bench.errors import UserError
     from bench.methods import get_method
     from bench.metrics import EXTRA_METRICS, METRICS
     from bench.metrics.describe import description as describe_metric
+    from tsd.errors import UserError
 
     metrics = METRICS | EXTRA_METRICS
     if name in metrics:

@@ -40,9 +40,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     import json
 
-    from bench.errors import UserError
     from bench.folders import find_pairs, format_scores, score_pairs
     from bench.metrics import METRICS, get_metric
+    from tsd.errors import UserError
 
     names = [name for group in args.metrics or METRICS for name in group.split(",") if name]
     specs = [get_metric(name) for name in dict.fromkeys(names)]
@@ -59,7 +59,7 @@ def _check_device(name: str) -> None:
     """Raises UserError for a device that is none, or a GPU that torch does not find."""
     import torch
 
-    from bench.errors import UserError
+    from tsd.errors import UserError
 
     try:
         device = torch.device(name)

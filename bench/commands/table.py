@@ -29,9 +29,9 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bench.errors import UserError
     from bench.records import Records
     from bench.render import write_table
+    from tsd.errors import UserError
 
     records = Records(args.out)
     plan = records.read_plan(args.table)

@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.external.collect import Names, collect
 from bench.external.command import SEED_LIMIT
-from bench.records import write_atomic
+from tsd.files import write_atomic
 
 
 class Attempt:

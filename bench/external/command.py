@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.errors import UserError
 from bench.external import seed_module
+from tsd.errors import UserError
 
 if TYPE_CHECKING:
     from bench.card import Command

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.card import Card, Environment, argument_of
-from bench.errors import UserError, without_paths
+from bench.errors import without_paths
 from bench.external.place import ENVIRONMENTS, exclusive, in_words
 from bench.external.process import require, run_tool
-from bench.records import write_atomic
+from tsd.errors import UserError
+from tsd.files import write_atomic
 
 if TYPE_CHECKING:
     from bench.options import RunOptions

@@ -5,7 +5,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from bench.errors import UserError, without_paths
+from bench.errors import without_paths
+from tsd.errors import UserError
 
 GIT_SECONDS = 600.0
 OTHER_REPOSITORY = (

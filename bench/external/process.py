@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from bench.errors import UserError
 from bench.external.log import last_lines
+from tsd.errors import UserError
 
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 TAIL = 60

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.card import Card, Patch
-from bench.errors import UserError, some, without_paths
+from bench.errors import some, without_paths
 from bench.external.git import git, git_program, last_message, variables
 from bench.external.place import REPOSITORIES, exclusive, in_words
 from bench.external.process import require, run_tool
-from bench.records import write_atomic
+from tsd.errors import UserError
+from tsd.files import write_atomic
 
 if TYPE_CHECKING:
     from bench.options import RunOptions

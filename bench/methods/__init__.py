@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.card import Card, cards, read_card
-from bench.errors import UserError
 from bench.methods.base import FolderMethod, Method, MethodSpec
 from bench.methods.external import external_spec
 from bench.methods.folder import folder_spec
@@ -36,6 +35,7 @@ from bench.methods.tsd_rows import (
 from bench.methods.tsd_sr import TeacherSettings
 from bench.methods.tsd_weights import ModelFolders
 from bench.tables import TABLES
+from tsd.errors import UserError
 
 __all__ = ["FORMS", "METHODS", "FolderMethod", "Method", "MethodSpec", "get_method"]
 

@@ -122,7 +122,7 @@ class MethodSpec:
         restriction: what the licence forbids; empty where nothing is forbidden.
         verified: how this row was last checked, in words.
         card: the card it comes from, for the paper's competitors.
-        load: makes the method, may raise `bench.errors.UserError`. Every run calls it and `provenance`, also when all
+        load: makes the method, may raise `tsd.errors.UserError`. Every run calls it and `provenance`, also when all
             work is done, so both hash files but leave building a network to the first `restore`.
         missing: what is not on this machine, by looking at file names only: fast, no network, no hashing. Files,
             and obstacles that no file mends (a GPU).

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from bench.card import Card, Command, Patch
 from bench.device import has_nvidia_driver
-from bench.errors import UserError, without_paths
+from bench.errors import without_paths
 from bench.external import environment, repository
 from bench.external.attempt import Attempt, attempts, next_attempt, remove_attempts
 from bench.external.collect import Collected, Names, collect
@@ -27,10 +27,11 @@ from bench.external.process import Ending, Process
 from bench.methods.base import MethodSpec, spec_of
 from bench.missing import Missing, Obstacle
 from bench.options import RunOptions
-from bench.provenance import sha256_file
 from bench.schema import DESCRIPTIONS
 from bench.store import missing_weights, verified_weights
 from bench.testsets import lr_size_of
+from tsd.errors import UserError
+from tsd.files import sha256_file
 
 if TYPE_CHECKING:
     from tqdm import tqdm

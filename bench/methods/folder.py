@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.errors import UserError, some
+from bench.errors import some
 from bench.methods.base import MethodSpec
 from bench.metrics.images import EXTENSIONS
 from bench.missing import Missing
 from bench.options import SCALE, RunOptions
 from bench.provenance import cached_sha256
+from tsd.errors import UserError
 
 if TYPE_CHECKING:
     from bench.testsets import TestImage, TestSet

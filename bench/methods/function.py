@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from bench.errors import UserError
 from bench.methods.base import MethodSpec
 from bench.missing import Missing
 from bench.options import RunOptions
+from tsd.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor

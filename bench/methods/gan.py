@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.card import Card, Network
-from bench.errors import UserError, some
+from bench.errors import some
 from bench.methods.base import MethodSpec, spec_of
 from bench.methods.spandrel import SpandrelMethod, architecture_facts
 from bench.missing import Missing, Obstacle
 from bench.options import SCALE, RunOptions
 from bench.store import Store, missing_weights, verified_weights
+from tsd.errors import UserError
 
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor

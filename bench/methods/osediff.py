@@ -23,7 +23,6 @@ from bench.card import Card
 from bench.methods.base import MethodSpec, spec_of
 from bench.methods.osediff_checkpoint import ALPHA, attach, merge, read_checkpoint
 from bench.methods.tagger import Tagger, is_installed
-from bench.methods.tsd_sr import as_bench_errors
 from bench.options import SCALE, RunOptions
 from bench.store import Store, missing_weights, verified_weights
 
@@ -78,8 +77,7 @@ class OSEDiffMethod:
 
         self.options.require_device()
         parts = read_checkpoint(self.root / CHECKPOINT)
-        with as_bench_errors():
-            backbone = load_backbone(self.root / BASE, dtype=torch.float32)
+        backbone = load_backbone(self.root / BASE, dtype=torch.float32)
         for name, network in (("unet", backbone.denoiser), ("vae", backbone.vae)):
             attach(network, parts[name], f"state_dict_{name} of {CHECKPOINT}")
             merge(network, parts[name])
@@ -146,18 +144,14 @@ class OSEDiffMethod:
     def _open_encoder(self, stack: ExitStack) -> Any:
         from tsd.text_encoders import LoadedEncoder, load_tokenizer, text_side
 
-        with as_bench_errors():
-            (encoder,) = text_side(self.root / BASE).encoders
-            tokenizer = load_tokenizer(encoder)
-            return stack.enter_context(
-                LoadedEncoder(encoder, tokenizer, self.options.device, self.options.torch_dtype())
-            )
+        (encoder,) = text_side(self.root / BASE).encoders
+        tokenizer = load_tokenizer(encoder)
+        return stack.enter_context(LoadedEncoder(encoder, tokenizer, self.options.device, self.options.torch_dtype()))
 
     def _encode(self, text: str, encoder: Any) -> "PromptEmbeds":
         from tsd.backbone import PromptEmbeds
 
-        with as_bench_errors():
-            embeds, _ = encoder([text])
+        embeds, _ = encoder([text])
         return PromptEmbeds(embeds).to(self.backbone.device, self.backbone.dtype)
 
     def provenance(self) -> dict[str, object]:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import UserError, some
+from bench.errors import some
+from tsd.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor

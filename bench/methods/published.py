@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bench.card import Card, Published
-from bench.errors import UserError
 from bench.methods.base import MethodSpec
 from bench.methods.folder import PublishedOutputs, images_by_stem, sha256_of_files
 from bench.missing import Missing
 from bench.options import RunOptions
 from bench.testsets import folders_of, names_of
+from tsd.errors import UserError
 
 GITHUB = "https://github.com/"
 RAW = "https://raw.githubusercontent.com/"

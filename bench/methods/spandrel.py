@@ -14,10 +14,10 @@ import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.errors import UserError
 from bench.methods.base import MethodSpec
 from bench.missing import Missing
 from bench.options import SCALE, RunOptions
+from tsd.errors import UserError
 
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor

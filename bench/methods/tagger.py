@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.card import Card, assets
-from bench.errors import UserError, one_line
+from bench.errors import one_line
 from bench.options import RunOptions
 from bench.store import Store, verified_files
+from tsd.errors import UserError
 
 if TYPE_CHECKING:
     import torch

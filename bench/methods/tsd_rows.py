@@ -5,25 +5,23 @@ import functools
 from bench.card import Card, assets
 from bench.methods.base import MethodSpec, spec_of
 from bench.methods.tsd_sr import (
-    MINI,
-    MINI_SD2,
     TeacherSettings,
     load_mini,
     load_release,
     load_sd2,
     load_student,
     load_teacher,
-    mini_folder,
 )
 from bench.methods.tsd_weights import SD2_BASES, SD3_BASE, ModelFolders, SD2Base, missing_sd2_student
 from bench.missing import Missing
 from bench.options import RunOptions
 from bench.store import missing_weights, source
+from tsd.files import MiniModel, mini_model_dir
 
 
-def _missing_mini(folder: str, needed_by: str, options: RunOptions, base: str = MINI) -> list[Missing]:
+def _missing_mini(folder: str, needed_by: str, options: RunOptions, base: MiniModel = "mini") -> list[Missing]:
     """The mini models are part of the package; a checkout before training, or a damaged install, may lack one."""
-    if (mini_folder(base) / folder).is_dir():
+    if (mini_model_dir(base) / folder).is_dir():
         return []
     source = f"`nox -s train_{base.replace('-', '_')}`, which makes it"
     return [Missing(f"{folder}/", f"tsd/assets/{base}/{folder}/", source, None, "Apache-2.0", needed_by)]
@@ -81,8 +79,8 @@ def teacher_spec(settings: TeacherSettings, name: str, display: str, weights: Mo
 TEACHER_20 = teacher_spec(TeacherSettings(), "teacher-20", "Mini teacher")
 
 
-def _mini_spec(name: str, recipe: str, adapters: str, how: str, base: str = MINI) -> MethodSpec:
-    base_name = {MINI: "mini base", MINI_SD2: "mini SD2 base"}[base]
+def _mini_spec(name: str, recipe: str, adapters: str, how: str, base: MiniModel = "mini") -> MethodSpec:
+    base_name = {"mini": "mini base", "mini-sd2": "mini SD2 base"}[base]
     display = f"{recipe}, {base_name}"
     return MethodSpec(
         name=name,
@@ -111,8 +109,8 @@ def _sd2_spec(base: SD2Base) -> MethodSpec:
 
 OSEDIFF_MINI = _mini_spec("osediff-mini", "OSEDiff recipe (VSD only)", "vsd", "VSD alone")
 TSD_SR_MINI = _mini_spec("tsd-sr-mini", "TSD-SR", "tsdsr", "TSD")
-OSEDIFF_MINI_SD2 = _mini_spec("osediff-mini-sd2", "OSEDiff recipe (VSD only)", "vsd", "VSD alone", MINI_SD2)
-TSD_SR_MINI_SD2 = _mini_spec("tsd-sr-mini-sd2", "TSD-SR", "tsdsr", "TSD", MINI_SD2)
+OSEDIFF_MINI_SD2 = _mini_spec("osediff-mini-sd2", "OSEDiff recipe (VSD only)", "vsd", "VSD alone", "mini-sd2")
+TSD_SR_MINI_SD2 = _mini_spec("tsd-sr-mini-sd2", "TSD-SR", "tsdsr", "TSD", "mini-sd2")
 TSD_SR_SD2, TSD_SR_SD21 = (_sd2_spec(base) for base in SD2_BASES.values())
 
 

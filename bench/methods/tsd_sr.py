@@ -15,26 +15,25 @@ This module and osediff.py are the only ones that import `tsd`.
 """
 
 import functools
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from bench.errors import UserError
 from bench.methods.tsd_weights import (
     RELEASE_SETTINGS,
     ModelFolders,
     SD2Base,
     missing_sd2_student,
-    recommended_settings,
     release,
     sd2_student,
 )
 from bench.missing import describe
 from bench.options import SCALE, RunOptions
 from bench.store import verified_files, verified_weights
+from tsd.config import EXPORT_FILE, RestoreConfig, recommended_settings
+from tsd.errors import UserError
+from tsd.files import MiniModel, mini_model_dir
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,10 +41,6 @@ if TYPE_CHECKING:
     from bench.card import Card
     from tsd.backbone import Backbone
     from tsd.restore import Restorer
-
-
-MINI, MINI_SD2 = "mini", "mini-sd2"  # folders of the package's models
-MERGED = "tsd_student.json"  # what `tsd export` leaves in a merged student
 
 
 class OneStepMethod:
@@ -58,22 +53,23 @@ class OneStepMethod:
     def __init__(self, weights: ModelFolders, options: RunOptions, row_settings: Mapping[str, object]) -> None:
         self.weights = weights
         self.options = options
-        self.settings = RELEASE_SETTINGS | recommended_settings(weights.lora or weights.model) | dict(row_settings)
+        recommended = recommended_settings(weights.lora or weights.model)
+        recommended.pop("seed", None)  # the harness gives each image its own
+        self.settings = RELEASE_SETTINGS | recommended | dict(row_settings)
 
     @functools.cached_property
     def restorer(self) -> "Restorer":
-        from tsd.restore import RestoreConfig, Restorer
+        from tsd.restore import Restorer
 
         self.options.require_device()
-        with as_bench_errors():
-            return Restorer.load(
-                model=self.weights.model,
-                lora=self.weights.lora,
-                prompt_embeds=self.weights.prompts,
-                config=RestoreConfig(**self.settings),  # pyright: ignore[reportArgumentType]
-                device=self.options.device,
-                dtype=self.options.torch_dtype(),
-            )
+        return Restorer.load(
+            model=self.weights.model,
+            lora=self.weights.lora,
+            prompt_embeds=self.weights.prompts,
+            config=RestoreConfig(**self.settings),  # pyright: ignore[reportArgumentType]
+            device=self.options.device,
+            dtype=self.options.torch_dtype(),
+        )
 
     def restore(self, lr: "Tensor", seed: int) -> "Tensor":
         # Cloned into an ordinary tensor: what is made in inference mode cannot be written to outside it.
@@ -122,13 +118,12 @@ class TeacherMethod:
         from tsd.groupnorm import use_two_pass_group_norm
 
         self.options.require_device()
-        with as_bench_errors():
-            backbone = load_backbone(
-                self.weights.model,
-                device=self.options.device,
-                dtype=self.options.torch_dtype(),
-                prompt_embeds=self.weights.prompts,
-            )
+        backbone = load_backbone(
+            self.weights.model,
+            device=self.options.device,
+            dtype=self.options.torch_dtype(),
+            prompt_embeds=self.weights.prompts,
+        )
         # As for the students: half the VAE's time on the CPU, the same mathematics.
         backbone.vae.to(memory_format=torch.channels_last)
         use_two_pass_group_norm(backbone.vae)
@@ -175,16 +170,16 @@ def load_student(
     for folder in (weights.model, weights.lora, weights.prompts):
         if folder is not None and not folder.is_dir():
             raise UserError(f"no folder at {folder}; expected tsd-sr:MODEL[,LORA[,PROMPTS]]")
-    if weights.lora is None and not (weights.model / MERGED).is_file():
+    if weights.lora is None and not (weights.model / EXPORT_FILE).is_file():
         raise UserError(
-            f"{weights.model} is no merged student of `tsd export` (no {MERGED} in it): name its LoRA folder, "
+            f"{weights.model} is no merged student of `tsd export` (no {EXPORT_FILE} in it): name its LoRA folder, "
             f"tsd-sr:MODEL,LORA"
         )
     return OneStepMethod(weights, options, row_settings)
 
 
-def load_mini(adapters: str, options: RunOptions, base: str = MINI) -> OneStepMethod:
-    return load_student(ModelFolders(mini_folder(base), mini_folder(base) / "lora" / adapters), options)
+def load_mini(adapters: str, options: RunOptions, base: MiniModel = "mini") -> OneStepMethod:
+    return load_student(ModelFolders(mini_model_dir(base), mini_model_dir(base) / "lora" / adapters), options)
 
 
 def load_sd2(base: SD2Base, options: RunOptions) -> OneStepMethod:
@@ -202,25 +197,7 @@ def load_release(card: "Card", options: RunOptions) -> OneStepMethod:
 
 def load_teacher(weights: ModelFolders | None, settings: TeacherSettings, options: RunOptions) -> TeacherMethod:
     options.require_dtype()
-    weights = weights or ModelFolders(mini_folder())
+    weights = weights or ModelFolders(mini_model_dir())
     if not weights.model.is_dir():
         raise UserError(f"no model folder at {weights.model}")
     return TeacherMethod(weights, options, settings)
-
-
-def mini_folder(base: str = MINI) -> Path:
-    """`tsd.backbone.mini_model_dir()`, or the second mini model, without importing what that module imports."""
-    import tsd
-
-    return Path(tsd.__file__).parent / "assets" / base
-
-
-@contextmanager
-def as_bench_errors() -> Iterator[None]:
-    """Turns the errors of `tsd` into those of `bench`, with the same words."""
-    from tsd.errors import UserError as TsdUserError
-
-    try:
-        yield
-    except TsdUserError as error:
-        raise UserError(str(error)) from error

@@ -5,19 +5,18 @@ TSD-SR authors' drive the adapters `tsdsr-mse/` behind the paper's numbers and t
 and SD2.1-base (Table 5) the authors published no students: whoever trains one puts it beside its base.
 """
 
-import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from bench.card import Weight, assets
-from bench.errors import UserError
 from bench.missing import Missing
-from bench.options import SCALE, RunOptions
+from bench.options import RunOptions
 from bench.provenance import cached_sha256
 from bench.store import missing_files
+from tsd.config import RestoreConfig
 
 SD3_BASE = "sd3-medium"
 ADAPTERS = "tsdsr-mse"
@@ -26,17 +25,11 @@ SD3_PARTS = ("transformer", "vae", "scheduler")
 SD2_PARTS = ("unet", "vae", "scheduler")
 MODEL_FILES = (".safetensors", ".bin", ".pt", ".json")
 
-# The released script's settings, all of them, so that a record states every one. Weights may ask for others
-# (restore.json in the LoRA folder), and a row for others still.
-RELEASE_SETTINGS: dict[str, object] = {
-    "scale": SCALE,
-    "color": "wavelet",
-    "posterior": "sample",
-    "process_size": 512,
-    "tile": 64,
-    "tile_overlap": 8,
-    "vae_tile": False,
-}
+RELEASE_SETTINGS: dict[str, object] = {key: value for key, value in asdict(RestoreConfig()).items() if key != "seed"}
+"""The released script's settings, all of them, so that a record states every one. The harness seeds each image itself.
+
+Weights may ask for others (`restore.json` in the LoRA folder), and a row for others still.
+"""
 
 
 @dataclass(frozen=True)
@@ -85,23 +78,6 @@ class ModelFolders:
         files |= _files(prompts, "prompts")
         bar = tqdm(files.items(), desc="hashing weights", unit="file", delay=2, leave=False, file=sys.stderr)
         return {name: cached_sha256(path) for name, path in bar}
-
-
-def recommended_settings(lora: Path | None) -> dict[str, object]:
-    """Reads the settings in `restore.json` of the LoRA folder, without the seed: the harness gives one per image."""
-    path = lora / "restore.json" if lora is not None else None
-    if path is None or not path.is_file():
-        return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} holds a {type(settings).__name__}; expected an object of settings")
-    unknown = sorted(set(settings) - set(RELEASE_SETTINGS) - {"seed"})
-    if unknown:
-        raise UserError(f"{path} has the unknown keys {', '.join(unknown)}; known are {', '.join(RELEASE_SETTINGS)}")
-    return {key: value for key, value in settings.items() if key != "seed"}
 
 
 def release(options: RunOptions) -> ModelFolders:

@@ -2,7 +2,6 @@
 
 import difflib
 
-from bench.errors import UserError
 from bench.metrics.base import (
     CannotScoreError,
     ImageScorer,
@@ -14,6 +13,7 @@ from bench.metrics.base import (
 )
 from bench.metrics.distribution import FID, KID
 from bench.metrics.per_image import CLIPIQA, DISTS, LPIPS, MANIQA_PIPAL, MUSIQ_KONIQ, NIQE, PSNR, SSIM
+from tsd.errors import UserError
 
 __all__ = [
     "EXTRA_METRICS",

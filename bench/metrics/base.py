@@ -8,9 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.errors import UserError
 from bench.metrics.weights import MetricFile, verified_sha256
 from bench.missing import Missing, describe
+from tsd.errors import UserError
 
 ImageScorer = Callable[[Path, Path | None], float]
 SetScorer = Callable[[Mapping[str, Path], Mapping[str, Path]], float]

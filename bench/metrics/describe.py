@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from bench.metrics.base import MetricSpec, missing_metric
 from bench.metrics.weights import MetricFile
-from bench.missing import brief, human_size
+from bench.missing import brief
+from tsd.files import human_size
 
 
 def description(spec: MetricSpec) -> str:

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.errors import UserError
 from bench.metrics.base import CannotScoreError, MetricSpec, SetScorer
 from bench.metrics.images import read_rgb8
 from bench.metrics.quiet import guarded_pyiqa
 from bench.metrics.weights import INCEPTION
+from tsd.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from bench.errors import UserError
+from tsd.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor

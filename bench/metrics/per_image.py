@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.errors import UserError
 from bench.metrics.base import CannotScoreError, ImageScorer, MetricSpec
 from bench.metrics.images import read_tensor
 from bench.metrics.quiet import guarded_pyiqa
@@ -26,6 +25,7 @@ from bench.metrics.weights import (
     VGG16,
     hub_dir,
 )
+from tsd.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor

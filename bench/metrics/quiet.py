@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Iterator
 from typing import NoReturn
 
-from bench.errors import UserError
 from bench.metrics.weights import hub_dir
+from tsd.errors import UserError
 
 
 @contextlib.contextmanager

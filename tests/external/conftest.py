@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from bench.card import Card, read_card
-from bench.errors import UserError
 from bench.external import environment
 from bench.options import RunOptions
+from tsd.errors import UserError
 
 PILLOW = "10.4.0"
 UNREACHABLE = ("error sending request", "failed to fetch", "dns error", "connection refused", "network", "timed out")

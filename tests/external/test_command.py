@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.errors import UserError
 from bench.external import seed_module
 from bench.external.command import arguments, values, variables, visible_gpu, write_inputs
 from bench.methods.resize import Bicubic
 from bench.pixels import checked_pixels, read_image
+from tsd.errors import UserError
 
 SEED_MODULE = Path(str(seed_module.__file__)).with_name("bench_seed.py")
 

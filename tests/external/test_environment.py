@@ -8,9 +8,9 @@ from dataclasses import replace
 import PIL
 import pytest
 
-from bench.errors import UserError
 from bench.external import environment
 from bench.external.environment import build, described, environment_place, pins_sha256, python_of, ready
+from tsd.errors import UserError
 
 
 @pytest.fixture

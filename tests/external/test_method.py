@@ -14,7 +14,6 @@ import psutil
 import pytest
 from PIL import Image
 
-from bench.errors import UserError
 from bench.external import environment, repository
 from bench.external.attempt import attempts
 from bench.methods.base import FolderRunner
@@ -22,6 +21,7 @@ from bench.methods.external import ExternalMethod, external_spec
 from bench.missing import Obstacle
 from bench.options import RunOptions
 from bench.seeds import image_seed
+from tsd.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("built")
 Images = dict[str, Path]

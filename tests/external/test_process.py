@@ -10,9 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench.errors import UserError, without_paths
+from bench.errors import without_paths
 from bench.external.log import last_lines, note
 from bench.external.process import Ending, Process, require, run_tool
+from tsd.errors import UserError
 
 
 def run(code: str, tmp_path: Path) -> tuple[Ending, str]:

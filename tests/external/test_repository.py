@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.errors import UserError
 from bench.external import repository
 from bench.external.repository import checkout, checkout_place, find_origin, patches_sha256
+from tsd.errors import UserError
 
 
 def git(place: Path, *arguments: str) -> str:

@@ -27,12 +27,12 @@ import bench.pipeline
 import bench.render
 import bench.score
 from bench import cli, ranks, restore, testsets
-from bench.errors import UserError
 from bench.methods import METHODS, MethodSpec
 from bench.methods.base import nothing_missing
 from bench.options import RunOptions
 from bench.records import MethodRecords, Records
 from bench.testsets import load_testset
+from tsd.errors import UserError
 
 IMPORTED_ONCE = (accelerate, pyiqa, torch, bench)
 LIMIT_SECONDS = 100

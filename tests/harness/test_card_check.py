@@ -11,7 +11,7 @@ import pytest
 from bench.card import Card, Patch, cards, read_card
 from bench.card_check import check_card
 from bench.cli import main
-from bench.errors import UserError
+from tsd.errors import UserError
 
 SCRIPT = """\
 import argparse

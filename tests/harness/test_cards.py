@@ -7,9 +7,9 @@ import pytest
 
 from bench.card import Card, Command, cards, read_card
 from bench.card_faults import used_flags
-from bench.errors import UserError
 from bench.methods import METHODS
 from bench.tables import TABLES
+from tsd.errors import UserError
 
 EXTERNAL = {name: card for name, card in cards().items() if card.run == "external"}
 external = pytest.mark.parametrize("name", EXTERNAL)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from bench.compare import TOLERANCES, compare
-from bench.errors import UserError
 from bench.metrics import EXTRA_METRICS, METRICS
 from bench.records import Records
 from bench.schema import WHOLE_SET, ImageRow, Restoration, ScoreRow
+from tsd.errors import UserError
 
 
 def write(out: Path, values: dict[str, float], metric: str = "psnr", **changes) -> Records:

@@ -5,8 +5,8 @@ import torch
 
 from bench import device
 from bench.device import resolve_device
-from bench.errors import UserError
 from bench.ranks import Rank
+from tsd.errors import UserError
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from bench.errors import UserError
 from bench.identity import agreed_account, differences
+from tsd.errors import UserError
 
 
 def test_processes_that_say_the_same_agree_and_those_without_the_method_do_not_count() -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.errors import UserError
 from bench.methods import MethodSpec
 from bench.methods.base import FolderRunner, nothing_missing
 from bench.options import RunOptions
@@ -21,6 +20,7 @@ from bench.seeds import image_seed
 from bench.stage_report import StageReport
 from bench.summarize import SECONDS, summarize
 from bench.testsets import TestSet
+from tsd.errors import UserError
 
 # Enlarges every image of a folder, one after another, and says so; what is named after a colon it does to that image.
 SCRIPT = """

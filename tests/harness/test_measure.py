@@ -8,10 +8,10 @@ import pytest
 
 from bench.cli import build_parser
 from bench.commands.run import request_of
-from bench.errors import UserError
 from bench.pipeline import measure
 from bench.records import Records
 from bench.request import Request
+from tsd.errors import UserError
 
 
 def test_the_frame_holds_the_means_of_the_records(datasets: Path) -> None:

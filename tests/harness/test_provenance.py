@@ -16,7 +16,7 @@ from bench.seeds import image_seed
 def test_a_file_hash_is_sha256(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"abc" * 100_000)
-    assert provenance.sha256_file(path) == hashlib.sha256(b"abc" * 100_000).hexdigest()
+    assert provenance.cached_sha256(path) == hashlib.sha256(b"abc" * 100_000).hexdigest()
 
 
 def test_a_json_hash_ignores_the_order_of_keys_and_sees_every_value() -> None:

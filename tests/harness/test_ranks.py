@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from bench.errors import UserError
 from bench.ranks import (
     ALONE,
     Rank,
@@ -23,6 +22,7 @@ from bench.ranks import (
     wait_until_visible,
 )
 from bench.records import Records
+from tsd.errors import UserError
 
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}

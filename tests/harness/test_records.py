@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.errors import UserError
-from bench.records import Records, write_atomic
+from bench.records import Records
 from bench.schema import (
     WHOLE_SET,
     ImageRow,
@@ -25,6 +24,8 @@ from bench.schema import (
     valid_scores,
     valid_set_score,
 )
+from tsd.errors import UserError
+from tsd.files import write_atomic
 
 
 def image(name: str, **changes) -> ImageRow:

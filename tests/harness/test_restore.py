@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.errors import UserError
 from bench.methods import METHODS, MethodSpec, get_method
 from bench.methods.base import nothing_missing
 from bench.options import RunOptions
@@ -23,6 +22,7 @@ from bench.schema import StaleRecords
 from bench.seeds import image_seed
 from bench.stage_report import StageReport
 from bench.testsets import TestSet, load_testset
+from tsd.errors import UserError
 
 
 @dataclass

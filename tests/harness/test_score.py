@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.errors import UserError
 from bench.methods import METHODS
 from bench.metrics import METRICS
 from bench.metrics.base import CannotScoreError, MetricSpec
@@ -18,6 +17,7 @@ from bench.restore import restore_set
 from bench.schema import WHOLE_SET
 from bench.score import score_set
 from bench.testsets import TestSet
+from tsd.errors import UserError
 
 
 class Scorer:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from bench.errors import UserError
 from bench.methods import METHODS
 from bench.metrics import METRICS
 from bench.options import RunOptions
@@ -14,6 +13,7 @@ from bench.request import Request
 from bench.schema import Plan, PlanSet
 from bench.tables import NINE, TABLES, PaperRow, get_profile, pairs_of, paper_figures
 from bench.testsets import TESTSETS
+from tsd.errors import UserError
 
 TABLE1, MINI = get_profile("table1", "mini")
 SETS = [PlanSet("mini", "Mini", ["a"], 1)]

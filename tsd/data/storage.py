@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from tsd.files import human_size
+
 HR_BYTES_PER_PIXEL = 1.33
 SHARPENED_BYTES_PER_PIXEL = 1.47
 LR_BYTES_PER_PIXEL = 1.35
@@ -36,8 +38,8 @@ class Storage:
             ("embeddings per distinct caption, fp16", self.embeddings, captions),
         ]
         lines = [f"{'part':40}{'bytes each':>14}{'number':>12}{'in all':>12}"]
-        lines += [f"{name:40}{size:>14,}{number:>12,}{_human(size * number):>12}" for name, size, number in rows]
-        lines.append(f"{'together':40}{'':14}{'':12}{_human(self.total(crops, captions)):>12}")
+        lines += [f"{name:40}{size:>14,}{number:>12,}{human_size(size * number):>12}" for name, size, number in rows]
+        lines.append(f"{'together':40}{'':14}{'':12}{human_size(self.total(crops, captions)):>12}")
         return "\n".join(lines)
 
 
@@ -50,11 +52,3 @@ def storage_of(settings: Mapping[str, Any]) -> Storage:
         posterior=HALF * prod(settings["latent_shape"]),
         embeddings=sum(HALF * prod(shape) for shape in settings["prompt_shapes"].values()),
     )
-
-
-def _human(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
-        size /= 1000
-    return f"{size:,.2f} TB"
