@@ -24,12 +24,16 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from bench.errors import UserError
-from bench.provenance import sha256_file
 from bench.testsets import DATASETS, HR, LR
+from tsd.errors import UserError
+from tsd.files import sha256_file
 
 COMMITTED = DATASETS / "mini"
 SIZE = 256
+ROUNDING = "another processor's rounding"
+ROUNDED_SHARE = 0.01
+"""Processors differ in the last bit of a convolution, which may turn the rounding of one JPEG coefficient: a block of
+8 x 8 pixels then differs by a level. A larger share of an image's pixels is not explained by that."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in different:
         print(line)
     total = len(json.loads((out / "manifest.json").read_text(encoding="utf-8"))["images"])
-    other_pixels = [line for line in different if "same pixels" not in line]
+    other_pixels = [line for line in different if "same pixels" not in line and ROUNDING not in line]
     print(f"{total} pairs in {out}: {len(other_pixels)} files with other pixels than {COMMITTED}")
     return 1 if other_pixels else 0
 
@@ -89,7 +93,10 @@ def build(out: Path) -> None:
 
 
 def compare(built: Path, committed: Path) -> list[str]:
-    """One line per file that differs: in its bytes alone (another PNG encoder), in its pixels, or by being absent."""
+    """One line per file that differs: in its bytes alone (another PNG encoder), in its pixels, or by being absent.
+
+    A line names another processor's rounding where that explains the difference: one level in few pixels.
+    """
     lines: list[str] = []
     names = {path.relative_to(root) for root in (built, committed) for path in root.glob("test_?R/*.png")}
     for name in sorted(names):
@@ -108,7 +115,9 @@ def _difference(new: Path, old: Path) -> str:
     if np.array_equal(a, b):
         return "same pixels, other bytes"
     gap = np.abs(a - b)
-    return f"{100 * (gap > 0).any(axis=2).mean():.2f} % of the pixels differ, by {gap.max()} levels at most"
+    share, most = (gap > 0).any(axis=2).mean(), gap.max()
+    cause = f" ({ROUNDING})" if most == 1 and share <= ROUNDED_SHARE else ""
+    return f"{100 * share:.2f} % of the pixels differ, by {most} level{'s' * (most > 1)} at most{cause}"
 
 
 def _photograph(photo: dict[str, Any]) -> Image.Image:

@@ -115,6 +115,10 @@ def test_compare_tells_pixels_from_bytes(tmp_path: Path):
     changed.putpixel((0, 0), (13, 20, 30))
     changed.save(tmp_path / "new" / "test_LR" / "pixels.png")
     flat.save(tmp_path / "old" / "test_LR" / "pixels.png")
+    one_level = Image.new("RGB", (16, 16), (10, 20, 30))
+    one_level.save(tmp_path / "old" / "test_LR" / "rounding.png")
+    one_level.putpixel((0, 0), (11, 20, 30))
+    one_level.save(tmp_path / "new" / "test_LR" / "rounding.png")
     flat.resize((4, 8)).save(tmp_path / "new" / "test_HR" / "size.png")
     flat.save(tmp_path / "old" / "test_HR" / "size.png")
     flat.save(tmp_path / "old" / "test_HR" / "gone.png")
@@ -123,4 +127,5 @@ def test_compare_tells_pixels_from_bytes(tmp_path: Path):
         "test_HR/size.png: 4x8 instead of 8x8",
         "test_LR/bytes.png: same pixels, other bytes",
         "test_LR/pixels.png: 1.56 % of the pixels differ, by 3 levels at most",
+        "test_LR/rounding.png: 0.39 % of the pixels differ, by 1 level at most (another processor's rounding)",
     ]
