@@ -123,8 +123,8 @@ def build_tiny_sd2(folder: Path, *, prediction_type: str = "epsilon") -> Path:
 
 def save_random_student(model: Path, folder: Path) -> Path:
     """A random rank-4 student of `model` in the released layout, large enough to change the result."""
-    from tsd.backbone import load_backbone
-    from tsd.lora import STUDENT, adapter_parameters, attach, denoiser_targets, save_student, vae_targets
+    from tsd.model.backbone import load_backbone
+    from tsd.model.lora import STUDENT, adapter_parameters, attach, denoiser_targets, save_student, vae_targets
 
     backbone = load_backbone(model)
     attach(backbone.denoiser, STUDENT, denoiser_targets(backbone.denoiser, backbone.family.student_targets), 4, seed=1)

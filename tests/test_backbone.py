@@ -9,10 +9,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 
-from tsd.backbone import load_backbone, require_prompt
 from tsd.errors import UserError
 from tsd.files import mini_model_dir
-from tsd.sampler import guided, image_to_image
+from tsd.model.backbone import load_backbone, require_prompt
+from tsd.model.sampler import guided, image_to_image
 from tsd.seeds import generator_for, seed_for
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tsd.backbone import load_backbone
 from tsd.cli import main
 from tsd.config import DEFAULT_PROMPT
-from tsd.prompt import PromptEmbeds
+from tsd.model.backbone import load_backbone
+from tsd.model.prompt import PromptEmbeds
 from tsd.prompt_files import compare
 from tsd.prompts import encode_texts
 from tsd.text_encoders import LoadedEncoder

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tsd.dasm import trajectory, trajectory_gradient
-from tsd.process import FlowMatching
+from tsd.model.process import FlowMatching
 
 PROCESS = FlowMatching(shift=3.0)
 

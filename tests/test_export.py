@@ -24,14 +24,14 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from tsd import export as export_module
-from tsd.backbone import load_backbone
 from tsd.cli import main
 from tsd.config import RestoreConfig, config_for
 from tsd.errors import UserError
 from tsd.export import What, export
 from tsd.files import mini_model_dir
 from tsd.hub_upload import upload
-from tsd.lora import load_student
+from tsd.model.backbone import load_backbone
+from tsd.model.lora import load_student
 from tsd.model_card import CardFacts, known_base, read_run
 from tsd.restore import Restorer
 from tsd.restore_settings import find_student, is_merged

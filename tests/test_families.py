@@ -11,17 +11,17 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tsd.backbone import load_backbone
 from tsd.cli import main
 from tsd.config import RestoreConfig
 from tsd.errors import UserError
 from tsd.files import mini_model_dir
-from tsd.loading import FAMILIES, detect_family, resolve_model
-from tsd.lora import attach, check_lora, check_student, denoiser_targets, load_student, role, vae_targets
-from tsd.process import DDPM
-from tsd.prompt import PromptEmbeds
+from tsd.model.backbone import load_backbone
+from tsd.model.loading import FAMILIES, detect_family, resolve_model
+from tsd.model.lora import attach, check_lora, check_student, denoiser_targets, load_student, role, vae_targets
+from tsd.model.process import DDPM
+from tsd.model.prompt import PromptEmbeds
+from tsd.model.sampler import image_to_image
 from tsd.restore import Restorer
-from tsd.sampler import image_to_image
 
 
 def copy_of(folder: Path, tmp_path: Path) -> Path:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tsd.backbone import Backbone, load_backbone
 from tsd.config import Phase
-from tsd.gradient_checkpointing import enable_gradient_checkpointing
-from tsd.lora import adapter_parameters, attach, denoiser_targets, vae_targets
+from tsd.model.backbone import Backbone, load_backbone
+from tsd.model.gradient_checkpointing import enable_gradient_checkpointing
+from tsd.model.lora import adapter_parameters, attach, denoiser_targets, vae_targets
 from tsd.pixel_loss import charbonnier
 from tsd.presets import PAPER
 from tsd.turns import Batch, critic_turn, student_turn

@@ -3,7 +3,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from tsd.groupnorm import TwoPassGroupNorm, use_two_pass_group_norm
+from tsd.model.groupnorm import TwoPassGroupNorm, use_two_pass_group_norm
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])

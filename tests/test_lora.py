@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tsd.backbone import load_backbone
 from tsd.errors import UserError
-from tsd.lora import (
+from tsd.model.backbone import load_backbone
+from tsd.model.lora import (
     STUDENT,
     VAE_FILE,
     adapter_parameters,

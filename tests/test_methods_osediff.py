@@ -33,11 +33,11 @@ from bench.methods.osediff import BASE, CHECKPOINT, OSEDiffMethod, OSEDiffSettin
 from bench.options import RunOptions
 from bench.provenance import cached_sha256
 from bench.store import KnownHash, Store
-from tsd.backbone import load_backbone
-from tsd.backbones.sd2 import SD2
 from tsd.errors import UserError
 from tsd.files import mini_model_dir
-from tsd.lora import check_lora, denoiser_targets, read_lora, vae_targets
+from tsd.model.backbone import load_backbone
+from tsd.model.lora import check_lora, denoiser_targets, read_lora, vae_targets
+from tsd.model.sd2 import SD2
 from tsd.public_configs import PUBLIC_CONFIGS
 from tsd.text_encoders import TextEncoder, load_tokenizer
 from tsd.tiling import blend_tiles
@@ -580,7 +580,7 @@ def test_other_files_than_the_taggers_are_not_loaded(tagger: Path, tiny: tuple[C
 
 def test_the_mini_student_under_official_names_is_the_mini_student(mini: OSEDiffMethod):
     """The conversion of this file, and with it the reading of names and scales, against this project's own loader."""
-    from tsd.lora import load_student
+    from tsd.model.lora import load_student
 
     backbone = load_backbone(mini_model_dir("mini-sd2"))
     load_student(backbone, mini_model_dir("mini-sd2") / "lora" / "vsd")

@@ -19,11 +19,11 @@ from bench.methods.base import Method
 from bench.methods.tsd_sr import OneStepMethod, TeacherMethod, TeacherSettings
 from bench.methods.tsd_weights import RELEASE_SETTINGS, ModelFolders
 from bench.options import RunOptions
-from tsd.backbone import load_backbone
 from tsd.config import RestoreConfig
 from tsd.errors import UserError
+from tsd.model.backbone import load_backbone
+from tsd.model.sampler import image_to_image
 from tsd.restore import Restorer
-from tsd.sampler import image_to_image
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,8 @@ from torch import nn
 from torch.nn import functional
 from torchvision.io import read_image, write_png
 
-from tsd.backbone import load_backbone
 from tsd.errors import UserError
 from tsd.files import mini_model_dir
-from tsd.lora import load_student
 from tsd.mini.images import (
     VALIDATION_NAMES,
     load_photos,
@@ -29,6 +27,8 @@ from tsd.mini.stages import psnr_luma, run_stage, schedule
 from tsd.mini.teacher import BaseSettings, new_base
 from tsd.mini.vae import VaeSettings, anchor, block_pca, initialise, new_vae, vae_loss
 from tsd.mini.warmup import factorise
+from tsd.model.backbone import load_backbone
+from tsd.model.lora import load_student
 from tsd.seeds import generator_for
 
 CPU = torch.device("cpu")

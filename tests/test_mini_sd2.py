@@ -7,16 +7,16 @@ import torch
 from torch.nn import functional
 from torchvision.io import read_image
 
-from tsd.backbone import load_backbone
 from tsd.files import mini_model_dir
-from tsd.loading import FAMILIES
-from tsd.lora import STUDENT, attach, denoiser_targets, load_student, role
 from tsd.mini.images import VALIDATION_NAMES, procedural_image
 from tsd.mini.recipe import run_stages
 from tsd.mini.recipe_sd2 import STAGES, SD2Run, main, quick_recipe
 from tsd.mini.stages import psnr_luma
 from tsd.mini.unet import UNetSettings, fit_readout, new_sd2_scheduler, new_unet
-from tsd.process import DDPM
+from tsd.model.backbone import load_backbone
+from tsd.model.loading import FAMILIES
+from tsd.model.lora import STUDENT, attach, denoiser_targets, load_student, role
+from tsd.model.process import DDPM
 from tsd.seeds import generator_for
 
 SETTINGS = UNetSettings(channels=(32, 32), heads=2)

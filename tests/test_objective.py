@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tsd.config import Residual
 from tsd.dasm import trajectory, trajectory_gradient
+from tsd.model.process import FlowMatching
 from tsd.objective import (
     critic_loss,
     in_residual_form,
@@ -26,7 +27,6 @@ from tsd.objective import (
     tsm_gradient,
     vsd_gradient,
 )
-from tsd.process import FlowMatching
 
 PROCESS = FlowMatching(shift=1.0)
 M, S, RHO = 0.7, 1.3, 0.6

@@ -8,12 +8,12 @@ import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from safetensors.torch import save_file
 
-from tsd.backbone import load_backbone
 from tsd.config import Phase
 from tsd.errors import UserError
-from tsd.gradient_checkpointing import enable_gradient_checkpointing
 from tsd.live_bytes import LiveBytes
-from tsd.lora import attach, denoiser_targets, vae_targets
+from tsd.model.backbone import load_backbone
+from tsd.model.gradient_checkpointing import enable_gradient_checkpointing
+from tsd.model.lora import attach, denoiser_targets, vae_targets
 from tsd.pixel_loss import charbonnier
 from tsd.plan import memory_plan, model_configs, parameters_of
 from tsd.plan_table import GIB, RESERVE, Iteration, MemoryPlan

@@ -11,7 +11,6 @@ from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
 import datasets
-from tsd.backbone import load_backbone
 from tsd.data.crops import CropConfig
 from tsd.data.degrade import FULL, LIGHT, degrade
 from tsd.data.pairs import PairDataset
@@ -20,6 +19,7 @@ from tsd.data.prepare_config import CaptionConfig, PrepareConfig
 from tsd.data.prepared import PreparedDataset, is_prepared
 from tsd.data.sources import FolderSource
 from tsd.errors import UserError
+from tsd.model.backbone import load_backbone
 from tsd.seeds import seed_for
 
 CROPS = CropConfig(crop=32, mode="random", per_image=1, degradation=FULL, usm=False, scale=4, seed=3)

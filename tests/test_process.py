@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from tsd.process import DDPM, FlowMatching
+from tsd.model.process import DDPM, FlowMatching
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])

@@ -26,8 +26,8 @@ from transformers import (
 from tsd import prompts, text_encoders
 from tsd.config import DEFAULT_PROMPT
 from tsd.errors import UserError
-from tsd.loading import resolve_model, resolve_text_model
-from tsd.prompt import PromptEmbeds
+from tsd.model.loading import resolve_model, resolve_text_model
+from tsd.model.prompt import PromptEmbeds
 from tsd.prompts import content_sha256, encode_batches, encode_texts
 from tsd.text_encoders import LoadedEncoder, load_tokenizer, text_side
 

@@ -12,11 +12,19 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from tsd.backbone import load_backbone
 from tsd.config import RestoreConfig, config_for
 from tsd.errors import UserError
 from tsd.images import Picture, read_picture
-from tsd.lora import STUDENT, adapter_parameters, attach, denoiser_targets, load_student, save_student, vae_targets
+from tsd.model.backbone import load_backbone
+from tsd.model.lora import (
+    STUDENT,
+    adapter_parameters,
+    attach,
+    denoiser_targets,
+    load_student,
+    save_student,
+    vae_targets,
+)
 from tsd.restore import Restorer, processing_size, resize
 from tsd.restore_settings import find_student
 

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tsd.backbone import load_backbone
 from tsd.config import Phase
 from tsd.errors import UserError
-from tsd.lora import adapter_parameters
+from tsd.model.backbone import load_backbone
+from tsd.model.lora import adapter_parameters
+from tsd.model.prompt import PromptEmbeds
 from tsd.presets import MINI, TEACHER_PRESETS
-from tsd.prompt import PromptEmbeds
 from tsd.run_settings import RunSettings
 from tsd.teacher import attach_teacher, captions_with_dropout, teacher_loss, times, train_teacher
 from tsd.train import train

@@ -16,12 +16,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tsd.backbone import load_backbone
 from tsd.cli import main
 from tsd.config import Phase, RestoreConfig, TrainConfig
 from tsd.data.degrade import FULL
 from tsd.errors import UserError
-from tsd.lora import adapter_parameters, attach, denoiser_targets, vae_targets
+from tsd.model.backbone import load_backbone
+from tsd.model.lora import adapter_parameters, attach, denoiser_targets, vae_targets
 from tsd.pixel_loss import charbonnier
 from tsd.presets import MINI, PRESETS
 from tsd.restore import Restorer

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tsd.backbone import Backbone, load_backbone
 from tsd.config import Phase, TrainConfig
 from tsd.live_bytes import LiveBytes
-from tsd.lora import adapter_parameters, attach, denoiser_targets, role, vae_targets
+from tsd.model.backbone import Backbone, load_backbone
+from tsd.model.lora import adapter_parameters, attach, denoiser_targets, role, vae_targets
+from tsd.model.prompt import PromptEmbeds
 from tsd.objective import in_residual_form, time_weight
 from tsd.pixel_loss import charbonnier
 from tsd.presets import PAPER
-from tsd.prompt import PromptEmbeds
 from tsd.turns import Batch, critic_turn, noise_for, student_turn, times_for, tsd_on
 
 CONFIG = dataclasses.replace(PAPER, guidance_scale=2.0, stride=150.0, random_bias=True)

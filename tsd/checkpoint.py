@@ -17,7 +17,7 @@ import torch
 
 from tsd.config import RunConfig
 from tsd.errors import UserError
-from tsd.sharded import full_tensor, sharded_like
+from tsd.model.sharded import full_tensor, sharded_like
 
 _NAME = re.compile(r"^checkpoint-(\d{7})$")
 STATE_FILE = "state.pt"

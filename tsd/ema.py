@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from tsd.checkpoint import TrainState
-from tsd.sharded import local
+from tsd.model.sharded import local
 
 STUDENT_GROUPS = ("student.denoiser", "student.vae")
 

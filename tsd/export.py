@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from tsd import __version__
-from tsd.backbone import load_backbone
 from tsd.config import EXPORT_FILE, RECOMMENDED_FILE
 from tsd.errors import UserError
 from tsd.files import atomic_folder, sha256_file, write_safetensors
-from tsd.loading import DTYPES, read_config
-from tsd.lora import load_student, read_lora
+from tsd.model.backbone import load_backbone
+from tsd.model.loading import DTYPES, read_config
+from tsd.model.lora import load_student, read_lora
 from tsd.model_card import CardFacts, model_card
 from tsd.prompt_files import write_prompt
 from tsd.student import Student, weight_files

@@ -19,7 +19,7 @@ from tsd.config import RunConfig, TrainConfig
 from tsd.data.degrade import FULL, LIGHT, DegradationConfig
 from tsd.data.pairs import CropDataset, ImageSource, PairDataset
 from tsd.errors import UserError
-from tsd.prompt import PromptEmbeds
+from tsd.model.prompt import PromptEmbeds
 from tsd.turns import Batch
 
 

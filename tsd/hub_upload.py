@@ -8,7 +8,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from tsd.errors import UserError
-from tsd.loading import probe_hub
+from tsd.model.loading import probe_hub
 
 
 def check_repo_id(repo_id: str) -> None:

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tsd.errors import UserError
 from tsd.files import mini_model_dir
-from tsd.loading import FAMILIES
+from tsd.model.loading import FAMILIES
 
 PAPER = "https://arxiv.org/abs/2411.18263"
 _SNAPSHOT = re.compile(r"^models--(?P<owner>[^/]+?)--(?P<name>.+)$")  # a hub cache's name for a repository

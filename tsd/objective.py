@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tsd.config import Residual, Weighting
-from tsd.process import NoiseProcess
+from tsd.model.process import NoiseProcess
 
 
 def in_residual_form(process: NoiseProcess, prediction: Tensor, z_t: Tensor, t: Tensor, residual: Residual) -> Tensor:

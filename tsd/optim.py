@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from tsd.config import RunConfig
 from tsd.errors import UserError
+from tsd.model.sharded import full_tensor, sharded_like
 from tsd.parallel import average_gradients, clip_gradients
-from tsd.sharded import full_tensor, sharded_like
 from tsd.zero import ZeroOptimizer, zero_requested
 
 MAX_OVERFLOWS = 20

@@ -7,7 +7,7 @@ Three ways, chosen by the launcher's configuration alone (`tsd/assets/accelerate
   whose reducer expects one forward per backward.
 - **FSDP** (version 2, `fully_shard`): base and adapters of the denoiser and of the VAE's encoder are sharded, so are
   the optimiser's moments; FSDP itself averages the gradients. Parameters are `DTensor`s then, and a whole value is
-  gathered by all processes together (`tsd.sharded.full_tensor`).
+  gathered by all processes together (`tsd.model.sharded.full_tensor`).
 - **DeepSpeed** ZeRO-2: whole parameters, divided gradients and moments, one engine per optimiser (`tsd.zero`).
 
 Sample numbers are global (`tsd.feed`), the adapters start from the same seeds everywhere: nothing is broadcast.
@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from tsd.config import RunConfig
 from tsd.errors import UserError
-from tsd.sharded import full_tensor
+from tsd.model.sharded import full_tensor
 from tsd.zero import SWITCH, zero_requested, zero_settings
 
 BUCKET_BYTES = 2**30

@@ -21,17 +21,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
-from tsd.backbone import Backbone, build_backbone
-from tsd.backbones.base import Family
 from tsd.config import Phase, TrainConfig
 from tsd.errors import UserError
-from tsd.gradient_checkpointing import enable_gradient_checkpointing
 from tsd.live_bytes import LiveBytes
-from tsd.loading import DTYPES, FAMILIES, read_configs
-from tsd.lora import Role, adapter_parameters, attach_roles
+from tsd.model.backbone import Backbone, build_backbone
+from tsd.model.family import Family
+from tsd.model.gradient_checkpointing import enable_gradient_checkpointing
+from tsd.model.loading import DTYPES, FAMILIES, read_configs
+from tsd.model.lora import Role, adapter_parameters, attach_roles
+from tsd.model.prompt import PromptEmbeds
 from tsd.pixel_loss import charbonnier
 from tsd.plan_table import RESERVE, Iteration, MemoryPlan, gib
-from tsd.prompt import PromptEmbeds
 from tsd.public_configs import PUBLIC_CONFIGS
 from tsd.turns import Batch, critic_turn, student_turn
 

@@ -14,17 +14,17 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from tsd import fingerprint
-from tsd.backbone import Backbone, build_backbone, require_prompt
-from tsd.backbones.base import Family
 from tsd.checkpoint import check_same_run, checkpoint_folder, latest
 from tsd.config import RunConfig, TrainConfig
 from tsd.errors import UserError
 from tsd.feed import data_fingerprint, degradation_of, open_data, prepared_folder
-from tsd.loading import FAMILIES, read_configs, resolve_model
-from tsd.lora import VAE_FILE, check_lora, check_student, denoiser_file, denoiser_targets, vae_targets
+from tsd.model.backbone import Backbone, build_backbone, require_prompt
+from tsd.model.family import Family
+from tsd.model.loading import FAMILIES, read_configs, resolve_model
+from tsd.model.lora import VAE_FILE, check_lora, check_student, denoiser_file, denoiser_targets, vae_targets
+from tsd.model.prompt import PromptEmbeds, load_prompts
 from tsd.optim import require_optimizer
 from tsd.parallel import refuse_launcher
-from tsd.prompt import PromptEmbeds, load_prompts
 from tsd.run_settings import RunSettings
 
 SCALE = 4

@@ -1,6 +1,6 @@
 """Writes prompt folders: `default/` and `null/` with their tensors, and `prompts.json` that says how they were made.
 
-The layout is the release's, which `tsd.prompt.load_prompts` reads: `prompt_embeds` (1, L, D) and, for SD3,
+The layout is the release's, which `tsd.model.prompt.load_prompts` reads: `prompt_embeds` (1, L, D) and, for SD3,
 `pool_embeds` (1, P), as `.safetensors` or `.pt`. The release holds these tensors as bare binaries; here each has its
 text, the sha256 of its values, and the hashes of the encoders it was computed with.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tsd.errors import UserError
 from tsd.files import atomic_path, sha256_file, write_safetensors, write_text
-from tsd.prompt import PromptEmbeds
+from tsd.model.prompt import PromptEmbeds
 from tsd.prompts import content_sha256
 from tsd.text_encoders import TextSide
 

@@ -25,8 +25,8 @@ from torch.nn.functional import pad
 from tqdm import tqdm
 
 from tsd.errors import UserError
-from tsd.loading import resolve_text_model
-from tsd.prompt import PromptEmbeds
+from tsd.model.loading import resolve_text_model
+from tsd.model.prompt import PromptEmbeds
 from tsd.text_encoders import T5_TOKENS, LoadedEncoder, TextEncoder, TextSide, load_tokenizer, text_side, warn_of_cuts
 
 SPOOL_BYTES = 256 * 2**20

@@ -18,15 +18,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from tsd.backbone import Backbone, load_backbone, require_prompt
 from tsd.color import adain, wavelet
 from tsd.config import RestoreConfig, config_for
 from tsd.errors import UserError
 from tsd.files import sha256_file
-from tsd.groupnorm import use_two_pass_group_norm
 from tsd.images import Picture, from_array, from_image, read_picture
-from tsd.loading import parts_of, resolve_model
-from tsd.lora import load_student
+from tsd.model.backbone import Backbone, load_backbone, require_prompt
+from tsd.model.groupnorm import use_two_pass_group_norm
+from tsd.model.loading import parts_of, resolve_model
+from tsd.model.lora import load_student
 from tsd.restore_settings import check_parts, find_student, is_merged, own_prompts
 from tsd.seeds import seed_for
 from tsd.tiling import blend_tiles

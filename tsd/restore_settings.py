@@ -10,8 +10,8 @@ from pathlib import Path
 from tsd.config import EXPORT_FILE
 from tsd.errors import UserError
 from tsd.files import mini_model_dir
-from tsd.loading import SD3_MEDIUM, detect_family, resolve_model
-from tsd.lora import check_student
+from tsd.model.loading import SD3_MEDIUM, detect_family, resolve_model
+from tsd.model.lora import check_student
 
 STUDENT_FOLDER = Path("lora") / "tsdsr"
 

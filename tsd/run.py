@@ -15,15 +15,15 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from tsd.backbone import Backbone, load_backbone
 from tsd.checkpoint import TrainState, checkpoint_folder, latest, prune, remove_unfinished
 from tsd.config import RunConfig
 from tsd.ema import averaged
 from tsd.errors import UserError
 from tsd.feed import batches
 from tsd.files import write_text
-from tsd.gradient_checkpointing import enable_gradient_checkpointing
-from tsd.loading import DTYPES
+from tsd.model.backbone import Backbone, load_backbone
+from tsd.model.gradient_checkpointing import enable_gradient_checkpointing
+from tsd.model.loading import DTYPES
 from tsd.parallel import anyone, is_sharded, mean, shard, start
 from tsd.preflight import Checked, check_run
 from tsd.run_log import RunLog, peak_mib

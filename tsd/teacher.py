@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from diffusers.optimization import get_scheduler
 from torch import Tensor
 
-from tsd.backbone import Backbone
 from tsd.checkpoint import TrainState
 from tsd.config import TeacherConfig
 from tsd.data.degrade import FULL
-from tsd.lora import adapter_parameters, attach, denoiser_file, denoiser_targets, role, save_adapter
+from tsd.model.backbone import Backbone
+from tsd.model.lora import adapter_parameters, attach, denoiser_file, denoiser_targets, role, save_adapter
+from tsd.model.prompt import PromptEmbeds
 from tsd.optim import OptimizerState, accelerated, backward, new_optimizer, refuse_divergence, update
 from tsd.parallel import mean
-from tsd.prompt import PromptEmbeds
 from tsd.run import Run, Validation
 from tsd.run_settings import FinishedRun, RunSettings
 from tsd.seeds import generator_for, seed_for

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from tsd.errors import UserError
-from tsd.loading import detect_family, read_config
+from tsd.model.loading import detect_family, read_config
 
 T5_TOKENS = 256  # diffusers' `max_sequence_length`, and what the release's embeddings were made with
 

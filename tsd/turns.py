@@ -16,16 +16,16 @@ from diffusers.utils.torch_utils import randn_tensor
 from peft.helpers import disable_input_dtype_casting
 from torch import Tensor
 
-from tsd.backbone import Backbone
 from tsd.config import Phase, RunConfig, TrainConfig
 from tsd.dasm import Predict, trajectory, trajectory_gradient
-from tsd.lora import Role, role
+from tsd.model.backbone import Backbone
+from tsd.model.lora import Role, role
+from tsd.model.prompt import PromptEmbeds
+from tsd.model.sampler import guided
+from tsd.model.sharded import has_dtensors
 from tsd.objective import critic_loss, reconstruction_loss, student_loss, surrogate_loss
 from tsd.pixel_loss import PixelLoss
-from tsd.prompt import PromptEmbeds
-from tsd.sampler import guided
 from tsd.seeds import generator_for
-from tsd.sharded import has_dtensors
 
 
 @dataclass(frozen=True)

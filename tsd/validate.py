@@ -13,12 +13,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from tsd.backbone import Backbone
 from tsd.data.degrade import DegradationConfig, degrade
 from tsd.data.pairs import SUFFIXES
 from tsd.errors import UserError
 from tsd.images import read_picture
-from tsd.lora import STUDENT, role
+from tsd.model.backbone import Backbone
+from tsd.model.lora import STUDENT, role
 from tsd.parallel import mean
 from tsd.pixel_loss import PixelLoss
 from tsd.seeds import seed_for

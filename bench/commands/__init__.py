@@ -1,1 +1,1 @@
-"""One module per verb of `bench`: `add_parser(subparsers)` and `run(args) -> exit status`."""
+"""The verbs of the `bench` command, one module each."""

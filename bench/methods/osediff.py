@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from tsd.backbone import Backbone, PromptEmbeds
+    from tsd.model.backbone import Backbone, PromptEmbeds
 
 CHECKPOINT = "osediff.pkl"
 BASE = "stable-diffusion-2-1-base"
@@ -72,8 +72,8 @@ class OSEDiffMethod:
     def backbone(self) -> "Backbone":
         import torch
 
-        from tsd.backbone import load_backbone
-        from tsd.groupnorm import use_two_pass_group_norm
+        from tsd.model.backbone import load_backbone
+        from tsd.model.groupnorm import use_two_pass_group_norm
 
         self.options.require_device()
         parts = read_checkpoint(self.root / CHECKPOINT)
@@ -149,7 +149,7 @@ class OSEDiffMethod:
         return stack.enter_context(LoadedEncoder(encoder, tokenizer, self.options.device, self.options.torch_dtype()))
 
     def _encode(self, text: str, encoder: Any) -> "PromptEmbeds":
-        from tsd.backbone import PromptEmbeds
+        from tsd.model.backbone import PromptEmbeds
 
         embeds, _ = encoder([text])
         return PromptEmbeds(embeds).to(self.backbone.device, self.backbone.dtype)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.card import Card
-    from tsd.backbone import Backbone
+    from tsd.model.backbone import Backbone
     from tsd.restore import Restorer
 
 
@@ -114,8 +114,8 @@ class TeacherMethod:
     def backbone(self) -> "Backbone":
         import torch
 
-        from tsd.backbone import load_backbone
-        from tsd.groupnorm import use_two_pass_group_norm
+        from tsd.model.backbone import load_backbone
+        from tsd.model.groupnorm import use_two_pass_group_norm
 
         self.options.require_device()
         backbone = load_backbone(
@@ -133,7 +133,7 @@ class TeacherMethod:
         import torch
         from torch.nn.functional import interpolate, pad
 
-        from tsd.sampler import image_to_image
+        from tsd.model.sampler import image_to_image
 
         backbone = self.backbone
         x = interpolate(lr, scale_factor=SCALE, mode="bicubic").clamp(0, 1) * 2 - 1

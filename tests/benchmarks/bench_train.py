@@ -22,16 +22,16 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tsd.backbone import Backbone
-from tsd.backbones.sd3 import SD3
 from tsd.config import Phase
 from tsd.live_bytes import LiveBytes
-from tsd.lora import Role, adapter_parameters, attach, denoiser_targets, vae_targets
+from tsd.model.backbone import Backbone
+from tsd.model.lora import Role, adapter_parameters, attach, denoiser_targets, vae_targets
+from tsd.model.process import FlowMatching
+from tsd.model.prompt import PromptEmbeds
+from tsd.model.sd3 import SD3
 from tsd.objective import critic_loss, in_residual_form, reconstruction_loss, student_loss, surrogate_loss, time_weight
 from tsd.pixel_loss import charbonnier
 from tsd.presets import PAPER
-from tsd.process import FlowMatching
-from tsd.prompt import PromptEmbeds
 from tsd.seeds import generator_for, seed_for
 from tsd.turns import Batch, critic_turn, ground_truth_latents, noise_for, student_turn, times_for
 

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
     from tsd.export import check_target, export
     from tsd.hub_upload import check_repo_id, upload
-    from tsd.loading import DTYPES
+    from tsd.model.loading import DTYPES
     from tsd.model_card import CardFacts, licence_of, read_run
     from tsd.student import open_student
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tsd.errors import UserError
 
 if TYPE_CHECKING:
-    from tsd.prompt import PromptEmbeds
+    from tsd.model.prompt import PromptEmbeds
     from tsd.text_encoders import TextSide
 
 DESCRIPTION = """\
@@ -80,8 +80,8 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from tsd import __version__
-    from tsd.loading import DTYPES, resolve_text_model
-    from tsd.prompt import read_prompts
+    from tsd.model.loading import DTYPES, resolve_text_model
+    from tsd.model.prompt import read_prompts
     from tsd.prompt_files import encoder_hashes, is_intact, read_record, tensor_files, write_prompt, write_record
     from tsd.prompts import encode_texts
     from tsd.text_encoders import text_side
@@ -182,7 +182,7 @@ def _refuse_to_replace(
 
 
 def _compare(args: argparse.Namespace, side: "TextSide", others: "dict[str, PromptEmbeds]", names: list[str]) -> int:
-    from tsd.prompt import read_prompts
+    from tsd.model.prompt import read_prompts
     from tsd.prompt_files import compare
 
     written = read_prompts(args.out, (side.width, side.pooled))
@@ -199,7 +199,7 @@ def _compare(args: argparse.Namespace, side: "TextSide", others: "dict[str, Prom
 
 
 def _one(prompts: "PromptEmbeds", index: int) -> "PromptEmbeds":
-    from tsd.prompt import PromptEmbeds
+    from tsd.model.prompt import PromptEmbeds
 
     pooled = None if prompts.pooled is None else prompts.pooled[index : index + 1]
     return PromptEmbeds(prompts.embeds[index : index + 1], pooled)

@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     from tsd.config import config_for
     from tsd.files import write_text
     from tsd.images import ImageError, read_picture, write_picture
-    from tsd.loading import DTYPES
+    from tsd.model.loading import DTYPES
     from tsd.restore import Restorer
     from tsd.restore_settings import find_student
 

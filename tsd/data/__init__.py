@@ -1,1 +1,1 @@
-"""Training data: degradation and pairs."""
+"""Training data: degradation, pairs made on the fly, data sets prepared once."""

@@ -21,7 +21,7 @@ from tsd.data.prepared import IN_PROGRESS
 from tsd.data.sources import Source, SourceImage
 from tsd.errors import UserError
 from tsd.files import write_text
-from tsd.loading import DTYPES
+from tsd.model.loading import DTYPES
 
 
 class ImagePass:

@@ -32,8 +32,8 @@ from tsd.data.prepared import IN_PROGRESS, PROMPTS, RECORD, SCHEMA, read_record
 from tsd.data.sources import Source
 from tsd.errors import UserError
 from tsd.files import write_text
-from tsd.loading import DTYPES, resolve_model
-from tsd.prompt import PromptEmbeds
+from tsd.model.loading import DTYPES, resolve_model
+from tsd.model.prompt import PromptEmbeds
 
 SKIPPED = "skipped.csv"
 LIBRARIES = ("diffusers", "transformers", "datasets", "Pillow", "numpy")

@@ -11,7 +11,7 @@ from tsd.data.crops import CropConfig
 from tsd.data.prepared import IN_PROGRESS, RECORD, latent_shape, read_record, vae_sha256
 from tsd.data.sources import Source
 from tsd.errors import UserError
-from tsd.loading import detect_family, read_config, resolve_model
+from tsd.model.loading import detect_family, read_config, resolve_model
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def is_complete(out: Path, settings: Mapping[str, Any]) -> bool:
 
 def _prompt_shapes(model: str | Path, captions: CaptionConfig) -> dict[str, list[int]]:
     """Shape of one caption's embeddings by column; reads the small files of the model's text encoders."""
-    from tsd.loading import resolve_text_model
+    from tsd.model.loading import resolve_text_model
     from tsd.text_encoders import text_side
 
     side = text_side(resolve_text_model(model, t5=captions.t5), t5=captions.t5)

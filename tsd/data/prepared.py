@@ -28,7 +28,7 @@ from tsd.data.hf import import_datasets
 from tsd.data.pairs import training_item, visited
 from tsd.errors import UserError
 from tsd.files import sha256_file
-from tsd.loading import detect_family, read_config, resolve_model
+from tsd.model.loading import detect_family, read_config, resolve_model
 from tsd.seeds import seed_for
 
 SCHEMA = 1

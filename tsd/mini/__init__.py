@@ -1,1 +1,1 @@
-"""The mini model: a small SD3-like backbone trained here from nothing, and the recipe that makes it again."""
+"""The recipes that train the two mini models from nothing."""

@@ -30,18 +30,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from tsd.backbone import load_backbone
-from tsd.backbones.base import Family
 from tsd.config import Phase, TrainConfig
 from tsd.data.degrade import FULL, degrade
 from tsd.errors import UserError
 from tsd.files import write_text
-from tsd.loading import FAMILIES
 from tsd.mini.images import load_photos, procedural_image, split_photos, validation_crops
 from tsd.mini.stages import append_row, save_atomically
 from tsd.mini.teacher import BaseSettings, BaseTraining, new_base, new_scheduler, train_base
 from tsd.mini.vae import VaeSettings, train_vae
 from tsd.mini.warmup import Pool, WarmUpSettings, make_pairs, train_encoder, train_student, write_adapters
+from tsd.model.backbone import load_backbone
+from tsd.model.family import Family
+from tsd.model.loading import FAMILIES
 from tsd.presets import PRESETS
 from tsd.prompt_files import write_prompt
 from tsd.run_settings import RunSettings

@@ -20,14 +20,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tsd.backbone import load_backbone
 from tsd.config import TrainConfig
 from tsd.files import mini_model_dir, write_safetensors
-from tsd.loading import FAMILIES
-from tsd.lora import STUDENT, VAE_FILE, attach, load_initial, save_student, vae_targets
 from tsd.mini.recipe import TSD_SR, VSD, RecipeRun, publish, run_command
 from tsd.mini.unet import UNetSettings, UNetStartSettings, encode_pairs, new_sd2_scheduler, new_unet, train_unet_student
 from tsd.mini.warmup import make_pairs
+from tsd.model.backbone import load_backbone
+from tsd.model.loading import FAMILIES
+from tsd.model.lora import STUDENT, VAE_FILE, attach, load_initial, save_student, vae_targets
 from tsd.seeds import seed_for
 
 STAGES = ("vae", "teacher", "student", "tsdsr", "vsd")

@@ -17,11 +17,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from tsd.backbones.base import Family
 from tsd.mini.optim import split_optimisers
 from tsd.mini.stages import run_stage
-from tsd.process import NoiseProcess
-from tsd.prompt import PromptEmbeds
+from tsd.model.family import Family
+from tsd.model.process import NoiseProcess
+from tsd.model.prompt import PromptEmbeds
 from tsd.seeds import generator_for
 
 

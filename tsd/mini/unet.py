@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from tsd.backbone import Backbone
-from tsd.lora import STUDENT, adapter_parameters, attach, denoiser_targets, role
 from tsd.mini.stages import in_batches, psnr_luma, run_stage, save_atomically
 from tsd.mini.teacher import BaseTraining
 from tsd.mini.warmup import factorise, latent_loss, pixel_metric
-from tsd.process import Prediction
+from tsd.model.backbone import Backbone
+from tsd.model.lora import STUDENT, adapter_parameters, attach, denoiser_targets, role
+from tsd.model.process import Prediction
 from tsd.seeds import generator_for, seed_for
 
 

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from tsd.backbone import Backbone
 from tsd.data.pairs import PairDataset
 from tsd.files import write_safetensors
-from tsd.lora import (
+from tsd.mini.stages import in_batches, psnr_luma, run_stage, save_atomically
+from tsd.model.backbone import Backbone
+from tsd.model.lora import (
     STUDENT,
     VAE_FILE,
     adapter_parameters,
@@ -38,7 +39,6 @@ from tsd.lora import (
     role,
     vae_targets,
 )
-from tsd.mini.stages import in_batches, psnr_luma, run_stage, save_atomically
 from tsd.seeds import generator_for, seed_for
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from tsd.backbones.base import Family
-from tsd.backbones.sd2 import SD2
-from tsd.backbones.sd3 import SD3
 from tsd.errors import UserError
+from tsd.model.family import Family
+from tsd.model.sd2 import SD2
+from tsd.model.sd3 import SD3
 
 FAMILIES: dict[str, Family] = {"sd3": SD3(), "sd2": SD2()}
 SD3_MEDIUM = FAMILIES["sd3"].example

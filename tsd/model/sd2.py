@@ -9,8 +9,8 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from tsd.errors import UserError
-from tsd.process import DDPM
-from tsd.prompt import PromptEmbeds
+from tsd.model.process import DDPM
+from tsd.model.prompt import PromptEmbeds
 
 PREDICTIONS = ("epsilon", "v_prediction")
 

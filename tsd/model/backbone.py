@@ -17,12 +17,12 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from tsd.backbones.base import Family
 from tsd.config import Posterior
 from tsd.errors import UserError
-from tsd.loading import read_configs, resolve_model
-from tsd.process import NoiseProcess
-from tsd.prompt import PromptEmbeds, load_prompts
+from tsd.model.family import Family
+from tsd.model.loading import read_configs, resolve_model
+from tsd.model.process import NoiseProcess
+from tsd.model.prompt import PromptEmbeds, load_prompts
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -174,7 +174,7 @@ def build_backbone(
     """A backbone without weights: modules on the meta device, frozen and in evaluation mode, for shapes and names.
 
     Args:
-        configs: of `denoiser`, `vae` and `scheduler`, see `tsd.loading.read_configs`.
+        configs: of `denoiser`, `vae` and `scheduler`, see `tsd.model.loading.read_configs`.
 
     Raises:
         UserError: the configurations are not those of a model that can be built.

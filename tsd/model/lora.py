@@ -20,14 +20,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tsd.backbone import Backbone
-from tsd.backbones.base import Family
 from tsd.config import TrainConfig
 from tsd.errors import UserError
 from tsd.files import write_safetensors
-from tsd.loading import FAMILIES
+from tsd.model.backbone import Backbone
+from tsd.model.family import Family
+from tsd.model.loading import FAMILIES
+from tsd.model.sharded import full_tensor
 from tsd.seeds import seed_for
-from tsd.sharded import full_tensor
 
 Role = Literal["student", "critic", "teacher"]
 STUDENT: Role = "student"

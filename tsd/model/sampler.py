@@ -7,8 +7,8 @@ classifier-free guidance. This is SDEdit with the teacher's own process, not a m
 import torch
 from torch import Tensor
 
-from tsd.backbone import Backbone, require_prompt
-from tsd.prompt import PromptEmbeds
+from tsd.model.backbone import Backbone, require_prompt
+from tsd.model.prompt import PromptEmbeds
 
 
 def guided(

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from tsd.process import NoiseProcess
-from tsd.prompt import PromptEmbeds
+from tsd.model.process import NoiseProcess
+from tsd.model.prompt import PromptEmbeds
 
 
 class Family(Protocol):

@@ -9,8 +9,8 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from tsd.errors import UserError
-from tsd.process import FlowMatching
-from tsd.prompt import PromptEmbeds
+from tsd.model.process import FlowMatching
+from tsd.model.prompt import PromptEmbeds
 
 
 @dataclass(frozen=True)

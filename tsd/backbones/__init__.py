@@ -1,1 +1,0 @@
-"""Model families: what differs between them, each behind the `Family` protocol of `tsd.backbones.base`."""

@@ -1,0 +1,1 @@
+"""A base model from its folder: VAE, denoiser, noise process, adapters, sampler."""
