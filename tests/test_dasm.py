@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tsd.dasm import trajectory, trajectory_gradient
+from tsd.algorithm.dasm import trajectory, trajectory_gradient
 from tsd.model.process import FlowMatching
 
 PROCESS = FlowMatching(shift=3.0)

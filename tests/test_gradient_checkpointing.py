@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tsd.algorithm.pixel_loss import charbonnier
+from tsd.algorithm.turns import Batch, critic_turn, student_turn
 from tsd.config import Phase
 from tsd.model.backbone import Backbone, load_backbone
 from tsd.model.gradient_checkpointing import enable_gradient_checkpointing
 from tsd.model.lora import adapter_parameters, attach, denoiser_targets, vae_targets
-from tsd.pixel_loss import charbonnier
 from tsd.presets import PAPER
-from tsd.turns import Batch, critic_turn, student_turn
 
 CONFIG = dataclasses.replace(PAPER, guidance_scale=2.0)
 PHASE = Phase(steps=1, latent_mse=0.5, gamma2=1.0, point_weights=(1.0, 0.3))

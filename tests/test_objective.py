@@ -13,10 +13,8 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from tsd.config import Residual
-from tsd.dasm import trajectory, trajectory_gradient
-from tsd.model.process import FlowMatching
-from tsd.objective import (
+from tsd.algorithm.dasm import trajectory, trajectory_gradient
+from tsd.algorithm.objective import (
     critic_loss,
     in_residual_form,
     reconstruction_loss,
@@ -27,6 +25,8 @@ from tsd.objective import (
     tsm_gradient,
     vsd_gradient,
 )
+from tsd.config import Residual
+from tsd.model.process import FlowMatching
 
 PROCESS = FlowMatching(shift=1.0)
 M, S, RHO = 0.7, 1.3, 0.6

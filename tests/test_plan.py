@@ -8,17 +8,17 @@ import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from safetensors.torch import save_file
 
+from tsd.algorithm.pixel_loss import charbonnier
+from tsd.algorithm.turns import Batch, critic_turn, student_turn
 from tsd.config import Phase
 from tsd.errors import UserError
 from tsd.live_bytes import LiveBytes
 from tsd.model.backbone import load_backbone
 from tsd.model.gradient_checkpointing import enable_gradient_checkpointing
 from tsd.model.lora import attach, denoiser_targets, vae_targets
-from tsd.pixel_loss import charbonnier
 from tsd.plan import memory_plan, model_configs, parameters_of
 from tsd.plan_table import GIB, RESERVE, Iteration, MemoryPlan
 from tsd.presets import PAPER
-from tsd.turns import Batch, critic_turn, student_turn
 
 CONFIG = dataclasses.replace(
     PAPER,

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tsd.algorithm.turns import Batch
 from tsd.config import Phase
 from tsd.errors import UserError
 from tsd.model.backbone import load_backbone
@@ -19,7 +20,6 @@ from tsd.presets import MINI, TEACHER_PRESETS
 from tsd.run_settings import RunSettings
 from tsd.teacher import attach_teacher, captions_with_dropout, teacher_loss, times, train_teacher
 from tsd.train import train
-from tsd.turns import Batch
 
 TINY = dataclasses.replace(
     TEACHER_PRESETS["mini"], steps=4, batch_size=2, crop=32, rank=4, warmup_steps=1, mixed_precision="no",

@@ -16,19 +16,19 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tsd.algorithm.pixel_loss import charbonnier
+from tsd.algorithm.turns import Batch, critic_turn, student_turn
 from tsd.cli import main
 from tsd.config import Phase, RestoreConfig, TrainConfig
 from tsd.data.degrade import FULL
 from tsd.errors import UserError
 from tsd.model.backbone import load_backbone
 from tsd.model.lora import adapter_parameters, attach, denoiser_targets, vae_targets
-from tsd.pixel_loss import charbonnier
 from tsd.presets import MINI, PRESETS
 from tsd.restore import Restorer
 from tsd.run_log import TIMING, RunLog
 from tsd.run_settings import RunSettings
 from tsd.train import DivergenceError, train
-from tsd.turns import Batch, critic_turn, student_turn
 
 TINY = dataclasses.replace(
     MINI,

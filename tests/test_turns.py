@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from tsd.algorithm.objective import in_residual_form, time_weight
+from tsd.algorithm.pixel_loss import charbonnier
+from tsd.algorithm.turns import Batch, critic_turn, noise_for, student_turn, times_for, tsd_on
 from tsd.config import Phase, TrainConfig
 from tsd.live_bytes import LiveBytes
 from tsd.model.backbone import Backbone, load_backbone
 from tsd.model.lora import adapter_parameters, attach, denoiser_targets, role, vae_targets
 from tsd.model.prompt import PromptEmbeds
-from tsd.objective import in_residual_form, time_weight
-from tsd.pixel_loss import charbonnier
 from tsd.presets import PAPER
-from tsd.turns import Batch, critic_turn, noise_for, student_turn, times_for, tsd_on
 
 CONFIG = dataclasses.replace(PAPER, guidance_scale=2.0, stride=150.0, random_bias=True)
 PHASE = Phase(steps=1, latent_mse=0.5, gamma2=1.0, point_weights=(1.0, 0.3, 0.3))
@@ -206,7 +206,7 @@ def test_inside_autocast_adapters_do_not_copy_their_inputs(
         return turn.loss.detach(), [p.grad for p in parameters.values() if p.grad is not None], graph
 
     loss, gradients, graph = run()
-    monkeypatch.setattr("tsd.turns.no_input_upcast", lambda *models: nullcontext())
+    monkeypatch.setattr("tsd.algorithm.turns.no_input_upcast", lambda *models: nullcontext())
     other_loss, other_gradients, other_graph = run()
     assert torch.equal(loss, other_loss)
     assert len(gradients) == len(other_gradients) == len(parameters)

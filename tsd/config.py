@@ -149,10 +149,10 @@ class TrainConfig(RunConfig):
         random_bias: jitter the trajectory's end by up to ± s/2 [R].
         residual: parameterisation in which Eq. 3–5 take differences. `velocity` is what the released weights were
             trained with; `epsilon` is what the equations print. They are not the same for TSM on flow models, see
-            `tsd.objective`: the velocity difference can point away from z. Measured on a small model, its cosine
-            with ẑ − z is −0.01 to 0.24, epsilon's 0.45 to 0.99, and velocity-TSM alone diverged. So `paper` and
-            `mini` take `epsilon` (the stated equation, and a direction that a small run can survive), `release`
-            takes `velocity` (what the released code does, with λ = 0.7 keeping VSD in charge).
+            `tsd.algorithm.objective`: the velocity difference can point away from z. Measured on a small model, its
+            cosine with ẑ − z is −0.01 to 0.24, epsilon's 0.45 to 0.99, and velocity-TSM alone diverged. So `paper` and
+            `mini` take `epsilon` (the stated equation, and a direction that a small run can survive), `release` takes
+            `velocity` (what the released code does, with λ = 0.7 keeping VSD in charge).
         weighting: w(t).
         t_range: uniform range of t; [50, 950] in both.
         gamma1: γ1 at the start and at the end of training, linear in between.

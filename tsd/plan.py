@@ -1,9 +1,9 @@
 """What a training run will need in memory, before any weight is loaded.
 
 The real modules are built from their `config.json` on tensors without data (torch's fake tensors: the meta device,
-with the CPU's or CUDA's choice of kernels kept), and the two turns of `tsd.turns` are run on them, forward and
-backward, under the meter of `tsd.live_bytes`. Activations are thus counted, not estimated by formula; what is computed
-is the adapters' optimiser state, which no iteration needs to run for.
+with the CPU's or CUDA's choice of kernels kept), and the two turns of `tsd.algorithm.turns` are run on them, forward
+and backward, under the meter of `tsd.live_bytes`. Activations are thus counted, not estimated by formula; what is
+computed is the adapters' optimiser state, which no iteration needs to run for.
 
 Not counted: what kernels allocate for themselves (cuDNN's workspaces), the CUDA context and fragmentation. `RESERVE`
 stands for them in the verdict.
@@ -21,6 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
+from tsd.algorithm.pixel_loss import charbonnier
+from tsd.algorithm.turns import Batch, critic_turn, student_turn
 from tsd.config import Phase, TrainConfig
 from tsd.errors import UserError
 from tsd.live_bytes import LiveBytes
@@ -30,10 +32,8 @@ from tsd.model.gradient_checkpointing import enable_gradient_checkpointing
 from tsd.model.loading import DTYPES, FAMILIES, read_configs
 from tsd.model.lora import Role, adapter_parameters, attach_roles
 from tsd.model.prompt import PromptEmbeds
-from tsd.pixel_loss import charbonnier
 from tsd.plan_table import RESERVE, Iteration, MemoryPlan, gib
 from tsd.public_configs import PUBLIC_CONFIGS
-from tsd.turns import Batch, critic_turn, student_turn
 
 
 def memory_plan(

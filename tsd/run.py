@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from tsd.algorithm.turns import Batch
 from tsd.checkpoint import TrainState, checkpoint_folder, latest, prune, remove_unfinished
 from tsd.config import RunConfig
 from tsd.ema import averaged
@@ -29,7 +30,6 @@ from tsd.preflight import Checked, check_run
 from tsd.run_log import RunLog, peak_mib
 from tsd.run_settings import FinishedRun, RunSettings
 from tsd.stopping import Stopper
-from tsd.turns import Batch
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from diffusers.optimization import get_scheduler
 from torch import Tensor
 
+from tsd.algorithm.turns import Batch, ground_truth_latents, noise_for
 from tsd.checkpoint import TrainState
 from tsd.config import TeacherConfig
 from tsd.data.degrade import FULL
@@ -24,7 +25,6 @@ from tsd.parallel import mean
 from tsd.run import Run, Validation
 from tsd.run_settings import FinishedRun, RunSettings
 from tsd.seeds import generator_for, seed_for
-from tsd.turns import Batch, ground_truth_latents, noise_for
 from tsd.validate import ValidationPair, image_strip, load_validation, shared_out
 
 VALIDATION_CROP = 256

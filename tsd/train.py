@@ -12,6 +12,8 @@ import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 
+from tsd.algorithm.pixel_loss import load_pixel_loss
+from tsd.algorithm.turns import critic_turn, student_turn
 from tsd.checkpoint import TrainState
 from tsd.config import TrainConfig
 from tsd.ema import start_ema, update_ema
@@ -20,11 +22,9 @@ from tsd.model.backbone import Backbone
 from tsd.model.lora import adapter_parameters, attach_roles, save_student
 from tsd.model.prompt import load_prompts
 from tsd.optim import DivergenceError, OptimizerState, accelerated, backward, new_optimizer, refuse_divergence, update
-from tsd.pixel_loss import load_pixel_loss
 from tsd.prompt_files import write_prompt
 from tsd.run import Run, Validation
 from tsd.run_settings import FinishedRun, RunSettings
-from tsd.turns import critic_turn, student_turn
 from tsd.validate import ValidationPair, load_validation, validate
 
 __all__ = ["DivergenceError", "train"]

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from tsd.algorithm.pixel_loss import PixelLoss
 from tsd.data.degrade import DegradationConfig, degrade
 from tsd.data.pairs import SUFFIXES
 from tsd.errors import UserError
@@ -20,7 +21,6 @@ from tsd.images import read_picture
 from tsd.model.backbone import Backbone
 from tsd.model.lora import STUDENT, role
 from tsd.parallel import mean
-from tsd.pixel_loss import PixelLoss
 from tsd.seeds import seed_for
 
 

@@ -22,6 +22,16 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tsd.algorithm.objective import (
+    critic_loss,
+    in_residual_form,
+    reconstruction_loss,
+    student_loss,
+    surrogate_loss,
+    time_weight,
+)
+from tsd.algorithm.pixel_loss import charbonnier
+from tsd.algorithm.turns import Batch, critic_turn, ground_truth_latents, noise_for, student_turn, times_for
 from tsd.config import Phase
 from tsd.live_bytes import LiveBytes
 from tsd.model.backbone import Backbone
@@ -29,11 +39,8 @@ from tsd.model.lora import Role, adapter_parameters, attach, denoiser_targets, v
 from tsd.model.process import FlowMatching
 from tsd.model.prompt import PromptEmbeds
 from tsd.model.sd3 import SD3
-from tsd.objective import critic_loss, in_residual_form, reconstruction_loss, student_loss, surrogate_loss, time_weight
-from tsd.pixel_loss import charbonnier
 from tsd.presets import PAPER
 from tsd.seeds import generator_for, seed_for
-from tsd.turns import Batch, critic_turn, ground_truth_latents, noise_for, student_turn, times_for
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -140,7 +147,7 @@ def batch_for(setting: Setting, step: int) -> Batch:
 
 
 class Ours:
-    """One base, three roles: `tsd.turns` as the training loop calls it."""
+    """One base, three roles: `tsd.algorithm.turns` as the training loop calls it."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting, self.backbone = setting, build_base(setting)

@@ -197,7 +197,7 @@ def dry_run(settings: RunSettings, config: RunConfig) -> int:
     if not _is_main_process():
         return 0
     if isinstance(config, TrainConfig):
-        from tsd.pixel_loss import load_pixel_loss
+        from tsd.algorithm.pixel_loss import load_pixel_loss
         from tsd.train import load_pairs
 
         load_pixel_loss(config.pixel_loss, "cpu")

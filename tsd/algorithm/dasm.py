@@ -16,9 +16,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from tsd.algorithm.objective import in_residual_form, time_weight, tsd_gradient, tsm_gradient, vsd_gradient
 from tsd.config import Residual, Weighting
 from tsd.model.process import NoiseProcess
-from tsd.objective import in_residual_form, time_weight, tsd_gradient, tsm_gradient, vsd_gradient
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(z_t, t, rows) → the network's prediction, guidance included.

@@ -16,15 +16,15 @@ from diffusers.utils.torch_utils import randn_tensor
 from peft.helpers import disable_input_dtype_casting
 from torch import Tensor
 
+from tsd.algorithm.dasm import Predict, trajectory, trajectory_gradient
+from tsd.algorithm.objective import critic_loss, reconstruction_loss, student_loss, surrogate_loss
+from tsd.algorithm.pixel_loss import PixelLoss
 from tsd.config import Phase, RunConfig, TrainConfig
-from tsd.dasm import Predict, trajectory, trajectory_gradient
 from tsd.model.backbone import Backbone
 from tsd.model.lora import Role, role
 from tsd.model.prompt import PromptEmbeds
 from tsd.model.sampler import guided
 from tsd.model.sharded import has_dtensors
-from tsd.objective import critic_loss, reconstruction_loss, student_loss, surrogate_loss
-from tsd.pixel_loss import PixelLoss
 from tsd.seeds import generator_for
 
 
@@ -77,7 +77,8 @@ def predictor(
     guidance_scale: float,
     chunk: int | None = None,
 ) -> Predict:
-    """ψ or φ with guidance, as `tsd.dasm` wants it: the adapters of this role active on the shared base, no gradient.
+    """ψ or φ with guidance, as `tsd.algorithm.dasm` wants it: the adapters of this role active on the shared base, no
+    gradient.
 
     Args:
         prompt, null: batch size 1 or the batch's; expanded, never copied, where it is 1.
