@@ -14,9 +14,9 @@ from tsd.cli import main
 from tsd.config import DEFAULT_PROMPT
 from tsd.model.backbone import load_backbone
 from tsd.model.prompt import PromptEmbeds
-from tsd.prompt_files import compare
-from tsd.prompts import encode_texts
-from tsd.text_encoders import LoadedEncoder
+from tsd.prompts.encode import encode_texts
+from tsd.prompts.folder import compare
+from tsd.prompts.text_encoders import LoadedEncoder
 
 # The tiny CLIP tokenizers spell nearly letter by letter, so the released prompt is cut; the real ones keep it whole.
 pytestmark = pytest.mark.filterwarnings("ignore:1 of . texts are longer")

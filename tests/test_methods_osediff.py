@@ -38,8 +38,8 @@ from tsd.files import mini_model_dir
 from tsd.model.backbone import load_backbone
 from tsd.model.lora import check_lora, denoiser_targets, read_lora, vae_targets
 from tsd.model.sd2 import SD2
+from tsd.prompts.text_encoders import TextEncoder, load_tokenizer
 from tsd.public_configs import PUBLIC_CONFIGS
-from tsd.text_encoders import TextEncoder, load_tokenizer
 from tsd.tiling import blend_tiles
 
 SMALL = OSEDiffSettings(process_size=64)

@@ -25,7 +25,7 @@ from tsd.data.prepared import PreparedDataset, is_prepared
 from tsd.data.sources import FolderSource, HubSource
 from tsd.data.storage import Storage, storage_of
 from tsd.errors import UserError
-from tsd.prompts import encode_texts
+from tsd.prompts.encode import encode_texts
 
 CROPS = CropConfig(crop=32, mode="random", per_image=2, degradation=FULL, usm=False, scale=4, seed=3)
 FILES = PrepareConfig(

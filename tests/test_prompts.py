@@ -23,13 +23,13 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from tsd import prompts, text_encoders
 from tsd.config import DEFAULT_PROMPT
 from tsd.errors import UserError
 from tsd.model.loading import resolve_model, resolve_text_model
 from tsd.model.prompt import PromptEmbeds
-from tsd.prompts import content_sha256, encode_batches, encode_texts
-from tsd.text_encoders import LoadedEncoder, load_tokenizer, text_side
+from tsd.prompts import encode, text_encoders
+from tsd.prompts.encode import content_sha256, encode_batches, encode_texts
+from tsd.prompts.text_encoders import LoadedEncoder, load_tokenizer, text_side
 
 TEXTS = ["the shining iron", "", "A photo, 4k", "the thing on the other shore", "x"]
 LONG = "the ring " * 25 + "on the other shore " + "the ring " * 60  # three CLIP tokens per "the ring"
@@ -171,7 +171,7 @@ def test_results_on_disk_are_those_in_memory(
     tiny_sd3_text_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     in_memory = quiet(tiny_sd3_text_dir, TEXTS, dtype=dtype, batch_size=2)
-    monkeypatch.setattr(prompts, "SPOOL_BYTES", 1)
+    monkeypatch.setattr(encode, "SPOOL_BYTES", 1)
     batches = encode_batches(tiny_sd3_text_dir, TEXTS, dtype=dtype, batch_size=2, progress=False, spool_dir=tmp_path)
     on_disk = PromptEmbeds.cat(*batches)
     assert in_memory.embeds.dtype == on_disk.embeds.dtype == dtype

@@ -27,7 +27,7 @@ from tsd.model.backbone import load_backbone
 from tsd.model.loading import DTYPES, read_config
 from tsd.model.lora import load_student, read_lora
 from tsd.model_card import CardFacts, model_card
-from tsd.prompt_files import write_prompt
+from tsd.prompts.folder import write_prompt
 from tsd.student import Student, weight_files
 
 What = Literal["merged", "lora", "both"]

@@ -22,7 +22,7 @@ from tsd.model.backbone import Backbone
 from tsd.model.lora import adapter_parameters, attach_roles, save_student
 from tsd.model.prompt import load_prompts
 from tsd.optim import DivergenceError, OptimizerState, accelerated, backward, new_optimizer, refuse_divergence, update
-from tsd.prompt_files import write_prompt
+from tsd.prompts.folder import write_prompt
 from tsd.run import Run, Validation
 from tsd.run_settings import FinishedRun, RunSettings
 from tsd.validate import ValidationPair, load_validation, validate

@@ -142,7 +142,7 @@ class OSEDiffMethod:
         return self._open_encoder(ExitStack())
 
     def _open_encoder(self, stack: ExitStack) -> Any:
-        from tsd.text_encoders import LoadedEncoder, load_tokenizer, text_side
+        from tsd.prompts.text_encoders import LoadedEncoder, load_tokenizer, text_side
 
         (encoder,) = text_side(self.root / BASE).encoders
         tokenizer = load_tokenizer(encoder)

@@ -9,7 +9,7 @@ from tsd.errors import UserError
 
 if TYPE_CHECKING:
     from tsd.model.prompt import PromptEmbeds
-    from tsd.text_encoders import TextSide
+    from tsd.prompts.text_encoders import TextSide
 
 DESCRIPTION = """\
 Computes prompt embeddings from text with the model's own text encoders and writes them as OUT/default/ and OUT/null/,
@@ -82,9 +82,9 @@ def run(args: argparse.Namespace) -> int:
     from tsd import __version__
     from tsd.model.loading import DTYPES, resolve_text_model
     from tsd.model.prompt import read_prompts
-    from tsd.prompt_files import encoder_hashes, is_intact, read_record, tensor_files, write_prompt, write_record
-    from tsd.prompts import encode_texts
-    from tsd.text_encoders import text_side
+    from tsd.prompts.encode import encode_texts
+    from tsd.prompts.folder import encoder_hashes, is_intact, read_record, tensor_files, write_prompt, write_record
+    from tsd.prompts.text_encoders import text_side
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device.partition(":")[0] not in ("cpu", "cuda"):
@@ -183,7 +183,7 @@ def _refuse_to_replace(
 
 def _compare(args: argparse.Namespace, side: "TextSide", others: "dict[str, PromptEmbeds]", names: list[str]) -> int:
     from tsd.model.prompt import read_prompts
-    from tsd.prompt_files import compare
+    from tsd.prompts.folder import compare
 
     written = read_prompts(args.out, (side.width, side.pooled))
     clip_tokens = side.encoders[0].tokens if side.family == "sd3" else None

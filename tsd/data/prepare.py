@@ -106,7 +106,7 @@ def _embed_captions(
     device: str | torch.device,
 ) -> None:
     """The second pass: every encoder goes once through the captions that no finished file holds."""
-    from tsd.prompts import encode_batches
+    from tsd.prompts.encode import encode_batches
 
     features = prompt_features(settings["prompt_shapes"])
     # Whole batches to a file, so that continuing makes the same batches, and with them the same last bits.

@@ -113,7 +113,7 @@ def is_complete(out: Path, settings: Mapping[str, Any]) -> bool:
 def _prompt_shapes(model: str | Path, captions: CaptionConfig) -> dict[str, list[int]]:
     """Shape of one caption's embeddings by column; reads the small files of the model's text encoders."""
     from tsd.model.loading import resolve_text_model
-    from tsd.text_encoders import text_side
+    from tsd.prompts.text_encoders import text_side
 
     side = text_side(resolve_text_model(model, t5=captions.t5), t5=captions.t5)
     shapes = {"prompt_embeds": [side.tokens, side.width]}

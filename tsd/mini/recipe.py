@@ -43,7 +43,7 @@ from tsd.model.backbone import load_backbone
 from tsd.model.family import Family
 from tsd.model.loading import FAMILIES
 from tsd.presets import PRESETS
-from tsd.prompt_files import write_prompt
+from tsd.prompts.folder import write_prompt
 from tsd.run_settings import RunSettings
 from tsd.seeds import seed_for
 from tsd.train import train

@@ -146,7 +146,7 @@ def resolve_text_model(source: str | Path, *, t5: bool = True) -> Path:
     """The local folder of a model's text side: text encoders, tokenizers and the denoiser's configuration.
 
     Of a hub id only these are fetched, no weights of VAE or denoiser; without `t5` neither SD3's third encoder (9.5 GB)
-    nor its tokenizer. What a folder holds is checked by `tsd.text_encoders.text_side`.
+    nor its tokenizer. What a folder holds is checked by `tsd.prompts.text_encoders.text_side`.
 
     Raises:
         UserError: no such folder; a hub id that is not on this machine and cannot be fetched.

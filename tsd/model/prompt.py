@@ -1,7 +1,7 @@
 """A prompt as the denoiser reads it, and the folders that prompts are read from.
 
 Nothing that could run code is loaded: safetensors, or `torch.load(weights_only=True)` for the released `.pt` files.
-`tsd.prompt_files` writes such folders.
+`tsd.prompts.folder` writes such folders.
 """
 
 from dataclasses import dataclass

@@ -18,8 +18,8 @@ from torch import Tensor
 from tsd.errors import UserError
 from tsd.files import atomic_path, sha256_file, write_safetensors, write_text
 from tsd.model.prompt import PromptEmbeds
-from tsd.prompts import content_sha256
-from tsd.text_encoders import TextSide
+from tsd.prompts.encode import content_sha256
+from tsd.prompts.text_encoders import TextSide
 
 RECORD = "prompts.json"
 FORMATS = ("safetensors", "pt")

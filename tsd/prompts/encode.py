@@ -5,7 +5,7 @@ side (768 + 1280) and zeros up to T5's width; the other rows are T5-XXL's last h
 two CLIPs' projections side by side. SD2 (L, D) = (77, 1024): OpenCLIP's last hidden state; no pooled vector. Same
 numbers as diffusers' `encode_prompt` of the two pipelines, which hold all encoders at once.
 
-Memory: the largest encoder (`tsd.text_encoders`) and one batch; for `encode_texts` also its result, which is
+Memory: the largest encoder (`tsd.prompts.text_encoders`) and one batch; for `encode_texts` also its result, which is
 333 · 4096 values per text (2.7 MB in fp16), 259 GB for 95,000 texts: that many go through `encode_batches`, which
 hands on one batch after the other. It keeps the CLIPs' part of every text (0.3 MB in fp16, 30 GB for 95,000) until T5
 has been loaded: in memory up to 256 MiB per encoder, beyond that in unnamed temporary files.
@@ -27,7 +27,15 @@ from tqdm import tqdm
 from tsd.errors import UserError
 from tsd.model.loading import resolve_text_model
 from tsd.model.prompt import PromptEmbeds
-from tsd.text_encoders import T5_TOKENS, LoadedEncoder, TextEncoder, TextSide, load_tokenizer, text_side, warn_of_cuts
+from tsd.prompts.text_encoders import (
+    T5_TOKENS,
+    LoadedEncoder,
+    TextEncoder,
+    TextSide,
+    load_tokenizer,
+    text_side,
+    warn_of_cuts,
+)
 
 SPOOL_BYTES = 256 * 2**20
 

@@ -1,0 +1,1 @@
+"""Texts become prompt embeddings, one text encoder at a time."""
