@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.ndimage import convolve
 
-from tsd.color import adain, low_band, wavelet
+from tsd.restore.color import adain, low_band, wavelet
 
 
 def image(height: int = 40, width: int = 28, batch: int = 1) -> torch.Tensor:

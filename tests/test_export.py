@@ -34,7 +34,7 @@ from tsd.model.backbone import load_backbone
 from tsd.model.lora import load_student
 from tsd.model_card import CardFacts, known_base, read_run
 from tsd.restore import Restorer
-from tsd.restore_settings import find_student, is_merged
+from tsd.restore.student import find_student, is_merged
 from tsd.student import open_student
 
 PLAIN = RestoreConfig(process_size=0, posterior="mode", color="none")

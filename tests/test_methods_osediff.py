@@ -40,7 +40,7 @@ from tsd.model.lora import check_lora, denoiser_targets, read_lora, vae_targets
 from tsd.model.sd2 import SD2
 from tsd.prompts.text_encoders import TextEncoder, load_tokenizer
 from tsd.public_configs import PUBLIC_CONFIGS
-from tsd.tiling import blend_tiles
+from tsd.restore.tiling import blend_tiles
 
 SMALL = OSEDiffSettings(process_size=64)
 UNET_PATTERNS = ("to_k", "to_q", "to_v", "to_out.0", "conv", "proj_out", "proj_in", "ff.net.2", "ff.net.0.proj")

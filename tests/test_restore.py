@@ -25,8 +25,8 @@ from tsd.model.lora import (
     save_student,
     vae_targets,
 )
-from tsd.restore import Restorer, processing_size, resize
-from tsd.restore_settings import find_student
+from tsd.restore.restorer import Restorer, processing_size, resize
+from tsd.restore.student import find_student
 
 GOLDEN = Path(__file__).parent / "golden" / "restore"
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tsd.tiling import blend_tiles, gaussian_weights, tile_starts
+from tsd.restore.tiling import blend_tiles, gaussian_weights, tile_starts
 
 
 @pytest.mark.parametrize("length", [*range(16, 40), 100, 257])

@@ -273,7 +273,7 @@ class RestoreConfig:
 
     Attributes:
         scale: output size over input size, an integer.
-        color: colour alignment with the input, see `tsd.color`.
+        color: colour alignment with the input, see `tsd.restore.color`.
         posterior: `sample` draws the latent from the encoder's Gaussian, `mode` takes its mean.
         process_size: inputs whose short side times `scale` is less are processed at this short side (in output
             pixels) and resized back; 0 switches that off.

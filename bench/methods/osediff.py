@@ -90,8 +90,8 @@ class OSEDiffMethod:
     def restore(self, lr: "Tensor", seed: int) -> "Tensor":
         import torch
 
-        from tsd.color import adain
-        from tsd.restore import cut_to_levels, resize
+        from tsd.restore.color import adain
+        from tsd.restore.restorer import cut_to_levels, resize
 
         backbone = self.backbone
         target = (SCALE * lr.shape[-2], SCALE * lr.shape[-1])
@@ -111,7 +111,7 @@ class OSEDiffMethod:
         """Predicts once at the last time, in tiles where z is large; returns the x0 that this implies, in fp32."""
         import torch
 
-        from tsd.tiling import blend_tiles
+        from tsd.restore.tiling import blend_tiles
 
         backbone, settings = self.backbone, self.settings
         time = torch.full((1,), backbone.process.last_time, device=z.device)

@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     from tsd.images import ImageError, read_picture, write_picture
     from tsd.model.loading import DTYPES
     from tsd.restore import Restorer
-    from tsd.restore_settings import find_student
+    from tsd.restore.student import find_student
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device != "cpu" and device.partition(":")[0] != "cuda":

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from tsd.color import adain, wavelet
 from tsd.config import RestoreConfig, config_for
 from tsd.errors import UserError
 from tsd.files import sha256_file
@@ -27,9 +26,10 @@ from tsd.model.backbone import Backbone, load_backbone, require_prompt
 from tsd.model.groupnorm import use_two_pass_group_norm
 from tsd.model.loading import parts_of, resolve_model
 from tsd.model.lora import load_student
-from tsd.restore_settings import check_parts, find_student, is_merged, own_prompts
+from tsd.restore.color import adain, wavelet
+from tsd.restore.student import check_parts, find_student, is_merged, own_prompts
+from tsd.restore.tiling import blend_tiles
 from tsd.seeds import seed_for
-from tsd.tiling import blend_tiles
 
 SMALLEST_SIDE = 8
 SIDE_MULTIPLE = 8  # the release cuts target sides to multiples of 8 pixels
