@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from tsd import fingerprint
-from tsd.checkpoint import TrainState, check_same_run, checkpoints, prune, remove_unfinished
 from tsd.errors import UserError
 from tsd.presets import MINI
+from tsd.train import fingerprint
+from tsd.train.checkpoint import TrainState, check_same_run, checkpoints, prune, remove_unfinished
 
 RECORD: dict[str, Any] = {"stage": "student", "global_batch": 8, "model": "a", "data": "b", "teacher_lora": None}
 

@@ -34,7 +34,7 @@ def test_text_is_written_as_utf8_with_ordinary_rights(tmp_path: Path) -> None:
 
 
 def test_the_ground_and_the_settings_of_a_run_import_no_torch() -> None:
-    modules = "tsd.errors, tsd.files, tsd.config, tsd.presets, tsd.run_settings"
+    modules = "tsd.errors, tsd.files, tsd.config, tsd.presets, tsd.train.settings"
     code = f"import {modules}, sys; print([name for name in ('torch', 'numpy', 'diffusers') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from tsd.errors import UserError
-from tsd.optim import OptimizerState, new_optimizer, require_optimizer, update
 from tsd.presets import MINI
+from tsd.train.optim import OptimizerState, new_optimizer, require_optimizer, update
 
 EIGHT_BIT = dataclasses.replace(MINI, optimizer="adamw8bit")
 

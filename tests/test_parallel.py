@@ -16,13 +16,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from tsd import parallel
+import tsd
 from tsd.errors import UserError
-from tsd.parallel import _buckets, refuse_launcher
 from tsd.presets import MINI
+from tsd.train import parallel
+from tsd.train.parallel import _buckets, refuse_launcher
 
 SCENARIOS = Path(__file__).parent / "harness" / "process_scenarios.py"
-CONFIGS = Path(parallel.__file__).parent / "assets" / "accelerate"
+CONFIGS = Path(tsd.__file__).parent / "assets" / "accelerate"
 ENVIRONMENT = os.environ | {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 

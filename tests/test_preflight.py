@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from tsd.cli import main
 from tsd.errors import UserError
-from tsd.preflight import check_run, require_tracker
 from tsd.presets import MINI
-from tsd.run_settings import RunSettings
+from tsd.train.preflight import check_run, require_tracker
+from tsd.train.settings import RunSettings
 
 TINY = dataclasses.replace(MINI, batch_size=2, crop=32, rank=4, vae_rank=4, critic_rank=4)
 PHOTOS = [np.zeros((48, 40, 3), np.uint8)]

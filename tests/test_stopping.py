@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from tsd.errors import UserError
-from tsd.stopping import Stopper, seconds_from_text
+from tsd.train.stopping import Stopper, seconds_from_text
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from tsd.model.backbone import load_backbone
 from tsd.model.lora import adapter_parameters
 from tsd.model.prompt import PromptEmbeds
 from tsd.presets import MINI, TEACHER_PRESETS
-from tsd.run_settings import RunSettings
-from tsd.teacher import attach_teacher, captions_with_dropout, teacher_loss, times, train_teacher
-from tsd.train import train
+from tsd.train.settings import RunSettings
+from tsd.train.student import train
+from tsd.train.teacher import attach_teacher, captions_with_dropout, teacher_loss, times, train_teacher
 
 TINY = dataclasses.replace(
     TEACHER_PRESETS["mini"], steps=4, batch_size=2, crop=32, rank=4, warmup_steps=1, mixed_precision="no",

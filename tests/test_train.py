@@ -26,9 +26,9 @@ from tsd.model.backbone import load_backbone
 from tsd.model.lora import adapter_parameters, attach, denoiser_targets, vae_targets
 from tsd.presets import MINI, PRESETS
 from tsd.restore import Restorer
-from tsd.run_log import TIMING, RunLog
-from tsd.run_settings import RunSettings
-from tsd.train import DivergenceError, train
+from tsd.train.run_log import TIMING, RunLog
+from tsd.train.settings import RunSettings
+from tsd.train.student import DivergenceError, train
 
 TINY = dataclasses.replace(
     MINI,

@@ -19,8 +19,8 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from tsd.config import Phase, TrainConfig
 from tsd.presets import MINI
-from tsd.run_settings import RunSettings
-from tsd.train import train
+from tsd.train.settings import RunSettings
+from tsd.train.student import train
 
 CONFIG = dataclasses.replace(
     MINI,

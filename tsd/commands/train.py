@@ -10,8 +10,8 @@ from tsd.config import RunConfig, TeacherConfig, TrainConfig
 from tsd.errors import UserError
 from tsd.files import mini_model_dir
 from tsd.presets import PRESETS, TEACHER_PRESETS
-from tsd.run_settings import RunSettings
-from tsd.stopping import seconds_from_text
+from tsd.train.settings import RunSettings
+from tsd.train.stopping import seconds_from_text
 
 EPILOG = """\
 examples:
@@ -115,17 +115,17 @@ def run(args: argparse.Namespace) -> int:
     settings = resolve_settings(args)
     if args.dry_run:
         return dry_run(settings, config)
-    from tsd.optim import DivergenceError
+    from tsd.train.optim import DivergenceError
 
     try:
         if isinstance(config, TrainConfig):
-            from tsd.train import train
+            from tsd.train.student import train
 
             folder = train(settings, config).lora
             base = f"--model {args.model} " if args.model is not None else ""
             done = f"student written to {folder}; try: tsd restore photo.png -o out/ {base}--lora {folder}"
         else:
-            from tsd.teacher import train_teacher
+            from tsd.train.teacher import train_teacher
 
             folder = train_teacher(settings, config).lora
             done = f"teacher written to {folder}; distil against it with: tsd train --teacher-lora {folder} …"
@@ -187,7 +187,7 @@ def dry_run(settings: RunSettings, config: RunConfig) -> int:
     """
     import os
 
-    from tsd.preflight import check_run
+    from tsd.train.preflight import check_run
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if not settings.data:
@@ -198,7 +198,7 @@ def dry_run(settings: RunSettings, config: RunConfig) -> int:
         return 0
     if isinstance(config, TrainConfig):
         from tsd.algorithm.pixel_loss import load_pixel_loss
-        from tsd.train import load_pairs
+        from tsd.train.student import load_pairs
 
         load_pixel_loss(config.pixel_loss, "cpu")
         load_pairs(settings.val_data, config)

@@ -44,9 +44,9 @@ from tsd.model.family import Family
 from tsd.model.loading import FAMILIES
 from tsd.presets import PRESETS
 from tsd.prompts.folder import write_prompt
-from tsd.run_settings import RunSettings
 from tsd.seeds import seed_for
-from tsd.train import train
+from tsd.train.settings import RunSettings
+from tsd.train.student import train
 
 STAGES = ("vae", "teacher", "encoder", "student", "tsdsr", "vsd")
 RESTORE_SETTINGS = {"color": "none", "posterior": "mode", "process_size": 0}

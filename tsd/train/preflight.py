@@ -13,19 +13,19 @@ from safetensors import safe_open
 from torch import nn
 from torch.utils.data import Dataset
 
-from tsd import fingerprint
-from tsd.checkpoint import check_same_run, checkpoint_folder, latest
 from tsd.config import RunConfig, TrainConfig
 from tsd.errors import UserError
-from tsd.feed import data_fingerprint, degradation_of, open_data, prepared_folder
 from tsd.model.backbone import Backbone, build_backbone, require_prompt
 from tsd.model.family import Family
 from tsd.model.loading import FAMILIES, read_configs, resolve_model
 from tsd.model.lora import VAE_FILE, check_lora, check_student, denoiser_file, denoiser_targets, vae_targets
 from tsd.model.prompt import PromptEmbeds, load_prompts
-from tsd.optim import require_optimizer
-from tsd.parallel import refuse_launcher
-from tsd.run_settings import RunSettings
+from tsd.train import fingerprint
+from tsd.train.checkpoint import check_same_run, checkpoint_folder, latest
+from tsd.train.feed import data_fingerprint, degradation_of, open_data, prepared_folder
+from tsd.train.optim import require_optimizer
+from tsd.train.parallel import refuse_launcher
+from tsd.train.settings import RunSettings
 
 SCALE = 4
 TRACKERS = ("none", *sorted(LOGGER_TYPE_TO_CLASS))
@@ -38,7 +38,7 @@ class Checked:
     Attributes:
         folder: the model's local folder.
         data: the opened data set.
-        record: what a checkpoint of this run is recognised by, see `tsd.checkpoint.check_same_run`.
+        record: what a checkpoint of this run is recognised by, see `tsd.train.checkpoint.check_same_run`.
         teacher_targets: modules the given teacher LoRA adapts; empty without one.
         summary: lines for a reader.
     """

@@ -1,6 +1,6 @@
 """What the loops of both stages share: set-up, resumption, and the end of a step (log, validate, save, stop).
 
-The loops themselves (`tsd.train`, `tsd.teacher`) hold nothing but their algorithm.
+The loops themselves (`tsd.train.student`, `tsd.train.teacher`) hold nothing but their algorithm.
 """
 
 import sys
@@ -16,20 +16,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tsd.algorithm.turns import Batch
-from tsd.checkpoint import TrainState, checkpoint_folder, latest, prune, remove_unfinished
 from tsd.config import RunConfig
-from tsd.ema import averaged
 from tsd.errors import UserError
-from tsd.feed import batches
 from tsd.files import write_text
 from tsd.model.backbone import Backbone, load_backbone
 from tsd.model.gradient_checkpointing import enable_gradient_checkpointing
 from tsd.model.loading import DTYPES
-from tsd.parallel import anyone, is_sharded, mean, shard, start
-from tsd.preflight import Checked, check_run
-from tsd.run_log import RunLog, peak_mib
-from tsd.run_settings import FinishedRun, RunSettings
-from tsd.stopping import Stopper
+from tsd.train.checkpoint import TrainState, checkpoint_folder, latest, prune, remove_unfinished
+from tsd.train.ema import averaged
+from tsd.train.feed import batches
+from tsd.train.parallel import anyone, is_sharded, mean, shard, start
+from tsd.train.preflight import Checked, check_run
+from tsd.train.run_log import RunLog, peak_mib
+from tsd.train.settings import FinishedRun, RunSettings
+from tsd.train.stopping import Stopper
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Run:
         shown: names of the numbers in the progress bar.
 
     Raises:
-        UserError: anything `tsd.preflight` finds, or an `output` that is missing or holds another run.
+        UserError: anything `tsd.train.preflight` finds, or an `output` that is missing or holds another run.
     """
 
     def __init__(self, settings: RunSettings, config: RunConfig, *, shown: Sequence[str]) -> None:

@@ -14,18 +14,18 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor
 
 from tsd.algorithm.turns import Batch, ground_truth_latents, noise_for
-from tsd.checkpoint import TrainState
 from tsd.config import TeacherConfig
 from tsd.data.degrade import FULL
 from tsd.model.backbone import Backbone
 from tsd.model.lora import adapter_parameters, attach, denoiser_file, denoiser_targets, role, save_adapter
 from tsd.model.prompt import PromptEmbeds
-from tsd.optim import OptimizerState, accelerated, backward, new_optimizer, refuse_divergence, update
-from tsd.parallel import mean
-from tsd.run import Run, Validation
-from tsd.run_settings import FinishedRun, RunSettings
 from tsd.seeds import generator_for, seed_for
-from tsd.validate import ValidationPair, image_strip, load_validation, shared_out
+from tsd.train.checkpoint import TrainState
+from tsd.train.optim import OptimizerState, accelerated, backward, new_optimizer, refuse_divergence, update
+from tsd.train.parallel import mean
+from tsd.train.run import Run, Validation
+from tsd.train.settings import FinishedRun, RunSettings
+from tsd.train.validate import ValidationPair, image_strip, load_validation, shared_out
 
 VALIDATION_CROP = 256
 VALIDATION_TIMES = (0.2, 0.4, 0.6, 0.8)
@@ -36,7 +36,7 @@ def train_teacher(settings: RunSettings, config: TeacherConfig) -> FinishedRun:
     """Tunes the denoiser of a base model by a LoRA.
 
     Of prepared data the stored moments and captions are used; of plain images the default prompt stands for every
-    caption (the null prompt where the model has none). Errors are those of `tsd.train.train`.
+    caption (the null prompt where the model has none). Errors are those of `tsd.train.student.train`.
 
     Returns:
         The paths of the run; `lora` holds the teacher's one file (`transformer.` or `unet.safetensors`).

@@ -32,7 +32,7 @@ class RunSettings:
         val_data: folder of held-out photographs; without it nothing is validated and there is no `best/`.
         workers: data-loading processes; 0 loads in the training process.
         stop_after: stop cleanly after this many steps in all (a checkpoint is written), to be resumed later.
-        time_limit_seconds: stop cleanly before so much time has passed (see `tsd.stopping`).
+        time_limit_seconds: stop cleanly before so much time has passed (see `tsd.train.stopping`).
         keep: how many of the newest checkpoints are kept, besides that of the best validation; 1 or more.
         tracker: one of accelerate's names, or `none`.
         cpu: train on the CPU even where there is an accelerator.

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
-from tsd.checkpoint import TrainState
 from tsd.model.sharded import local
+from tsd.train.checkpoint import TrainState
 
 STUDENT_GROUPS = ("student.denoiser", "student.vae")
 

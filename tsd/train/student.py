@@ -1,8 +1,8 @@
 """Stage two, the distillation: Algorithm 1 as one flat loop on accelerate.
 
 Student's turn, critic's turn, average, end of the step. Student, critic and teacher are adapters on one copy of the
-base (`tsd.model.lora`). How several processes share the work is in `tsd.parallel`, everything that is not the algorithm
-in `tsd.run`.
+base (`tsd.model.lora`). How several processes share the work is in `tsd.train.parallel`, everything that is not the
+algorithm in `tsd.train.run`.
 """
 
 from pathlib import Path
@@ -14,18 +14,26 @@ from diffusers.optimization import get_scheduler
 
 from tsd.algorithm.pixel_loss import load_pixel_loss
 from tsd.algorithm.turns import critic_turn, student_turn
-from tsd.checkpoint import TrainState
 from tsd.config import TrainConfig
-from tsd.ema import start_ema, update_ema
-from tsd.feed import degradation_of
 from tsd.model.backbone import Backbone
 from tsd.model.lora import adapter_parameters, attach_roles, save_student
 from tsd.model.prompt import load_prompts
-from tsd.optim import DivergenceError, OptimizerState, accelerated, backward, new_optimizer, refuse_divergence, update
 from tsd.prompts.folder import write_prompt
-from tsd.run import Run, Validation
-from tsd.run_settings import FinishedRun, RunSettings
-from tsd.validate import ValidationPair, load_validation, validate
+from tsd.train.checkpoint import TrainState
+from tsd.train.ema import start_ema, update_ema
+from tsd.train.feed import degradation_of
+from tsd.train.optim import (
+    DivergenceError,
+    OptimizerState,
+    accelerated,
+    backward,
+    new_optimizer,
+    refuse_divergence,
+    update,
+)
+from tsd.train.run import Run, Validation
+from tsd.train.settings import FinishedRun, RunSettings
+from tsd.train.validate import ValidationPair, load_validation, validate
 
 __all__ = ["DivergenceError", "train"]
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tsd import fingerprint
 from tsd.algorithm.turns import Batch
 from tsd.config import RunConfig, TrainConfig
 from tsd.data.degrade import FULL, LIGHT, DegradationConfig
 from tsd.data.pairs import CropDataset, ImageSource, PairDataset
 from tsd.errors import UserError
 from tsd.model.prompt import PromptEmbeds
+from tsd.train import fingerprint
 
 
 class RunningCount(Sampler[int]):

@@ -8,9 +8,9 @@ Three ways, chosen by the launcher's configuration alone (`tsd/assets/accelerate
 - **FSDP** (version 2, `fully_shard`): base and adapters of the denoiser and of the VAE's encoder are sharded, so are
   the optimiser's moments; FSDP itself averages the gradients. Parameters are `DTensor`s then, and a whole value is
   gathered by all processes together (`tsd.model.sharded.full_tensor`).
-- **DeepSpeed** ZeRO-2: whole parameters, divided gradients and moments, one engine per optimiser (`tsd.zero`).
+- **DeepSpeed** ZeRO-2: whole parameters, divided gradients and moments, one engine per optimiser (`tsd.train.zero`).
 
-Sample numbers are global (`tsd.feed`), the adapters start from the same seeds everywhere: nothing is broadcast.
+Sample numbers are global (`tsd.train.feed`), the adapters start from the same seeds everywhere: nothing is broadcast.
 """
 
 import os
@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 from tsd.config import RunConfig
 from tsd.errors import UserError
 from tsd.model.sharded import full_tensor
-from tsd.zero import SWITCH, zero_requested, zero_settings
+from tsd.train.zero import SWITCH, zero_requested, zero_settings
 
 BUCKET_BYTES = 2**30
 """Gradients are averaged in flat buckets of this size: one for every model in sight."""
@@ -39,7 +39,7 @@ def refuse_launcher(config: RunConfig) -> None:
 
     Raises:
         UserError: FSDP's first version, parameters offloaded to the CPU, 8-bit moments under FSDP, or what
-            `tsd.zero` does not cover of DeepSpeed.
+            `tsd.train.zero` does not cover of DeepSpeed.
     """
     if zero_requested():
         zero_settings(config)

@@ -20,8 +20,8 @@ from tsd.errors import UserError
 from tsd.images import read_picture
 from tsd.model.backbone import Backbone
 from tsd.model.lora import STUDENT, role
-from tsd.parallel import mean
 from tsd.seeds import seed_for
+from tsd.train.parallel import mean
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tsd.config import RunConfig
 from tsd.errors import UserError
 from tsd.model.sharded import full_tensor, sharded_like
-from tsd.parallel import average_gradients, clip_gradients
-from tsd.zero import ZeroOptimizer, zero_requested
+from tsd.train.parallel import average_gradients, clip_gradients
+from tsd.train.zero import ZeroOptimizer, zero_requested
 
 MAX_OVERFLOWS = 20
 """fp16 steps left out in a row before that counts as divergence: the scale falls by 2^20 meanwhile."""
