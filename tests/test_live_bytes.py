@@ -5,7 +5,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from tsd.live_bytes import LiveBytes
+from tsd.memory.live_bytes import LiveBytes
 
 
 def test_storages_count_once_and_leave_with_their_last_user() -> None:

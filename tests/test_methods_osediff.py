@@ -35,11 +35,11 @@ from bench.provenance import cached_sha256
 from bench.store import KnownHash, Store
 from tsd.errors import UserError
 from tsd.files import mini_model_dir
+from tsd.memory.public_configs import PUBLIC_CONFIGS
 from tsd.model.backbone import load_backbone
 from tsd.model.lora import check_lora, denoiser_targets, read_lora, vae_targets
 from tsd.model.sd2 import SD2
 from tsd.prompts.text_encoders import TextEncoder, load_tokenizer
-from tsd.public_configs import PUBLIC_CONFIGS
 from tsd.restore.tiling import blend_tiles
 
 SMALL = OSEDiffSettings(process_size=64)

@@ -12,12 +12,12 @@ from tsd.algorithm.pixel_loss import charbonnier
 from tsd.algorithm.turns import Batch, critic_turn, student_turn
 from tsd.config import Phase
 from tsd.errors import UserError
-from tsd.live_bytes import LiveBytes
+from tsd.memory.live_bytes import LiveBytes
+from tsd.memory.plan import memory_plan, model_configs, parameters_of
+from tsd.memory.table import GIB, RESERVE, Iteration, MemoryPlan
 from tsd.model.backbone import load_backbone
 from tsd.model.gradient_checkpointing import enable_gradient_checkpointing
 from tsd.model.lora import attach, denoiser_targets, vae_targets
-from tsd.plan import memory_plan, model_configs, parameters_of
-from tsd.plan_table import GIB, RESERVE, Iteration, MemoryPlan
 from tsd.presets import PAPER
 
 CONFIG = dataclasses.replace(

@@ -12,7 +12,7 @@ from tsd.algorithm.objective import in_residual_form, time_weight
 from tsd.algorithm.pixel_loss import charbonnier
 from tsd.algorithm.turns import Batch, critic_turn, noise_for, student_turn, times_for, tsd_on
 from tsd.config import Phase, TrainConfig
-from tsd.live_bytes import LiveBytes
+from tsd.memory.live_bytes import LiveBytes
 from tsd.model.backbone import Backbone, load_backbone
 from tsd.model.lora import adapter_parameters, attach, denoiser_targets, role, vae_targets
 from tsd.model.prompt import PromptEmbeds

@@ -33,7 +33,7 @@ from tsd.algorithm.objective import (
 from tsd.algorithm.pixel_loss import charbonnier
 from tsd.algorithm.turns import Batch, critic_turn, ground_truth_latents, noise_for, student_turn, times_for
 from tsd.config import Phase
-from tsd.live_bytes import LiveBytes
+from tsd.memory.live_bytes import LiveBytes
 from tsd.model.backbone import Backbone
 from tsd.model.lora import Role, adapter_parameters, attach, denoiser_targets, vae_targets
 from tsd.model.process import FlowMatching

@@ -213,7 +213,7 @@ def _print_plan(model: str | Path, config: RunConfig, processes: int) -> None:
     if not isinstance(config, TrainConfig):
         print("memory: the teacher's stage has no plan of its own; it needs less than distilling at that batch size")
         return
-    from tsd.plan import memory_plan
+    from tsd.memory.plan import memory_plan
 
     print(memory_plan(model, config, processes=processes).to_text())
 

@@ -1,4 +1,4 @@
-"""What a memory plan says: bytes held, bytes of an iteration, and whether that fits a GPU; see `tsd.plan`."""
+"""What a memory plan says: bytes held, bytes of an iteration, and whether that fits a GPU; see `tsd.memory.plan`."""
 
 from dataclasses import dataclass
 

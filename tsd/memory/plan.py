@@ -2,8 +2,8 @@
 
 The real modules are built from their `config.json` on tensors without data (torch's fake tensors: the meta device,
 with the CPU's or CUDA's choice of kernels kept), and the two turns of `tsd.algorithm.turns` are run on them, forward
-and backward, under the meter of `tsd.live_bytes`. Activations are thus counted, not estimated by formula; what is
-computed is the adapters' optimiser state, which no iteration needs to run for.
+and backward, under the meter of `tsd.memory.live_bytes`. Activations are thus counted, not estimated by formula; what
+is computed is the adapters' optimiser state, which no iteration needs to run for.
 
 Not counted: what kernels allocate for themselves (cuDNN's workspaces), the CUDA context and fragmentation. `RESERVE`
 stands for them in the verdict.
@@ -25,15 +25,15 @@ from tsd.algorithm.pixel_loss import charbonnier
 from tsd.algorithm.turns import Batch, critic_turn, student_turn
 from tsd.config import Phase, TrainConfig
 from tsd.errors import UserError
-from tsd.live_bytes import LiveBytes
+from tsd.memory.live_bytes import LiveBytes
+from tsd.memory.public_configs import PUBLIC_CONFIGS
+from tsd.memory.table import RESERVE, Iteration, MemoryPlan, gib
 from tsd.model.backbone import Backbone, build_backbone
 from tsd.model.family import Family
 from tsd.model.gradient_checkpointing import enable_gradient_checkpointing
 from tsd.model.loading import DTYPES, FAMILIES, read_configs
 from tsd.model.lora import Role, adapter_parameters, attach_roles
 from tsd.model.prompt import PromptEmbeds
-from tsd.plan_table import RESERVE, Iteration, MemoryPlan, gib
-from tsd.public_configs import PUBLIC_CONFIGS
 
 
 def memory_plan(

@@ -1,0 +1,1 @@
+"""The memory that a training run will need, counted without weights."""
