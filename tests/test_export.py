@@ -23,19 +23,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from tsd import export as export_module
 from tsd.cli import main
 from tsd.config import RestoreConfig, config_for
 from tsd.errors import UserError
-from tsd.export import What, export
+from tsd.export import write as export_module
+from tsd.export.hub import upload
+from tsd.export.model_card import CardFacts, known_base, read_run
+from tsd.export.student import open_student
+from tsd.export.write import What, export
 from tsd.files import mini_model_dir
-from tsd.hub_upload import upload
 from tsd.model.backbone import load_backbone
 from tsd.model.lora import load_student
-from tsd.model_card import CardFacts, known_base, read_run
 from tsd.restore import Restorer
 from tsd.restore.student import find_student, is_merged
-from tsd.student import open_student
 
 PLAIN = RestoreConfig(process_size=0, posterior="mode", color="none")
 

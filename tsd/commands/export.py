@@ -72,11 +72,11 @@ def run(args: argparse.Namespace) -> int:
     if args.private and args.push_to_hub is None:
         raise UserError("--private says how to upload; give --push-to-hub OWNER/NAME as well")
 
-    from tsd.export import check_target, export
-    from tsd.hub_upload import check_repo_id, upload
+    from tsd.export.hub import check_repo_id, upload
+    from tsd.export.model_card import CardFacts, licence_of, read_run
+    from tsd.export.student import open_student
+    from tsd.export.write import check_target, export
     from tsd.model.loading import DTYPES
-    from tsd.model_card import CardFacts, licence_of, read_run
-    from tsd.student import open_student
 
     for repo_id in (args.push_to_hub, args.base_model):
         if repo_id is not None:

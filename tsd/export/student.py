@@ -12,12 +12,12 @@ from safetensors import SafetensorError, safe_open
 
 from tsd.config import recommended_settings
 from tsd.errors import UserError
+from tsd.export.model_card import Base, known_base
 from tsd.model.backbone import build_backbone
 from tsd.model.family import Family
 from tsd.model.loading import read_configs, resolve_model
 from tsd.model.lora import VAE_FILE, check_student, denoiser_file, load_student
 from tsd.model.prompt import PromptEmbeds, load_prompts
-from tsd.model_card import Base, known_base
 from tsd.restore.student import find_student, is_merged, own_prompts
 
 _HEADER_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16}

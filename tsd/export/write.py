@@ -22,13 +22,13 @@ from torch import Tensor
 from tsd import __version__
 from tsd.config import EXPORT_FILE, RECOMMENDED_FILE
 from tsd.errors import UserError
+from tsd.export.model_card import CardFacts, model_card
+from tsd.export.student import Student, weight_files
 from tsd.files import atomic_folder, sha256_file, write_safetensors
 from tsd.model.backbone import load_backbone
 from tsd.model.loading import DTYPES, read_config
 from tsd.model.lora import load_student, read_lora
-from tsd.model_card import CardFacts, model_card
 from tsd.prompts.folder import write_prompt
-from tsd.student import Student, weight_files
 
 What = Literal["merged", "lora", "both"]
 Report = Callable[[str], None]

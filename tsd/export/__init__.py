@@ -1,0 +1,1 @@
+"""A trained student as LoRA files or one merged model, with a model card."""
