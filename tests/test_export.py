@@ -26,7 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from tsd.cli import main
 from tsd.config import RestoreConfig, config_for
 from tsd.errors import UserError
-from tsd.export import write as export_module
+from tsd.export import write
 from tsd.export.hub import upload
 from tsd.export.model_card import CardFacts, known_base, read_run
 from tsd.export.student import open_student
@@ -153,7 +153,7 @@ class TestMerged:
     def test_large_models_are_written_in_shards(
         self, tiny_sd3_dir: Path, tiny_lora_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(export_module, "SHARD", "30KB")
+        monkeypatch.setattr(write, "SHARD", "30KB")
         out = export(open_student(tiny_sd3_dir, tiny_lora_dir), tmp_path / "out")
         shards = list((out / "transformer").glob("diffusion_pytorch_model-0*-of-0*.safetensors"))
         assert len(shards) > 1
@@ -331,7 +331,7 @@ class TestPlace:
     ) -> None:
         usage = shutil.disk_usage(tmp_path)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-        monkeypatch.setattr(export_module, "load_backbone", lambda *_, **__: pytest.fail("loaded"))
+        monkeypatch.setattr(write, "load_backbone", lambda *_, **__: pytest.fail("loaded"))
         with pytest.raises(UserError, match=r"needs 0\.0 GB and .* has 0\.0 GB free"):
             export(student, tmp_path / "out")
 

@@ -14,6 +14,7 @@ from torchvision.io import read_image, write_png
 
 from tsd.errors import UserError
 from tsd.files import mini_model_dir
+from tsd.mini.base import BaseSettings, new_base
 from tsd.mini.images import (
     VALIDATION_NAMES,
     load_photos,
@@ -24,7 +25,6 @@ from tsd.mini.images import (
 from tsd.mini.optim import Muon, orthogonalise, split_optimisers
 from tsd.mini.recipe import STAGES, RecipeRun, main, quick_recipe, run_stages
 from tsd.mini.stages import psnr_luma, run_stage, schedule
-from tsd.mini.teacher import BaseSettings, new_base
 from tsd.mini.vae import VaeSettings, anchor, block_pca, initialise, new_vae, vae_loss
 from tsd.mini.warmup import factorise
 from tsd.model.backbone import load_backbone

@@ -34,9 +34,9 @@ from tsd.config import Phase, TrainConfig
 from tsd.data.degrade import FULL, degrade
 from tsd.errors import UserError
 from tsd.files import write_text
+from tsd.mini.base import BaseSettings, BaseTraining, new_base, new_scheduler, train_base
 from tsd.mini.images import load_photos, procedural_image, split_photos, validation_crops
 from tsd.mini.stages import append_row, save_atomically
-from tsd.mini.teacher import BaseSettings, BaseTraining, new_base, new_scheduler, train_base
 from tsd.mini.vae import VaeSettings, train_vae
 from tsd.mini.warmup import Pool, WarmUpSettings, make_pairs, train_encoder, train_student, write_adapters
 from tsd.model.backbone import load_backbone

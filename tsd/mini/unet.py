@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from tsd.mini.base import BaseTraining
 from tsd.mini.stages import in_batches, psnr_luma, run_stage, save_atomically
-from tsd.mini.teacher import BaseTraining
 from tsd.mini.warmup import factorise, latent_loss, pixel_metric
 from tsd.model.backbone import Backbone
 from tsd.model.lora import STUDENT, adapter_parameters, attach, denoiser_targets, role
