@@ -17,7 +17,7 @@ from bench.errors import one_line, without_paths
 from bench.methods.base import FolderMethod, FolderRunner, Method
 from bench.options import RunOptions
 from bench.pixels import checked_pixels, output_fault, png, read_image
-from bench.seeds import image_seed
+from bench.provenance import image_seed
 from tsd.errors import UserError
 
 if TYPE_CHECKING:

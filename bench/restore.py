@@ -21,10 +21,10 @@ from bench.identity import agreed_account, continue_or_refuse, refuse_stale
 from bench.makers import Maker, Work, no_work, work_of
 from bench.methods.base import FolderMethod, FolderRunner, Method, MethodSpec
 from bench.options import RunOptions
+from bench.provenance import image_seed
 from bench.ranks import ALONE, Rank, exchange, from_first, wait_until_visible
 from bench.records import MethodRecords, Records
 from bench.schema import EXTERNAL, ImageRow, Restoration
-from bench.seeds import image_seed
 from bench.stage_report import StageReport, combined
 from tsd.errors import UserError
 from tsd.files import write_atomic

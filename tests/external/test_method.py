@@ -20,7 +20,7 @@ from bench.methods.base import FolderRunner
 from bench.methods.external import ExternalMethod, external_spec
 from bench.missing import Obstacle
 from bench.options import RunOptions
-from bench.seeds import image_seed
+from bench.provenance import image_seed
 from tsd.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("built")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from bench.methods.external import external_spec
+from bench.provenance import image_seed
 from bench.records import Records
 from bench.restore import restore_set
-from bench.seeds import image_seed
 from bench.testsets import TestImage, TestSet
 
 pytestmark = pytest.mark.usefixtures("built")

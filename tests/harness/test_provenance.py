@@ -1,4 +1,4 @@
-"""bench/provenance.py, bench/seeds.py."""
+"""bench/provenance.py."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ import pytest
 
 import bench
 from bench import provenance
-from bench.seeds import image_seed
+from bench.provenance import image_seed
 
 
 def test_a_file_hash_is_sha256(tmp_path: Path) -> None:
