@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bench.card import Card, Command
+from bench.cards.card import Card, Command
 from bench.external.git import git, last_message
 from bench.external.repository import Origin, apply_patch, find_origin
 from bench.options import RunOptions

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from bench.card import Card, Weight, argument_of
+from bench.cards.card import Card, Weight, argument_of
 from bench.methods.base import MethodSpec
 from bench.methods.published import absent_outputs
 from bench.missing import Missing

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from bench import hub
-from bench.card import Card, cards
+from bench.cards.card import Card, cards
 from bench.download import download
 from bench.fetch_item import Item
 from bench.methods.published import absent_outputs, fetch_published

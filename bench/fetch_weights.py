@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from bench import hub
-from bench.card import Card, Weight, argument_of, assets, cards
+from bench.cards.card import Card, Weight, argument_of, assets, cards
 from bench.download import download
 from bench.fetch_item import Item
 from bench.metrics import EXTRA_METRICS, METRICS, MetricSpec

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from bench.card import Weight
+from bench.cards.card import Weight
 from bench.download import CONNECT_SECONDS, GIT, digest_of
 from tsd.errors import UserError
 

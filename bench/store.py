@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from bench.card import Card, Weight, argument_of
-from bench.card_schema import LEDGER
+from bench.cards.card import Card, Weight, argument_of
+from bench.cards.schema import LEDGER
 from bench.download import GIT, digest_of
 from bench.missing import Missing
 from bench.provenance import cached_sha256

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.card import cards
+from bench.cards.card import cards
 from bench.cli import main
 from bench.describe import HEADERS, description, overview
 from bench.fetch_weights import record_first_hashes

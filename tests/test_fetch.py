@@ -19,7 +19,7 @@ import bench.fetch_testsets
 import bench.hub
 import bench.methods.published
 import bench.testsets
-from bench.card import Weight, assets, cards
+from bench.cards.card import Weight, assets, cards
 from bench.cli import main
 from bench.download import download
 from bench.fetch_weights import get_weights

@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 import pytest
 
 import bench.hub
-from bench.card import Weight
+from bench.cards.card import Weight
 from bench.download import GIT, digest_of
 from bench.fetch_weights import get_weights, record_first_hashes
 from bench.options import RunOptions

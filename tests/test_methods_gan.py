@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
 from torch import Tensor
 
-from bench.card import Card, cards
+from bench.cards.card import Card, cards
 from bench.check import check_method
 from bench.methods.base import Method
 from bench.methods.gan import GanMethod, gan_spec

@@ -24,7 +24,7 @@ from torchvision.transforms import Compose, Normalize, Resize
 from torchvision.transforms.functional import to_pil_image, to_tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from bench.card import Card, Weight, cards
+from bench.cards.card import Card, Weight, cards
 from bench.check import check_method, synthetic_image
 from bench.methods import osediff_checkpoint as checkpoint
 from bench.methods import tagger as tagging

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.card import Card, Published, cards
+from bench.cards.card import Card, Published, cards
 from bench.check import check_folder
 from bench.methods import METHODS, get_method
 from bench.methods.base import FolderMethod, MethodSpec

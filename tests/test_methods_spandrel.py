@@ -15,7 +15,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from spandrel import ModelLoader
 from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
 
-from bench.card import cards
+from bench.cards.card import cards
 from bench.check import check_method
 from bench.methods import METHODS, get_method
 from bench.methods.base import Method

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import bench.methods.tsd_weights
-from bench.card import assets, cards
+from bench.cards.card import assets, cards
 from bench.check import check_method
 from bench.fetch_weights import record_first_hashes
 from bench.methods import METHODS, get_method

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.card import CARDS, Card, Weight, cards, read_card
-from bench.card_schema import LEDGER
+from bench.cards.card import CARDS, Card, Weight, cards, read_card
+from bench.cards.schema import LEDGER
 from bench.cli import main
 from bench.download import GIT
 from bench.fetch_weights import record_first_hashes

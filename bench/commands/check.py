@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bench.card import Card
+    from bench.cards.card import Card
 
 EPILOG = """\
 examples:

@@ -89,7 +89,7 @@ def _own_cards(asked: list[str]) -> "dict[str, Item]":
     Raises:
         UserError: no such card, or it has nothing to fetch.
     """
-    from bench.card import read_card
+    from bench.cards.card import read_card
     from bench.fetch_weights import card_item
     from tsd.errors import UserError
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from bench.commands.run import add_environments
 
 if TYPE_CHECKING:
-    from bench.card import Card
+    from bench.cards.card import Card
     from bench.options import RunOptions
 
 EPILOG = """\
@@ -38,7 +38,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    from bench.card import argument_of
+    from bench.cards.card import argument_of
     from bench.external.prepare import install, is_installed
     from bench.options import RunOptions
     from bench.store import missing_weights

@@ -32,7 +32,7 @@ class Names:
     """Which image a file under the folder of outputs belongs to.
 
     Args:
-        pattern: as `bench.card.Command.outputs`; "*" and "?" stand for parts of one path component.
+        pattern: as `bench.cards.card.Command.outputs`; "*" and "?" stand for parts of one path component.
         ignore: patterns of files that are no outputs, on the path under the folder or on the file's name.
         names: of the expected images. Where two fit a file, the longer is meant: "a_b_0.png" of "{name}_*.png" is the
             output of "a_b", not of "a".

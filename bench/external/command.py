@@ -10,7 +10,7 @@ from bench.external import seed_module
 from tsd.errors import UserError
 
 if TYPE_CHECKING:
-    from bench.card import Command
+    from bench.cards.card import Command
 
 SEED_LIMIT = 2**32
 # What torchrun, accelerate, MPI and Slurm tell a process about its place among others: the script is none of them.

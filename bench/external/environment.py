@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.card import Card, Environment, argument_of
+from bench.cards.card import Card, Environment, argument_of
 from bench.errors import without_paths
 from bench.external.place import ENVIRONMENTS, exclusive, in_words
 from bench.external.process import require, run_tool

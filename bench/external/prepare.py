@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.card import Card
+from bench.cards.card import Card
 from bench.external import environment, repository
 from bench.store import missing_weights
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.card import Card, Patch
+from bench.cards.card import Card, Patch
 from bench.errors import some, without_paths
 from bench.external.git import git, git_program, last_message, variables
 from bench.external.place import REPOSITORIES, exclusive, in_words

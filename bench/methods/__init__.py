@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from bench.card import Card, cards, read_card
+from bench.cards.card import Card, cards, read_card
 from bench.methods.base import FolderMethod, Method, MethodSpec
 from bench.methods.external import external_spec
 from bench.methods.folder import folder_spec

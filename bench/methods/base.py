@@ -33,7 +33,7 @@ from bench.options import RunOptions
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.card import Card
+    from bench.cards.card import Card
     from bench.missing import Missing, Obstacle
     from bench.testsets import TestSet
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.card import Card, Command, Patch
+from bench.cards.card import Card, Command, Patch
 from bench.device import has_nvidia_driver
 from bench.errors import without_paths
 from bench.external import environment, repository

@@ -9,7 +9,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.card import Card, Network
+from bench.cards.card import Card, Network
 from bench.errors import some
 from bench.methods.base import MethodSpec, spec_of
 from bench.methods.spandrel import SpandrelMethod, architecture_facts
@@ -38,7 +38,7 @@ class GanMethod(SpandrelMethod):
     """
 
     def __init__(self, card: Card, options: RunOptions) -> None:
-        assert card.network is not None  # `bench.card` sees to that for run = "spandrel"
+        assert card.network is not None  # `bench.cards.card` sees to that for run = "spandrel"
         options.require_dtype()
         self.card = card
         self.described: Network = card.network

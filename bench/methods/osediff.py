@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.card import Card
+from bench.cards.card import Card
 from bench.methods.base import MethodSpec, spec_of
 from bench.methods.osediff_checkpoint import ALPHA, attach, merge, read_checkpoint
 from bench.methods.tagger import Tagger, is_installed

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench.card import Card, Published
+from bench.cards.card import Card, Published
 from bench.methods.base import MethodSpec
 from bench.methods.folder import PublishedOutputs, images_by_stem, sha256_of_files
 from bench.missing import Missing

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.card import Card, assets
+from bench.cards.card import Card, assets
 from bench.errors import one_line
 from bench.options import RunOptions
 from bench.store import Store, verified_files

@@ -2,7 +2,7 @@
 
 import functools
 
-from bench.card import Card, assets
+from bench.cards.card import Card, assets
 from bench.methods.base import MethodSpec, spec_of
 from bench.methods.tsd_sr import (
     TeacherSettings,

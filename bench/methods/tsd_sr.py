@@ -38,7 +38,7 @@ from tsd.files import MiniModel, mini_model_dir
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.card import Card
+    from bench.cards.card import Card
     from tsd.model.backbone import Backbone
     from tsd.restore import Restorer
 

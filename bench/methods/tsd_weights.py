@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bench.card import Weight, assets
+from bench.cards.card import Weight, assets
 from bench.missing import Missing
 from bench.options import RunOptions
 from bench.provenance import cached_sha256

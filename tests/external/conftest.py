@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.card import Card, read_card
+from bench.cards.card import Card, read_card
 from bench.external import environment
 from bench.options import RunOptions
 from tsd.errors import UserError

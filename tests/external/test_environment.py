@@ -68,7 +68,7 @@ def test_several_processes_build_it_once(built, make_card, own, tmp_path) -> Non
     code = """
 import sys
 from pathlib import Path
-from bench.card import read_card
+from bench.cards.card import read_card
 from bench.external.environment import build
 from bench.options import RunOptions
 print(build(read_card(Path(sys.argv[1])), RunOptions(cache_root=Path(sys.argv[2]))))

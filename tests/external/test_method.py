@@ -185,7 +185,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from bench.card import read_card
+from bench.cards.card import read_card
 from bench.options import RunOptions
 from bench.methods.external import external_spec
 

@@ -229,7 +229,7 @@ def test_one_of_several_processes_makes_it(make_card, own, tmp_path) -> None:
     code = """
 import sys
 from pathlib import Path
-from bench.card import read_card
+from bench.cards.card import read_card
 from bench.external.repository import checkout
 from bench.options import RunOptions
 print(checkout(read_card(Path(sys.argv[1])), RunOptions(cache_root=Path(sys.argv[2]))))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.card import Card, Patch, cards, read_card
 from bench.card_check import check_card
+from bench.cards.card import Card, Patch, cards, read_card
 from bench.cli import main
 from tsd.errors import UserError
 

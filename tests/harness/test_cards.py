@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from bench.card import Card, Command, cards, read_card
-from bench.card_faults import used_flags
+from bench.cards.card import Card, Command, cards, read_card
+from bench.cards.faults import used_flags
 from bench.methods import METHODS
 from bench.tables import TABLES
 from tsd.errors import UserError
@@ -115,7 +115,7 @@ def test_a_patch_says_why_and_changes_something(name):
 
 @pytest.mark.parametrize("name", ["pisa-sr", "adcsr"])
 def test_a_new_competitor_is_under_forty_lines_of_card(name):
-    from bench.card import CARDS
+    from bench.cards.card import CARDS
 
     assert len((CARDS / f"{name}.toml").read_text().splitlines()) < 40
 

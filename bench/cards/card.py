@@ -1,7 +1,7 @@
 """A competitor's card: everything the harness knows about one published method, as data.
 
 A card is a TOML file, `bench/cards/NAME.toml` or any `card:PATH.toml`: who wrote the method, under what licence, which
-commit and weights make the paper's row, and how it is run. `bench/card_schema.py` documents every key, and
+commit and weights make the paper's row, and how it is run. `bench/cards/schema.py` documents every key, and
 CONTRIBUTING.md walks through one. Keys are checked strictly, since a misspelt key would be a setting that silently does
 not apply.
 
@@ -20,8 +20,8 @@ from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bench.card_faults import faults
-from bench.card_schema import Card, Command, Environment, Network, Patch, Published, Weight
+from bench.cards.faults import faults
+from bench.cards.schema import Card, Command, Environment, Network, Patch, Published, Weight
 from tsd.errors import UserError
 
 __all__ = [
@@ -39,7 +39,7 @@ __all__ = [
     "read_card",
 ]
 
-CARDS = Path(__file__).parent / "cards"
+CARDS = Path(__file__).parent
 ASSETS = "assets.toml"
 
 

@@ -1,4 +1,4 @@
-"""The keys of a competitor's card. `bench/card.py` reads one.
+"""The keys of a competitor's card. `bench/cards/card.py` reads one.
 
 CONTRIBUTING.md walks through a card. Keys are checked strictly, since a misspelt key would be a setting that silently
 does not apply.

@@ -8,7 +8,7 @@ import datetime
 import re
 from collections.abc import Iterator
 
-from bench.card_schema import LEDGER, Card, Command, Environment, Weight
+from bench.cards.schema import LEDGER, Card, Command, Environment, Weight
 
 RUNS = ("tsd-sr", "osediff", "spandrel", "external")
 SEEDINGS = ("image", "none", "deterministic")

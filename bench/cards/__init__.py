@@ -1,0 +1,1 @@
+"""The competitors as data: one TOML file each, and its reader."""
