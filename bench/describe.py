@@ -9,8 +9,8 @@ from bench.methods.base import MethodSpec
 from bench.methods.published import absent_outputs
 from bench.missing import Missing
 from bench.options import RunOptions
+from bench.paper.tables import TABLES
 from bench.store import Store, source
-from bench.tables import TABLES
 from bench.testsets import TESTSETS
 from tsd.files import human_size
 

@@ -19,12 +19,12 @@ from bench.agreement import agreed, same_everywhere
 from bench.device import resolve_device
 from bench.missing import brief, describe
 from bench.options import RunOptions
+from bench.paper.tables import get_profile
 from bench.plan import Choice, choose, make_plan
 from bench.ranks import ALONE, Rank, check_shared, from_first
 from bench.records import Records
 from bench.request import Request
 from bench.schema import Plan, PlanSet
-from bench.tables import get_profile
 from tsd.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.tables import NINE
+from bench.paper.tables import NINE
 
 FILE = re.compile(r" needs (?P<name>.+?)(?: \(.*\))? at [^:]+: (?:`bench fetch (?P<fetch>[^`]+)`|from )")
 """The line of a `bench.missing.Missing`."""

@@ -13,7 +13,7 @@ from bench.methods import METHODS, get_method
 from bench.metrics import EXTRA_METRICS, METRICS
 from bench.metrics.per_image import LPIPS
 from bench.options import RunOptions
-from bench.tables import TABLES
+from bench.paper.tables import TABLES
 
 
 def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -132,7 +132,7 @@ def _metrics(options) -> str:
 
 
 def _tables(options) -> str:
-    from bench.tables import TABLES
+    from bench.paper.tables import TABLES
 
     rows = []
     for name, spec in TABLES.items():

@@ -34,7 +34,7 @@ from bench.methods.tsd_rows import (
 )
 from bench.methods.tsd_sr import TeacherSettings
 from bench.methods.tsd_weights import ModelFolders
-from bench.tables import TABLES
+from bench.paper.tables import TABLES
 from tsd.errors import UserError
 
 __all__ = ["FORMS", "METHODS", "FolderMethod", "Method", "MethodSpec", "get_method"]

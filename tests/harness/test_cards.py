@@ -8,7 +8,7 @@ import pytest
 from bench.cards.card import Card, Command, cards, read_card
 from bench.cards.faults import used_flags
 from bench.methods import METHODS
-from bench.tables import TABLES
+from bench.paper.tables import TABLES
 from tsd.errors import UserError
 
 EXTERNAL = {name: card for name, card in cards().items() if card.run == "external"}

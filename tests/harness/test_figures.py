@@ -11,12 +11,12 @@ from bench.figures import CAPTION, GAP, HEADER, TILE, busiest_window, draw_figur
 from bench.methods import METHODS
 from bench.metrics import METRICS
 from bench.options import RunOptions
+from bench.paper.tables import TABLES
 from bench.plan import choose, make_plan
 from bench.records import Records
 from bench.restore import restore_set
 from bench.schema import Plan, PlanSet
 from bench.score import score_set
-from bench.tables import TABLES
 from bench.testsets import TestSet
 
 

@@ -86,7 +86,7 @@ def test_a_seed_depends_on_run_and_name_and_on_nothing_else() -> None:
 
 def test_records_summaries_and_tables_need_no_torch() -> None:
     code = (
-        "import sys, bench.cli, bench.records, bench.provenance, bench.summarize, bench.render, bench.tables, "
+        "import sys, bench.cli, bench.records, bench.provenance, bench.summarize, bench.render, bench.paper.tables, "
         "bench.plan, bench.compare, bench.figures, bench.restore, bench.score, bench.pipeline\n"
         "bench.cli.build_parser()\n"
         "heavy = {'torch', 'diffusers', 'pyiqa', 'transformers', 'spandrel'} & set(sys.modules)\n"

@@ -1,4 +1,4 @@
-"""bench/tables.py, bench/plan.py: the paper's tables as data, and from a command line to a plan."""
+"""bench/paper/tables.py, bench/plan.py: the paper's tables as data, and from a command line to a plan."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +8,10 @@ import pytest
 from bench.methods import METHODS
 from bench.metrics import METRICS
 from bench.options import RunOptions
+from bench.paper.tables import NINE, TABLES, PaperRow, get_profile, pairs_of, paper_figures
 from bench.plan import choose, make_plan
 from bench.request import Request
 from bench.schema import Plan, PlanSet
-from bench.tables import NINE, TABLES, PaperRow, get_profile, pairs_of, paper_figures
 from bench.testsets import TESTSETS
 from tsd.errors import UserError
 

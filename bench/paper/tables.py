@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tsd.errors import UserError
 
-PAPER_DIR = Path(__file__).parent / "paper"
+PAPER_DIR = Path(__file__).parent
 NINE = ("psnr", "ssim", "lpips", "dists", "fid", "niqe", "musiq", "maniqa", "clipiqa")
 REAL_SETS = ("drealsr", "realsr", "div2k-val")
 
