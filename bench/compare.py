@@ -7,7 +7,7 @@ tolerance. Seconds are not compared. Averages are not looked at: they hide what 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bench.records import Records
+from bench.records.records import Records
 from tsd.errors import UserError
 
 # Twice to ten times what the same code was seen to move between processors (one 8-bit level at single pixels).

@@ -15,8 +15,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from bench.options import SCALE
 from bench.provenance import sha256_json
-from bench.records import MethodRecords, Records
-from bench.schema import Plan, valid_scores
+from bench.records.records import MethodRecords, Records
+from bench.records.schema import Plan, valid_scores
 from tsd.files import write_atomic
 
 if TYPE_CHECKING:

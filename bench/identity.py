@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bench import provenance
-from bench.records import MethodRecords
-from bench.schema import Restoration, StaleRecords
+from bench.records.records import MethodRecords
+from bench.records.schema import Restoration, StaleRecords
 from tsd.errors import UserError
 
 if TYPE_CHECKING:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from bench.records import Records
-from bench.schema import EXTERNAL, PlanMethod, PlanMetric, PlanSet, valid_scores
+from bench.records.records import Records
+from bench.records.schema import EXTERNAL, PlanMethod, PlanMetric, PlanSet, valid_scores
 
 
 class Measured:

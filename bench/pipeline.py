@@ -22,9 +22,9 @@ from bench.options import RunOptions
 from bench.paper.tables import get_profile
 from bench.plan import Choice, choose, make_plan
 from bench.ranks import ALONE, Rank, check_shared, from_first
-from bench.records import Records
+from bench.records.records import Records
+from bench.records.schema import Plan, PlanSet
 from bench.request import Request
-from bench.schema import Plan, PlanSet
 from tsd.errors import UserError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from bench.metrics import MetricSpec, get_metric, missing_metric
 from bench.missing import Missing, Obstacle
 from bench.options import RunOptions
 from bench.paper.tables import PaperRow, Profile, TableSpec
-from bench.schema import Plan, PlanMethod, PlanMetric, PlanSet
+from bench.records.schema import Plan, PlanMethod, PlanMetric, PlanSet
 from bench.testsets import TESTSETS, has_reference, missing_testset
 from tsd.errors import UserError
 

@@ -13,8 +13,8 @@ from bench.document import lay_out, relevant
 from bench.latex import to_latex
 from bench.markdown import to_markdown
 from bench.paper.tables import pairs_of, paper_figures
-from bench.records import Records
-from bench.schema import Plan
+from bench.records.records import Records
+from bench.records.schema import Plan
 from bench.summarize import SECONDS, Cell, Table, summarize
 from tsd.errors import UserError
 from tsd.files import write_atomic

@@ -23,8 +23,8 @@ from bench.methods.base import FolderMethod, FolderRunner, Method, MethodSpec
 from bench.options import RunOptions
 from bench.provenance import image_seed
 from bench.ranks import ALONE, Rank, exchange, from_first, wait_until_visible
-from bench.records import MethodRecords, Records
-from bench.schema import EXTERNAL, ImageRow, Restoration
+from bench.records.records import MethodRecords, Records
+from bench.records.schema import EXTERNAL, ImageRow, Restoration
 from bench.stage_report import StageReport, combined
 from tsd.errors import UserError
 from tsd.files import write_atomic

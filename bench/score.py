@@ -18,8 +18,8 @@ from bench import provenance
 from bench.errors import one_line
 from bench.metrics.base import CannotScoreError, MetricSpec, weight_hashes
 from bench.ranks import ALONE, Rank, exchange, from_first, wait_until_visible
-from bench.records import MethodRecords, Records
-from bench.schema import WHOLE_SET, ImageRow, ScoreRow, set_sha256, valid_scores, valid_set_score
+from bench.records.records import MethodRecords, Records
+from bench.records.schema import WHOLE_SET, ImageRow, ScoreRow, set_sha256, valid_scores, valid_set_score
 from bench.stage_report import StageReport, combined
 from tsd.errors import UserError
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from scipy.special import stdtrit
 
 from bench.measured import Measured, failures
-from bench.records import Records
-from bench.schema import (
+from bench.records.records import Records
+from bench.records.schema import (
     Plan,
     PlanMetric,
     PlanSet,

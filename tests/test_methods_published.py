@@ -186,7 +186,7 @@ def test_the_real_published_images_are_those_of_the_card(name: str, testset: str
 
 
 def test_the_records_of_osediffs_images_are_still_those_of_its_row(shared_dir: Path):
-    from bench.records import Records
+    from bench.records.records import Records
 
     run = Records(Path(__file__).parents[1] / "reports" / "realsr").of("realsr", "osediff-published").run()
     assert run is not None

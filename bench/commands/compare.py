@@ -36,7 +36,7 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from bench.compare import TOLERANCES, compare
-    from bench.records import Records
+    from bench.records.records import Records
 
     tolerances = dict(_tolerance(text) for text in args.tolerance)
     outcome = compare(Records(args.old), Records(args.new), tolerances, subset=args.subset)

@@ -29,7 +29,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bench.records import Records
+    from bench.records.records import Records
     from bench.render import write_table
     from tsd.errors import UserError
 

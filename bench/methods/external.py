@@ -27,7 +27,7 @@ from bench.external.process import Ending, Process
 from bench.methods.base import MethodSpec, spec_of
 from bench.missing import Missing, Obstacle
 from bench.options import RunOptions
-from bench.schema import DESCRIPTIONS
+from bench.records.schema import DESCRIPTIONS
 from bench.store import missing_weights, verified_weights
 from bench.testsets import lr_size_of
 from tsd.errors import UserError

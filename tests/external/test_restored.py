@@ -8,7 +8,7 @@ import pytest
 
 from bench.methods.external import external_spec
 from bench.provenance import image_seed
-from bench.records import Records
+from bench.records.records import Records
 from bench.restore import restore_set
 from bench.testsets import TestImage, TestSet
 

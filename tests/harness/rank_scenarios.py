@@ -30,7 +30,7 @@ from bench import cli, ranks, restore, testsets
 from bench.methods import METHODS, MethodSpec
 from bench.methods.base import nothing_missing
 from bench.options import RunOptions
-from bench.records import MethodRecords, Records
+from bench.records.records import MethodRecords, Records
 from bench.testsets import load_testset
 from tsd.errors import UserError
 

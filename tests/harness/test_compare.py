@@ -8,8 +8,8 @@ import pytest
 
 from bench.compare import TOLERANCES, compare
 from bench.metrics import EXTRA_METRICS, METRICS
-from bench.records import Records
-from bench.schema import WHOLE_SET, ImageRow, Restoration, ScoreRow
+from bench.records.records import Records
+from bench.records.schema import WHOLE_SET, ImageRow, Restoration, ScoreRow
 from tsd.errors import UserError
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.records import Records
+from bench.records.records import Records
 from bench.testsets import TESTSETS
 
 GOLDEN = Path(__file__).parents[1] / "golden"

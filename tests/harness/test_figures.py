@@ -13,9 +13,9 @@ from bench.metrics import METRICS
 from bench.options import RunOptions
 from bench.paper.tables import TABLES
 from bench.plan import choose, make_plan
-from bench.records import Records
+from bench.records.records import Records
+from bench.records.schema import Plan, PlanSet
 from bench.restore import restore_set
-from bench.schema import Plan, PlanSet
 from bench.score import score_set
 from bench.testsets import TestSet
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.records import Records
+from bench.records.records import Records
 
 # Every write to disk ends in fsync; so a process that is killed in its k-th fsync stops at every point in turn.
 # "torn" cuts the line that is being written in half first. Each run is a process of its own, forked from one that has

@@ -14,9 +14,9 @@ from bench.methods import MethodSpec
 from bench.methods.base import FolderRunner, nothing_missing
 from bench.options import RunOptions
 from bench.provenance import image_seed
-from bench.records import MethodRecords, Records
+from bench.records.records import MethodRecords, Records
+from bench.records.schema import Plan, PlanMethod, PlanSet
 from bench.restore import restore_set
-from bench.schema import Plan, PlanMethod, PlanSet
 from bench.stage_report import StageReport
 from bench.summarize import SECONDS, summarize
 from bench.testsets import TestSet

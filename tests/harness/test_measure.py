@@ -9,7 +9,7 @@ import pytest
 from bench.cli import build_parser
 from bench.commands.run import request_of
 from bench.pipeline import measure
-from bench.records import Records
+from bench.records.records import Records
 from bench.request import Request
 from tsd.errors import UserError
 

@@ -85,12 +85,14 @@ def test_a_seed_depends_on_run_and_name_and_on_nothing_else() -> None:
 
 
 def test_records_summaries_and_tables_need_no_torch() -> None:
-    code = (
-        "import sys, bench.cli, bench.records, bench.provenance, bench.summarize, bench.render, bench.paper.tables, "
-        "bench.plan, bench.compare, bench.figures, bench.restore, bench.score, bench.pipeline\n"
-        "bench.cli.build_parser()\n"
-        "heavy = {'torch', 'diffusers', 'pyiqa', 'transformers', 'spandrel'} & set(sys.modules)\n"
-        "sys.exit(f'imported {heavy}' if heavy else 0)"
-    )
+    code = """
+import sys
+import bench.cli, bench.records.records, bench.provenance, bench.paper.tables
+import bench.summarize, bench.render, bench.compare, bench.figures
+import bench.plan, bench.restore, bench.score, bench.pipeline
+bench.cli.build_parser()
+heavy = {'torch', 'diffusers', 'pyiqa', 'transformers', 'spandrel'} & set(sys.modules)
+sys.exit(f'imported {heavy}' if heavy else 0)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -21,7 +21,7 @@ from bench.ranks import (
     wait,
     wait_until_visible,
 )
-from bench.records import Records
+from bench.records.records import Records
 from tsd.errors import UserError
 
 BIN = Path(sys.executable).parent

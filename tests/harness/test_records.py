@@ -1,4 +1,4 @@
-"""bench/records.py, bench/schema.py: what is written is read back; what is damaged is said, or redone."""
+"""What is written to records is read back; what is damaged is said, or redone."""
 
 import json
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.records import Records
-from bench.schema import (
+from bench.records.records import Records
+from bench.records.schema import (
     WHOLE_SET,
     ImageRow,
     Plan,
@@ -196,7 +196,7 @@ def test_a_name_that_would_leave_the_folder_is_refused(records: Records, name: s
 
 def test_a_second_process_is_refused_until_the_first_ends(records: Records) -> None:
     code = (
-        "import sys; from pathlib import Path; from bench.records import Records\n"
+        "import sys; from pathlib import Path; from bench.records.records import Records\n"
         "with Records(Path(sys.argv[1])).lock(): print('in', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -17,9 +17,9 @@ from bench.methods.base import nothing_missing
 from bench.options import RunOptions
 from bench.pixels import checked_pixels, read_image
 from bench.provenance import image_seed
-from bench.records import Records
+from bench.records.records import Records
+from bench.records.schema import StaleRecords
 from bench.restore import restore_set
-from bench.schema import StaleRecords
 from bench.stage_report import StageReport
 from bench.testsets import TestSet, load_testset
 from tsd.errors import UserError

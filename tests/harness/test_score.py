@@ -12,9 +12,9 @@ from bench.methods import METHODS
 from bench.metrics import METRICS
 from bench.metrics.base import CannotScoreError, MetricSpec
 from bench.options import RunOptions
-from bench.records import Records
+from bench.records.records import Records
+from bench.records.schema import WHOLE_SET
 from bench.restore import restore_set
-from bench.schema import WHOLE_SET
 from bench.score import score_set
 from bench.testsets import TestSet
 from tsd.errors import UserError

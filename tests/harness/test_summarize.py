@@ -8,8 +8,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench.records import Records
-from bench.schema import WHOLE_SET, ImageRow, Plan, PlanMethod, PlanMetric, PlanSet, Restoration, ScoreRow, set_sha256
+from bench.records.records import Records
+from bench.records.schema import (
+    WHOLE_SET,
+    ImageRow,
+    Plan,
+    PlanMethod,
+    PlanMetric,
+    PlanSet,
+    Restoration,
+    ScoreRow,
+    set_sha256,
+)
 from bench.summarize import SECONDS, Cell, mean_ci95, summarize
 
 NAMES = ["a", "b", "c"]

@@ -10,8 +10,8 @@ from bench.metrics import METRICS
 from bench.options import RunOptions
 from bench.paper.tables import NINE, TABLES, PaperRow, get_profile, pairs_of, paper_figures
 from bench.plan import choose, make_plan
+from bench.records.schema import Plan, PlanSet
 from bench.request import Request
-from bench.schema import Plan, PlanSet
 from bench.testsets import TESTSETS
 from tsd.errors import UserError
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from bench import cli
 from bench.figures import CAPTION, GAP, HEADER, TILE
-from bench.records import Records
+from bench.records.records import Records
 
 Bench = Callable[..., tuple[int, str, str]]
 RUN = ("run", "--table", "table7", "--methods", "bicubic", "lanczos", "--out", "out", "--no-timing")

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bench.errors import without_paths
-from bench.schema import (
+from bench.records.schema import (
     SCHEMA,
     ImageRow,
     Plan,
