@@ -7,10 +7,10 @@ from dataclasses import replace
 from bench.cards.card import Card, Weight, argument_of
 from bench.methods.base import MethodSpec
 from bench.methods.published import absent_outputs
-from bench.missing import Missing
 from bench.options import RunOptions
 from bench.paper.tables import TABLES
-from bench.store import Store, source
+from bench.store.missing import Missing
+from bench.store.store import Store, source
 from bench.testsets import TESTSETS
 from tsd.files import human_size
 

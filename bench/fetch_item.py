@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench.missing import Missing, Obstacle
 from bench.options import RunOptions
+from bench.store.missing import Missing, Obstacle
 
 
 @dataclass(frozen=True)

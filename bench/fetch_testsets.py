@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from bench import hub
 from bench.cards.card import Card, cards
-from bench.download import download
 from bench.fetch_item import Item
 from bench.methods.published import absent_outputs, fetch_published
 from bench.options import RunOptions
+from bench.store import hub
+from bench.store.download import download
 from bench.testsets import HR, LQ, LR, TESTSETS, missing_testset, read_manifest
 from tsd.errors import UserError
 

@@ -1,21 +1,22 @@
 """Weights: those of the metrics go into torch's folder, those of the methods into the store.
 
 Every file comes with a hash that it must have: the card's, else the one that the hub states for it. Where nobody
-states one, the first hash that is found is recorded, and any other content is refused from then on (bench/store.py).
+states one, the first hash that is found is recorded, and any other content is refused from then on
+(bench/store/store.py).
 """
 
 from collections.abc import Sequence
 from functools import partial
 
-from bench import hub
 from bench.cards.card import Card, Weight, argument_of, assets, cards
-from bench.download import download
 from bench.fetch_item import Item
 from bench.metrics import EXTRA_METRICS, METRICS, MetricSpec
-from bench.missing import Missing
 from bench.options import RunOptions
 from bench.provenance import cached_sha256
-from bench.store import FIRST_USE, KnownHash, Store, missing_files
+from bench.store import hub
+from bench.store.download import download
+from bench.store.missing import Missing
+from bench.store.store import FIRST_USE, KnownHash, Store, missing_files
 from tsd.errors import UserError
 
 

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from bench.agreement import agreed, same_everywhere
 from bench.device import resolve_device
-from bench.missing import brief, describe
 from bench.options import RunOptions
 from bench.paper.tables import get_profile
 from bench.plan import Choice, choose, make_plan
@@ -25,6 +24,7 @@ from bench.ranks import ALONE, Rank, check_shared, from_first
 from bench.records.records import Records
 from bench.records.schema import Plan, PlanSet
 from bench.request import Request
+from bench.store.missing import brief, describe
 from tsd.errors import UserError
 
 if TYPE_CHECKING:

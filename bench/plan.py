@@ -10,10 +10,10 @@ from typing import TypeVar
 from bench.errors import without_paths
 from bench.methods import MethodSpec, get_method
 from bench.metrics import MetricSpec, get_metric, missing_metric
-from bench.missing import Missing, Obstacle
 from bench.options import RunOptions
 from bench.paper.tables import PaperRow, Profile, TableSpec
 from bench.records.schema import Plan, PlanMethod, PlanMetric, PlanSet
+from bench.store.missing import Missing, Obstacle
 from bench.testsets import TESTSETS, has_reference, missing_testset
 from tsd.errors import UserError
 

@@ -1,7 +1,7 @@
 """Why something was not measured, in words short enough for a reader of a table.
 
-A plan and a cell keep their reasons in full, with places, licences and addresses, as `bench.missing` words them. Below
-a table one short phrase is enough: what a command gets is named by the command, and the rest stands in the CSV.
+A plan and a cell keep their reasons in full, with places, licences and addresses, as `bench.store.missing` words them.
+Below a table one short phrase is enough: what a command gets is named by the command, and the rest stands in the CSV.
 """
 
 import re
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from bench.paper.tables import NINE
 
 FILE = re.compile(r" needs (?P<name>.+?)(?: \(.*\))? at [^:]+: (?:`bench fetch (?P<fetch>[^`]+)`|from )")
-"""The line of a `bench.missing.Missing`."""
+"""The line of a `bench.store.missing.Missing`."""
 VERBS = ("needs ", "runs ", "handles ")  # what an obstacle begins with
 LONGEST = 120
 

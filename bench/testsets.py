@@ -23,7 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bench.missing import Missing, describe
+from bench.store.missing import Missing, describe
 from tsd.errors import UserError
 from tsd.files import sha256_file
 

@@ -13,21 +13,21 @@ from pathlib import Path
 
 import pytest
 
-import bench.download
 import bench.fetch
 import bench.fetch_testsets
-import bench.hub
 import bench.methods.published
+import bench.store.download
+import bench.store.hub
 import bench.testsets
 from bench.cards.card import Weight, assets, cards
 from bench.cli import main
-from bench.download import download
 from bench.fetch_weights import get_weights
 from bench.methods.published import absent_outputs, fetch_published
 from bench.metrics import METRICS
 from bench.metrics.weights import MetricFile
-from bench.missing import Missing, Obstacle, brief, describe
 from bench.options import RunOptions
+from bench.store.download import download
+from bench.store.missing import Missing, Obstacle, brief, describe
 from tsd.errors import UserError
 from tsd.files import human_size
 
@@ -94,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(bench.download, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(bench.store.download, "PAUSE_SECONDS", 0.01)
     for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(proxy, raising=False)
     with Server() as running:
@@ -115,7 +115,7 @@ def test_a_file_is_fetched_verified_and_named_last(server: Server, tmp_path: Pat
 def test_a_broken_transfer_is_resumed_where_it_broke(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench.download, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(bench.store.download, "CHUNK_BYTES", 1000)
     server.cut = [300_000, 200_000]
     download([server.url("file")], tmp_path / "file", SHA256)
     assert (tmp_path / "file").read_bytes() == CONTENT
@@ -263,7 +263,7 @@ def test_restricted_content_waits_for_the_licence(torch_home: Path, capsys: pyte
 def test_what_has_to_be_done_by_hand_is_described(
     torch_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench.hub, "HUB", "http://hub.invalid")
+    monkeypatch.setattr(bench.store.hub, "HUB", "http://hub.invalid")
     assert main(["fetch", "tsd-sr", "--accept-license"]) == 2  # the base cannot be had, the rest is still described
     drive = "https://drive.google.com/drive/folders/1XJY9Qxhz0mqjTtgDXr07oFy9eJr8jphI"
     assert f"default/: folder default/ of {drive}" in capsys.readouterr().out
@@ -273,7 +273,7 @@ def test_what_has_to_be_done_by_hand_is_described(
 def test_offline_ends_in_seconds_with_a_clear_message(
     name: str, torch_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench.hub, "HUB", "http://hub.invalid")
+    monkeypatch.setattr(bench.store.hub, "HUB", "http://hub.invalid")
     monkeypatch.setattr(bench.fetch_testsets, "OSEDIFF", "http://osediff.invalid")
     assert main(["fetch", name, "--accept-license", "--data-root", str(tmp_path / "data")]) == 2
     error = capsys.readouterr().err
@@ -340,7 +340,7 @@ def test_a_test_set_from_the_hub_lands_where_the_harness_looks(
     server: Server, torch_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = archive({f"All/DIV2K_V2_val/{side}/x.png": b"image" for side in ("lq", "gt")})
-    monkeypatch.setattr(bench.hub, "HUB", server.url(""))
+    monkeypatch.setattr(bench.store.hub, "HUB", server.url(""))
     monkeypatch.setattr(bench.fetch_testsets, "_open_hub_archive", lambda: file)
     assert main(["fetch", "div2k-val", "--accept-license", "--data-root", str(tmp_path / "data")]) == 0
 
@@ -356,7 +356,7 @@ def test_a_hub_that_breaks_off_is_an_error_without_traceback(
         def read(self, size: int | None = -1) -> bytes:
             raise RuntimeError("peer closed connection")
 
-    monkeypatch.setattr(bench.hub, "HUB", server.url(""))
+    monkeypatch.setattr(bench.store.hub, "HUB", server.url(""))
     monkeypatch.setattr(bench.fetch_testsets, "_open_hub_archive", lambda: Broken(archive({"a": b"b"}).getvalue()))
     assert main(["fetch", "div2k-val", "--accept-license", "--data-root", str(tmp_path / "data")]) == 2
     assert "peer closed connection; the same command continues" in capsys.readouterr().err
@@ -386,7 +386,7 @@ def test_a_mirror_is_verified_image_by_image(
     manifest["images"] = [{"name": f"{n}.png", "lr_sha256": SHA256, "hr_sha256": SHA256} for n in "ab"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     monkeypatch.setattr(bench.testsets, "DATASETS", tmp_path / "datasets")
-    monkeypatch.setattr(bench.hub, "HUB", "http://hub.invalid")
+    monkeypatch.setattr(bench.store.hub, "HUB", "http://hub.invalid")
     monkeypatch.setattr(bench.fetch_testsets, "OSEDIFF", server.url("file"))
     options = RunOptions(data_root=tmp_path / "data")
     bench.fetch_testsets._get_testset("realsr", options)
@@ -489,7 +489,7 @@ def test_human_size(size: int | None, text: str) -> None:
 def test_a_file_without_a_hash_is_resumed_only_where_the_server_says_it_is_the_same(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench.download, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(bench.store.download, "CHUNK_BYTES", 1000)
     server.etag, server.cut = '"one"', [300_000, 0, 0, 0]
     with pytest.raises(UserError):
         download([server.url("file")], tmp_path / "file", None)

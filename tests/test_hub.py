@@ -11,12 +11,12 @@ from urllib.parse import urlparse
 
 import pytest
 
-import bench.hub
+import bench.store.hub
 from bench.cards.card import Weight
-from bench.download import GIT, digest_of
 from bench.fetch_weights import get_weights, record_first_hashes
 from bench.options import RunOptions
-from bench.store import Store, verified_files
+from bench.store.download import GIT, digest_of
+from bench.store.store import Store, verified_files
 from tsd.errors import UserError
 
 COMMIT = "c" * 40
@@ -109,7 +109,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     handler = type("BoundHandler", (Handler,), {"hub": content})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        monkeypatch.setattr(bench.hub, "HUB", f"http://127.0.0.1:{server.server_address[1]}")
+        monkeypatch.setattr(bench.store.hub, "HUB", f"http://127.0.0.1:{server.server_address[1]}")
         yield content
         server.shutdown()
 
@@ -203,7 +203,7 @@ def test_a_repository_without_one_of_the_files(hub: Hub, options: RunOptions) ->
 
 
 def test_no_network_is_an_error_within_seconds(options: RunOptions, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.hub, "HUB", "http://hub.invalid")
+    monkeypatch.setattr(bench.store.hub, "HUB", "http://hub.invalid")
     with pytest.raises(UserError, match="cannot be reached: no network"):
         get_weights((BASE,), options)
 

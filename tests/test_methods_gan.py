@@ -16,9 +16,9 @@ from bench.cards.card import Card, cards
 from bench.check import check_method
 from bench.methods.base import Method
 from bench.methods.gan import GanMethod, gan_spec
-from bench.missing import Obstacle
 from bench.options import RunOptions
-from bench.store import KnownHash, Store
+from bench.store.missing import Obstacle
+from bench.store.store import KnownHash, Store
 from tsd.errors import UserError
 
 RRDB_CARDS = ("bsrgan", "realesrgan", "ldl")

@@ -32,7 +32,7 @@ from bench.methods.base import Method
 from bench.methods.osediff import BASE, CHECKPOINT, OSEDiffMethod, OSEDiffSettings, enlarged, osediff_spec
 from bench.options import RunOptions
 from bench.provenance import cached_sha256
-from bench.store import KnownHash, Store
+from bench.store.store import KnownHash, Store
 from tsd.errors import UserError
 from tsd.files import mini_model_dir
 from tsd.memory.public_configs import PUBLIC_CONFIGS

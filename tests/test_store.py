@@ -10,10 +10,10 @@ import pytest
 from bench.cards.card import CARDS, Card, Weight, cards, read_card
 from bench.cards.schema import LEDGER
 from bench.cli import main
-from bench.download import GIT
 from bench.fetch_weights import record_first_hashes
 from bench.options import RunOptions
-from bench.store import FIRST_USE, KnownHash, Store, missing_weights, verified_weights
+from bench.store.download import GIT
+from bench.store.store import FIRST_USE, KnownHash, Store, missing_weights, verified_weights
 from tsd.errors import UserError
 
 SHA256 = hashlib.sha256(b"numbers").hexdigest()

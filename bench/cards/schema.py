@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 LEDGER = "hashes.json"
-"""The store's own file, which lies among the weights (bench/store.py); no weight may have its name."""
+"""The store's own file, which lies among the weights (bench/store/store.py); no weight may have its name."""
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
     from bench.check import check_folder, check_method, report
     from bench.methods import FolderMethod, get_method
     from bench.methods.base import Method
-    from bench.missing import describe
     from bench.options import RunOptions
+    from bench.store.missing import describe
     from tsd.errors import UserError
 
     spec = get_method(args.method)

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from bench.cards.card import argument_of
     from bench.external.prepare import install, is_installed
     from bench.options import RunOptions
-    from bench.store import missing_weights
+    from bench.store.store import missing_weights
     from tsd.errors import UserError
 
     options = RunOptions(repo_dir=args.repo_dir, cache_root=args.cache, weights_root=args.weights_root)

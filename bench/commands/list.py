@@ -117,7 +117,7 @@ def _testsets(options) -> str:
 
 def _metrics(options) -> str:
     from bench.metrics import EXTRA_METRICS, METRICS, missing_metric
-    from bench.missing import brief
+    from bench.store.missing import brief
 
     return _lines(
         [

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bench.cards.card import Card
 from bench.external import environment, repository
-from bench.store import missing_weights
+from bench.store.store import missing_weights
 
 if TYPE_CHECKING:
     from bench.options import RunOptions

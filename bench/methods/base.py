@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.cards.card import Card
-    from bench.missing import Missing, Obstacle
+    from bench.store.missing import Missing, Obstacle
     from bench.testsets import TestSet
 
 

@@ -25,10 +25,10 @@ from bench.external.log import last_lines, note
 from bench.external.prepare import Installed, install
 from bench.external.process import Ending, Process
 from bench.methods.base import MethodSpec, spec_of
-from bench.missing import Missing, Obstacle
 from bench.options import RunOptions
 from bench.records.schema import DESCRIPTIONS
-from bench.store import missing_weights, verified_weights
+from bench.store.missing import Missing, Obstacle
+from bench.store.store import missing_weights, verified_weights
 from bench.testsets import lr_size_of
 from tsd.errors import UserError
 from tsd.files import sha256_file

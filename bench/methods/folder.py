@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from bench.errors import some
 from bench.methods.base import MethodSpec
 from bench.metrics.images import EXTENSIONS
-from bench.missing import Missing
 from bench.options import SCALE, RunOptions
 from bench.provenance import cached_sha256
+from bench.store.missing import Missing
 from tsd.errors import UserError
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from bench.methods.base import MethodSpec
-from bench.missing import Missing
 from bench.options import RunOptions
+from bench.store.missing import Missing
 from tsd.errors import UserError
 
 if TYPE_CHECKING:

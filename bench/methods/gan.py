@@ -13,9 +13,9 @@ from bench.cards.card import Card, Network
 from bench.errors import some
 from bench.methods.base import MethodSpec, spec_of
 from bench.methods.spandrel import SpandrelMethod, architecture_facts
-from bench.missing import Missing, Obstacle
 from bench.options import SCALE, RunOptions
-from bench.store import Store, missing_weights, verified_weights
+from bench.store.missing import Missing, Obstacle
+from bench.store.store import Store, missing_weights, verified_weights
 from tsd.errors import UserError
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from bench.methods.base import MethodSpec, spec_of
 from bench.methods.osediff_checkpoint import ALPHA, attach, merge, read_checkpoint
 from bench.methods.tagger import Tagger, is_installed
 from bench.options import SCALE, RunOptions
-from bench.store import Store, missing_weights, verified_weights
+from bench.store.store import Store, missing_weights, verified_weights
 
 if TYPE_CHECKING:
     from PIL import Image

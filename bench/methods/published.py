@@ -14,8 +14,8 @@ from pathlib import Path
 from bench.cards.card import Card, Published
 from bench.methods.base import MethodSpec
 from bench.methods.folder import PublishedOutputs, images_by_stem, sha256_of_files
-from bench.missing import Missing
 from bench.options import RunOptions
+from bench.store.missing import Missing
 from bench.testsets import folders_of, names_of
 from tsd.errors import UserError
 
@@ -95,7 +95,7 @@ def fetch_published(card: Card, options: RunOptions) -> None:
 
 
 def _fetch_images(base: str, files: list[str], published: Published, target: Path) -> None:
-    from bench.download import download
+    from bench.store.download import download
 
     part = target.with_name(f"{target.name}.part")
     for file in files:

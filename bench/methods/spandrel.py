@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.methods.base import MethodSpec
-from bench.missing import Missing
 from bench.options import SCALE, RunOptions
+from bench.store.missing import Missing
 from tsd.errors import UserError
 
 if TYPE_CHECKING:

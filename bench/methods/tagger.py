@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bench.cards.card import Card, assets
 from bench.errors import one_line
 from bench.options import RunOptions
-from bench.store import Store, verified_files
+from bench.store.store import Store, verified_files
 from tsd.errors import UserError
 
 if TYPE_CHECKING:

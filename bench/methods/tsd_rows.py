@@ -13,9 +13,9 @@ from bench.methods.tsd_sr import (
     load_teacher,
 )
 from bench.methods.tsd_weights import SD2_BASES, SD3_BASE, ModelFolders, SD2Base, missing_sd2_student
-from bench.missing import Missing
 from bench.options import RunOptions
-from bench.store import missing_weights, source
+from bench.store.missing import Missing
+from bench.store.store import missing_weights, source
 from tsd.files import MiniModel, mini_model_dir
 
 

@@ -28,9 +28,9 @@ from bench.methods.tsd_weights import (
     release,
     sd2_student,
 )
-from bench.missing import describe
 from bench.options import SCALE, RunOptions
-from bench.store import verified_files, verified_weights
+from bench.store.missing import describe
+from bench.store.store import verified_files, verified_weights
 from tsd.config import EXPORT_FILE, RestoreConfig, recommended_settings
 from tsd.errors import UserError
 from tsd.files import MiniModel, mini_model_dir

@@ -12,10 +12,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from bench.cards.card import Weight, assets
-from bench.missing import Missing
 from bench.options import RunOptions
 from bench.provenance import cached_sha256
-from bench.store import missing_files
+from bench.store.missing import Missing
+from bench.store.store import missing_files
 from tsd.config import RestoreConfig
 
 SD3_BASE = "sd3-medium"

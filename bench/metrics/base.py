@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.metrics.weights import MetricFile, verified_sha256
-from bench.missing import Missing, describe
+from bench.store.missing import Missing, describe
 from tsd.errors import UserError
 
 ImageScorer = Callable[[Path, Path | None], float]

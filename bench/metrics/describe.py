@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from bench.metrics.base import MetricSpec, missing_metric
 from bench.metrics.weights import MetricFile
-from bench.missing import brief
+from bench.store.missing import brief
 from tsd.files import human_size
 
 

@@ -12,8 +12,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.missing import Missing
 from bench.provenance import cached_sha256
+from bench.store.missing import Missing
 from tsd.errors import UserError
 
 PYIQA_HUB = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main"

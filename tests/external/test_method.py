@@ -18,9 +18,9 @@ from bench.external import environment, repository
 from bench.external.attempt import attempts
 from bench.methods.base import FolderRunner
 from bench.methods.external import ExternalMethod, external_spec
-from bench.missing import Obstacle
 from bench.options import RunOptions
 from bench.provenance import image_seed
+from bench.store.missing import Obstacle
 from tsd.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("built")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from bench.missing import Missing, Obstacle
 from bench.reasons import LONGEST, Reason, in_short, sentences, together
+from bench.store.missing import Missing, Obstacle
 
 
 def line(name: str, fetch: str | None, licence: str | None = "BSD-3-Clause (torchvision)", size: int | None = 7) -> str:

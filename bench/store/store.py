@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from bench.cards.card import Card, Weight, argument_of
 from bench.cards.schema import LEDGER
-from bench.download import GIT, digest_of
-from bench.missing import Missing
 from bench.provenance import cached_sha256
+from bench.store.download import GIT, digest_of
+from bench.store.missing import Missing
 from tsd.errors import UserError
 from tsd.files import write_atomic
 

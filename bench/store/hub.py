@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from bench.cards.card import Weight
-from bench.download import CONNECT_SECONDS, GIT, digest_of
+from bench.store.download import CONNECT_SECONDS, GIT, digest_of
 from tsd.errors import UserError
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""The folder of weights, where every file is verified before use."""
