@@ -133,7 +133,7 @@ def bench_train(session: nox.Session) -> None:
 def mini_testset(session: nox.Session) -> None:
     """The mini test set again from the photographs shipped in scikit-image and scikit-learn; compares the bytes."""
     install(session, "dev")
-    session.run("python", "-m", "bench.mini_testset", *session.posargs, env=ENVIRONMENT)
+    session.run("python", "-m", "bench.testsets.mini", *session.posargs, env=ENVIRONMENT)
 
 
 @nox.session

@@ -10,7 +10,7 @@ from bench.ranks import Rank, exchange
 from tsd.errors import UserError
 
 if TYPE_CHECKING:
-    from bench.testsets import TestSet
+    from bench.testsets.manifest import TestSet
 
 KeyT = TypeVar("KeyT")
 ItemT = TypeVar("ItemT")

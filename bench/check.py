@@ -21,7 +21,7 @@ from bench.options import MIN_SIDE, SCALE, SEED_LIMIT
 from tsd.errors import UserError
 
 if TYPE_CHECKING:
-    from bench.testsets import TestSet
+    from bench.testsets.manifest import TestSet
 
 SIZES = ((MIN_SIDE, MIN_SIDE), (33, 47), (64, 40))
 RANGE_TOLERANCE = 1e-6

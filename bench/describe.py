@@ -11,7 +11,7 @@ from bench.options import RunOptions
 from bench.paper.tables import TABLES
 from bench.store.missing import Missing
 from bench.store.store import Store, source
-from bench.testsets import TESTSETS
+from bench.testsets.manifest import TESTSETS
 from tsd.files import human_size
 
 HEADERS = ("method", "table", "steps", "runs", "weights", "licence", "forbids", "last verified")

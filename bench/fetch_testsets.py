@@ -13,7 +13,7 @@ from bench.methods.published import absent_outputs, fetch_published
 from bench.options import RunOptions
 from bench.store import hub
 from bench.store.download import download
-from bench.testsets import HR, LQ, LR, TESTSETS, missing_testset, read_manifest
+from bench.testsets.manifest import HR, LQ, LR, TESTSETS, missing_testset, read_manifest
 from tsd.errors import UserError
 
 TESTSETS_REPO = "Iceclear/StableSR-TestSets"

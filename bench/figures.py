@@ -20,7 +20,7 @@ from bench.records.schema import Plan, valid_scores
 from tsd.files import write_atomic
 
 if TYPE_CHECKING:
-    from bench.testsets import TestImage, TestSet
+    from bench.testsets.manifest import TestImage, TestSet
 
 TILE = 240
 """Width and height in pixels of a whole image and of its detail."""

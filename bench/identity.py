@@ -10,7 +10,7 @@ from bench.records.schema import Restoration, StaleRecords
 from tsd.errors import UserError
 
 if TYPE_CHECKING:
-    from bench.testsets import TestSet
+    from bench.testsets.manifest import TestSet
 
 
 def agreed_account(accounts: Sequence[dict[str, Any] | None], method: str) -> dict[str, Any] | None:

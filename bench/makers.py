@@ -23,7 +23,7 @@ from tsd.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from bench.testsets import TestImage, TestSet
+    from bench.testsets.manifest import TestImage, TestSet
 
 Maker = Callable[["TestImage", int | None], tuple[bytes, tuple[int, int], float | None]]
 """(image, seed) -> PNG bytes, (width, height), seconds or None where nothing was run. Raises why there is no image."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pandas
 
     from bench.stage_report import StageReport
-    from bench.testsets import TestSet
+    from bench.testsets.manifest import TestSet
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Stages:
         redo = [_redo_name(choice, name) for name in request.redo]
         reference = request.reference or profile.reference
 
-        from bench.testsets import load_testset
+        from bench.testsets.manifest import load_testset
 
         testsets = [load_testset(name, request.data_root, request.limit) for name in choice.testsets]
         same_everywhere(testsets, rank)

@@ -14,7 +14,7 @@ from bench.options import RunOptions
 from bench.paper.tables import PaperRow, Profile, TableSpec
 from bench.records.schema import Plan, PlanMethod, PlanMetric, PlanSet
 from bench.store.missing import Missing, Obstacle
-from bench.testsets import TESTSETS, has_reference, missing_testset
+from bench.testsets.manifest import TESTSETS, has_reference, missing_testset
 from tsd.errors import UserError
 
 

@@ -30,7 +30,7 @@ from tsd.errors import UserError
 from tsd.files import write_atomic
 
 if TYPE_CHECKING:
-    from bench.testsets import TestImage, TestSet
+    from bench.testsets.manifest import TestImage, TestSet
 
 
 def restore_set(

@@ -25,7 +25,7 @@ from tsd.errors import UserError
 
 if TYPE_CHECKING:
     from bench.metrics.base import ImageScorer, SetScorer
-    from bench.testsets import TestImage, TestSet
+    from bench.testsets.manifest import TestImage, TestSet
 
 
 def score_set(

@@ -18,7 +18,7 @@ import bench.fetch_testsets
 import bench.methods.published
 import bench.store.download
 import bench.store.hub
-import bench.testsets
+import bench.testsets.manifest
 from bench.cards.card import Weight, assets, cards
 from bench.cli import main
 from bench.fetch_weights import get_weights
@@ -382,10 +382,10 @@ def test_a_mirror_is_verified_image_by_image(
     """A set of two images whose manifest has the server's hashes; the hub is away."""
     folder = tmp_path / "datasets" / "realsr"
     folder.mkdir(parents=True)
-    manifest = json.loads((bench.testsets.DATASETS / "realsr" / "manifest.json").read_text())
+    manifest = json.loads((bench.testsets.manifest.DATASETS / "realsr" / "manifest.json").read_text())
     manifest["images"] = [{"name": f"{n}.png", "lr_sha256": SHA256, "hr_sha256": SHA256} for n in "ab"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    monkeypatch.setattr(bench.testsets, "DATASETS", tmp_path / "datasets")
+    monkeypatch.setattr(bench.testsets.manifest, "DATASETS", tmp_path / "datasets")
     monkeypatch.setattr(bench.store.hub, "HUB", "http://hub.invalid")
     monkeypatch.setattr(bench.fetch_testsets, "OSEDIFF", server.url("file"))
     options = RunOptions(data_root=tmp_path / "data")
@@ -405,11 +405,11 @@ def test_published_outputs_come_from_the_cards_commit_and_are_verified_as_a_whol
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """BSRGAN's card with a test set of two images and a server whose every file is the same."""
-    manifest = json.loads((bench.testsets.DATASETS / "realsrset" / "manifest.json").read_text())
+    manifest = json.loads((bench.testsets.manifest.DATASETS / "realsrset" / "manifest.json").read_text())
     manifest |= {"count": 2, "images": [{"name": f"{n}.png", "lr_sha256": SHA256, "size": [8, 8]} for n in "ab"]}
-    shutil.copytree(bench.testsets.DATASETS, tmp_path / "datasets", ignore=shutil.ignore_patterns("*.png"))
+    shutil.copytree(bench.testsets.manifest.DATASETS, tmp_path / "datasets", ignore=shutil.ignore_patterns("*.png"))
     (tmp_path / "datasets" / "realsrset" / "manifest.json").write_text(json.dumps(manifest))
-    monkeypatch.setattr(bench.testsets, "DATASETS", tmp_path / "datasets")
+    monkeypatch.setattr(bench.testsets.manifest, "DATASETS", tmp_path / "datasets")
     monkeypatch.setattr(bench.methods.published, "RAW", server.url("file/"))
     options = RunOptions(data_root=tmp_path / "data")
     card = cards()["bsrgan"]
@@ -438,16 +438,19 @@ def test_published_outputs_come_from_the_cards_commit_and_are_verified_as_a_whol
 def test_a_set_without_ground_truth_comes_image_by_image(
     server: Server, torch_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = json.loads((bench.testsets.DATASETS / "realsrset" / "manifest.json").read_text())
+    manifest = json.loads((bench.testsets.manifest.DATASETS / "realsrset" / "manifest.json").read_text())
     manifest["address"] = server.url("file/set")
     manifest["images"] = [{"name": f"{n}.png", "lr_sha256": SHA256, "size": [8, 8]} for n in "ab"]
     (tmp_path / "datasets" / "realsrset").mkdir(parents=True)
     (tmp_path / "datasets" / "realsrset" / "manifest.json").write_text(json.dumps(manifest))
-    monkeypatch.setattr(bench.testsets, "DATASETS", tmp_path / "datasets")
+    monkeypatch.setattr(bench.testsets.manifest, "DATASETS", tmp_path / "datasets")
     options = RunOptions(data_root=tmp_path / "data")
     bench.fetch_testsets._get_testset("realsrset", options)
     assert [path for path, _ in server.requests] == ["/file/set/a.png", "/file/set/b.png"]
-    assert [image.name for image in bench.testsets.load_testset("realsrset", tmp_path / "data").images] == ["a", "b"]
+    assert [image.name for image in bench.testsets.manifest.load_testset("realsrset", tmp_path / "data").images] == [
+        "a",
+        "b",
+    ]
     bench.fetch_testsets._get_testset("realsrset", options)
     assert len(server.requests) == 2
 

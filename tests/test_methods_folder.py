@@ -19,7 +19,7 @@ NAMES = ("a", "b", "c")
 
 @dataclass(frozen=True)
 class Images:
-    """A test set's images as `bench.testsets` describes them: name, input, ground truth."""
+    """A test set's images as `bench.testsets.manifest` describes them: name, input, ground truth."""
 
     name: str
     lr: Path

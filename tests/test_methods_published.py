@@ -14,7 +14,7 @@ from bench.methods.base import FolderMethod, MethodSpec
 from bench.methods.folder import images_by_stem, sha256_of_files
 from bench.methods.published import absent_outputs, published_spec, published_specs
 from bench.options import RunOptions
-from bench.testsets import TESTSETS, load_testset
+from bench.testsets.manifest import TESTSETS, load_testset
 from tsd.errors import UserError
 
 CARD = cards()["bsrgan"]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-import bench.mini_testset
-from bench.mini_testset import COMMITTED, SIZE, build, compare, main
+import bench.testsets.mini
+from bench.testsets.mini import COMMITTED, SIZE, build, compare, main
 from tsd.data.degrade import FULL, degrade
 from tsd.seeds import seed_for
 
@@ -27,7 +27,7 @@ def pixels(side: str, name: str) -> np.ndarray:
 
 def photograph(identifier: str) -> np.ndarray:
     photo = next(photo for photo in MANIFEST["photographs"] if photo["id"] == identifier)
-    return np.asarray(bench.mini_testset._photograph(photo))
+    return np.asarray(bench.testsets.mini._photograph(photo))
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -98,8 +98,8 @@ def test_an_absent_or_changed_photograph_is_explained(
 ):
     astronaut, *others = MANIFEST["photographs"]
     (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST | {"photographs": [astronaut | change, *others]}))
-    monkeypatch.setattr(bench.mini_testset, "COMMITTED", tmp_path)
-    with pytest.raises(bench.mini_testset.UserError, match=message):
+    monkeypatch.setattr(bench.testsets.mini, "COMMITTED", tmp_path)
+    with pytest.raises(bench.testsets.mini.UserError, match=message):
         build(tmp_path / "out")
 
 

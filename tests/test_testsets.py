@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import bench.testsets
-from bench.testsets import (
+import bench.testsets.manifest
+from bench.testsets.manifest import (
     DATASETS,
     TESTSETS,
     MissingData,
@@ -55,7 +55,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         toy = real | {"count": 3, "lr_size": [8, 8], "hr_size": [32, 32], "images": images}
         (tmp_path / "datasets" / name).mkdir(parents=True)
         (tmp_path / "datasets" / name / "manifest.json").write_text(json.dumps(toy))
-    monkeypatch.setattr(bench.testsets, "DATASETS", tmp_path / "datasets")
+    monkeypatch.setattr(bench.testsets.manifest, "DATASETS", tmp_path / "datasets")
     monkeypatch.delenv("TSD_DATA", raising=False)
     return root
 
@@ -173,7 +173,10 @@ def test_an_absent_set_is_named_with_the_command_that_gets_it(root: Path, tmp_pa
     assert "`bench fetch realsr`" in missing.line()
     assert missing.licence is not None
     assert "non-commercial" in missing.licence
-    assert missing.size_bytes == json.loads((bench.testsets.DATASETS / "realsr/manifest.json").read_text())["bytes"]
+    assert (
+        missing.size_bytes
+        == json.loads((bench.testsets.manifest.DATASETS / "realsr/manifest.json").read_text())["bytes"]
+    )
     (without_root,) = missing_testset("realsr")
     assert "$TSD_DATA" in without_root.where
     with pytest.raises(MissingData) as caught:
@@ -223,7 +226,7 @@ def unreferenced(root: Path) -> Path:
         Image.new("RGB", size, (10, 20, 30)).save(folder / name)
         entries.append({"name": name, "lr_sha256": sha(folder / name), "size": list(size)})
     real = json.loads((DATASETS / "realsrset" / "manifest.json").read_text())
-    toy = bench.testsets.DATASETS / "realsrset" / "manifest.json"
+    toy = bench.testsets.manifest.DATASETS / "realsrset" / "manifest.json"
     toy.parent.mkdir()
     toy.write_text(json.dumps(real | {"count": 2, "images": entries}))
     return folder
@@ -264,7 +267,7 @@ def test_unknown_names_get_a_suggestion_and_the_list():
 
 
 def test_without_a_checkout_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(bench.testsets, "DATASETS", tmp_path)
+    monkeypatch.setattr(bench.testsets.manifest, "DATASETS", tmp_path)
     with pytest.raises(UserError, match="Run from a checkout"):
         missing_testset("mini")
 

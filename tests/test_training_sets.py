@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.testsets import DATASETS, TESTSETS
+from bench.testsets.manifest import DATASETS, TESTSETS
 
 COUNTS = {"lsdir": 84991, "div2k": 800, "flickr2k": 2650, "ffhq-10k": 10000}
 KEYS = (

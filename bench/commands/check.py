@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         if isinstance(method, FolderMethod):
             if args.testset is None:
                 raise UserError(f"{spec.name} is published outputs; name their test set with --testset")
-            from bench.testsets import load_testset
+            from bench.testsets.manifest import load_testset
 
             findings = check_folder(method, load_testset(args.testset, args.data_root), bar.update)
         else:

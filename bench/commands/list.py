@@ -108,7 +108,7 @@ def _lines(rows: list[tuple[str, str, list[str]]]) -> str:
 
 
 def _testsets(options) -> str:
-    from bench.testsets import TESTSETS, missing_testset
+    from bench.testsets.manifest import TESTSETS, missing_testset
 
     return _lines(
         [(name, name, [item.line() for item in missing_testset(name, options.data_root)]) for name in TESTSETS]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from bench.cards.card import Card
     from bench.store.missing import Missing, Obstacle
-    from bench.testsets import TestSet
+    from bench.testsets.manifest import TestSet
 
 
 @runtime_checkable

@@ -29,7 +29,7 @@ from bench.options import RunOptions
 from bench.records.schema import DESCRIPTIONS
 from bench.store.missing import Missing, Obstacle
 from bench.store.store import missing_weights, verified_weights
-from bench.testsets import lr_size_of
+from bench.testsets.manifest import lr_size_of
 from tsd.errors import UserError
 from tsd.files import sha256_file
 

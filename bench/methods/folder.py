@@ -23,7 +23,7 @@ from bench.store.missing import Missing
 from tsd.errors import UserError
 
 if TYPE_CHECKING:
-    from bench.testsets import TestImage, TestSet
+    from bench.testsets.manifest import TestImage, TestSet
 
 
 @dataclass(frozen=True)

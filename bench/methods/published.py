@@ -16,7 +16,7 @@ from bench.methods.base import MethodSpec
 from bench.methods.folder import PublishedOutputs, images_by_stem, sha256_of_files
 from bench.options import RunOptions
 from bench.store.missing import Missing
-from bench.testsets import folders_of, names_of
+from bench.testsets.manifest import folders_of, names_of
 from tsd.errors import UserError
 
 GITHUB = "https://github.com/"

@@ -10,7 +10,7 @@ from bench.methods.external import external_spec
 from bench.provenance import image_seed
 from bench.records.records import Records
 from bench.restore import restore_set
-from bench.testsets import TestImage, TestSet
+from bench.testsets.manifest import TestImage, TestSet
 
 pytestmark = pytest.mark.usefixtures("built")
 

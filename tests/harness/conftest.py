@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench import cli, testsets
-from bench.testsets import TestSet, load_testset
+from bench import cli
+from bench.testsets import manifest
+from bench.testsets.manifest import TestSet, load_testset
 
 
 def write_testset(root: Path, name: str = "mini", count: int = 3) -> Path:
@@ -92,7 +93,7 @@ def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A datasets folder with the tiny set under the name `mini`, in place of the repository's."""
     root = tmp_path / "datasets"
     write_testset(root)
-    monkeypatch.setattr(testsets, "DATASETS", root)
+    monkeypatch.setattr(manifest, "DATASETS", root)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.delenv("TSD_DATA", raising=False)
     monkeypatch.chdir(tmp_path)

@@ -26,12 +26,13 @@ import bench.figures
 import bench.pipeline
 import bench.render
 import bench.score
-from bench import cli, ranks, restore, testsets
+from bench import cli, ranks, restore
 from bench.methods import METHODS, MethodSpec
 from bench.methods.base import nothing_missing
 from bench.options import RunOptions
 from bench.records.records import MethodRecords, Records
-from bench.testsets import load_testset
+from bench.testsets import manifest
+from bench.testsets.manifest import load_testset
 from tsd.errors import UserError
 
 IMPORTED_ONCE = (accelerate, pyiqa, torch, bench)
@@ -166,16 +167,16 @@ def uneven() -> None:
         return cli.main(["run", *rows, "--no-timing", "--no-figure", "--out", "weighed", "--weights-root", root])
 
     together("weighed", 2, weights)
-    shutil.copytree(testsets.DATASETS, "datasets")
-    manifest = Path("datasets/mini/manifest.json")
-    content = json.loads(manifest.read_text())
+    shutil.copytree(manifest.DATASETS, "datasets")
+    path = Path("datasets/mini/manifest.json")
+    content = json.loads(path.read_text())
     content["images"][0]["lr_sha256"] = content["images"][1]["lr_sha256"]
-    manifest.write_text(json.dumps(content))
+    path.write_text(json.dumps(content))
     shutil.copy("datasets/mini/test_LR/photo1.png", "datasets/mini/test_LR/photo0.png")
 
     def images(rank: int) -> int:
         if rank == 1:
-            testsets.DATASETS = Path("datasets")
+            manifest.DATASETS = Path("datasets")
         return cli.main([*TABLE, "--out", "sets"])
 
     together("sets", 2, images)
@@ -261,7 +262,7 @@ SCENARIOS = (equal, killed, failing, refused, uneven, runner, loading)
 
 
 def main(datasets: str, *names: str) -> None:
-    testsets.DATASETS = Path(datasets)
+    manifest.DATASETS = Path(datasets)
     root = Path.cwd()
     for scenario in SCENARIOS:
         if scenario.__name__ in names:

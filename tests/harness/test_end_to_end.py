@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bench.records.records import Records
-from bench.testsets import TESTSETS
+from bench.testsets.manifest import TESTSETS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 Bench = Callable[..., tuple[int, str, str]]

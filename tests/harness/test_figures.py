@@ -17,7 +17,7 @@ from bench.records.records import Records
 from bench.records.schema import Plan, PlanSet
 from bench.restore import restore_set
 from bench.score import score_set
-from bench.testsets import TestSet
+from bench.testsets.manifest import TestSet
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ PROGRAM = """
 import os, signal, sys
 from pathlib import Path
 import torch, pyiqa
-from bench import cli, testsets
+from bench import cli
+from bench.testsets import manifest
 import bench.restore, bench.score, bench.render, bench.figures
 
-testsets.DATASETS = Path(sys.argv[1])
+manifest.DATASETS = Path(sys.argv[1])
 real_fsync = os.fsync
 
 def run(out, kill_at, torn):

@@ -19,7 +19,7 @@ from bench.records.schema import Plan, PlanMethod, PlanSet
 from bench.restore import restore_set
 from bench.stage_report import StageReport
 from bench.summarize import SECONDS, summarize
-from bench.testsets import TestSet
+from bench.testsets.manifest import TestSet
 from tsd.errors import UserError
 
 # Enlarges every image of a folder, one after another, and says so; what is named after a colon it does to that image.

@@ -21,7 +21,7 @@ from bench.records.records import Records
 from bench.records.schema import StaleRecords
 from bench.restore import restore_set
 from bench.stage_report import StageReport
-from bench.testsets import TestSet, load_testset
+from bench.testsets.manifest import TestSet, load_testset
 from tsd.errors import UserError
 
 

@@ -16,7 +16,7 @@ from bench.records.records import Records
 from bench.records.schema import WHOLE_SET
 from bench.restore import restore_set
 from bench.score import score_set
-from bench.testsets import TestSet
+from bench.testsets.manifest import TestSet
 from tsd.errors import UserError
 
 

@@ -12,7 +12,7 @@ from bench.paper.tables import NINE, TABLES, PaperRow, get_profile, pairs_of, pa
 from bench.plan import choose, make_plan
 from bench.records.schema import Plan, PlanSet
 from bench.request import Request
-from bench.testsets import TESTSETS
+from bench.testsets.manifest import TESTSETS
 from tsd.errors import UserError
 
 TABLE1, MINI = get_profile("table1", "mini")

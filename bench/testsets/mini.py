@@ -4,7 +4,7 @@ The recipe is in `datasets/mini/manifest.json`: which photograph of which packag
 photographs ship inside scikit-image and scikit-learn; both must be installed. The low-resolution images come from the
 command `tsd degrade`, run as a process of its own, since this package does not import `tsd`.
 
-    python -m bench.mini_testset --out rebuilt/
+    python -m bench.testsets.mini --out rebuilt/
 
 The new folder holds the images and a manifest with their hashes. To change the set, edit `photographs` and the boxes of
 `images` in the manifest, build, look at the result, and put it in place of the old one.
@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from bench.testsets import DATASETS, HR, LR
+from bench.testsets.manifest import DATASETS, HR, LR
 from tsd.errors import UserError
 from tsd.files import sha256_file
 
@@ -39,14 +39,14 @@ ROUNDED_SHARE = 0.01
 def main(argv: Sequence[str] | None = None) -> int:
     """Builds and compares. Returns 0 for the same pixels as the committed set, 1 for other pixels, 2 for bad input."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench.mini_testset", description="Build the mini test set again and compare."
+        prog="python -m bench.testsets.mini", description="Build the mini test set again and compare."
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
     out = parser.parse_args(argv).out
     try:
         build(out)
     except UserError as error:
-        print(f"bench.mini_testset: {error}", file=sys.stderr)
+        print(f"bench.testsets.mini: {error}", file=sys.stderr)
         return 2
     different = compare(out, COMMITTED)
     for line in different:

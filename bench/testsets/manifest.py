@@ -28,7 +28,7 @@ from tsd.errors import UserError
 from tsd.files import sha256_file
 
 TESTSETS = ("mini", "realsr", "drealsr", "div2k-val", "realsrset", "realset65")
-DATASETS = Path(__file__).resolve().parents[1] / "datasets"
+DATASETS = Path(__file__).resolve().parents[2] / "datasets"
 LR, HR = "test_LR", "test_HR"
 LQ = "lq"
 

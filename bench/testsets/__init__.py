@@ -1,0 +1,1 @@
+"""Test sets read and verified by their manifests."""
