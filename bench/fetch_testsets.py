@@ -9,7 +9,7 @@ from typing import IO, cast
 
 from bench.cards.card import Card, cards
 from bench.fetch_item import Item
-from bench.methods.published import absent_outputs, fetch_published
+from bench.methods.published.published import absent_outputs, fetch_published
 from bench.options import RunOptions
 from bench.store import hub
 from bench.store.download import download

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.check import check_method, report, synthetic_image
 from bench.commands import check as command
+from bench.methods.check import check_method, report, synthetic_image
 from tsd.errors import UserError
 
 

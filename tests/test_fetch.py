@@ -15,14 +15,14 @@ import pytest
 
 import bench.fetch
 import bench.fetch_testsets
-import bench.methods.published
+import bench.methods.published.published
 import bench.store.download
 import bench.store.hub
 import bench.testsets.manifest
 from bench.cards.card import Weight, assets, cards
 from bench.cli import main
 from bench.fetch_weights import get_weights
-from bench.methods.published import absent_outputs, fetch_published
+from bench.methods.published.published import absent_outputs, fetch_published
 from bench.metrics import METRICS
 from bench.metrics.weights import MetricFile
 from bench.options import RunOptions
@@ -410,7 +410,7 @@ def test_published_outputs_come_from_the_cards_commit_and_are_verified_as_a_whol
     shutil.copytree(bench.testsets.manifest.DATASETS, tmp_path / "datasets", ignore=shutil.ignore_patterns("*.png"))
     (tmp_path / "datasets" / "realsrset" / "manifest.json").write_text(json.dumps(manifest))
     monkeypatch.setattr(bench.testsets.manifest, "DATASETS", tmp_path / "datasets")
-    monkeypatch.setattr(bench.methods.published, "RAW", server.url("file/"))
+    monkeypatch.setattr(bench.methods.published.published, "RAW", server.url("file/"))
     options = RunOptions(data_root=tmp_path / "data")
     card = cards()["bsrgan"]
     with pytest.raises(UserError, match="not the published ones"):

@@ -35,8 +35,8 @@ def test_bench_imports_the_ground_of_tsd_and_its_networks_in_two_places() -> Non
     others = {name for path in (ROOT / "bench").rglob("*.py") for name in imported_modules(path)} - ground
     networks = {name for name in others if name.startswith("tsd.")}
     assert {user for name in networks for user in users_of("bench", name)} == {
-        "bench/methods/tsd_sr.py",
-        "bench/methods/osediff.py",
+        "bench/methods/tsd_sr/method.py",
+        "bench/methods/osediff/method.py",
     }
 
 

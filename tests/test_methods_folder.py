@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.check import check_folder
 from bench.methods import get_method
 from bench.methods.base import FolderMethod, Method
-from bench.methods.folder import PublishedOutputs, images_by_stem
+from bench.methods.check import check_folder
+from bench.methods.published.folder import PublishedOutputs, images_by_stem
 from bench.options import RunOptions
 from tsd.errors import UserError
 

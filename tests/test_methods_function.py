@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.check import check_method
 from bench.methods import get_method
+from bench.methods.check import check_method
 from bench.methods.function import FunctionMethod
 from bench.options import RunOptions
 from tsd.errors import UserError

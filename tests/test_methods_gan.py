@@ -13,9 +13,9 @@ from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
 from torch import Tensor
 
 from bench.cards.card import Card, cards
-from bench.check import check_method
 from bench.methods.base import Method
-from bench.methods.gan import GanMethod, gan_spec
+from bench.methods.check import check_method
+from bench.methods.spandrel.gan import GanMethod, gan_spec
 from bench.options import RunOptions
 from bench.store.missing import Obstacle
 from bench.store.store import KnownHash, Store
@@ -284,7 +284,7 @@ def counted(scale: int, seen: list[tuple[int, int]]) -> Callable[[Tensor], Tenso
 
 
 def test_femasr_goes_in_tiles_from_600_pixels_square():
-    from bench.methods import femasr
+    from bench.methods.spandrel import femasr
 
     for size, expected in (((599, 600), 1), ((600, 600), 9), ((245, 1500), 14)):
         seen: list[tuple[int, int]] = []

@@ -25,11 +25,11 @@ from torchvision.transforms.functional import to_pil_image, to_tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from bench.cards.card import Card, Weight, cards
-from bench.check import check_method, synthetic_image
-from bench.methods import osediff_checkpoint as checkpoint
-from bench.methods import tagger as tagging
 from bench.methods.base import Method
-from bench.methods.osediff import BASE, CHECKPOINT, OSEDiffMethod, OSEDiffSettings, enlarged, osediff_spec
+from bench.methods.check import check_method, synthetic_image
+from bench.methods.osediff import checkpoint
+from bench.methods.osediff import tagger as tagging
+from bench.methods.osediff.method import BASE, CHECKPOINT, OSEDiffMethod, OSEDiffSettings, enlarged, osediff_spec
 from bench.options import RunOptions
 from bench.provenance import cached_sha256
 from bench.store.store import KnownHash, Store
@@ -355,7 +355,7 @@ def test_provenance_says_prompt_seed_and_every_file(tiny: tuple[Card, RunOptions
 
 def test_loading_and_provenance_import_no_network_library(tiny: tuple[Card, RunOptions]):
     code = (
-        "import sys, pickle; from bench.methods.osediff import OSEDiffMethod\n"
+        "import sys, pickle; from bench.methods.osediff.method import OSEDiffMethod\n"
         "card, options = pickle.load(sys.stdin.buffer)\n"
         "OSEDiffMethod(card, options).provenance()\n"
         "print([m for m in ('torch', 'diffusers', 'ram') if m in sys.modules])"

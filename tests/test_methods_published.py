@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from bench.cards.card import Card, Published, cards
-from bench.check import check_folder
 from bench.methods import METHODS, get_method
 from bench.methods.base import FolderMethod, MethodSpec
-from bench.methods.folder import images_by_stem, sha256_of_files
-from bench.methods.published import absent_outputs, published_spec, published_specs
+from bench.methods.check import check_folder
+from bench.methods.published.folder import images_by_stem, sha256_of_files
+from bench.methods.published.published import absent_outputs, published_spec, published_specs
 from bench.options import RunOptions
 from bench.testsets.manifest import TESTSETS, load_testset
 from tsd.errors import UserError

@@ -16,11 +16,11 @@ from spandrel import ModelLoader
 from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
 
 from bench.cards.card import cards
-from bench.check import check_method
 from bench.methods import METHODS, get_method
 from bench.methods.base import Method
-from bench.methods.gan import NO_SIZE_RULES, gan_spec
-from bench.methods.spandrel import SpandrelMethod, architecture_facts
+from bench.methods.check import check_method
+from bench.methods.spandrel.gan import NO_SIZE_RULES, gan_spec
+from bench.methods.spandrel.network import SpandrelMethod, architecture_facts
 from bench.options import RunOptions
 from tsd.errors import UserError
 
@@ -93,7 +93,7 @@ def test_precision_a_network_cannot_run_in_is_refused(tmp_path: Path):
     single = ModelLoader().load_from_file(tmp_path / "net.pth")
     single.supports_half = single.supports_bfloat16 = False
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.methods.spandrel.build", lambda path, state_dict: single)
+        patch.setattr("bench.methods.spandrel.network.build", lambda path, state_dict: single)
         with pytest.raises(UserError, match=r"Compact \(net\.pth\) cannot run in fp16, only in fp32"):
             method.restore(torch.rand(1, 3, 16, 16), 0)
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-import bench.methods.tsd_weights
+import bench.methods.tsd_sr.weights
 from bench.cards.card import assets, cards
-from bench.check import check_method
 from bench.fetch_weights import record_first_hashes
 from bench.methods import METHODS, get_method
 from bench.methods.base import Method
-from bench.methods.tsd_sr import OneStepMethod, TeacherMethod, TeacherSettings
-from bench.methods.tsd_weights import RELEASE_SETTINGS, ModelFolders
+from bench.methods.check import check_method
+from bench.methods.tsd_sr.method import OneStepMethod, TeacherMethod, TeacherSettings
+from bench.methods.tsd_sr.weights import RELEASE_SETTINGS, ModelFolders
 from bench.options import RunOptions
 from tsd.config import RestoreConfig
 from tsd.errors import UserError
@@ -227,7 +227,7 @@ def test_a_student_you_trained_on_sd2_becomes_the_row_of_table_5(
 ):
     options = RunOptions(weights_root=tmp_path)
     weight = replace(assets()["sd21-base"], contains=("unet/config.json",), hashes={})  # the tiny model's in its place
-    monkeypatch.setattr(bench.methods.tsd_weights, "assets", lambda: {"sd21-base": weight})
+    monkeypatch.setattr(bench.methods.tsd_sr.weights, "assets", lambda: {"sd21-base": weight})
     base, student = METHODS["tsd-sr-sd21"].missing(options)
     assert base.fetch == "sd21-base"
     assert "unet.safetensors" in student.name

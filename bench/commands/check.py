@@ -57,9 +57,9 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from bench.check import check_folder, check_method, report
     from bench.methods import FolderMethod, get_method
     from bench.methods.base import Method
+    from bench.methods.check import check_folder, check_method, report
     from bench.options import RunOptions
     from bench.store.missing import describe
     from tsd.errors import UserError

@@ -70,8 +70,8 @@ def _description(name: str, options) -> str:
     Raises:
         UserError: neither has that name; lists the methods, and the likeliest meant.
     """
-    from bench.describe import description as describe_method
     from bench.methods import get_method
+    from bench.methods.describe import description as describe_method
     from bench.metrics import EXTRA_METRICS, METRICS
     from bench.metrics.describe import description as describe_metric
     from tsd.errors import UserError
@@ -91,8 +91,8 @@ def _methods(options) -> str:
 
     from tabulate import tabulate
 
-    from bench.describe import HEADERS, fitted, overview
     from bench.methods import METHODS
+    from bench.methods.describe import HEADERS, fitted, overview
 
     rows = [overview(name, spec, options) for name, spec in METHODS.items()]
     rows = fitted(rows, shutil.get_terminal_size((0, 0)).columns)  # no terminal: nothing is cut

@@ -13,14 +13,15 @@ from pathlib import Path
 from bench.cards.card import Card, cards, read_card
 from bench.methods.base import FolderMethod, Method, MethodSpec
 from bench.methods.external import external_spec
-from bench.methods.folder import folder_spec
 from bench.methods.function import function_spec
-from bench.methods.gan import gan_spec
-from bench.methods.osediff import osediff_spec
-from bench.methods.published import published_spec, published_specs
+from bench.methods.osediff.method import osediff_spec
+from bench.methods.published.folder import folder_spec
+from bench.methods.published.published import published_spec, published_specs
 from bench.methods.resize import BICUBIC, LANCZOS
-from bench.methods.spandrel import spandrel_spec
-from bench.methods.tsd_rows import (
+from bench.methods.spandrel.gan import gan_spec
+from bench.methods.spandrel.network import spandrel_spec
+from bench.methods.tsd_sr.method import TeacherSettings
+from bench.methods.tsd_sr.rows import (
     OSEDIFF_MINI,
     OSEDIFF_MINI_SD2,
     TEACHER_20,
@@ -32,8 +33,7 @@ from bench.methods.tsd_rows import (
     student_spec,
     teacher_spec,
 )
-from bench.methods.tsd_sr import TeacherSettings
-from bench.methods.tsd_weights import ModelFolders
+from bench.methods.tsd_sr.weights import ModelFolders
 from bench.paper.tables import TABLES
 from tsd.errors import UserError
 

@@ -1,6 +1,7 @@
 """What a super-resolution method is to the harness: one small contract, and a light description of who offers it.
 
-The contract, clause by clause; `bench check METHOD` tries every one of them on synthetic images (bench/check.py).
+The contract, clause by clause; `bench check METHOD` tries every one of them on synthetic images
+(bench/methods/check.py).
 
     sr = method.restore(lr, seed)
 

@@ -4,7 +4,7 @@ import functools
 
 from bench.cards.card import Card, assets
 from bench.methods.base import MethodSpec, spec_of
-from bench.methods.tsd_sr import (
+from bench.methods.tsd_sr.method import (
     TeacherSettings,
     load_mini,
     load_release,
@@ -12,7 +12,7 @@ from bench.methods.tsd_sr import (
     load_student,
     load_teacher,
 )
-from bench.methods.tsd_weights import SD2_BASES, SD3_BASE, ModelFolders, SD2Base, missing_sd2_student
+from bench.methods.tsd_sr.weights import SD2_BASES, SD3_BASE, ModelFolders, SD2Base, missing_sd2_student
 from bench.options import RunOptions
 from bench.store.missing import Missing
 from bench.store.store import missing_weights, source

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from bench.cards.card import Card
 from bench.methods.base import MethodSpec, spec_of
-from bench.methods.osediff_checkpoint import ALPHA, attach, merge, read_checkpoint
-from bench.methods.tagger import Tagger, is_installed
+from bench.methods.osediff.checkpoint import ALPHA, attach, merge, read_checkpoint
+from bench.methods.osediff.tagger import Tagger, is_installed
 from bench.options import SCALE, RunOptions
 from bench.store.store import Store, missing_weights, verified_weights
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from bench.cards.card import Card, Weight, argument_of
 from bench.methods.base import MethodSpec
-from bench.methods.published import absent_outputs
+from bench.methods.published.published import absent_outputs
 from bench.options import RunOptions
 from bench.paper.tables import TABLES
 from bench.store.missing import Missing

@@ -77,7 +77,7 @@ class Tagger:
         return captions[0].replace(" | ", ", ")
 
     def _load(self, device: str, dtype: "torch.dtype") -> Any:
-        from bench.global_random import kept_generators
+        from bench.methods.global_random import kept_generators
 
         # The package prints while it loads; stdout is for results.
         with contextlib.redirect_stdout(sys.stderr), kept_generators():
@@ -92,7 +92,7 @@ class Tagger:
             except Exception as error:  # the authors' code: anything from ImportError to a tokenizer's OSError
                 raise UserError(
                     f"the tagger's package `{PACKAGE}` is on the path but cannot be used here "
-                    f"({one_line(error)}). bench/methods/tagger.py says what it needs; take it off the path to run "
-                    "with the empty prompt"
+                    f"({one_line(error)}). bench/methods/osediff/tagger.py says what it needs; take it off the path to "
+                    "run with the empty prompt"
                 ) from error
             return model.eval().requires_grad_(False).to(device, dtype)

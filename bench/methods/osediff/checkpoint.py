@@ -104,7 +104,7 @@ def attach(network: Any, part: Part, where: str) -> None:
     from peft import LoraConfig
     from torch import nn
 
-    from bench.global_random import kept_generators
+    from bench.methods.global_random import kept_generators
 
     layers = {name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
     for adapter, modules in part.adapters.items():

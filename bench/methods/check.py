@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.global_random import kept_generators, states
 from bench.methods.base import FolderMethod, Method
+from bench.methods.global_random import kept_generators, states
 from bench.options import MIN_SIDE, SCALE, SEED_LIMIT
 from tsd.errors import UserError
 

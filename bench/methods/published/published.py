@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.cards.card import Card, Published
 from bench.methods.base import MethodSpec
-from bench.methods.folder import PublishedOutputs, images_by_stem, sha256_of_files
+from bench.methods.published.folder import PublishedOutputs, images_by_stem, sha256_of_files
 from bench.options import RunOptions
 from bench.store.missing import Missing
 from bench.testsets.manifest import folders_of, names_of

@@ -4,7 +4,7 @@
 are matched by name (stem), never by order; every image of the test set must be there, in the size of its ground truth
 (x4 of the input where there is none). Nothing is resized to fit: a wrong size means outputs of something else.
 
-What is known of the images that authors published is in the cards: bench/methods/published.py.
+What is known of the images that authors published is in the cards: bench/methods/published/published.py.
 """
 
 import hashlib

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from bench.cards.card import Card, Network
 from bench.errors import some
 from bench.methods.base import MethodSpec, spec_of
-from bench.methods.spandrel import SpandrelMethod, architecture_facts
+from bench.methods.spandrel.network import SpandrelMethod, architecture_facts
 from bench.options import SCALE, RunOptions
 from bench.store.missing import Missing, Obstacle
 from bench.store.store import Store, missing_weights, verified_weights
@@ -60,7 +60,7 @@ class GanMethod(SpandrelMethod):
 
     def enlarge(self, image: "Tensor") -> "Tensor":
         if self.described.padding == "femasr":
-            from bench.methods.femasr import enlarge
+            from bench.methods.spandrel.femasr import enlarge
 
             return enlarge(self.network, image, SCALE)
         return super().enlarge(image)

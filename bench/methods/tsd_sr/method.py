@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from bench.methods.tsd_weights import (
+from bench.methods.tsd_sr.weights import (
     RELEASE_SETTINGS,
     ModelFolders,
     SD2Base,

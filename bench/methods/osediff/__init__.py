@@ -1,0 +1,1 @@
+"""OSEDiff on our own SD2 backbone."""

@@ -1,0 +1,1 @@
+"""Images that somebody else made, as a row."""

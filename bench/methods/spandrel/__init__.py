@@ -1,0 +1,1 @@
+"""Networks that spandrel loads, such as Real-ESRGAN."""

@@ -1,0 +1,1 @@
+"""TSD-SR's students and the multi-step teacher."""
