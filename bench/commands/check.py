@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_card(card: "Card", repo_dir: Path | None, as_json: bool) -> int:
-    from bench.card_check import check_card
+    from bench.methods.external.check import check_card
     from tsd.errors import UserError
 
     if repo_dir is None:

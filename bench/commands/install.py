@@ -39,7 +39,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     from bench.cards.card import argument_of
-    from bench.external.prepare import install, is_installed
+    from bench.methods.external.install import install, is_installed
     from bench.options import RunOptions
     from bench.store.store import missing_weights
     from tsd.errors import UserError
@@ -83,8 +83,8 @@ def _card(name: str) -> "Card":
 
 def _plan(card: "Card", options: "RunOptions") -> str:
     """Says in two lines what will be done for a method."""
-    from bench.external import environment, repository
-    from bench.external.repository import checkout_place
+    from bench.methods.external import environment, repository
+    from bench.methods.external.repository import checkout_place
 
     assert card.environment is not None
     count = len(card.environment.requirements)
@@ -100,7 +100,7 @@ def _plan(card: "Card", options: "RunOptions") -> str:
 
 
 def _source(card: "Card", options: "RunOptions") -> str:
-    from bench.external.repository import find_origin
+    from bench.methods.external.repository import find_origin
     from tsd.errors import UserError
 
     try:

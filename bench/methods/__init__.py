@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.cards.card import Card, cards, read_card
 from bench.methods.base import FolderMethod, Method, MethodSpec
-from bench.methods.external import external_spec
+from bench.methods.external.method import external_spec
 from bench.methods.function import function_spec
 from bench.methods.osediff.method import osediff_spec
 from bench.methods.published.folder import folder_spec

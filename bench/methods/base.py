@@ -71,7 +71,7 @@ class FolderMethod(Protocol):
 
 @runtime_checkable
 class FolderRunner(Protocol):
-    """A method that restores many images at once, in a process of its own (bench/external/)."""
+    """A method that restores many images at once, in a process of its own (bench/methods/external/)."""
 
     def restore_folder(
         self, images: Mapping[str, Path], seeds: Mapping[str, int], work: Path

@@ -96,7 +96,7 @@ def _images(card: Card | None, options: RunOptions) -> str:
 def _environment(card: Card | None, options: RunOptions) -> str:
     if card is None or card.run != "external":
         return "-"
-    from bench.external.environment import ready
+    from bench.methods.external.environment import ready
 
     return "ready" if ready(card, options) else "not built"
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from bench.cards.card import Card, read_card
-from bench.external import environment
+from bench.methods.external import environment
 from bench.options import RunOptions
 from tsd.errors import UserError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.external.collect import Names, collect
+from bench.methods.external.collect import Names, collect
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.external import seed_module
-from bench.external.command import arguments, values, variables, visible_gpu, write_inputs
+from bench.methods.external import seed_module
+from bench.methods.external.command import arguments, values, variables, visible_gpu, write_inputs
 from bench.methods.resize import Bicubic
 from bench.pixels import checked_pixels, read_image
 from tsd.errors import UserError

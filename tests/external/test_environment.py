@@ -8,8 +8,8 @@ from dataclasses import replace
 import PIL
 import pytest
 
-from bench.external import environment
-from bench.external.environment import build, described, environment_place, pins_sha256, python_of, ready
+from bench.methods.external import environment
+from bench.methods.external.environment import build, described, environment_place, pins_sha256, python_of, ready
 from tsd.errors import UserError
 
 
@@ -69,7 +69,7 @@ def test_several_processes_build_it_once(built, make_card, own, tmp_path) -> Non
 import sys
 from pathlib import Path
 from bench.cards.card import read_card
-from bench.external.environment import build
+from bench.methods.external.environment import build
 from bench.options import RunOptions
 print(build(read_card(Path(sys.argv[1])), RunOptions(cache_root=Path(sys.argv[2]))))
 """

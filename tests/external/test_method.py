@@ -14,10 +14,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from bench.external import environment, repository
-from bench.external.attempt import attempts
 from bench.methods.base import FolderRunner
-from bench.methods.external import ExternalMethod, external_spec
+from bench.methods.external import environment, repository
+from bench.methods.external.attempt import attempts
+from bench.methods.external.method import ExternalMethod, external_spec
 from bench.options import RunOptions
 from bench.provenance import image_seed
 from bench.store.missing import Obstacle
@@ -187,7 +187,7 @@ from dataclasses import replace
 from pathlib import Path
 from bench.cards.card import read_card
 from bench.options import RunOptions
-from bench.methods.external import external_spec
+from bench.methods.external.method import external_spec
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 card, cache, weights, inputs, work = map(Path, sys.argv[1:])

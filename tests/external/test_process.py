@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from bench.errors import without_paths
-from bench.external.log import last_lines, note
-from bench.external.process import Ending, Process, require, run_tool
+from bench.methods.external.log import last_lines, note
+from bench.methods.external.process import Ending, Process, require, run_tool
 from tsd.errors import UserError
 
 
@@ -108,7 +108,7 @@ def test_a_fork_of_the_harness_that_holds_the_lifeline_does_not_keep_it_alive(tm
     program = f"""
 import os, sys, time
 from pathlib import Path
-from bench.external.process import Process
+from bench.methods.external.process import Process
 process = Process([sys.executable, "-c", {STUBBORN!r}], cwd=Path("."), env=dict(os.environ), log=Path("log").absolute())
 if os.fork() == 0:
     time.sleep(20)

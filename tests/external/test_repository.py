@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.external import repository
-from bench.external.repository import checkout, checkout_place, find_origin, patches_sha256
+from bench.methods.external import repository
+from bench.methods.external.repository import checkout, checkout_place, find_origin, patches_sha256
 from tsd.errors import UserError
 
 
@@ -230,7 +230,7 @@ def test_one_of_several_processes_makes_it(make_card, own, tmp_path) -> None:
 import sys
 from pathlib import Path
 from bench.cards.card import read_card
-from bench.external.repository import checkout
+from bench.methods.external.repository import checkout
 from bench.options import RunOptions
 print(checkout(read_card(Path(sys.argv[1])), RunOptions(cache_root=Path(sys.argv[2]))))
 """

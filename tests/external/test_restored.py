@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.methods.external import external_spec
+from bench.methods.external.method import external_spec
 from bench.provenance import image_seed
 from bench.records.records import Records
 from bench.restore import restore_set

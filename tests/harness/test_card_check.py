@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.card_check import check_card
 from bench.cards.card import Card, Patch, cards, read_card
 from bench.cli import main
+from bench.methods.external.check import check_card
 from tsd.errors import UserError
 
 SCRIPT = """\

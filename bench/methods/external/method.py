@@ -1,7 +1,8 @@
 """Competitors that run as they were published: a folder goes through the official repository in its own environment.
 
-One mechanism for all of them (`bench/external/`); what differs is in the card. The harness checks what came out,
-image by image: a crash costs the images that are not there, a hung process is stopped, an exit code proves nothing.
+One mechanism for all of them (`bench/methods/external/`); what differs is in the card. The harness checks what came
+out, image by image: a crash costs the images that are not there, a hung process is stopped, an exit code proves
+nothing.
 """
 
 import hashlib
@@ -16,15 +17,15 @@ from typing import TYPE_CHECKING
 from bench.cards.card import Card, Command, Patch
 from bench.device import has_nvidia_driver
 from bench.errors import without_paths
-from bench.external import environment, repository
-from bench.external.attempt import Attempt, attempts, next_attempt, remove_attempts
-from bench.external.collect import Collected, Names, collect
-from bench.external.command import arguments, values, variables, visible_gpu, write_inputs
-from bench.external.git import git_program
-from bench.external.log import last_lines, note
-from bench.external.prepare import Installed, install
-from bench.external.process import Ending, Process
 from bench.methods.base import MethodSpec, spec_of
+from bench.methods.external import environment, repository
+from bench.methods.external.attempt import Attempt, attempts, next_attempt, remove_attempts
+from bench.methods.external.collect import Collected, Names, collect
+from bench.methods.external.command import arguments, values, variables, visible_gpu, write_inputs
+from bench.methods.external.git import git_program
+from bench.methods.external.install import Installed, install
+from bench.methods.external.log import last_lines, note
+from bench.methods.external.process import Ending, Process
 from bench.options import RunOptions
 from bench.records.schema import DESCRIPTIONS
 from bench.store.missing import Missing, Obstacle

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.external.collect import Names, collect
-from bench.external.command import SEED_LIMIT
+from bench.methods.external.collect import Names, collect
+from bench.methods.external.command import SEED_LIMIT
 from tsd.files import write_atomic
 
 

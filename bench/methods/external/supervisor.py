@@ -1,4 +1,4 @@
-"""A script that runs one command and ends it whatever happens to the harness; `bench/external/process.py` starts it.
+"""A script, started by process.py, that runs one command and ends it whatever happens to the harness.
 
 Its standard input is the lifeline. The first line says what to run (JSON: argv, cwd, env, log); after that nothing
 comes, and when the other end is closed, because the harness wants so or because it was killed, the command and

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cards.card import Card
-from bench.external import environment, repository
+from bench.methods.external import environment, repository
 from bench.store.store import missing_weights
 
 if TYPE_CHECKING:

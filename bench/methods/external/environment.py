@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from bench.cards.card import Card, Environment, argument_of
 from bench.errors import without_paths
-from bench.external.place import ENVIRONMENTS, exclusive, in_words
-from bench.external.process import require, run_tool
+from bench.methods.external.place import ENVIRONMENTS, exclusive, in_words
+from bench.methods.external.process import require, run_tool
 from tsd.errors import UserError
 from tsd.files import write_atomic
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from bench.external.log import last_lines
+from bench.methods.external.log import last_lines
 from tsd.errors import UserError
 
 SUPERVISOR = Path(__file__).with_name("supervisor.py")

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from bench.cards.card import Card, Patch
 from bench.errors import some, without_paths
-from bench.external.git import git, git_program, last_message, variables
-from bench.external.place import REPOSITORIES, exclusive, in_words
-from bench.external.process import require, run_tool
+from bench.methods.external.git import git, git_program, last_message, variables
+from bench.methods.external.place import REPOSITORIES, exclusive, in_words
+from bench.methods.external.process import require, run_tool
 from tsd.errors import UserError
 from tsd.files import write_atomic
 

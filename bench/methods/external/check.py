@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bench.cards.card import Card, Command
-from bench.external.git import git, last_message
-from bench.external.repository import Origin, apply_patch, find_origin
+from bench.methods.external.git import git, last_message
+from bench.methods.external.repository import Origin, apply_patch, find_origin
 from bench.options import RunOptions
 from tsd.errors import UserError
 

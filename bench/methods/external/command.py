@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.external import seed_module
+from bench.methods.external import seed_module
 from tsd.errors import UserError
 
 if TYPE_CHECKING:

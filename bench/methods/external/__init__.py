@@ -1,0 +1,1 @@
+"""Official repositories, each run in an environment of its own."""
