@@ -62,7 +62,7 @@ class Measurement:
         """
         import pandas
 
-        from bench.summarize import summarize
+        from bench.report.summarize import summarize
 
         table = summarize(self.records, self.plan, timing=self.timing)
         rows = [
@@ -262,12 +262,12 @@ class Stages:
 
     def render(self) -> tuple[str, tuple[Path, ...]]:
         """Stages 3 and 4: writes the table and its picture; returns the Markdown and the files written."""
-        from bench.render import ENDINGS, write_table
+        from bench.report.render import ENDINGS, write_table
 
         markdown = write_table(self.records, self.plan, timing=self.request.timing)
         written = [self.records.out / f"{self.plan.table}.{ending}" for ending in ENDINGS]
         if self.request.figure:
-            from bench.figures import draw_figure
+            from bench.report.figures import draw_figure
 
             for testset in tqdm(self.testsets, desc="figure", delay=1, file=sys.stderr, leave=False):
                 first = testset.name == self.plan.testsets[0].name

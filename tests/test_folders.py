@@ -12,8 +12,8 @@ from scipy import stats
 from skimage import data
 
 from bench.cli import main
-from bench.folders import FolderError, find_pairs, format_scores, score_pairs
 from bench.metrics import METRICS, MetricSpec, SetScorer, get_metric
+from bench.report.folders import FolderError, find_pairs, format_scores, score_pairs
 
 NAMES = ("b", "a", "c")
 

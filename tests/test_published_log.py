@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from bench import cli
-from bench.folders import find_pairs, score_pairs
 from bench.metrics import METRICS
 from bench.records.records import Records
+from bench.report.folders import find_pairs, score_pairs
 
 # Largest difference per image from the log, which has six decimals and was written by pyiqa 0.1.10.
 TOLERANCES = {"psnr": 1e-4, "ssim": 1e-5, "niqe": 0.02}

@@ -35,8 +35,8 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bench.compare import TOLERANCES, compare
     from bench.records.records import Records
+    from bench.report.compare import TOLERANCES, compare
 
     tolerances = dict(_tolerance(text) for text in args.tolerance)
     outcome = compare(Records(args.old), Records(args.new), tolerances, subset=args.subset)

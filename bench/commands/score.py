@@ -40,8 +40,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     import json
 
-    from bench.folders import find_pairs, format_scores, score_pairs
     from bench.metrics import METRICS, get_metric
+    from bench.report.folders import find_pairs, format_scores, score_pairs
     from tsd.errors import UserError
 
     names = [name for group in args.metrics or METRICS for name in group.split(",") if name]

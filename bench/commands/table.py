@@ -30,7 +30,7 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from bench.records.records import Records
-    from bench.render import write_table
+    from bench.report.render import write_table
     from tsd.errors import UserError
 
     records = Records(args.out)

@@ -22,9 +22,9 @@ import accelerate
 import pyiqa
 import torch
 
-import bench.figures
 import bench.pipeline
-import bench.render
+import bench.report.figures
+import bench.report.render
 import bench.score
 from bench import cli, ranks, restore
 from bench.methods import METHODS, MethodSpec

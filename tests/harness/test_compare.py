@@ -1,4 +1,4 @@
-"""bench/compare.py and `bench compare`: a moved number fails, and the list says which."""
+"""bench/report/compare.py and `bench compare`: a moved number fails, and the list says which."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.compare import TOLERANCES, compare
 from bench.metrics import EXTRA_METRICS, METRICS
 from bench.records.records import Records
 from bench.records.schema import WHOLE_SET, ImageRow, Restoration, ScoreRow
+from bench.report.compare import TOLERANCES, compare
 from tsd.errors import UserError
 
 

@@ -1,4 +1,4 @@
-"""bench/device.py: what --device means, with and without GPUs, for one process and for several."""
+"""What --device means, with and without GPUs, for one process and for several."""
 
 import pytest
 import torch

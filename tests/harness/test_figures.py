@@ -1,4 +1,4 @@
-"""bench/figures.py: the picture is drawn from the recorded images, and from nothing else."""
+"""The picture is drawn from the recorded images, and from nothing else."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.figures import CAPTION, GAP, HEADER, TILE, busiest_window, draw_figure, fine_detail, spread
 from bench.methods import METHODS
 from bench.metrics import METRICS
 from bench.options import RunOptions
@@ -15,6 +14,7 @@ from bench.paper.tables import TABLES
 from bench.plan import choose, make_plan
 from bench.records.records import Records
 from bench.records.schema import Plan, PlanSet
+from bench.report.figures import CAPTION, GAP, HEADER, TILE, busiest_window, draw_figure, fine_detail, spread
 from bench.restore import restore_set
 from bench.score import score_set
 from bench.testsets.manifest import TestSet

@@ -1,4 +1,4 @@
-"""bench/identity.py: what several processes say of one method. What records say is tested in test_restore.py."""
+"""What several processes say of one method. What records say is tested in test_restore.py."""
 
 import pytest
 

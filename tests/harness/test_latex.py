@@ -1,10 +1,10 @@
-"""bench/latex.py: the same cells and sentences as Markdown, in LaTeX that compiles. No LaTeX is needed to run this."""
+"""The same cells and sentences as Markdown, in LaTeX that compiles. No LaTeX is needed to run this."""
 
 import re
 from dataclasses import replace
 
-from bench.document import Chapter, Document, Entry, Grid
-from bench.latex import text, to_latex
+from bench.report.document import Chapter, Document, Entry, Grid
+from bench.report.latex import text, to_latex
 
 NOTE = "Net_2 was not measured (files are missing: `bench fetch a_b --x`)."
 GRID = Grid(

@@ -1,4 +1,4 @@
-"""bench/makers.py: a method that is a process over a folder, image by image, by a real one that may misbehave."""
+"""A method that is a process over a folder, image by image, by a real one that may misbehave."""
 
 import shutil
 import subprocess
@@ -16,9 +16,9 @@ from bench.options import RunOptions
 from bench.provenance import image_seed
 from bench.records.records import MethodRecords, Records
 from bench.records.schema import Plan, PlanMethod, PlanSet
+from bench.report.summarize import SECONDS, summarize
 from bench.restore import restore_set
 from bench.stage_report import StageReport
-from bench.summarize import SECONDS, summarize
 from bench.testsets.manifest import TestSet
 from tsd.errors import UserError
 

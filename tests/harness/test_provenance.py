@@ -88,7 +88,7 @@ def test_records_summaries_and_tables_need_no_torch() -> None:
     code = """
 import sys
 import bench.cli, bench.records.records, bench.provenance, bench.paper.tables
-import bench.summarize, bench.render, bench.compare, bench.figures
+import bench.report.summarize, bench.report.render, bench.report.compare, bench.report.figures
 import bench.plan, bench.restore, bench.score, bench.pipeline
 bench.cli.build_parser()
 heavy = {'torch', 'diffusers', 'pyiqa', 'transformers', 'spandrel'} & set(sys.modules)

@@ -1,4 +1,4 @@
-"""bench/ranks.py: several processes give what one gives, also after a kill; and none waits for one that is gone."""
+"""Several processes give what one gives, also after a kill; and none waits for one that is gone."""
 
 import json
 import os

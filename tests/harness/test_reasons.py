@@ -1,8 +1,8 @@
-"""bench/reasons.py: reasons in short, from the very lines that plans keep."""
+"""Reasons in short, from the very lines that plans keep."""
 
 import pytest
 
-from bench.reasons import LONGEST, Reason, in_short, sentences, together
+from bench.report.reasons import LONGEST, Reason, in_short, sentences, together
 from bench.store.missing import Missing, Obstacle
 
 

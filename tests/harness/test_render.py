@@ -1,4 +1,4 @@
-"""bench/document.py, bench/markdown.py, bench/render.py: what a reader and a program see of a table."""
+"""What a reader and a program see of a table."""
 
 import csv
 import io
@@ -8,10 +8,10 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from bench import markdown
-from bench.document import lay_out
-from bench.render import to_csv
-from bench.summarize import SECONDS, Cell, HeaderCell, Pair, Section, Table, TableRow
+from bench.report import markdown
+from bench.report.document import lay_out
+from bench.report.render import to_csv
+from bench.report.summarize import SECONDS, Cell, HeaderCell, Pair, Section, Table, TableRow
 
 PSNR = HeaderCell("psnr", "PSNR", True, 2)
 LPIPS = HeaderCell("lpips", "LPIPS", False, 4)

@@ -1,4 +1,4 @@
-"""bench/score.py: stage 2, its skipping, its staleness and its errors."""
+"""Stage 2, its skipping, its staleness and its errors."""
 
 import json
 from collections.abc import Mapping

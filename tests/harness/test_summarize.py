@@ -1,4 +1,4 @@
-"""bench/summarize.py: averages, intervals, marks and reasons, on records written by hand."""
+"""Averages, intervals, marks and reasons, on records written by hand."""
 
 import math
 from dataclasses import replace
@@ -20,7 +20,7 @@ from bench.records.schema import (
     ScoreRow,
     set_sha256,
 )
-from bench.summarize import SECONDS, Cell, mean_ci95, summarize
+from bench.report.summarize import SECONDS, Cell, mean_ci95, summarize
 
 NAMES = ["a", "b", "c"]
 PSNR = PlanMetric("psnr", "PSNR", "image", True, True, 2, "luma", [])

@@ -1,4 +1,4 @@
-"""bench/paper/tables.py, bench/plan.py: the paper's tables as data, and from a command line to a plan."""
+"""The paper's tables as data, and from a command line to a plan."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from bench import cli
-from bench.figures import CAPTION, GAP, HEADER, TILE
 from bench.records.records import Records
+from bench.report.figures import CAPTION, GAP, HEADER, TILE
 
 Bench = Callable[..., tuple[int, str, str]]
 RUN = ("run", "--table", "table7", "--methods", "bicubic", "lanczos", "--out", "out", "--no-timing")

@@ -3,7 +3,7 @@ r"""A `Document` as LaTeX, to be read by `\input`: one `table` for each grid. Ne
 import re
 from collections.abc import Iterator
 
-from bench.document import TEXT_COLUMNS, TIE, Document, Entry, Grid
+from bench.report.document import TEXT_COLUMNS, TIE, Document, Entry, Grid
 
 STYLES = {"plain": "{}", "bold": r"\textbf{{{}}}", "italic": r"\textit{{{}}}"}
 SYMBOLS = {

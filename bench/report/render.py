@@ -9,13 +9,13 @@ import io
 from collections.abc import Mapping
 from dataclasses import replace
 
-from bench.document import lay_out, relevant
-from bench.latex import to_latex
-from bench.markdown import to_markdown
 from bench.paper.tables import pairs_of, paper_figures
 from bench.records.records import Records
 from bench.records.schema import Plan
-from bench.summarize import SECONDS, Cell, Table, summarize
+from bench.report.document import lay_out, relevant
+from bench.report.latex import to_latex
+from bench.report.markdown import to_markdown
+from bench.report.summarize import SECONDS, Cell, Table, summarize
 from tsd.errors import UserError
 from tsd.files import write_atomic
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 
 from scipy.special import stdtrit
 
-from bench.measured import Measured, failures
 from bench.records.records import Records
 from bench.records.schema import (
     Plan,
@@ -24,6 +23,7 @@ from bench.records.schema import (
     ScoreRow,
     valid_set_score,
 )
+from bench.report.measured import Measured, failures
 
 SECONDS = "seconds"
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from tabulate import tabulate
 
-from bench.document import TEXT_COLUMNS, TIE, Document, Entry, Grid
+from bench.report.document import TEXT_COLUMNS, TIE, Document, Entry, Grid
 
 STYLES = {"plain": "", "bold": "**", "italic": "*"}
 

@@ -13,8 +13,8 @@ from typing import Any, cast
 
 from bench.metrics import CannotScoreError, ImageScorer, MetricSpec, SetScorer, missing_metric
 from bench.metrics.images import EXTENSIONS, UnusableImageError, read_rgb8
+from bench.report.summarize import mean_ci95
 from bench.store.missing import Missing
-from bench.summarize import mean_ci95
 from tsd.errors import UserError
 
 

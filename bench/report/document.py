@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bench.reasons import Reason, in_short, sentences, together
-from bench.summarize import SECONDS, Cell, HeaderCell, Section, Table, TableRow
+from bench.report.reasons import Reason, in_short, sentences, together
+from bench.report.summarize import SECONDS, Cell, HeaderCell, Section, Table, TableRow
 
 DASH = "—"
 TIE = "⁼"
