@@ -7,7 +7,7 @@ import pytest
 
 from bench.cards.card import cards
 from bench.cli import main
-from bench.fetch_weights import record_first_hashes
+from bench.fetch.weights import record_first_hashes
 from bench.methods import METHODS, get_method
 from bench.methods.describe import HEADERS, description, overview
 from bench.metrics import EXTRA_METRICS, METRICS

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-import bench.fetch
-import bench.fetch_testsets
+import bench.fetch.items
+import bench.fetch.testsets
 import bench.methods.published.published
 import bench.store.download
 import bench.store.hub
 import bench.testsets.manifest
 from bench.cards.card import Weight, assets, cards
 from bench.cli import main
-from bench.fetch_weights import get_weights
+from bench.fetch.weights import get_weights
 from bench.methods.published.published import absent_outputs, fetch_published
 from bench.metrics import METRICS
 from bench.metrics.weights import MetricFile
@@ -274,7 +274,7 @@ def test_offline_ends_in_seconds_with_a_clear_message(
     name: str, torch_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench.store.hub, "HUB", "http://hub.invalid")
-    monkeypatch.setattr(bench.fetch_testsets, "OSEDIFF", "http://osediff.invalid")
+    monkeypatch.setattr(bench.fetch.testsets, "OSEDIFF", "http://osediff.invalid")
     assert main(["fetch", name, "--accept-license", "--data-root", str(tmp_path / "data")]) == 2
     error = capsys.readouterr().err
     assert "http://hub.invalid cannot be reached: no network" in error
@@ -308,8 +308,8 @@ def test_a_test_set_is_taken_out_of_the_archive_of_all(tmp_path: Path) -> None:
             "../../RealSRVal_crop128/test_LR/../../evil.png": b"no",
         }
     )
-    bench.fetch_testsets.extract_testset(file, "RealSRVal_crop128", tmp_path / "realsr")
-    bench.fetch_testsets.extract_testset(file, "DIV2K_V2_val", tmp_path / "div2k")
+    bench.fetch.testsets.extract_testset(file, "RealSRVal_crop128", tmp_path / "realsr")
+    bench.fetch.testsets.extract_testset(file, "DIV2K_V2_val", tmp_path / "div2k")
     files = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert files == {
         "realsr/test_LR/a.png": b"lr a",
@@ -321,19 +321,19 @@ def test_a_test_set_is_taken_out_of_the_archive_of_all(tmp_path: Path) -> None:
 
 def test_extraction_keeps_what_is_there_and_refuses_what_is_damaged(tmp_path: Path) -> None:
     file = archive({"Set/test_LR/a.png": b"lr a", "Set/test_HR/a.png": b"hr a"})
-    bench.fetch_testsets.extract_testset(file, "Set", tmp_path)
+    bench.fetch.testsets.extract_testset(file, "Set", tmp_path)
     before = (tmp_path / "test_LR" / "a.png").stat().st_mtime_ns
     (tmp_path / "test_HR" / "a.png").unlink()
-    bench.fetch_testsets.extract_testset(file, "Set", tmp_path)
+    bench.fetch.testsets.extract_testset(file, "Set", tmp_path)
     assert (tmp_path / "test_LR" / "a.png").stat().st_mtime_ns == before
     assert (tmp_path / "test_HR" / "a.png").read_bytes() == b"hr a"
     with pytest.raises(UserError, match="no images in a folder Other/"):
-        bench.fetch_testsets.extract_testset(file, "Other", tmp_path)
+        bench.fetch.testsets.extract_testset(file, "Other", tmp_path)
     damaged = io.BytesIO(file.getvalue().replace(b"lr a", b"xx a"))
     with pytest.raises(UserError, match="could not be read"):
-        bench.fetch_testsets.extract_testset(damaged, "Set", tmp_path / "new")
+        bench.fetch.testsets.extract_testset(damaged, "Set", tmp_path / "new")
     with pytest.raises(UserError, match="could not be read"):
-        bench.fetch_testsets.extract_testset(io.BytesIO(b"<html>"), "Set", tmp_path)
+        bench.fetch.testsets.extract_testset(io.BytesIO(b"<html>"), "Set", tmp_path)
 
 
 def test_a_test_set_from_the_hub_lands_where_the_harness_looks(
@@ -341,7 +341,7 @@ def test_a_test_set_from_the_hub_lands_where_the_harness_looks(
 ) -> None:
     file = archive({f"All/DIV2K_V2_val/{side}/x.png": b"image" for side in ("lq", "gt")})
     monkeypatch.setattr(bench.store.hub, "HUB", server.url(""))
-    monkeypatch.setattr(bench.fetch_testsets, "_open_hub_archive", lambda: file)
+    monkeypatch.setattr(bench.fetch.testsets, "_open_hub_archive", lambda: file)
     assert main(["fetch", "div2k-val", "--accept-license", "--data-root", str(tmp_path / "data")]) == 0
 
 
@@ -357,13 +357,13 @@ def test_a_hub_that_breaks_off_is_an_error_without_traceback(
             raise RuntimeError("peer closed connection")
 
     monkeypatch.setattr(bench.store.hub, "HUB", server.url(""))
-    monkeypatch.setattr(bench.fetch_testsets, "_open_hub_archive", lambda: Broken(archive({"a": b"b"}).getvalue()))
+    monkeypatch.setattr(bench.fetch.testsets, "_open_hub_archive", lambda: Broken(archive({"a": b"b"}).getvalue()))
     assert main(["fetch", "div2k-val", "--accept-license", "--data-root", str(tmp_path / "data")]) == 2
     assert "peer closed connection; the same command continues" in capsys.readouterr().err
 
 
 def test_an_interrupted_base_model_is_still_missing(torch_home: Path, tmp_path: Path) -> None:
-    item, options = bench.fetch.items()["sd3-medium"], RunOptions()
+    item, options = bench.fetch.items.items()["sd3-medium"], RunOptions()
     folder = tmp_path / "weights" / "stable-diffusion-3-medium-diffusers"
     for part in ("transformer", "vae", "scheduler"):
         (folder / part).mkdir(parents=True)
@@ -387,9 +387,9 @@ def test_a_mirror_is_verified_image_by_image(
     (folder / "manifest.json").write_text(json.dumps(manifest))
     monkeypatch.setattr(bench.testsets.manifest, "DATASETS", tmp_path / "datasets")
     monkeypatch.setattr(bench.store.hub, "HUB", "http://hub.invalid")
-    monkeypatch.setattr(bench.fetch_testsets, "OSEDIFF", server.url("file"))
+    monkeypatch.setattr(bench.fetch.testsets, "OSEDIFF", server.url("file"))
     options = RunOptions(data_root=tmp_path / "data")
-    bench.fetch_testsets._get_testset("realsr", options)
+    bench.fetch.testsets._get_testset("realsr", options)
     images = sorted((tmp_path / "data").rglob("*.png"))
     assert [f"{path.parent.name}/{path.name}" for path in images] == [
         "test_HR/a.png", "test_HR/b.png", "test_LR/a.png", "test_LR/b.png",
@@ -445,13 +445,13 @@ def test_a_set_without_ground_truth_comes_image_by_image(
     (tmp_path / "datasets" / "realsrset" / "manifest.json").write_text(json.dumps(manifest))
     monkeypatch.setattr(bench.testsets.manifest, "DATASETS", tmp_path / "datasets")
     options = RunOptions(data_root=tmp_path / "data")
-    bench.fetch_testsets._get_testset("realsrset", options)
+    bench.fetch.testsets._get_testset("realsrset", options)
     assert [path for path, _ in server.requests] == ["/file/set/a.png", "/file/set/b.png"]
     assert [image.name for image in bench.testsets.manifest.load_testset("realsrset", tmp_path / "data").images] == [
         "a",
         "b",
     ]
-    bench.fetch_testsets._get_testset("realsrset", options)
+    bench.fetch.testsets._get_testset("realsrset", options)
     assert len(server.requests) == 2
 
 

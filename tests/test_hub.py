@@ -13,7 +13,7 @@ import pytest
 
 import bench.store.hub
 from bench.cards.card import Weight
-from bench.fetch_weights import get_weights, record_first_hashes
+from bench.fetch.weights import get_weights, record_first_hashes
 from bench.options import RunOptions
 from bench.store.download import GIT, digest_of
 from bench.store.store import Store, verified_files

@@ -12,7 +12,7 @@ import torch
 
 import bench.methods.tsd_sr.weights
 from bench.cards.card import assets, cards
-from bench.fetch_weights import record_first_hashes
+from bench.fetch.weights import record_first_hashes
 from bench.methods import METHODS, get_method
 from bench.methods.base import Method
 from bench.methods.check import check_method

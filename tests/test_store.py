@@ -10,7 +10,7 @@ import pytest
 from bench.cards.card import CARDS, Card, Weight, cards, read_card
 from bench.cards.schema import LEDGER
 from bench.cli import main
-from bench.fetch_weights import record_first_hashes
+from bench.fetch.weights import record_first_hashes
 from bench.options import RunOptions
 from bench.store.download import GIT
 from bench.store.store import FIRST_USE, KnownHash, Store, missing_weights, verified_weights

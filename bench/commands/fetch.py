@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bench.fetch_item import Item
+    from bench.fetch.item import Item
     from bench.options import RunOptions
 
 EPILOG = """\
@@ -45,7 +45,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    from bench.fetch import items
+    from bench.fetch.items import items
     from bench.options import RunOptions
     from tsd.errors import UserError
 
@@ -90,7 +90,7 @@ def _own_cards(asked: list[str]) -> "dict[str, Item]":
         UserError: no such card, or it has nothing to fetch.
     """
     from bench.cards.card import read_card
-    from bench.fetch_weights import card_item
+    from bench.fetch.weights import card_item
     from tsd.errors import UserError
 
     found = {}

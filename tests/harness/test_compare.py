@@ -1,4 +1,4 @@
-"""bench/report/compare.py and `bench compare`: a moved number fails, and the list says which."""
+"""`bench compare`: a moved number fails, and the list says which."""
 
 from collections.abc import Callable
 from dataclasses import replace

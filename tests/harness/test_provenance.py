@@ -1,4 +1,4 @@
-"""bench/provenance.py."""
+"""Where a number comes from: seeds, hashes, versions, the commit, and that none of it needs torch."""
 
 import hashlib
 import json

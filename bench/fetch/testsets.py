@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from bench.cards.card import Card, cards
-from bench.fetch_item import Item
+from bench.fetch.item import Item
 from bench.methods.published.published import absent_outputs, fetch_published
 from bench.options import RunOptions
 from bench.store import hub

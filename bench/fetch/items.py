@@ -5,9 +5,9 @@ on this machine, so that a second call costs nothing, and each goes where the co
 this project opens a connection unasked.
 """
 
-from bench.fetch_item import Item
-from bench.fetch_testsets import published_items, testset_items
-from bench.fetch_weights import metric_items, weight_items
+from bench.fetch.item import Item
+from bench.fetch.testsets import published_items, testset_items
+from bench.fetch.weights import metric_items, weight_items
 
 
 def items() -> dict[str, Item]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from bench.cards.card import Card, Weight, argument_of, assets, cards
-from bench.fetch_item import Item
+from bench.fetch.item import Item
 from bench.metrics import EXTRA_METRICS, METRICS, MetricSpec
 from bench.options import RunOptions
 from bench.provenance import cached_sha256

@@ -1,0 +1,1 @@
+"""Downloads of test sets and weights, on request only."""
