@@ -1,43 +1,150 @@
-"""The arrow between the packages, the folder that must not be a module, and the console scripts."""
+"""The house: which room may import which, the folders that are no modules, and the console scripts."""
 
 import ast
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# A room is a folder, or a module at the top, of a package. It may import rooms on floors below its own, and itself.
+FLOORS = {
+    "tsd": (
+        {"errors", "seeds", "files"},
+        {"images", "config"},
+        {"model", "presets"},
+        {"algorithm", "prompts", "restore"},
+        {"data", "export", "memory"},
+        {"train"},
+        {"commands", "mini"},
+        {"cli"},
+    ),
+    "bench": (
+        {"errors", "provenance"},
+        {"options", "cards", "paper", "records", "ranks"},
+        {"store", "device"},
+        {"testsets", "metrics"},
+        {"pixels"},
+        {"methods", "report"},
+        {"fetch", "run"},
+        {"commands"},
+        {"cli"},
+    ),
+}
+GROUND = {"errors", "files", "config"}
+"""The modules of `tsd` that `bench` may import anywhere: they need the standard library alone."""
+
 
 def imported_modules(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text())
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    return names | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    """Every module that the file imports, anywhere in it; of `from a import b` both `a` and `a.b`."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
-def users_of(package: str, imported: str) -> set[str]:
-    files = (ROOT / package).rglob("*.py")
-    return {
-        str(path.relative_to(ROOT))
-        for path in files
-        if any(name == imported or name.startswith(f"{imported}.") for name in imported_modules(path))
-    }
+def room_of(module: str) -> str:
+    """`model` for `tsd.model.lora`; empty for the package itself."""
+    return [*module.split("."), ""][1]
+
+
+def sources(package: str) -> Iterator[Path]:
+    return (ROOT / package).rglob("*.py")
+
+
+def upward(package: str) -> list[str]:
+    """Every import of `package` that does not lead to a floor below, as "file imports module"."""
+    floor = {room: number for number, rooms in enumerate(FLOORS[package]) for room in rooms}
+    found = []
+    for path in sources(package):
+        own = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
+        for module in imported_modules(path):
+            room = room_of(module) if module.partition(".")[0] == package else ""
+            if room in floor and room != own and own != "__init__" and floor[room] >= floor[own]:
+                found.append(f"{path.relative_to(ROOT)} imports {module}")
+    return sorted(found)
+
+
+@pytest.mark.parametrize("package", ["tsd", "bench"])
+def test_every_room_is_on_a_floor(package: str) -> None:
+    rooms = {path.relative_to(ROOT / package).parts[0].removesuffix(".py") for path in sources(package)}
+    assert rooms - {"__init__"} == set().union(*FLOORS[package])
+    assert len([room for room in rooms if (ROOT / package / f"{room}.py").exists()]) <= 9
+
+
+@pytest.mark.parametrize("package", ["tsd", "bench"])
+def test_imports_lead_down(package: str) -> None:
+    assert upward(package) == []
 
 
 def test_tsd_never_imports_bench() -> None:
-    assert users_of("tsd", "bench") == set()
+    assert [
+        path for path in sources("tsd") if any(name.partition(".")[0] == "bench" for name in imported_modules(path))
+    ] == []
 
 
-def test_bench_imports_the_ground_of_tsd_and_its_networks_in_two_places() -> None:
-    ground = {"tsd.errors", "tsd.files", "tsd.config"}
-    others = {name for path in (ROOT / "bench").rglob("*.py") for name in imported_modules(path)} - ground
-    networks = {name for name in others if name.startswith("tsd.")}
-    assert {user for name in networks for user in users_of("bench", name)} == {
-        "bench/methods/tsd_sr/method.py",
-        "bench/methods/osediff/method.py",
+def test_bench_imports_of_tsd_the_ground_and_elsewhere_in_two_rooms() -> None:
+    rooms = (ROOT / "bench" / "methods" / "tsd_sr", ROOT / "bench" / "methods" / "osediff")
+    found = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in sources("bench")
+        for module in imported_modules(path)
+        if module.startswith("tsd.") and room_of(module) not in GROUND and path.parent not in rooms
+    ]
+    assert found == []
+
+
+def test_kinds_of_methods_do_not_know_each_other() -> None:
+    methods = ROOT / "bench" / "methods"
+    kinds = {path.parent.name for path in methods.glob("*/__init__.py")}
+    assert {"tsd_sr", "osediff", "spandrel", "published", "external"} == kinds
+    found = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for kind in kinds
+        for path in (methods / kind).rglob("*.py")
+        for module in imported_modules(path)
+        for other in kinds - {kind}
+        if f"{module}.".startswith(f"bench.methods.{other}.")
+    ]
+    assert found == []
+
+
+def test_the_ground_and_the_report_need_no_torch() -> None:
+    ground = [f"tsd.{name}" for name in sorted(GROUND)]
+    report = [f"bench.report.{path.stem}" for path in sorted((ROOT / "bench" / "report").glob("*.py"))]
+    code = f"""
+import importlib, sys
+for name in {ground + report}:
+    importlib.import_module(name)
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+@pytest.mark.parametrize("package", ["tsd", "bench"])
+def test_every_folder_says_in_one_sentence_what_lives_there(package: str) -> None:
+    handing_on = {
+        ROOT / "tsd/restore",
+        ROOT / "bench/run",
+        ROOT / "bench/methods",
+        ROOT / "bench/metrics",
+        ROOT / package,
     }
+    for folder in {path.parent for path in sources(package)}:
+        tree = ast.parse((folder / "__init__.py").read_text())
+        sentence = ast.get_docstring(tree) or ""
+        assert sentence.endswith("."), folder
+        if folder not in handing_on:
+            assert len(tree.body) == 1, folder
+            assert "\n" not in sentence, folder
 
 
 def test_the_datasets_folder_is_no_package() -> None:

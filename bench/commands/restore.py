@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from bench.ranks import on_all_ranks, wait
 
     with on_all_ranks() as rank:
-        from bench.pipeline import Stages
+        from bench.run.pipeline import Stages
 
         stages = Stages.of(request_of(args), rank, scoring=False)
         with stages.hold():

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from bench.options import DTYPES
-from bench.request import Request
+from bench.run.request import Request
 
 EPILOG = """\
 examples:
@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
     from bench.ranks import on_all_ranks, wait
 
     with on_all_ranks() as rank:
-        from bench.pipeline import measure
+        from bench.run.pipeline import measure
 
         measured = measure(request_of(args), rank)
         if rank.first:

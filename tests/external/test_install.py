@@ -8,7 +8,7 @@ import pytest
 from bench import cli
 from bench.cli import build_parser
 from bench.commands.run import request_of
-from bench.pipeline import Stages
+from bench.run.pipeline import Stages
 
 
 def install(*arguments: object) -> int:

@@ -9,7 +9,7 @@ import pytest
 from bench.methods.external.method import external_spec
 from bench.provenance import image_seed
 from bench.records.records import Records
-from bench.restore import restore_set
+from bench.run.restore import restore_set
 from bench.testsets.manifest import TestImage, TestSet
 
 pytestmark = pytest.mark.usefixtures("built")

@@ -22,15 +22,16 @@ import accelerate
 import pyiqa
 import torch
 
-import bench.pipeline
 import bench.report.figures
 import bench.report.render
-import bench.score
-from bench import cli, ranks, restore
+import bench.run.pipeline
+import bench.run.score
+from bench import cli, ranks
 from bench.methods import METHODS, MethodSpec
 from bench.methods.base import nothing_missing
 from bench.options import RunOptions
 from bench.records.records import MethodRecords, Records
+from bench.run import restore
 from bench.testsets import manifest
 from bench.testsets.manifest import load_testset
 from tsd.errors import UserError

@@ -338,7 +338,7 @@ def test_help_is_quick_and_has_commands_to_paste() -> None:
 
 
 def test_an_interrupt_says_how_to_go_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench import pipeline
+    from bench.run import pipeline
 
     def interrupt(self: object) -> None:
         raise KeyboardInterrupt

@@ -11,12 +11,12 @@ from bench.methods import METHODS
 from bench.metrics import METRICS
 from bench.options import RunOptions
 from bench.paper.tables import TABLES
-from bench.plan import choose, make_plan
 from bench.records.records import Records
 from bench.records.schema import Plan, PlanSet
 from bench.report.figures import CAPTION, GAP, HEADER, TILE, busiest_window, draw_figure, fine_detail, spread
-from bench.restore import restore_set
-from bench.score import score_set
+from bench.run.plan import choose, make_plan
+from bench.run.restore import restore_set
+from bench.run.score import score_set
 from bench.testsets.manifest import TestSet
 
 

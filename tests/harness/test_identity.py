@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.identity import agreed_account, differences
+from bench.run.identity import agreed_account, differences
 from tsd.errors import UserError
 
 

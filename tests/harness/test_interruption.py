@@ -17,7 +17,7 @@ from pathlib import Path
 import torch, pyiqa
 from bench import cli
 from bench.testsets import manifest
-import bench.restore, bench.score, bench.report.render, bench.report.figures
+import bench.run.restore, bench.run.score, bench.report.render, bench.report.figures
 
 manifest.DATASETS = Path(sys.argv[1])
 real_fsync = os.fsync

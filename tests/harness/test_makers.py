@@ -17,8 +17,8 @@ from bench.provenance import image_seed
 from bench.records.records import MethodRecords, Records
 from bench.records.schema import Plan, PlanMethod, PlanSet
 from bench.report.summarize import SECONDS, summarize
-from bench.restore import restore_set
-from bench.stage_report import StageReport
+from bench.run.report import StageReport
+from bench.run.restore import restore_set
 from bench.testsets.manifest import TestSet
 from tsd.errors import UserError
 

@@ -8,9 +8,9 @@ import pytest
 
 from bench.cli import build_parser
 from bench.commands.run import request_of
-from bench.pipeline import measure
 from bench.records.records import Records
-from bench.request import Request
+from bench.run.pipeline import measure
+from bench.run.request import Request
 from tsd.errors import UserError
 
 

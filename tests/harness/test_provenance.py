@@ -89,7 +89,7 @@ def test_records_summaries_and_tables_need_no_torch() -> None:
 import sys
 import bench.cli, bench.records.records, bench.provenance, bench.paper.tables
 import bench.report.summarize, bench.report.render, bench.report.compare, bench.report.figures
-import bench.plan, bench.restore, bench.score, bench.pipeline
+import bench.run.plan, bench.run.restore, bench.run.score, bench.run.pipeline
 bench.cli.build_parser()
 heavy = {'torch', 'diffusers', 'pyiqa', 'transformers', 'spandrel'} & set(sys.modules)
 sys.exit(f'imported {heavy}' if heavy else 0)

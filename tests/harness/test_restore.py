@@ -19,8 +19,8 @@ from bench.pixels import checked_pixels, read_image
 from bench.provenance import image_seed
 from bench.records.records import Records
 from bench.records.schema import StaleRecords
-from bench.restore import restore_set
-from bench.stage_report import StageReport
+from bench.run.report import StageReport
+from bench.run.restore import restore_set
 from bench.testsets.manifest import TestSet, load_testset
 from tsd.errors import UserError
 

@@ -14,8 +14,8 @@ from bench.metrics.base import CannotScoreError, MetricSpec
 from bench.options import RunOptions
 from bench.records.records import Records
 from bench.records.schema import WHOLE_SET
-from bench.restore import restore_set
-from bench.score import score_set
+from bench.run.restore import restore_set
+from bench.run.score import score_set
 from bench.testsets.manifest import TestSet
 from tsd.errors import UserError
 

@@ -9,9 +9,9 @@ from bench.methods import METHODS
 from bench.metrics import METRICS
 from bench.options import RunOptions
 from bench.paper.tables import NINE, TABLES, PaperRow, get_profile, pairs_of, paper_figures
-from bench.plan import choose, make_plan
 from bench.records.schema import Plan, PlanSet
-from bench.request import Request
+from bench.run.plan import choose, make_plan
+from bench.run.request import Request
 from bench.testsets.manifest import TESTSETS
 from tsd.errors import UserError
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from bench.plan import Choice
 from bench.provenance import sha256_json
 from bench.ranks import Rank, exchange
+from bench.run.plan import Choice
 from tsd.errors import UserError
 
 if TYPE_CHECKING:

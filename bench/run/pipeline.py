@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
-from bench.agreement import agreed, same_everywhere
 from bench.device import resolve_device
 from bench.options import RunOptions
 from bench.paper.tables import get_profile
-from bench.plan import Choice, choose, make_plan
 from bench.ranks import ALONE, Rank, check_shared, from_first
 from bench.records.records import Records
 from bench.records.schema import Plan, PlanSet
-from bench.request import Request
+from bench.run.agreement import agreed, same_everywhere
+from bench.run.plan import Choice, choose, make_plan
+from bench.run.request import Request
 from bench.store.missing import brief, describe
 from tsd.errors import UserError
 
 if TYPE_CHECKING:
     import pandas
 
-    from bench.stage_report import StageReport
+    from bench.run.report import StageReport
     from bench.testsets.manifest import TestSet
 
 
@@ -212,7 +212,7 @@ class Stages:
 
     def restore(self) -> None:
         """Stage 1 for every row that can run here: one method after another, in the order of the table."""
-        from bench.restore import check_recorded, restore_set
+        from bench.run.restore import check_recorded, restore_set
 
         order = [method.name for method in self.plan.methods]
         jobs = [
@@ -242,7 +242,7 @@ class Stages:
 
     def score(self) -> None:
         """Stage 2 for every column that can be computed here."""
-        from bench.score import score_set
+        from bench.run.score import score_set
 
         jobs = [
             (testset, spec)

@@ -20,7 +20,7 @@ from bench.metrics.base import CannotScoreError, MetricSpec, weight_hashes
 from bench.ranks import ALONE, Rank, exchange, from_first, wait_until_visible
 from bench.records.records import MethodRecords, Records
 from bench.records.schema import WHOLE_SET, ImageRow, ScoreRow, set_sha256, valid_scores, valid_set_score
-from bench.stage_report import StageReport, combined
+from bench.run.report import StageReport, combined
 from tsd.errors import UserError
 
 if TYPE_CHECKING:

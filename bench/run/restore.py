@@ -1,6 +1,6 @@
 """Stage 1: methods × test sets → images on disk and one row per image.
 
-How a method makes an image is `bench.makers`'s concern. Where a method fails on an image, its row says so and the
+How a method makes an image is `bench.run.makers`'s concern. Where a method fails on an image, its row says so and the
 run goes on. A recorded result whose image is gone (a fresh clone) stays until there is
 another: a machine on which the method fails does not undo what was measured elsewhere.
 """
@@ -17,15 +17,15 @@ from tqdm import tqdm
 
 from bench import provenance
 from bench.errors import one_line
-from bench.identity import agreed_account, continue_or_refuse, refuse_stale
-from bench.makers import Maker, Work, no_work, work_of
 from bench.methods.base import FolderMethod, FolderRunner, Method, MethodSpec
 from bench.options import RunOptions
 from bench.provenance import image_seed
 from bench.ranks import ALONE, Rank, exchange, from_first, wait_until_visible
 from bench.records.records import MethodRecords, Records
 from bench.records.schema import EXTERNAL, ImageRow, Restoration
-from bench.stage_report import StageReport, combined
+from bench.run.identity import agreed_account, continue_or_refuse, refuse_stale
+from bench.run.makers import Maker, Work, no_work, work_of
+from bench.run.report import StageReport, combined
 from tsd.errors import UserError
 from tsd.files import write_atomic
 
