@@ -28,7 +28,7 @@ from tsd.model.lora import (
 from tsd.restore.restorer import Restorer, processing_size, resize
 from tsd.restore.student import find_student
 
-GOLDEN = Path(__file__).parent / "golden" / "restore"
+GOLDEN = Path(__file__).parents[2] / "golden" / "restore"
 
 
 def fill_by_formula(named: dict[str, nn.Parameter], gain: float = 1.0) -> None:

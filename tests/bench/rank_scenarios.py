@@ -1,4 +1,4 @@
-"""Runs `bench` in one and in several CPU processes, for `tests/harness/test_ranks.py`: `python … DATASETS SCENARIO…`.
+"""Runs `bench` in one and in several CPU processes, for test_ranks.py: `python … DATASETS SCENARIO…`.
 
 The heavy imports happen once; every process of every scenario is forked from here, before torch has computed anything,
 with the variables that a launcher would set. Every scenario works in a folder of its name, under the current one; what

@@ -188,7 +188,7 @@ def test_the_real_published_images_are_those_of_the_card(name: str, testset: str
 def test_the_records_of_osediffs_images_are_still_those_of_its_row(shared_dir: Path):
     from bench.records.records import Records
 
-    run = Records(Path(__file__).parents[1] / "reports" / "realsr").of("realsr", "osediff-published").run()
+    run = Records(Path(__file__).parents[4] / "reports" / "realsr").of("realsr", "osediff-published").run()
     assert run is not None
     method = METHODS["osediff-published"].load(options(shared_dir / "data", "realsr"))
     assert method.provenance() == run.provenance

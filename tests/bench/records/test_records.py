@@ -251,7 +251,7 @@ def test_a_set_score_is_stale_when_any_image_or_the_number_changes() -> None:
 
 def test_records_of_schema_1_stay_readable() -> None:
     """The files under tests/golden/schema1 were written by version 0.1.0; every later version must read them."""
-    records = Records(Path(__file__).parents[1] / "golden" / "schema1")
+    records = Records(Path(__file__).parents[2] / "golden" / "schema1")
     assert records.measured() == [("mini", "bicubic")]
     assert records.read_plan("table1") == PLAN
     assert records.of("mini", "bicubic").run() == RUN

@@ -1,6 +1,6 @@
 """The command line on three small images: the exact table, what a second run does, what goes wrong and how it ends.
 
-The golden files change only by `BENCH_REGENERATE_GOLDEN=1 pytest tests/harness/test_end_to_end.py`.
+The golden files change only by `BENCH_REGENERATE_GOLDEN=1 pytest tests/bench/run/test_end_to_end.py`.
 """
 
 import csv
@@ -18,7 +18,7 @@ import pytest
 from bench.records.records import Records
 from bench.testsets.manifest import TESTSETS
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 Bench = Callable[..., tuple[int, str, str]]
 TABLE = ("run", "--methods", "bicubic", "lanczos", "--metrics", "psnr", "ssim", "--out", "out")
 SCRIPT = Path(sys.executable).with_name("bench")
@@ -220,7 +220,7 @@ def test_a_limit_of_nothing_is_refused(bench: Bench, capsys: pytest.CaptureFixtu
 
 def test_listing_says_what_is_available_and_what_is_missing(bench: Bench, datasets: Path) -> None:
     for name in TESTSETS[1:]:
-        shutil.copytree(Path(__file__).parents[2] / "datasets" / name, datasets / name)
+        shutil.copytree(Path(__file__).parents[3] / "datasets" / name, datasets / name)
     status, out, _ = bench("list")
     assert status == 0
     assert re.search(r"^bicubic +1 2 5 7 .* in process +here +none needed +- ", out, flags=re.M)
@@ -310,7 +310,7 @@ def test_a_gpu_that_is_not_there_is_named_before_anything_begins(bench: Bench) -
 
 def test_what_the_paper_profile_lacks_may_be_left_out(bench: Bench, datasets: Path) -> None:
     for name in TESTSETS[1:]:
-        shutil.copytree(Path(__file__).parents[2] / "datasets" / name, datasets / name)
+        shutil.copytree(Path(__file__).parents[3] / "datasets" / name, datasets / name)
     status, _, err = bench("run", "--profile", "paper", "--allow-missing", "--out", "out")
     assert status == 2
     assert "test sets that are not on this machine" in err

@@ -177,7 +177,7 @@ def test_the_card_of_compact_still_says_what_is_recorded():
     card = cards()["realesrgan-compact"]
     recorded = [
         json.loads(path.read_text())["provenance"]
-        for path in Path(__file__).parents[1].glob("reports/*/records/*/realesrgan-compact/run.json")
+        for path in Path(__file__).parents[4].glob("reports/*/records/*/realesrgan-compact/run.json")
     ]
     assert recorded
     assert card.network is not None

@@ -108,7 +108,7 @@ class TestShippedWeights:
     @pytest.mark.parametrize("lora", ["tsdsr", "vsd"])
     def test_students_beat_bicubic_on_the_mini_test_set(self, lora: str) -> None:
         """By 0.2 dB on average; over 18 crops the interval of that includes zero (reports/mini/table5.md)."""
-        folder, model = Path(__file__).parents[1] / "datasets" / "mini", mini_model_dir("mini-sd2")
+        folder, model = Path(__file__).parents[3] / "datasets" / "mini", mini_model_dir("mini-sd2")
         student = load_backbone(model)
         load_student(student, model / "lora" / lora)
         gains = []

@@ -249,7 +249,7 @@ class TestShippedWeights:
     @pytest.mark.parametrize("lora", ["tsdsr", "vsd"])
     def test_students_beat_bicubic_on_the_mini_test_set(self, lora):
         """By 0.3 dB of PSNR-Y and more, with the paired 95 % interval above zero."""
-        folder = Path(__file__).parents[1] / "datasets" / "mini"
+        folder = Path(__file__).parents[3] / "datasets" / "mini"
         student = load_backbone(mini_model_dir())
         load_student(student, mini_model_dir() / "lora" / lora)
         gains = []

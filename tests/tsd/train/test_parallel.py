@@ -22,7 +22,7 @@ from tsd.presets import MINI
 from tsd.train import parallel
 from tsd.train.parallel import _buckets, refuse_launcher
 
-SCENARIOS = Path(__file__).parent / "harness" / "process_scenarios.py"
+SCENARIOS = Path(__file__).with_name("process_scenarios.py")
 CONFIGS = Path(tsd.__file__).parent / "assets" / "accelerate"
 ENVIRONMENT = os.environ | {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
