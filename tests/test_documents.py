@@ -1,0 +1,253 @@
+"""The documents: commands are parsed, Python is run, links and paths lead somewhere, and the README stays short."""
+
+import argparse
+import ast
+import contextlib
+import io
+import os
+import pkgutil
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+import bench.cli
+import bench.methods
+import bench.metrics
+import tsd.cli
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "datasets/README.md")]
+DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
+PARSERS = {"tsd": tsd.cli.build_parser, "bench": bench.cli.build_parser}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+OPTION = re.compile(r"--[a-z][a-z0-9-]*")
+ACCELERATE_OPTIONS = {"--cpu"}  # the others of accelerate's have underscores
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def blocks(text: str, *languages: str) -> list[str]:
+    return [body for language, body in FENCE.findall(text) if language in languages]
+
+
+def inline(text: str) -> list[str]:
+    """Code between single backticks, on one line."""
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", FENCE.sub("", text))]
+
+
+def calls(script: str) -> Iterator[list[str]]:
+    """Every command of a piece of shell as its words, those inside $(…) first. `…` stands for what is left out."""
+    script = script.replace("\\\n", " ")
+    for inner in re.findall(r"\$\(([^()]*)\)", script):
+        yield from calls(inner)
+    script = re.sub(r"\$\(which (\w+)\)", r"\1", script)
+    script = re.sub(r"\$\([^()]*\)", "INNER", script)
+    for line in script.splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;<>")
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if word[0] not in "&|;<>":
+                words.append(word)
+            elif words:
+                yield without_launcher([word for word in words if word != "…"])
+                words = []
+
+
+def without_launcher(words: list[str]) -> list[str]:
+    """`accelerate launch … tsd train …` → `tsd train …`"""
+    if words[:2] == ["accelerate", "launch"]:
+        programs = [index for index, word in enumerate(words) if word in PARSERS]
+        assert programs, f"accelerate launches neither tsd nor bench: {shlex.join(words)}"
+        return words[programs[0] :]
+    return words
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """The arguments by the program's own parser; fails with what the parser says."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            return PARSERS[words[0]]().parse_args(words[1:])
+    except SystemExit as stop:
+        if stop.code:
+            pytest.fail(f"`{shlex.join(words)}`: {said.getvalue().splitlines()[-1]}", pytrace=False)
+        return argparse.Namespace(verb=None)
+
+
+def check_call(words: list[str]) -> None:
+    """One command: names and options are those that the programs and the noxfile know."""
+    if words[0] == "nox":
+        check_nox(words[1:])
+    if words[0] not in PARSERS:
+        return
+    args = parse(words)
+    if words[0] == "bench":
+        named = [*(getattr(args, "methods", None) or []), *filter(None, [getattr(args, "method", None)])]
+        for name in named:
+            if not name.isupper() and "card:" not in name:
+                bench.methods.get_method(name)
+        for name in getattr(args, "metrics", None) or []:
+            bench.metrics.get_metric(name)
+
+
+def check_script(script: str) -> None:
+    for words in calls(script):
+        check_call(words)
+
+
+def check_nox(arguments: list[str]) -> None:
+    tree = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
+    known = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list}
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    sessions, others = arguments[:split], arguments[split + 1 :]
+    if sessions[:1] == ["-s"]:
+        assert set(sessions[1:]) <= known, f"noxfile.py has no session {sorted(set(sessions[1:]) - known)}"
+    else:
+        assert sessions in ([], ["-l"])
+    for name in sessions[1:]:
+        if name.startswith("reproduce_"):
+            check_call(["bench", "run", "--table", name.removeprefix("reproduce_"), *others])
+
+
+def subparsers(program: str) -> dict[str, argparse.ArgumentParser]:
+    actions = PARSERS[program]()._actions
+    return next(action.choices for action in actions if isinstance(action, argparse._SubParsersAction))
+
+
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    return {option for action in parser._actions for option in action.option_strings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_commands_in_blocks_are_understood(path: Path) -> None:
+    for script in blocks(path.read_text(encoding="utf-8"), "", "sh", "bash"):
+        check_script(script)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_commands_in_sentences_are_understood(path: Path) -> None:
+    """A whole command is parsed; a verb alone, or with names of options, is looked up."""
+    every_option = {option for name in PARSERS for parser in subparsers(name).values() for option in options_of(parser)}
+    for code in inline(path.read_text(encoding="utf-8")):
+        first, *_ = code.split()
+        if OPTION.fullmatch(first):
+            assert first in every_option | ACCELERATE_OPTIONS, f"no verb has the option {first}"
+        if first not in (*PARSERS, "nox", "accelerate") or (first == "accelerate" and "$(which" not in code):
+            continue
+        for words in calls(code):
+            if words[0] in PARSERS and len(words) > 1 and all(OPTION.fullmatch(word) for word in words[2:]):
+                verbs = subparsers(words[0])
+                assert words[1] in verbs, f"{words[0]} has no verb {words[1]}"
+                assert set(words[2:]) <= options_of(verbs[words[1]]), code
+            elif len(words) > 1 or words[0] == "nox":
+                check_call(words)
+
+
+def test_a_wrong_command_is_found() -> None:
+    for script in (
+        "tsd restore photo.jpg --no-such-option",
+        "bench run --table table1 --profile huge",
+        'accelerate launch --config_file "$(tsd no-such-verb)/x.yaml" $(which tsd) train',
+        "accelerate launch --num_processes 2 $(which bench) no-such-verb",
+        "ls && bench run --methods bicubik   # a comment",
+        "nox -s no_such_session",
+        "nox -s reproduce_table1 -- --profile huge",
+    ):
+        with pytest.raises((AssertionError, pytest.fail.Exception, bench.methods.UserError)):
+            check_script(script)
+
+
+EXAMPLES = [
+    pytest.param(code, id=f"{relative(path)}-{number}")
+    for path in DOCUMENTS
+    for number, code in enumerate(blocks(path.read_text(encoding="utf-8"), "python"))
+]
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_python_examples_run(code: str, tmp_path: Path) -> None:
+    """In a folder with `photo.jpg` and `photos/`, on the mini model."""
+    photographs = sorted((ROOT / "datasets" / "mini" / "test_HR").glob("*.png"))[:3]
+    (tmp_path / "photos").mkdir()
+    for photograph in photographs:
+        shutil.copy(photograph, tmp_path / "photos")
+    shutil.copy(ROOT / "datasets" / "mini" / "test_LR" / photographs[0].name, tmp_path / "photo.jpg")
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{code}\n{done.stderr[-3000:]}"
+
+
+def test_both_packages_have_an_example_in_the_readme() -> None:
+    examples = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")
+    for name in ("bench", "tsd"):
+        assert any(f"from {name}." in code for code in examples)
+
+
+def test_the_readme_is_short() -> None:
+    assert (ROOT / "README.md").stat().st_size <= 8000
+
+
+def test_the_readme_begins_with_the_two_commands() -> None:
+    first = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "")[0]
+    expected = [["pip", "install", "nox[uv]"], ["nox", "-s", "reproduce_table1"], ["nox", "-s", "tests"]]
+    assert list(calls(first))[:3] == expected
+
+
+def test_the_file_guide_is_what_the_folders_say_of_themselves() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    guide = dict(re.findall(r"^\| `((?:tsd|bench)/[\w/]+)` \| (.+) \|$", text, re.MULTILINE))
+    said = {}
+    for path in sorted((*(ROOT / "tsd").rglob("__init__.py"), *(ROOT / "bench").rglob("__init__.py"))):
+        folder = path.parent
+        if folder.parent != ROOT and folder.name != "seed_module":  # the latter is on the path of other programs
+            docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            said[relative(folder)] = " ".join(docstring.split("\n\n")[0].split())
+    assert guide == said
+
+
+def headings(path: Path) -> set[str]:
+    """The anchors that a page's headings have on the web."""
+    titles = re.findall(r"^#+ (.+)$", FENCE.sub("", path.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        name, _, anchor = unquote(target).partition("#")
+        found = path.parent / name if name else path
+        assert found.exists(), target
+        assert not anchor or anchor in headings(found), target
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_paths_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    named = re.findall(r"(?<![\w./:$-])((?:tsd|bench|tests|docs|datasets|reports)/[\w./*-]*\w)", text)
+    real = {name for name in named if not re.search(r"\b(NAME|METHOD)\b", name)}
+    assert sorted(name for name in real if not list(ROOT.glob(name))) == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_python_names_exist(path: Path) -> None:
+    """`tsd.model.lora.role` and the like: modules, classes and functions of this project."""
+    unknown = {}
+    for code in inline(path.read_text(encoding="utf-8")):
+        for name in re.findall(r"(?<![\w./-])(?:tsd|bench)(?:\.[A-Za-z_]\w*)+", code):
+            try:
+                pkgutil.resolve_name(name)
+            except (ImportError, AttributeError) as error:
+                unknown[name] = str(error)
+    assert unknown == {}
