@@ -174,6 +174,7 @@ EXAMPLES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", EXAMPLES)
 def test_python_examples_run(code: str, tmp_path: Path) -> None:
     """In a folder with `photo.jpg` and `photos/`, on the mini model."""
