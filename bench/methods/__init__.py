@@ -1,4 +1,6 @@
-"""The methods by name, in the order of the tables' rows, and the forms that make a method from a path.
+"""What a method is, all methods by name, and the check of the contract.
+
+Here they are by name, in the order of the tables' rows, with the forms that make a method from a path.
 
 Adding one: a published method is a card in `bench/cards/`, nothing else; code of one's own is a module in this folder
 with a `MethodSpec`, one line in `METHODS`, one test.

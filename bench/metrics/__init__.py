@@ -1,4 +1,7 @@
-"""The nine metrics of the paper, in its order, and KID beside them. Importing this imports neither torch nor pyiqa."""
+"""The nine metrics of the paper, and KID.
+
+They stand in the paper's order. Importing this imports neither torch nor pyiqa.
+"""
 
 import difflib
 
