@@ -115,7 +115,7 @@ def _difference(new: Path, old: Path) -> str:
     if np.array_equal(a, b):
         return "same pixels, other bytes"
     gap = np.abs(a - b)
-    share, most = (gap > 0).any(axis=2).mean(), gap.max()
+    share, most = (gap > 0).any(axis=2).mean(), int(gap.max())
     cause = f" ({ROUNDING})" if most == 1 and share <= ROUNDED_SHARE else ""
     return f"{100 * share:.2f} % of the pixels differ, by {most} level{'s' * (most > 1)} at most{cause}"
 
