@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from tsd.errors import UserError
 
@@ -191,7 +191,7 @@ def set_sha256(images: Mapping[str, ImageRow], names: list[str]) -> str:
 
 def check_schema(raw: Any, where: object) -> dict[str, Any]:
     """`raw` without its schema number, once that is known to be ours."""
-    if not isinstance(raw, dict):
+    if not _is_object(raw):
         raise RecordError(f"{where}: expected a JSON object, found {type(raw).__name__}")
     schema = raw.pop("schema", None)
     if schema != SCHEMA:
@@ -205,16 +205,21 @@ def check_schema(raw: Any, where: object) -> dict[str, Any]:
 T = TypeVar("T")
 
 
-def from_json(cls: type[T], raw: dict[str, Any], where: object) -> T:
+def from_json(cls: type[T], raw: Any, where: object) -> T:
     """An instance of a dataclass from its JSON object: exactly its keys, each of its type."""
     expected = {field.name: field.type for field in fields(cls)}  # type: ignore[arg-type]
-    if not isinstance(raw, dict) or set(raw) != set(expected):
-        found = sorted(raw) if isinstance(raw, dict) else type(raw).__name__
+    if not _is_object(raw) or set(raw) != set(expected):
+        found = sorted(raw) if _is_object(raw) else type(raw).__name__
         raise RecordError(f"{where}: a {cls.__name__} has the keys {sorted(expected)}, found {found}")
     for name, kind in expected.items():
         if not _matches(raw[name], str(getattr(kind, "__name__", kind)) if isinstance(kind, type) else str(kind)):
             raise RecordError(f"{where}: `{name}` must be {kind}, found {raw[name]!r}")
     return cls(**raw)
+
+
+def _is_object(raw: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a JSON value is an object, whose keys are text."""
+    return isinstance(raw, dict)
 
 
 def _matches(value: Any, kind: str) -> bool:

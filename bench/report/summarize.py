@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from scipy.special import stdtrit
+from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
 
 from bench.records.records import Records
 from bench.records.schema import (
@@ -73,7 +73,7 @@ class TableRow:
     display: str
     steps: int | None
     cells: Mapping[str, Cell]
-    differences: Mapping[str, Cell] = field(default_factory=dict)
+    differences: Mapping[str, Cell] = field(default_factory=dict[str, Cell])
     remarks: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
 
