@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from bench.provenance import sha256_json
-from bench.ranks import Rank, exchange
+from bench.ranks import Rank, all_gather
 from bench.run.plan import Choice
 from tsd.errors import UserError
 
@@ -18,7 +18,7 @@ ItemT = TypeVar("ItemT")
 
 def agreed(choice: Choice, rank: Rank) -> Choice:
     """`choice` with everything that is missing for any process: all of them have to walk through the same jobs."""
-    missing = exchange(rank, (choice.missing_sets, choice.missing_methods, choice.missing_metrics))
+    missing = all_gather(rank, (choice.missing_sets, choice.missing_methods, choice.missing_metrics))
     sets, methods, metrics = zip(*missing, strict=True)
     return replace(
         choice, missing_sets=_united(sets), missing_methods=_united(methods), missing_metrics=_united(metrics)
@@ -36,7 +36,7 @@ def same_everywhere(testsets: list["TestSet"], rank: Rank) -> None:
     Raises:
         UserError: names the test set that differs.
     """
-    hashes = exchange(rank, [_images_sha256(testset) for testset in testsets])
+    hashes = all_gather(rank, [_images_sha256(testset) for testset in testsets])
     for number, testset in enumerate(testsets):
         for index, found in enumerate(hashes):
             if found[number] != hashes[0][number]:

@@ -20,7 +20,7 @@ from bench.errors import one_line
 from bench.methods.base import FolderMethod, FolderRunner, Method, MethodSpec
 from bench.options import RunOptions
 from bench.provenance import image_seed
-from bench.ranks import ALONE, Rank, exchange, from_first, wait_until_visible
+from bench.ranks import ALONE, Rank, all_gather, from_first, wait_until_visible
 from bench.records.records import MethodRecords, Records
 from bench.records.schema import EXTERNAL, ImageRow, Restoration
 from bench.run.identity import agreed_account, continue_or_refuse, refuse_stale
@@ -63,7 +63,7 @@ def restore_set(
         work = work_of(method, testset, options, method_records.work_folder)
     except Exception as error:
         account, work = None, no_work(f"could not be loaded: {one_line(error)}")
-    account = agreed_account(exchange(rank, account), spec.name)
+    account = agreed_account(all_gather(rank, account), spec.name)
     run, there, absent = from_first(rank, lambda: _begin(method_records, testset, account, options.seed, redo, log))
 
     share = rank.share(testset.images)
@@ -92,7 +92,7 @@ def restore_set(
                     method_records.add_image(row)
         if not rank.first:
             log(rank.line(f"{title}: {report.made} restored, {len(report.failed)} failed"))
-    done = exchange(rank, (report, method_records.images_bytes(rank.index)))
+    done = all_gather(rank, (report, method_records.images_bytes(rank.index)))
     whole = combined([report for report, _ in done])
     if rank.first:
         sizes = [size for _, size in done]

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from bench import provenance
 from bench.errors import one_line
 from bench.metrics.base import CannotScoreError, MetricSpec, weight_hashes
-from bench.ranks import ALONE, Rank, exchange, from_first, wait_until_visible
+from bench.ranks import ALONE, Rank, all_gather, from_first, wait_until_visible
 from bench.records.records import MethodRecords, Records
 from bench.records.schema import WHOLE_SET, ImageRow, ScoreRow, set_sha256, valid_scores, valid_set_score
 from bench.run.report import StageReport, combined
@@ -61,7 +61,7 @@ def score_set(
             return from_first(rank, lambda: _score_whole(method_records, testset, spec, scorer))
         images, valid = from_first(rank, lambda: _begin(method_records, testset, spec))
         report = _score_images(method_records, rank.share(testset.images), spec, scorer, images, valid)
-        done = exchange(rank, (report, method_records.scores_bytes(spec.name, rank.index)))
+        done = all_gather(rank, (report, method_records.scores_bytes(spec.name, rank.index)))
         if rank.first:
             _finish(method_records, testset, spec, [size for _, size in done])
         return combined([report for report, _ in done])
