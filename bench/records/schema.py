@@ -17,7 +17,7 @@ WHOLE_SET = "*"
 EXTERNAL = "external"
 """Key in an environment: what the method's own process ran in, where it has one."""
 DESCRIPTIONS = ("remarks", "patch_reasons")
-"""Keys of a method's account that are for readers and decide no number: other words are no other method."""
+"""Keys of a method's provenance that are for readers and change no number: editing them does not make records stale."""
 
 
 class RecordError(UserError):
@@ -95,8 +95,8 @@ class Restoration:
 
     Attributes:
         seed: the run's seed, from which each image's is derived.
-        provenance: the method's own account of its weights and settings. With method and seed it is, but for
-            `DESCRIPTIONS`, the identity of the run: records of two identities are never mixed.
+        provenance: the method's statement of its weights and settings. Method, seed and provenance without
+            `DESCRIPTIONS` are the identity of the run: records of two identities are never mixed.
         environments: machine, device, threads, versions and git commit of every process that added rows, by key.
     """
 
@@ -108,8 +108,8 @@ class Restoration:
     environments: dict[str, dict[str, Any]]
 
     def identity(self) -> dict[str, Any]:
-        account = {key: value for key, value in self.provenance.items() if key not in DESCRIPTIONS}
-        return {"method": self.method, "seed": self.seed, **account}
+        provenance = {key: value for key, value in self.provenance.items() if key not in DESCRIPTIONS}
+        return {"method": self.method, "seed": self.seed, **provenance}
 
 
 @dataclass(frozen=True)

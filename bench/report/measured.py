@@ -37,7 +37,7 @@ class Measured:
         return {name: valid[name].value for name in self.testset.names if name in valid}  # type: ignore[misc]
 
     def remarks(self) -> tuple[str, ...]:
-        """What a reader of the row should know, by the method's own account; nothing without images."""
+        """What a reader of the row should know, as the method's provenance says; empty without images."""
         return () if self.unrestored() else tuple(self.provenance.get("remarks", ()))
 
     def untimed(self) -> str | None:

@@ -65,7 +65,7 @@ class TableRow:
     """A method: one cell per column, and per image-level column the paired difference to the reference row.
 
     Attributes:
-        remarks: short facts that a reader of the row needs, by the method's own account.
+        remarks: short facts that a reader of the row needs, from the method's provenance.
         reasons: why the method has not restored every image, one line per cause; then no cell has a value.
     """
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bench import provenance
+from bench.provenance import sha256_json
 from bench.records.records import MethodRecords
 from bench.records.schema import Restoration, StaleRecords
 from tsd.errors import UserError
@@ -13,16 +13,19 @@ if TYPE_CHECKING:
     from bench.testsets.manifest import TestSet
 
 
-def agreed_account(accounts: Sequence[dict[str, Any] | None], method: str) -> dict[str, Any] | None:
-    """The one account that all processes give of a method, by rank; None for one in which it could not be loaded.
+def agreed_provenance(provenances: Sequence[dict[str, Any] | None], method: str) -> dict[str, Any] | None:
+    """The provenance of a method, which must be the same in every process that could load it.
+
+    Args:
+        provenances: by rank; None where the method could not be loaded. If none could, the result is None.
 
     Raises:
-        UserError: two of them differ, as with other weights on another machine.
+        UserError: two of them differ, for example because another machine has other weights.
     """
-    known = [(rank, account) for rank, account in enumerate(accounts) if account is not None]
-    for rank, account in known[1:]:
+    known = [(rank, provenance) for rank, provenance in enumerate(provenances) if provenance is not None]
+    for rank, provenance in known[1:]:
         first, expected = known[0]
-        changes = differences(expected, account, words=(f"process {first} has", f"process {rank}"))
+        changes = differences(expected, provenance, words=(f"process {first} has", f"process {rank}"))
         if changes:
             raise UserError(f"{method} is not the same in every process of this run:\n  " + "\n  ".join(changes[:8]))
     return known[0][1] if known else None
@@ -86,7 +89,7 @@ def differences(old: Any, new: Any, at: str = "", *, words: tuple[str, str] = ("
         for key in dict.fromkeys([*old, *new]):
             found += differences(old.get(key), new.get(key), f"{at}.{key}" if at else str(key), words=words)
         return found
-    if provenance.sha256_json(old) == provenance.sha256_json(new):
+    if sha256_json(old) == sha256_json(new):
         return []
     if isinstance(old, list) and isinstance(new, list):
         gone, added = [item for item in old if item not in new], [item for item in new if item not in old]

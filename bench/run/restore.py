@@ -23,7 +23,7 @@ from bench.provenance import image_seed
 from bench.ranks import ALONE, Rank, all_gather, from_first, wait_until_visible
 from bench.records.records import MethodRecords, Records
 from bench.records.schema import EXTERNAL, ImageRow, Restoration
-from bench.run.identity import agreed_account, continue_or_refuse, refuse_stale
+from bench.run.identity import agreed_provenance, continue_or_refuse, refuse_stale
 from bench.run.makers import Maker, Work, no_work, work_of
 from bench.run.report import StageReport, combined
 from tsd.errors import UserError
@@ -59,12 +59,14 @@ def restore_set(
     method_records = records.of(testset.name, spec.name)
     try:
         method = spec.load(options)
-        account = _account(method)
+        method_provenance = _provenance_of(method)
         work = work_of(method, testset, options, method_records.work_folder)
     except Exception as error:
-        account, work = None, no_work(f"could not be loaded: {one_line(error)}")
-    account = agreed_account(all_gather(rank, account), spec.name)
-    run, there, absent = from_first(rank, lambda: _begin(method_records, testset, account, options.seed, redo, log))
+        method_provenance, work = None, no_work(f"could not be loaded: {one_line(error)}")
+    method_provenance = agreed_provenance(all_gather(rank, method_provenance), spec.name)
+    run, there, absent = from_first(
+        rank, lambda: _begin(method_records, testset, method_provenance, options.seed, redo, log)
+    )
 
     share = rank.share(testset.images)
     pending = [image for image in share if image.name not in there]
@@ -112,22 +114,22 @@ def check_recorded(records: Records, testset: "TestSet", spec: MethodSpec, optio
     if method_records.run() is None:
         return
     try:
-        account = _account(spec.load(replace(options, testset=testset.name)))
+        method_provenance = _provenance_of(spec.load(replace(options, testset=testset.name)))
     except Exception:  # `restore_set` says why, in the row
         return
-    now = Restoration(spec.name, testset.name, testset.manifest_sha256, options.seed, account, {})
+    now = Restoration(spec.name, testset.name, testset.manifest_sha256, options.seed, method_provenance, {})
     refuse_stale(method_records, testset, now)
 
 
-def _account(method: Method | FolderMethod | FolderRunner) -> dict[str, Any]:
-    """The method's own account of itself, as it will be read back."""
+def _provenance_of(method: Method | FolderMethod | FolderRunner) -> dict[str, Any]:
+    """The method's provenance as it will be read back from JSON."""
     return json.loads(json.dumps(method.provenance(), allow_nan=False))
 
 
 def _begin(
     records: MethodRecords,
     testset: "TestSet",
-    account: dict[str, Any] | None,
+    method_provenance: dict[str, Any] | None,
     seed: int,
     redo: bool,
     log: Callable[[str], None],
@@ -143,8 +145,8 @@ def _begin(
         records.clear_work()
     order = [image.name for image in testset.images]
     records.finish(order)  # what an interrupted run of several processes left
-    run = Restoration(records.method, records.testset, testset.manifest_sha256, seed, account or {}, {})
-    run = (records.run() or run) if account is None else continue_or_refuse(records, testset, run, log)
+    run = Restoration(records.method, records.testset, testset.manifest_sha256, seed, method_provenance or {}, {})
+    run = (records.run() or run) if method_provenance is None else continue_or_refuse(records, testset, run, log)
     rows = records.images()
     there = {name for name in order if name in rows and records.has(rows[name])}
     absent = {name for name in order if name in rows and rows[name].error is None and name not in there}
