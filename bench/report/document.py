@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bench.report.reasons import Reason, in_short, sentences, together
+from bench.report.reasons import Reason, merged_reason, sentences, short_reason
 from bench.report.summarize import SECONDS, Cell, HeaderCell, Section, Table, TableRow
 
 DASH = "—"
@@ -90,7 +90,7 @@ def lay_out(table: Table, paper: Sequence[dict[str, str]]) -> Document:
     several = len(table.sections) > 1
     chapters = [_chapter(table, section, several) for section in table.sections]
     if paper:
-        chapters.append(_paper(table, relevant(table, paper)))
+        chapters.append(_paper(table, relevant_rows(table, paper)))
     remarks = [
         f"{row.display}: {remark}" for section in table.sections for row in section.rows for remark in row.remarks
     ]
@@ -103,7 +103,7 @@ def lay_out(table: Table, paper: Sequence[dict[str, str]]) -> Document:
     )
 
 
-def relevant(table: Table, paper: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+def relevant_rows(table: Table, paper: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     """The paper's rows for the test sets of the table; all of them where the paper has none of these sets."""
     shown = {section.display for section in table.sections}
     return [row for row in paper if row.get("dataset") in shown] or list(paper)
@@ -132,9 +132,9 @@ def _without_number(title: str) -> str:
 def _means(table: Table, section: Section) -> Grid:
     rows = [row for row in section.rows if not row.reasons]
     columns = [c for c in table.columns if any(row.cells[c.name].value is not None for row in rows)]
-    unrestored = [(row.display, in_short(row.reasons, [row.display])) for row in section.rows if row.reasons]
+    unrestored = [(row.display, short_reason(row.reasons, [row.display])) for row in section.rows if row.reasons]
     unmeasured = [
-        (column.display, together(_why(row, column) for row in rows))
+        (column.display, merged_reason(_reason(row, column) for row in rows))
         for column in table.columns
         if rows and column not in columns
     ]
@@ -145,7 +145,7 @@ def _means(table: Table, section: Section) -> Grid:
     ]
     notes = [f"[{number}] {reason.phrase()}" for reason, number in footnotes.items()]
     notes += [*sentences(unmeasured), *sentences(unrestored)]
-    if not all(reason.whole for reason in [*footnotes, *(reason for _, reason in unmeasured + unrestored)]):
+    if not all(reason.complete for reason in [*footnotes, *(reason for _, reason in unmeasured + unrestored)]):
         notes.append(f"`bench list NAME` says what a metric or a method needs; `{table.name}.csv` has reasons in full.")
     return Grid(
         caption="",
@@ -156,16 +156,16 @@ def _means(table: Table, section: Section) -> Grid:
     )
 
 
-def _why(row: TableRow, column: HeaderCell) -> Reason:
+def _reason(row: TableRow, column: HeaderCell) -> Reason:
     subjects = [f"{column.display} of {row.display}", column.display, row.display]
-    return in_short(row.cells[column.name].reasons, subjects)
+    return short_reason(row.cells[column.name].reasons, subjects)
 
 
 def _value(row: TableRow, column: HeaderCell, footnotes: dict[Reason, int]) -> Entry:
     """The value with its mark, or a dash with the number of its footnote; equal reasons share one."""
     cell = row.cells[column.name]
     if cell.value is None:
-        number = footnotes.setdefault(_why(row, column), len(footnotes) + 1)
+        number = footnotes.setdefault(_reason(row, column), len(footnotes) + 1)
         return Entry(f"{DASH} [{number}]")
     text = f"{cell.value:.{column.decimals}f}"
     if cell.rank is None:

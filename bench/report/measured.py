@@ -22,7 +22,7 @@ class Measured:
         self.provenance = run.provenance if run else {}
         self.protocols = {metric.name: metric.protocol for metric in metrics}
 
-    def used_scores(self) -> list[dict[str, Any]]:
+    def scoring_versions(self) -> list[dict[str, Any]]:
         """What computed the scores that count by their protocol."""
         return [
             {"versions": row.versions}
@@ -38,9 +38,9 @@ class Measured:
 
     def remarks(self) -> tuple[str, ...]:
         """What a reader of the row should know, as the method's provenance says; empty without images."""
-        return () if self.unrestored() else tuple(self.provenance.get("remarks", ()))
+        return () if self.reasons_unrestored() else tuple(self.provenance.get("remarks", ()))
 
-    def untimed(self) -> str | None:
+    def reason_untimed(self) -> str | None:
         """Why there are no seconds per image, in words that follow the method's name; None where there are."""
         without = [row for row in self.images.values() if row.seconds is None]
         if not without:
@@ -49,7 +49,7 @@ class Measured:
             return "runs as a process of its own over the whole folder; its time is not measured per image"
         return "published images, the time is not measured here"
 
-    def unrestored(self) -> tuple[str, ...]:
+    def reasons_unrestored(self) -> tuple[str, ...]:
         """Why there are not all images; empty where there are."""
         total = len(self.testset.names)
         failed = [row for row in self.images.values() if row.error is not None]

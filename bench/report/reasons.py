@@ -24,12 +24,12 @@ class Reason:
     Attributes:
         text: a phrase that names neither row nor column, so that equal causes have equal phrases.
         fetch: the names by which `bench fetch` gets what is missing.
-        whole: whether the phrase says all that the reasons in full say.
+        complete: whether the phrase says all that the full reasons say.
     """
 
     text: str
     fetch: tuple[str, ...] = ()
-    whole: bool = True
+    complete: bool = True
 
     def phrase(self) -> str:
         """The text with the command that helps, if one does."""
@@ -39,7 +39,7 @@ class Reason:
         return f"{self.text}: `bench fetch {'metrics' if metrics else ' '.join(self.fetch)}`"
 
 
-def in_short(reasons: Sequence[str], subjects: Iterable[str]) -> Reason:
+def short_reason(reasons: Sequence[str], subjects: Iterable[str]) -> Reason:
     """One phrase for `reasons`.
 
     Args:
@@ -49,22 +49,22 @@ def in_short(reasons: Sequence[str], subjects: Iterable[str]) -> Reason:
     files = [match for line in reasons if (match := FILE.search(line))]
     fetch = tuple(dict.fromkeys(match["fetch"] for match in files if match["fetch"]))
     if fetch:
-        return Reason("files are missing", fetch, whole=False)
+        return Reason("files are missing", fetch, complete=False)
     if files:
-        return Reason(f"missing: {files[0]['name']}", whole=False)
+        return Reason(f"missing: {files[0]['name']}", complete=False)
     text = reasons[0]
     for subject in sorted(subjects, key=len, reverse=True):
         if text.startswith((f"{subject} ", f"{subject}:")):
             text = text.removeprefix(subject).removeprefix(":").strip().removeprefix("is ")
-    return Reason(_cut(text), whole=len(reasons) == 1 and len(text) <= LONGEST)
+    return Reason(_cut(text), complete=len(reasons) == 1 and len(text) <= LONGEST)
 
 
-def together(reasons: Iterable[Reason]) -> Reason:
+def merged_reason(reasons: Iterable[Reason]) -> Reason:
     """One reason for all of them: equal phrases once, with every name to fetch."""
     reasons = list(reasons)
     text = "; ".join(dict.fromkeys(reason.text for reason in reasons))
     fetch = tuple(dict.fromkeys(name for reason in reasons for name in reason.fetch))
-    return Reason(_cut(text), fetch, all(reason.whole for reason in reasons) and len(text) <= LONGEST)
+    return Reason(_cut(text), fetch, all(reason.complete for reason in reasons) and len(text) <= LONGEST)
 
 
 def sentences(absent: Iterable[tuple[str, Reason]]) -> list[str]:
@@ -77,7 +77,7 @@ def sentences(absent: Iterable[tuple[str, Reason]]) -> list[str]:
     for subject, reason in absent:
         groups.setdefault(reason.text, []).append((subject, reason))
     return [
-        _sentence([subject for subject, _ in group], together(reason for _, reason in group))
+        _sentence([subject for subject, _ in group], merged_reason(reason for _, reason in group))
         for group in groups.values()
     ]
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from bench.paper.tables import pairs_of, paper_figures
 from bench.records.records import Records
 from bench.records.schema import Plan
-from bench.report.document import lay_out, relevant
+from bench.report.document import lay_out, relevant_rows
 from bench.report.latex import to_latex
 from bench.report.markdown import to_markdown
 from bench.report.summarize import SECONDS, Cell, Table, summarize
@@ -79,7 +79,7 @@ def to_csv(table: Table, paper: list[dict[str, str]]) -> str:
             line = {"source": "pair", "testset": section.testset, "method": pair.method, "display": pair.display}
             line |= {"images": section.n, "seed": table.seed, "diff_reference": pair.against}
             lines.append(line | _difference_columns(table, pair.differences))
-    for published in relevant(table, paper):
+    for published in relevant_rows(table, paper):
         figures = {key: value for key, value in published.items() if key not in ("dataset", "method", "steps")}
         line = {"source": "paper", "testset": published.get("dataset")}
         line |= {"display": published["method"], "steps": published.get("steps")}

@@ -164,7 +164,7 @@ def _section(
     testset: PlanSet, measured: list[Measured], plan: Plan, timing: bool, pairs: Sequence[tuple[str, str]]
 ) -> Section:
     reference = next((item for item in measured if item.method.name == plan.reference), None)
-    if reference is not None and reference.unrestored():
+    if reference is not None and reference.reasons_unrestored():
         reference = None
     rows: list[TableRow] = []
     for item in measured:
@@ -174,8 +174,8 @@ def _section(
         differences: dict[str, Cell] = {}
         if reference is not None and item is not reference:
             differences = _differences(item, reference, plan.metrics)
-        method, why = item.method, item.unrestored()
-        rows.append(TableRow(method.name, method.display, method.steps, cells, differences, item.remarks(), why))
+        method, reasons = item.method, item.reasons_unrestored()
+        rows.append(TableRow(method.name, method.display, method.steps, cells, differences, item.remarks(), reasons))
     for metric in plan.metrics:
         for index, (rank, tied) in _ranks(rows, measured, metric).items():
             ranked = replace(rows[index].cells[metric.name], rank=rank, tied=tied)
@@ -203,9 +203,9 @@ def _pairs(measured: list[Measured], plan: Plan, pairs: Sequence[tuple[str, str]
 
 def _cell(item: Measured, metric: PlanMetric) -> Cell:
     names = item.testset.names
-    why = item.unrestored()
-    if why:
-        return Cell(None, 0, reasons=why)
+    reasons = item.reasons_unrestored()
+    if reasons:
+        return Cell(None, 0, reasons=reasons)
     rows = item.scores[metric.name]
     if metric.level == "set":
         row = valid_set_score(rows, item.images, names, metric.protocol)
@@ -231,10 +231,10 @@ def _unscored(item: Measured, metric: PlanMetric, rows: Mapping[str, ScoreRow]) 
 
 
 def _seconds(item: Measured) -> Cell:
-    why = item.unrestored()
-    if why:
-        return Cell(None, 0, reasons=why)
-    untimed = item.untimed()
+    reasons = item.reasons_unrestored()
+    if reasons:
+        return Cell(None, 0, reasons=reasons)
+    untimed = item.reason_untimed()
     if untimed:
         return Cell(None, 0, reasons=(f"{item.method.display}: {untimed}",))
     seconds = [row.seconds for row in item.images.values() if row.seconds is not None]
@@ -303,7 +303,7 @@ def _versions(measured: list[Measured]) -> tuple[str, ...]:
     found = {
         pair
         for item in measured
-        for content in [*item.environments.values(), *item.used_scores()]
+        for content in [*item.environments.values(), *item.scoring_versions()]
         for pair in content["versions"].items()
     }
     return tuple(f"{name} {version}" for name, version in sorted(found))

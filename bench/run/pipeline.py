@@ -203,11 +203,11 @@ class Stages:
     def announce(self) -> None:
         """One line for each method that cannot run here: why, and on which test sets where it can on others."""
         for row in self.choice.rows if self.rank.first else ():
-            why = {testset: lines for testset, lines in self.choice.reasons_missing(row).items() if lines}
-            if why:
-                where = "" if len(why) == len(self.testsets) else f" on {', '.join(why)}"
-                items = [item for name in why for item in self.choice.missing_methods.get((name, row.name), [])]
-                lines = dict.fromkeys(line for group in why.values() for line in group)
+            reasons = {testset: lines for testset, lines in self.choice.reasons_missing(row).items() if lines}
+            if reasons:
+                where = "" if len(reasons) == len(self.testsets) else f" on {', '.join(reasons)}"
+                items = [item for name in reasons for item in self.choice.missing_methods.get((name, row.name), [])]
+                lines = dict.fromkeys(line for group in reasons.values() for line in group)
                 _log(f"left out{where}: {'; '.join(brief(items) or lines)}")
 
     def restore(self) -> None:
@@ -355,10 +355,14 @@ def _something_to_measure(choice: Choice, records: Records) -> None:
     Raises:
         UserError: lists what keeps each method from running.
     """
-    why = {row.name: choice.reasons_missing(row) for row in choice.rows}
-    if any(not lines or records.of(testset, name).run() for name in why for testset, lines in why[name].items()):
+    reasons = {row.name: choice.reasons_missing(row) for row in choice.rows}
+    if any(
+        not lines or records.of(testset, method).run()
+        for method, groups in reasons.items()
+        for testset, lines in groups.items()
+    ):
         return
-    listed = dict.fromkeys(line for groups in why.values() for lines in groups.values() for line in lines)
+    listed = dict.fromkeys(line for groups in reasons.values() for lines in groups.values() for line in lines)
     raise UserError("nothing to measure, none of the methods can run here:\n" + "\n".join(listed))
 
 
