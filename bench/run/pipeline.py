@@ -21,7 +21,7 @@ from bench.paper.tables import get_profile
 from bench.ranks import ALONE, Rank, check_shared, from_first
 from bench.records.records import Records
 from bench.records.schema import Plan, PlanSet
-from bench.run.agreement import agreed, same_everywhere
+from bench.run.agreement import check_same_images, merge_missing
 from bench.run.plan import Choice, choose, make_plan
 from bench.run.request import Request
 from bench.store.missing import brief, describe
@@ -152,25 +152,25 @@ class Stages:
             methods=request.methods,
             metrics=request.metrics,
         )
-        choice = agreed(choice, rank)
+        choice = merge_missing(choice, rank)
         if not scoring:
             choice = replace(choice, missing_metrics={})
         allow = profile.allow_missing if request.allow_missing is None else request.allow_missing
         strict = request.allow_missing is False  # asked for in so many words: then a method may not be missing either
-        choice = _required(choice, allow, strict=strict, asked=request.testsets is not None)
+        choice = _without_absent_sets(choice, allow, strict=strict, sets_named=request.testsets is not None)
         if rank.first:
             for name in choice.missing_sets.keys() - set(choice.testsets):
                 _log(f"left out: {describe(choice.missing_sets[name])}")
-        _own_methods_exist(choice, request.methods or ())
+        _check_paths_exist(choice, request.methods or ())
         redo = [_redo_name(choice, name) for name in request.redo]
         reference = request.reference or profile.reference
 
         from bench.testsets.manifest import load_testset
 
         testsets = [load_testset(name, request.data_root, request.limit) for name in choice.testsets]
-        same_everywhere(testsets, rank)
+        check_same_images(testsets, rank)
         records = Records(request.folder(), rank.index)
-        from_first(rank, lambda: _something_to_measure(choice, records))
+        from_first(rank, lambda: _check_any_method_runs(choice, records))
         sets = [
             PlanSet(testset.name, testset.display, [image.name for image in testset.images], testset.total)
             for testset in testsets
@@ -301,12 +301,12 @@ class Stages:
         return bool(made) and all(restored.has(row) for row in made)
 
 
-def _required(choice: Choice, allow_missing: bool, *, strict: bool, asked: bool) -> Choice:
+def _without_absent_sets(choice: Choice, allow_missing: bool, *, strict: bool, sets_named: bool) -> Choice:
     """`choice` without the test sets that are absent, where that is allowed.
 
     Args:
-        strict: methods are required as well.
-        asked: the test sets were named by the user.
+        strict: whether methods are required as well.
+        sets_named: whether the request names the test sets.
 
     Raises:
         UserError: something required is missing; lists every file with its source, size, licence and place.
@@ -326,13 +326,13 @@ def _required(choice: Choice, allow_missing: bool, *, strict: bool, asked: bool)
             "measured here."
         )
     absent = list(choice.missing_sets)
-    if absent and (asked or len(absent) == len(choice.testsets)):
+    if absent and (sets_named or len(absent) == len(choice.testsets)):
         listed = describe(item for items in choice.missing_sets.values() for item in items)
         raise UserError(f"test sets that are not on this machine:\n{listed}")
     return replace(choice, testsets=tuple(name for name in choice.testsets if name not in absent))
 
 
-def _own_methods_exist(choice: Choice, methods: Sequence[str]) -> None:
+def _check_paths_exist(choice: Choice, methods: Sequence[str]) -> None:
     """A path on the command line that leads nowhere is a mistake, not a missing download; a card has been read by now.
 
     Raises:
@@ -349,7 +349,7 @@ def _own_methods_exist(choice: Choice, methods: Sequence[str]) -> None:
                 raise UserError(f"--methods {name}: not there: {describe(missing[0])}")
 
 
-def _something_to_measure(choice: Choice, records: Records) -> None:
+def _check_any_method_runs(choice: Choice, records: Records) -> None:
     """A run in which no method can run, and none has run before, is a mistake rather than a table of dashes.
 
     Raises:

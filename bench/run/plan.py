@@ -110,11 +110,11 @@ def choose(
 
 def _rows(profile: Profile, methods: Sequence[str] | None) -> tuple[Row, ...]:
     if methods is None:
-        return tuple(_row(row) for row in profile.rows)
+        return tuple(_row_of_paper(row) for row in profile.rows)
     known = {row.method: row for row in profile.rows}
     rows: dict[str, tuple[str, Row]] = {}
     for name in methods:
-        row = _row(known[name]) if name in known else _asked(name)
+        row = _row_of_paper(known[name]) if name in known else _row_of_method(name)
         first, _ = rows.setdefault(row.name, (name, row))
         if first != name:
             raise UserError(
@@ -123,7 +123,7 @@ def _rows(profile: Profile, methods: Sequence[str] | None) -> tuple[Row, ...]:
     return tuple(row for _, row in rows.values())
 
 
-def _row(paper: PaperRow) -> Row:
+def _row_of_paper(paper: PaperRow) -> Row:
     try:
         spec = get_method(paper.method)
     except UserError:  # a row of the paper that this harness cannot measure
@@ -131,7 +131,7 @@ def _row(paper: PaperRow) -> Row:
     return Row(spec.name, spec.display, spec.steps, spec)
 
 
-def _asked(name: str) -> Row:
+def _row_of_method(name: str) -> Row:
     spec = get_method(name)
     return Row(spec.name, spec.display, spec.steps, spec)
 
