@@ -258,7 +258,7 @@ def _append(path: Path, row: ImageRow | ScoreRow) -> None:
             handle.seek(size - 1)
             if handle.read(1) != b"\n":  # torn by a kill in the middle of the last append
                 handle.seek(0)
-                handle.truncate(_whole_lines(handle.read()))
+                handle.truncate(_complete_length(handle.read()))
         handle.write(line.encode())
         os.fsync(handle.fileno())
 
@@ -282,7 +282,7 @@ def _remove(paths: Iterable[Path]) -> None:
         path.unlink()
 
 
-def _whole_lines(data: bytes) -> int:
+def _complete_length(data: bytes) -> int:
     """Length of `data` up to and including its last newline."""
     return data.rfind(b"\n") + 1
 
@@ -314,7 +314,7 @@ def _read_rows(cls: type[RowT], path: Path) -> dict[str, RowT]:
 def _read_part(cls: type[RowT], path: Path) -> dict[str, RowT]:
     data = path.read_bytes()
     rows: dict[str, RowT] = {}
-    for number, line in enumerate(data[: _whole_lines(data)].splitlines(), start=1):
+    for number, line in enumerate(data[: _complete_length(data)].splitlines(), start=1):
         where = f"{path}, line {number}"
         try:
             raw = json.loads(line)

@@ -42,13 +42,13 @@ def draw_figure(records: Records, plan: Plan, testset: "TestSet", path: Path) ->
     """
     images = spread(list(testset.images), ROWS)
     found = [(method, records.of(testset.name, method.name)) for method in plan.methods]
-    found = [(method, restored) for method, restored in found if _complete(restored, images)]
+    found = [(method, method_records) for method, method_records in found if _complete(method_records, images)]
     if not found:
         return False
-    psnr = {method.name: _psnr(restored, plan) for method, restored in found}
+    psnr = {method.name: _psnr(method_records, plan) for method, method_records in found}
     drawn = [
-        (method.display, restored.images()[image.name].sr_sha256, psnr[method.name])
-        for method, restored in found
+        (method.display, method_records.images()[image.name].sr_sha256, psnr[method.name])
+        for method, method_records in found
         for image in images
     ]
     layout = [TILE, WINDOW, ROWS, GAP, HEADER, CAPTION, STEP, FRAME]
@@ -70,7 +70,7 @@ def draw_figure(records: Records, plan: Plan, testset: "TestSet", path: Path) ->
         window = busiest_window(fine_detail(detailed), min(WINDOW, *size))
         top = HEADER + number * block
         input_view = lr.resize(size, Image.Resampling.NEAREST)
-        outputs = [_open(restored.image_path(image.name)) for _, restored in found]
+        outputs = [_open(method_records.image_path(image.name)) for _, method_records in found]
         scores = [psnr[method.name].get(image.name, "") for method, _ in found]
         captions = ["", *scores, image.name] if truth else [image.name, *scores]
         for column, (view, caption) in enumerate(zip([input_view, *outputs, *truth], captions, strict=True)):

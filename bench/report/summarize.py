@@ -252,11 +252,11 @@ def _difference(item: Measured, reference: Measured, metric: PlanMetric) -> Cell
     """Mean of the per-image differences to the reference row, with its interval; None where one has no value."""
     if metric.level == "set":
         return None
-    own, base = item.values(metric), reference.values(metric)
-    if not len(own) == len(base) == len(item.testset.names):
+    values, others = item.values(metric), reference.values(metric)
+    if not len(values) == len(others) == len(item.testset.names):
         return None
-    mean, low, high = mean_ci95([own[name] - base[name] for name in item.testset.names])
-    return Cell(mean, len(own), low, high)
+    mean, low, high = mean_ci95([values[name] - others[name] for name in item.testset.names])
+    return Cell(mean, len(values), low, high)
 
 
 def _ranks(rows: Sequence[TableRow], measured: Sequence[Measured], metric: PlanMetric) -> dict[int, tuple[int, bool]]:
@@ -282,19 +282,19 @@ def _ranks(rows: Sequence[TableRow], measured: Sequence[Measured], metric: PlanM
         return {}
     order = sorted(values, key=lambda index: math.fsum(values[index]), reverse=metric.higher_is_better)
 
-    def level_with_first(order: list[int]) -> list[int]:
+    def tied_with_first(order: list[int]) -> list[int]:
         return [index for index in order if index == order[0] or _tied(values[index], values[order[0]])]
 
-    best = level_with_first(order)
+    best = tied_with_first(order)
     if len(best) > 1:
         return dict.fromkeys(best, (1, True))
-    second = level_with_first(order[1:])
+    second = tied_with_first(order[1:])
     return {order[0]: (1, False)} | dict.fromkeys(second, (2, len(second) > 1))
 
 
-def _tied(own: Sequence[float], base: Sequence[float]) -> bool:
+def _tied(values: Sequence[float], others: Sequence[float]) -> bool:
     """Whether the 95 % interval of the paired differences includes zero."""
-    _, low, high = mean_ci95([value - other for value, other in zip(own, base, strict=True)])
+    _, low, high = mean_ci95([value - other for value, other in zip(values, others, strict=True)])
     return low is None or high is None or low <= 0 <= high
 
 

@@ -70,7 +70,7 @@ def work_of(
     return Work(lambda images: _timed(method, images, options), seeded=True)
 
 
-def no_work(reason: str) -> Work:
+def failing_work(reason: str) -> Work:
     """The work of a method that could not be loaded: every image fails with the reason."""
     return _each(_failing(reason))
 

@@ -295,10 +295,10 @@ class Stages:
         report = self.restored.get((testset.name, method))
         if report is not None and not report.failed:
             return True
-        restored = self.records.of(testset.name, method)
-        rows = restored.images()
+        method_records = self.records.of(testset.name, method)
+        rows = method_records.images()
         made = [rows[image.name] for image in testset.images if image.name in rows and rows[image.name].error is None]
-        return bool(made) and all(restored.has(row) for row in made)
+        return bool(made) and all(method_records.has(row) for row in made)
 
 
 def _without_absent_sets(choice: Choice, allow_missing: bool, *, strict: bool, sets_named: bool) -> Choice:

@@ -24,7 +24,7 @@ from bench.ranks import ALONE, Rank, all_gather, from_first, wait_until_visible
 from bench.records.records import MethodRecords, Records
 from bench.records.schema import EXTERNAL, ImageRow, Restoration
 from bench.run.identity import agreed_provenance, continue_or_refuse, refuse_stale
-from bench.run.makers import Maker, Work, no_work, work_of
+from bench.run.makers import Maker, Work, failing_work, work_of
 from bench.run.report import StageReport, combined
 from tsd.errors import UserError
 from tsd.files import write_atomic
@@ -62,14 +62,14 @@ def restore_set(
         method_provenance = _provenance_of(method)
         work = work_of(method, testset, options, method_records.work_folder)
     except Exception as error:
-        method_provenance, work = None, no_work(f"could not be loaded: {one_line(error)}")
+        method_provenance, work = None, failing_work(f"could not be loaded: {one_line(error)}")
     method_provenance = agreed_provenance(all_gather(rank, method_provenance), spec.name)
-    run, there, absent = from_first(
+    run, present, absent = from_first(
         rank, lambda: _begin(method_records, testset, method_provenance, options.seed, redo, log)
     )
 
     share = rank.share(testset.images)
-    pending = [image for image in share if image.name not in there]
+    pending = [image for image in share if image.name not in present]
     report = StageReport(kept=len(share) - len(pending))
     if pending:
         key = None
@@ -95,17 +95,17 @@ def restore_set(
         if not rank.first:
             log(rank.line(f"{title}: {report.made} restored, {len(report.failed)} failed"))
     done = all_gather(rank, (report, method_records.images_bytes(rank.index)))
-    whole = combined([report for report, _ in done])
+    report_of_all = combined([report for report, _ in done])
     if rank.first:
         sizes = [size for _, size in done]
 
         def arrived() -> bool:
-            return _have_arrived(method_records, testset, sizes, whole.failed)
+            return _have_arrived(method_records, testset, sizes, report_of_all.failed)
 
         if rank.world > 1 and not wait_until_visible(arrived):
             raise UserError(f"rows or images that other processes wrote do not show up in {records.out}")
         method_records.finish([image.name for image in testset.images])
-    return whole
+    return report_of_all
 
 
 def check_recorded(records: Records, testset: "TestSet", spec: MethodSpec, options: RunOptions) -> None:
@@ -138,22 +138,22 @@ def _begin(
 
     Only the first process calls it.
     """
-    what = f"{records.method} on {records.testset}"
+    title = f"{records.method} on {records.testset}"
     if redo:
         if records.run():
-            log(f"{what}: old records moved to {records.set_aside()}")
+            log(f"{title}: old records moved to {records.set_aside()}")
         records.clear_work()
     order = [image.name for image in testset.images]
     records.finish(order)  # what an interrupted run of several processes left
     run = Restoration(records.method, records.testset, testset.manifest_sha256, seed, method_provenance or {}, {})
     run = (records.run() or run) if method_provenance is None else continue_or_refuse(records, testset, run, log)
     rows = records.images()
-    there = {name for name in order if name in rows and records.has(rows[name])}
-    absent = {name for name in order if name in rows and rows[name].error is None and name not in there}
+    present = {name for name in order if name in rows and records.has(rows[name])}
+    absent = {name for name in order if name in rows and rows[name].error is None and name not in present}
     if absent:
-        log(f"{what}: {len(absent)} recorded images are not on disk as recorded, restored again")
+        log(f"{title}: {len(absent)} recorded images are not on disk as recorded, restored again")
     records.write_run(run)
-    return run, there, absent
+    return run, present, absent
 
 
 def _have_arrived(records: MethodRecords, testset: "TestSet", sizes: list[int], failed: Collection[str]) -> bool:

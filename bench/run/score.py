@@ -58,7 +58,7 @@ def score_set(
     def score(method: str) -> StageReport:
         method_records = records.of(testset.name, method)
         if spec.level == "set":
-            return from_first(rank, lambda: _score_whole(method_records, testset, spec, scorer))
+            return from_first(rank, lambda: _score_whole_set(method_records, testset, spec, scorer))
         images, valid = from_first(rank, lambda: _begin(method_records, testset, spec))
         report = _score_images(method_records, rank.share(testset.images), spec, scorer, images, valid)
         done = all_gather(rank, (report, method_records.scores_bytes(spec.name, rank.index)))
@@ -119,7 +119,7 @@ def _score_images(
     return report
 
 
-def _score_whole(
+def _score_whole_set(
     records: MethodRecords, testset: "TestSet", spec: MetricSpec, scorer: Callable[[], Any]
 ) -> StageReport:
     images = _restored(records, testset)

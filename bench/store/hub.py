@@ -52,15 +52,19 @@ def get(place: str, weight: Weight, target: Path, known: Mapping[str, str]) -> d
     repository, _, path = place.partition(":")
     name, _, revision = repository.partition("@")
     part = target.with_name(f"{target.name}.part")
-    places = {file: target / file for file in weight.contains} if weight.is_folder else {path: target}
-    info = _fetch(name, revision or None, [file for file, there in places.items() if not there.is_file()], part)
+    destinations = {file: target / file for file in weight.contains} if weight.is_folder else {path: target}
+    info = _fetch(
+        name, revision or None, [file for file, destination in destinations.items() if not destination.is_file()], part
+    )
     stated = _stated(info)
     hashes = {}
-    for file, there in tqdm(places.items(), f"verifying {target.name}", unit="file", delay=2, file=sys.stderr):
+    for file, destination in tqdm(
+        destinations.items(), f"verifying {target.name}", unit="file", delay=2, file=sys.stderr
+    ):
         in_store = f"{weight.file}{file}" if weight.is_folder else weight.file
         expected = known.get(in_store) or stated.get(file)
-        if there.is_file():
-            if digest_of(there, expected) == expected:
+        if destination.is_file():
+            if digest_of(destination, expected) == expected:
                 hashes[in_store] = expected
             continue
         if not (part / file).is_file():
@@ -69,10 +73,10 @@ def get(place: str, weight: Weight, target: Path, known: Mapping[str, str]) -> d
         if expected is not None and hashes[in_store] != expected:
             (part / file).unlink()
             raise UserError(f"hf:{place}: {file} has {hashes[in_store][:20]}…, expected {expected[:20]}…; deleted")
-    for file, there in places.items():  # only now that all of them are right
-        if not there.is_file():
-            there.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(part / file, there)
+    for file, destination in destinations.items():  # only now that all of them are right
+        if not destination.is_file():
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(part / file, destination)
     shutil.rmtree(part)
     return hashes
 
