@@ -14,7 +14,7 @@ from pathlib import Path
 from tsd.errors import UserError
 
 PAPER_DIR = Path(__file__).parent
-NINE = ("psnr", "ssim", "lpips", "dists", "fid", "niqe", "musiq", "maniqa", "clipiqa")
+PAPER_METRICS = ("psnr", "ssim", "lpips", "dists", "fid", "niqe", "musiq", "maniqa", "clipiqa")
 REAL_SETS = ("drealsr", "realsr", "div2k-val")
 
 
@@ -84,7 +84,7 @@ TABLES: dict[str, TableSpec] = {
                         TSD_SR_MINI,
                         PaperRow("realesrgan-compact", "Real-ESRGAN (compact)", 1),
                     ),
-                    NINE,
+                    PAPER_METRICS,
                     allow_missing=True,
                 ),
                 "paper": Profile(
@@ -96,7 +96,7 @@ TABLES: dict[str, TableSpec] = {
                         PaperRow("sinsr", "SinSR", 1),
                         TSD_SR,
                     ),
-                    NINE,
+                    PAPER_METRICS,
                     allow_missing=False,
                 ),
             },
@@ -115,7 +115,7 @@ TABLES: dict[str, TableSpec] = {
                         PaperRow("teacher-1", "Mini teacher, 1 step", 1),
                         TSD_SR_MINI,
                     ),
-                    NINE,
+                    PAPER_METRICS,
                     allow_missing=True,
                     pairs=(("tsd-sr-mini", "teacher-20"), ("tsd-sr-mini", "teacher-1")),
                 ),
@@ -132,7 +132,7 @@ TABLES: dict[str, TableSpec] = {
                         PaperRow("addsr-4", "AddSR", 4),
                         TSD_SR,
                     ),
-                    NINE,
+                    PAPER_METRICS,
                     allow_missing=False,
                 ),
             },
@@ -153,7 +153,7 @@ TABLES: dict[str, TableSpec] = {
                         PaperRow("osediff-mini", "OSEDiff recipe (VSD only), mini base", 1),
                         TSD_SR_MINI,
                     ),
-                    NINE,
+                    PAPER_METRICS,
                     allow_missing=True,
                     pairs=(("tsd-sr-mini-sd2", "osediff-mini-sd2"), ("tsd-sr-mini", "osediff-mini")),
                 ),
@@ -181,13 +181,13 @@ TABLES: dict[str, TableSpec] = {
                 "mini": Profile(
                     ("mini",),
                     (BICUBIC, *GANS, PaperRow("realesrgan-compact", "Real-ESRGAN (compact)", 1), TSD_SR_MINI),
-                    NINE,
+                    PAPER_METRICS,
                     allow_missing=True,
                 ),
                 "paper": Profile(
                     REAL_SETS,
                     (BICUBIC, *GANS, TSD_SR),
-                    NINE,
+                    PAPER_METRICS,
                     allow_missing=False,
                 ),
             },

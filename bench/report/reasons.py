@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.paper.tables import NINE
+from bench.paper.tables import PAPER_METRICS
 
 FILE = re.compile(r" needs (?P<name>.+?)(?: \(.*\))? at [^:]+: (?:`bench fetch (?P<fetch>[^`]+)`|from )")
 """The line of a `bench.store.missing.Missing`."""
@@ -35,7 +35,7 @@ class Reason:
         """The text with the command that helps, if one does."""
         if not self.fetch:
             return self.text
-        metrics = len(self.fetch) > 1 and set(self.fetch) <= set(NINE)
+        metrics = len(self.fetch) > 1 and set(self.fetch) <= set(PAPER_METRICS)
         return f"{self.text}: `bench fetch {'metrics' if metrics else ' '.join(self.fetch)}`"
 
 
