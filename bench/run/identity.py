@@ -1,4 +1,4 @@
-"""Whether records may be continued: made by the same method, weights, settings and inputs, on every machine."""
+"""Decides whether records may be continued: only with the same method, weights, settings and inputs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -34,12 +34,12 @@ def agreed_provenance(provenances: Sequence[dict[str, Any] | None], method: str)
 def continue_or_refuse(
     records: MethodRecords, testset: "TestSet", run: Restoration, log: Callable[[str], None]
 ) -> Restoration:
-    """`run` with the environments of the one it continues. Records of something else are never mixed in.
+    """Returns `run` with the environments of the recorded run that it continues.
 
-    Records whose images are all absent (a fresh clone) have nothing to be mixed with: they are moved aside.
+    Records of another identity are moved aside if none of their images is on disk (a fresh clone), else refused.
 
     Raises:
-        StaleRecords: as of `refuse_stale`.
+        StaleRecords: as in `refuse_stale`.
     """
     old = records.run()
     if old is None:
@@ -56,10 +56,10 @@ def continue_or_refuse(
 
 
 def refuse_stale(records: MethodRecords, testset: "TestSet", run: Restoration) -> list[str]:
-    """How what is recorded was made otherwise than `run` would make it now, one line per difference.
+    """Returns the differences between the recorded run and `run`, one line each.
 
     Raises:
-        StaleRecords: there are differences, and images that would be mixed.
+        StaleRecords: there are differences, and recorded images on disk that would be mixed with new ones.
     """
     old = records.run()
     if old is None:
@@ -83,7 +83,7 @@ def refuse_stale(records: MethodRecords, testset: "TestSet", run: Restoration) -
 
 
 def differences(old: Any, new: Any, at: str = "", *, words: tuple[str, str] = ("recorded", "now")) -> list[str]:
-    """Readable differences of two JSON-able values: one line per changed leaf, and what only one of two lists has."""
+    """Readable differences of two JSON-able values: a line per changed leaf, and the items that only one list has."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for key in dict.fromkeys([*old, *new]):

@@ -1,9 +1,9 @@
-"""The stages of a run in their order, over one output folder. Every stage reads what the one before wrote.
+"""The stages of a run in order, over one output folder. Every stage reads what the previous one wrote.
 
-`measure` does what `bench run` does, for Python code.
+`measure` is `bench run` for Python code.
 
-What is missing is found before anything heavy is imported. A method that cannot run costs its row, never the table; a
-missing test set or metric costs cells with `allow_missing`, else it ends the run.
+Missing files are found before anything heavy is imported. A method that cannot run leaves out its row, never the table.
+A missing test set or metric leaves out cells with `allow_missing`, and otherwise ends the run.
 """
 
 import sys
@@ -75,12 +75,12 @@ class Measurement:
 
 
 def measure(request: Request, rank: Rank = ALONE) -> Measurement:
-    """Restores, scores and renders what is asked for; whatever is recorded already is not done again.
+    """Restores, scores and renders what `request` asks for. What is already recorded is not done again.
 
-    Progress and what had to be left out are told on stderr. An interrupted call is continued by the same call.
+    Progress and what is left out are printed to stderr. The same call continues an interrupted one.
 
     Args:
-        rank: this process among those of a shared run, which all call this and get the same result.
+        rank: the rank of this process. All processes of a shared run call this and get the same result.
 
     Raises:
         UserError: an unknown name, something missing that is required, or records of other settings.
@@ -96,7 +96,7 @@ def measure(request: Request, rank: Rank = ALONE) -> Measurement:
 
 
 class Stages:
-    """One run: a choice of rows, columns and test sets, and the folder its records go to."""
+    """One run: its rows, columns and test sets, and the folder of its records."""
 
     def __init__(
         self,
@@ -124,13 +124,13 @@ class Stages:
     def of(cls, request: Request, rank: Rank = ALONE, *, scoring: bool = True) -> "Stages":
         """Checks everything that can be checked early; loads and verifies the test sets.
 
-        Every process of a shared run calls it and comes to the same stages.
+        Every process of a shared run calls it and gets the same stages.
 
         Args:
-            scoring: False where only images are wanted, so that no metric is missing.
+            scoring: False if only images are wanted; then missing metrics do not matter.
 
         Raises:
-            UserError: an unknown name, something missing that is required, a test set that is not what it should be.
+            UserError: an unknown name, something required is missing, or a test set differs from its manifest.
         """
         table, profile = get_profile(request.table, request.profile)
         options = RunOptions(
@@ -156,7 +156,7 @@ class Stages:
         if not scoring:
             choice = replace(choice, missing_metrics={})
         allow = profile.allow_missing if request.allow_missing is None else request.allow_missing
-        strict = request.allow_missing is False  # asked for in so many words: then a method may not be missing either
+        strict = request.allow_missing is False  # an explicit False requires the methods too
         choice = _without_absent_sets(choice, allow, strict=strict, sets_named=request.testsets is not None)
         if rank.first:
             for name in choice.missing_sets.keys() - set(choice.testsets):
@@ -186,10 +186,10 @@ class Stages:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """The output folder for this run alone, and for all processes of it the same.
+        """Locks the output folder for this run and checks that all its processes see the same folder.
 
         Raises:
-            UserError: another run holds it, or the processes do not see the same folder.
+            UserError: another run holds the lock, or the processes do not see the same folder.
         """
         with self.records.lock():
             check_shared(self.rank, self.records.out / "images")
@@ -201,7 +201,7 @@ class Stages:
             self.records.write_plan(self.plan)
 
     def announce(self) -> None:
-        """One line for each method that cannot run here: why, and on which test sets where it can on others."""
+        """Prints a line for each method that cannot run here: the reason, and the test sets if not all of them."""
         for row in self.choice.rows if self.rank.first else ():
             reasons = {testset: lines for testset, lines in self.choice.reasons_missing(row).items() if lines}
             if reasons:
@@ -221,7 +221,7 @@ class Stages:
             for testset in self.testsets
             if row.spec is not None and (testset.name, row.name) not in self.choice.missing_methods
         ]
-        for testset, spec in jobs:  # rather now than after the hours that the rows before it take
+        for testset, spec in jobs:  # now, not after the hours that earlier rows take
             if spec.name not in self.redo:
                 from_first(
                     self.rank,
@@ -279,7 +279,7 @@ class Stages:
         return markdown, tuple(written)
 
     def report(self) -> list[str]:
-        """One line per row: what was restored, what was there."""
+        """One line per row: how many images were restored, were there already, and failed."""
         return [
             f"{method} on {testset}: {report.made} restored, {report.kept} there already, {len(report.failed)} failed"
             for (testset, method), report in self.restored.items()
@@ -291,7 +291,7 @@ class Stages:
             self.failed.append(f"{what}: {len(report.failed)} images, first {name}: {reason}")
 
     def _on_disk(self, testset: "TestSet", method: str) -> bool:
-        """Whether all recorded images of the method still lie there as recorded."""
+        """Whether all recorded images of the method are on disk as recorded."""
         report = self.restored.get((testset.name, method))
         if report is not None and not report.failed:
             return True
@@ -302,7 +302,7 @@ class Stages:
 
 
 def _without_absent_sets(choice: Choice, allow_missing: bool, *, strict: bool, sets_named: bool) -> Choice:
-    """`choice` without the test sets that are absent, where that is allowed.
+    """`choice` without the absent test sets, if leaving them out is allowed.
 
     Args:
         strict: whether methods are required as well.
@@ -333,10 +333,12 @@ def _without_absent_sets(choice: Choice, allow_missing: bool, *, strict: bool, s
 
 
 def _check_paths_exist(choice: Choice, methods: Sequence[str]) -> None:
-    """A path on the command line that leads nowhere is a mistake, not a missing download; a card has been read by now.
+    """Checks that the paths among `methods` exist: a wrong path is a mistake of the user, not a missing download.
+
+    Cards are not checked here, since they have been read by now.
 
     Raises:
-        UserError: names the file.
+        UserError: a path does not exist; the message names it.
     """
     from bench.methods import get_method
 
@@ -350,10 +352,10 @@ def _check_paths_exist(choice: Choice, methods: Sequence[str]) -> None:
 
 
 def _check_any_method_runs(choice: Choice, records: Records) -> None:
-    """A run in which no method can run, and none has run before, is a mistake rather than a table of dashes.
+    """Checks that some method can run or has run before; otherwise the table would hold dashes only.
 
     Raises:
-        UserError: lists what keeps each method from running.
+        UserError: none can; the message lists what keeps each method from running.
     """
     reasons = {row.name: choice.reasons_missing(row) for row in choice.rows}
     if any(
@@ -367,7 +369,7 @@ def _check_any_method_runs(choice: Choice, records: Records) -> None:
 
 
 def _redo_name(choice: Choice, name: str) -> str:
-    """The row that `--redo NAME` means, given as in --methods or as in the table."""
+    """The name of the row that `--redo NAME` means; NAME is written as in --methods or as in the table."""
     from bench.methods import get_method
 
     rows = {row.name for row in choice.rows}
@@ -381,7 +383,7 @@ JobT = TypeVar("JobT")
 
 
 def _stage(name: str, jobs: list[JobT], label: Callable[[JobT], str]) -> Iterator[JobT]:
-    """Yields the jobs under a progress bar that names the one in hand."""
+    """Yields the jobs and shows a progress bar that names the current one."""
     with tqdm(jobs, desc=name, unit="job", file=sys.stderr) as bar:
         for job in bar:
             bar.set_postfix_str(label(job))

@@ -1,8 +1,8 @@
 """Stage 1: methods × test sets → images on disk and one row per image.
 
-How a method makes an image is `bench.run.makers`'s concern. Where a method fails on an image, its row says so and the
-run goes on. A recorded result whose image is gone (a fresh clone) stays until there is
-another: a machine on which the method fails does not undo what was measured elsewhere.
+`bench.run.makers` knows how a method makes an image. If a method fails on an image, the row records the error and the
+run continues. A recorded result whose image is gone (a fresh clone) stays until there is a new one, so that a machine
+on which the method fails does not undo what was measured elsewhere.
 """
 
 import hashlib
@@ -43,17 +43,18 @@ def restore_set(
     rank: Rank = ALONE,
     log: Callable[[str], None] = lambda line: None,
 ) -> StageReport:
-    """Restores every image of `testset` that has no image by exactly this method, seed and input yet.
+    """Restores every image of `testset` that this method has not restored yet with this seed and input.
 
     Args:
         redo: move existing records of this method aside and begin again.
-        rank: this process among those of the run, which all call this; each restores its share, and all get the
+        rank: the rank of this process. All processes of the run call this; each restores its share, and all get the
             report over all shares.
-        log: receives one line for whatever a reader should know (absent images restored again, records set aside).
+        log: receives one line for each event that the user should know (absent images restored again, records moved
+            aside).
 
     Raises:
-        StaleRecords: images of other weights, settings or inputs are there, and `redo` was not asked for.
-        UserError: the method is not the same in every process, or does not write to the same folder.
+        StaleRecords: there are images of other weights, settings or inputs, and `redo` is not set.
+        UserError: the method is not the same in every process, or the processes do not see the same folder.
     """
     options = replace(options, testset=testset.name)
     method_records = records.of(testset.name, spec.name)
@@ -81,7 +82,7 @@ def restore_set(
             tqdm(makers, desc=title, total=len(pending), unit="image", delay=1, file=sys.stderr) as bar,
         ):
             for image, make in bar:
-                if key is None:  # not before: a process of its own has no environment until it has begun
+                if key is None:  # only now: a method's own process has no environment until it has started
                     key, run = _with_environment(run, work, options, rank)
                     method_records.write_run(run)
                 seed = image_seed(options.seed, image.name) if work.seeded else None
@@ -109,13 +110,13 @@ def restore_set(
 
 
 def check_recorded(records: Records, testset: "TestSet", spec: MethodSpec, options: RunOptions) -> None:
-    """Raises StaleRecords where `restore_set` would raise it. Restores nothing, and loads no method without records."""
+    """Raises StaleRecords if `restore_set` would. Restores nothing, and loads only methods that have records."""
     method_records = records.of(testset.name, spec.name)
     if method_records.run() is None:
         return
     try:
         method_provenance = _provenance_of(spec.load(replace(options, testset=testset.name)))
-    except Exception:  # `restore_set` says why, in the row
+    except Exception:  # `restore_set` records the reason in the row
         return
     now = Restoration(spec.name, testset.name, testset.manifest_sha256, options.seed, method_provenance, {})
     refuse_stale(method_records, testset, now)
@@ -134,7 +135,7 @@ def _begin(
     redo: bool,
     log: Callable[[str], None],
 ) -> tuple[Restoration, set[str], set[str]]:
-    """The run that is begun or continued, the names of the images that are there, and of those recorded and not there.
+    """Returns the new or continued run, and the names of the recorded images that are on disk and that are not.
 
     Only the first process calls it.
     """
@@ -157,7 +158,7 @@ def _begin(
 
 
 def _have_arrived(records: MethodRecords, testset: "TestSet", sizes: list[int], failed: Collection[str]) -> bool:
-    """Whether all that the processes say they wrote, `sizes` bytes of rows by rank, is seen from here."""
+    """Whether this process sees all that the others wrote: `sizes` bytes of rows by rank, and the images."""
     if any(records.images_bytes(rank) != size for rank, size in enumerate(sizes)):
         return False
     rows, run = records.images(), records.run()
@@ -193,9 +194,9 @@ def _restore_one(
 
 
 def _with_environment(run: Restoration, work: Work, options: RunOptions, rank: Rank) -> tuple[str, Restoration]:
-    """The key of the present environment and `run` with it, the method's own process included where it has one."""
+    """The key of the current environment, which includes that of the method's own process, and `run` with it added."""
     content = provenance.environment(options.device, options.dtype)
-    if rank.world > 1:  # equal GPUs are one environment, whichever of them a process was given
+    if rank.world > 1:  # "cuda:0" and "cuda:1" are one environment
         content["device"] = options.device.partition(":")[0]
     external = work.environment()
     if external is not None:
