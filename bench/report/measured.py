@@ -1,4 +1,4 @@
-"""All records of one method on one test set, read once, for the table they become part of."""
+"""Reads all records of one method on one test set for a table."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ class Measured:
         self.protocols = {metric.name: metric.protocol for metric in metrics}
 
     def scoring_versions(self) -> list[dict[str, Any]]:
-        """What computed the scores that count by their protocol."""
+        """The library versions behind each score that counts by its protocol."""
         return [
             {"versions": row.versions}
             for name, rows in self.scores.items()
@@ -41,7 +41,7 @@ class Measured:
         return () if self.reasons_unrestored() else tuple(self.provenance.get("remarks", ()))
 
     def reason_untimed(self) -> str | None:
-        """Why there are no seconds per image, in words that follow the method's name; None where there are."""
+        """Why there are no seconds per image, in words that follow the method's name; None if there are."""
         without = [row for row in self.images.values() if row.seconds is None]
         if not without:
             return None
@@ -50,7 +50,7 @@ class Measured:
         return "published images, the time is not measured here"
 
     def reasons_unrestored(self) -> tuple[str, ...]:
-        """Why there are not all images; empty where there are."""
+        """Why some images are not restored; empty if all are."""
         total = len(self.testset.names)
         failed = [row for row in self.images.values() if row.error is not None]
         absent = total - len(self.images)

@@ -1,10 +1,10 @@
-"""Stage 3: records → a `Table` of cells, as data. Nothing is formatted here and nothing is rounded.
+"""Stage 3: turns records into a `Table` of cells, as data. Nothing is formatted or rounded here.
 
-Every average is over exactly the images of the table's plan; one image without a value makes the cell a dash with the
-reason, never a shorter average. Intervals are Student's t, 95 %, over per-image values. Between methods what counts
-is the paired difference, image by image: most differences of means are smaller than the spread between images, while
-a paired interval that excludes zero says that one method really is better on images like these. Marks follow the same
-rule (`_ranks`): a method is called the best alone only where that interval excludes zero for every other method.
+Every average is over exactly the images of the table's plan. If one image has no value, the cell has a reason instead
+of a mean over fewer images. Intervals are Student's t, 95 %, over per-image values. Methods are compared by the paired
+difference, image by image: most differences of means are smaller than the spread between images, while a paired
+interval that excludes zero says that one method really is better on images like these. Marks follow the same rule
+(`_ranks`): a method is the only best one if that interval excludes zero for every other method.
 
 No torch, no pandas: `Table` is plain data for every renderer.
 """
@@ -30,7 +30,7 @@ SECONDS = "seconds"
 
 @dataclass(frozen=True)
 class HeaderCell:
-    """A column: its name in records, in tables, its direction and its digits."""
+    """A column: its name in records, its name in tables, its direction and its digits after the point."""
 
     name: str
     display: str
@@ -44,7 +44,7 @@ class Cell:
 
     Attributes:
         value: mean of per-image values, or the value of the set; None where nothing could be measured.
-        n: number of images behind it.
+        n: number of images behind the value.
         low, high: 95 % interval; None for one image and for values of a whole set.
         reasons: one line per cause, empty where there is a value.
         rank: 1 for the best and 2 for the second best of the column, None for all others; tied cells share it.
@@ -62,11 +62,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A method: one cell per column, and per image-level column the paired difference to the reference row.
+    """A method: one cell per column, and the paired difference to the reference row for each image-level column.
 
     Attributes:
         remarks: short facts that a reader of the row needs, from the method's provenance.
-        reasons: why the method has not restored every image, one line per cause; then no cell has a value.
+        reasons: why the method has not restored every image, one line per cause; if not empty, no cell has a value.
     """
 
     method: str
@@ -80,7 +80,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows that a table sets against each other: paired differences of `display` to `against`, by column."""
+    """Two rows that a table compares: the paired differences `display` minus `against`, by column."""
 
     method: str
     display: str
@@ -90,9 +90,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class Section:
-    """One test set. `reference` is the display name of the row that differences refer to, None without one.
+    """One test set. `reference` is the display name of the row that differences refer to; None if there is none.
 
-    `pairs` are further differences, of the rows that the table is about; only those where both were measured.
+    `pairs` are the differences between pairs of rows that the table is about, if both rows were measured.
     """
 
     testset: str
@@ -131,11 +131,12 @@ def mean_ci95(values: Sequence[float]) -> tuple[float, float | None, float | Non
 
 
 def summarize(records: Records, plan: Plan, *, timing: bool = True, pairs: Sequence[tuple[str, str]] = ()) -> Table:
-    """The table of `plan` from whatever records there are.
+    """The table of `plan` from the records that exist.
 
     Args:
-        timing: with the column of seconds. Seconds differ from run to run; everything else is reproducible.
-        pairs: (method, against) to set against each other beside the plan's one reference.
+        timing: whether the table has the column of seconds. Seconds differ from run to run; everything else is
+            reproducible.
+        pairs: (method, against): rows to compare in addition to the comparison with the plan's reference.
     """
     measured = [
         Measured(records, testset, method, plan.metrics) for testset in plan.testsets for method in plan.methods
@@ -243,13 +244,13 @@ def _seconds(item: Measured) -> Cell:
 
 
 def _differences(item: Measured, reference: Measured, metrics: Sequence[PlanMetric]) -> dict[str, Cell]:
-    """By column, where both rows have every value."""
+    """The paired differences by column, for columns in which both rows have every value."""
     found = {metric.name: _difference(item, reference, metric) for metric in metrics}
     return {name: cell for name, cell in found.items() if cell is not None}
 
 
 def _difference(item: Measured, reference: Measured, metric: PlanMetric) -> Cell | None:
-    """Mean of the per-image differences to the reference row, with its interval; None where one has no value."""
+    """Mean of the per-image differences to the reference row, with its interval; None if a value is missing."""
     if metric.level == "set":
         return None
     values, others = item.values(metric), reference.values(metric)
@@ -260,17 +261,17 @@ def _difference(item: Measured, reference: Measured, metric: PlanMetric) -> Cell
 
 
 def _ranks(rows: Sequence[TableRow], measured: Sequence[Measured], metric: PlanMetric) -> dict[int, tuple[int, bool]]:
-    """Best and second best of a column: (rank, tied) by the index of the row, of those rows alone.
+    """The best and second best rows of a column: (rank, tied) by the index of the row.
 
-    The rows with a value are ordered by their unrounded means. The first of them and every row whose paired 95 %
-    interval against the first includes zero have rank 1. Where the first stands alone, the same rule gives rank 2 among
-    the others; behind several that are tied for best, nobody is second. A rank that several rows share is tied.
+    The rows with a value are ordered by their unrounded means. The first row and every row whose paired 95 % interval
+    against the first includes zero have rank 1. If only the first row has rank 1, the same rule gives rank 2 among the
+    others; otherwise no row has rank 2. A rank that several rows share is tied.
 
-    Nothing is ranked where there is no paired interval: a value of a whole set, a single image, a single row. Nor are
-    seconds: the records of two rows may come from two machines.
+    Without a paired interval nothing is ranked: a value of a whole set, a single image, a single row. Seconds are not
+    ranked either, because the records of two rows may come from two machines.
 
     Args:
-        rows: of one test set, with all their cells.
+        rows: the rows of one test set, with all their cells.
         measured: the records behind each of `rows`, in the same order.
     """
     values = {
@@ -299,7 +300,7 @@ def _tied(values: Sequence[float], others: Sequence[float]) -> bool:
 
 
 def _versions(measured: list[Measured]) -> tuple[str, ...]:
-    """Every library version behind the numbers, as "name version", each once, by name."""
+    """Every library version behind the numbers, as "name version", without duplicates, sorted by name."""
     found = {
         pair
         for item in measured
