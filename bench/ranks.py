@@ -26,7 +26,7 @@ T = TypeVar("T")
 TIMEOUT = timedelta(days=7)
 """How long a process waits for the others: they may finish their shares of a job hours apart."""
 VISIBLE_WITHIN_SECONDS = 120.0
-"""How long a file written on one machine may take to be visible on another (NFS caches attributes for a minute)."""
+"""How long a file written on one machine may take to be visible on another (NFS caches attributes up to a minute)."""
 
 
 class StoppedError(UserError):
