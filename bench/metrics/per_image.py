@@ -136,8 +136,8 @@ def maniqa_scorer(spec: MetricSpec, device: str) -> ImageScorer:
 def untrained_timm() -> Iterator[None]:
     """Makes `timm.create_model` ignore `pretrained=True`.
 
-    pyiqa builds MANIQA on a ViT with ImageNet weights and then overwrites the whole network, with the ViT, by
-    MANIQA's file. The ImageNet weights (346 MB, and a network round trip even if they are cached) have no effect.
+    pyiqa builds MANIQA on a ViT with ImageNet weights and then loads MANIQA's file strictly into the whole network,
+    including the ViT. The ImageNet weights (346 MB, and a network round trip even if they are cached) have no effect.
     """
     import timm
 
