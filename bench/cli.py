@@ -1,4 +1,4 @@
-"""The `bench` command: one verb, one module under `bench/commands/`."""
+"""The `bench` command. Each verb is a module under `bench/commands/`."""
 
 import argparse
 import sys
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0 done, 1 something failed, 2 bad input or a missing requirement."""
+    """Runs a command and returns its exit status: 0 done, 1 something failed, 2 bad input or a missing requirement."""
     args = build_parser().parse_args(argv)
     try:
         return args.func(args)

@@ -1,4 +1,4 @@
-"""Which device a command runs on."""
+"""Chooses the device that a command runs on."""
 
 import ctypes
 import functools
@@ -9,13 +9,13 @@ from tsd.errors import UserError
 
 
 def resolve_device(name: str, rank: Rank = ALONE) -> str:
-    """Resolves `auto` to cuda where torch finds a GPU, else to cpu. In a shared run each process gets its own GPU.
+    """Resolves `auto` to cuda if torch finds a GPU, else to cpu. In a shared run each process gets its own GPU.
 
-    Importing torch takes seconds that a run with nothing left to do need not spend: where nobody asked for a GPU and no
-    driver is found, it is not asked.
+    Importing torch takes seconds, which a run with nothing left to do should not spend. With `auto`, torch is imported
+    only if the driver of a GPU is installed.
 
     Raises:
-        UserError: a GPU was asked for and there is none, or too few, or one for several processes.
+        UserError: a GPU is required and there is none, there are too few, or one is named for several processes.
     """
     if rank.world > 1 and name.startswith("cuda:"):
         raise UserError(f"--device {name} with {rank.world} processes: each takes a GPU of its own; expected cuda")
@@ -40,9 +40,9 @@ def resolve_device(name: str, rank: Rank = ALONE) -> str:
 
 @functools.cache
 def has_nvidia_driver() -> bool:
-    """Whether the library of NVIDIA's driver is there; starts no GPU.
+    """Whether the library of NVIDIA's driver is installed; does not initialise a GPU.
 
-    The loader is asked first: `find_library` needs ldconfig, gcc or ld, which small containers do not have.
+    The dynamic loader is tried first: `find_library` needs ldconfig, gcc or ld, which small containers do not have.
     """
     try:
         ctypes.CDLL("libcuda.so.1")

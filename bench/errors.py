@@ -11,23 +11,23 @@ ABSOLUTE = re.compile(r"(?<![\w.:/~…>-])/(?:[^\s/'\":,;()<>]+/)+")
 
 
 def one_line(error: BaseException) -> str:
-    """Any exception as one line of at most 300 characters, with its type where it is none of ours."""
+    """Any exception as one line of at most 300 characters, with its type unless it is a `UserError`."""
     text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     text = " ".join(text.split())
     return text if len(text) <= 300 else text[:297] + "..."
 
 
 def some(names: Iterable[object], most: int = 3) -> str:
-    """The first of `names`, and how many more there are: "a, b, c and 4 more"; empty for none."""
+    """The first names, and the number of the others: "a, b, c and 4 more"; empty if there are none."""
     listed = [str(name) for name in names]
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
 
 
 def without_paths(text: str, names: Mapping[Path, str] = MappingProxyType({})) -> str:
-    """`text` with known folders under the names given, and of other absolute paths the last part only.
+    """`text` with each known folder replaced by its name, and every other absolute path by its last part.
 
-    Reasons become part of records, which are published and say nothing of the machine.
+    Reasons become part of records, which are published and must not describe the machine.
     """
     for path, name in sorted(names.items(), key=lambda item: -len(str(item[0]))):
         text = text.replace(str(path), name)

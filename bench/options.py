@@ -1,6 +1,6 @@
-"""What a run tells every method: device, precision, folders, seed; and the numbers of the task itself.
+"""The options that a run passes to every method (device, precision, folders, seed), and the constants of the task.
 
-This module is on the ground floor: it imports only `tsd`'s ground, and torch in the two methods that need it.
+This module imports only the ground of `tsd`; torch is imported by the two functions that need it.
 """
 
 import os
@@ -15,29 +15,29 @@ if TYPE_CHECKING:
     import torch
 
 SCALE = 4
-"""Outputs are this many times as wide and as high as inputs."""
+"""Outputs are this many times as wide and as high as their inputs."""
 MIN_SIDE = 16
-"""Every method takes images whose sides have at least this many pixels."""
+"""Every method accepts images with sides of at least this many pixels."""
 SEED_LIMIT = 2**63
-"""Seeds are integers from 0 to below this one."""
+"""Seeds are integers from 0 up to, but not including, this one."""
 DTYPES = get_args(Precision)
 """The names of the precisions a network may compute in."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where and how the methods of a run work.
+    """The options of a run that its methods need.
 
     Attributes:
         device: a torch device ("cpu", "cuda", "cuda:1").
-        dtype: arithmetic of the network: "fp32", "bf16" or "fp16".
+        dtype: precision of the network: "fp32", "bf16" or "fp16".
         data_root: folder of the test sets; None means $TSD_DATA.
         weights_root: folder of weights that cannot be shipped; None means $TSD_WEIGHTS, else ./weights.
-        testset: name of the test set about to be restored, for methods that exist for some sets only.
+        testset: name of the test set to be restored, for methods that exist for some sets only.
         repo_dir: folder with clones or bundles of the methods' repositories; None clones from their addresses.
         cache_root: folder of checkouts and environments; None means $TSD_CACHE, else a folder in ~/.cache.
-        time_limit_seconds: how long a method's process may take over one folder; None means the card's bound.
-        seed: the run's seed, for a process that takes one for all images; else each image has its own.
+        time_limit_seconds: limit for a method's process over one folder; None means the limit of its card.
+        seed: the run's seed. Each image has its own seed, derived from it, unless the method takes one for all images.
     """
 
     device: str = "cpu"
@@ -55,7 +55,7 @@ class RunOptions:
         return Path(self.weights_root or os.environ.get("TSD_WEIGHTS") or "weights")
 
     def weights_place(self, name: str) -> str:
-        """Where the file or folder `name` belongs, in words for footnotes that may be published: no absolute path."""
+        """The place of the file or folder `name`, without an absolute path, since footnotes may be published."""
         return f"$TSD_WEIGHTS/{name} (or under --weights-root, else ./weights)"
 
     def cache(self) -> Path:
@@ -68,14 +68,14 @@ class RunOptions:
         return Path(self.data_root or os.environ.get("TSD_DATA") or "data")
 
     def require_device(self) -> None:
-        """Raises UserError for a GPU that torch does not find, before anything heavy is read."""
+        """Raises UserError if the device is a GPU that torch does not find, before anything heavy is loaded."""
         import torch
 
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise UserError(f"the device is {self.device} but torch finds no CUDA device here; use cpu")
 
     def require_dtype(self) -> None:
-        """Raises UserError for a precision that is none; imports nothing."""
+        """Raises UserError if `dtype` is not a known precision; imports nothing."""
         if self.dtype not in DTYPES:
             raise UserError(f"no precision is named {self.dtype!r}; expected one of {', '.join(DTYPES)}")
 

@@ -1,6 +1,7 @@
-"""Between files and tensors: decoding an input, checking and rounding an output, encoding it as PNG.
+"""Converts between image files and tensors: decodes inputs, checks and rounds outputs, encodes them as PNG.
 
-This is the only place where pixels become 8-bit: clamped to [0, 1] and rounded once, half to even, for every method.
+This is the only place where pixels become 8-bit. For every method they are clamped to [0, 1] and rounded once, half to
+even.
 """
 
 import io
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EIGHT_BIT_MODES = ("RGB", "L", "P")
-"""Pillow's modes of finished images that are taken; gray and palette become RGB."""
+"""The Pillow modes of finished images that are accepted; gray and palette become RGB."""
 OVERSHOOT = 0.5
-"""How far outside [0, 1] an output may reach before it is taken for one of another range (-1..1, 0..255)."""
+"""How far outside [0, 1] an output may reach; one beyond that must have another range (-1..1, 0..255)."""
 
 
 def read_image(path: Path) -> "Tensor":
@@ -58,7 +59,7 @@ def checked_pixels(sr: "Tensor", height: int, width: int) -> "np.ndarray":
 
 
 def output_fault(output: "Image.Image", shown: str, lr_size: tuple[int, int]) -> str:
-    """What is wrong with the size or mode of a finished image; empty where nothing is.
+    """What is wrong with the size or mode of a finished image; empty if nothing is.
 
     Args:
         output: the image that a method made outside the harness.

@@ -1,6 +1,6 @@
-"""Where a number comes from: hashes of files, the seed of each image, versions of libraries, the machine, the commit.
+"""The provenance of a number: hashes of files, the seed of each image, library versions, the machine, the commit.
 
-Nothing here imports torch before `environment` is called.
+Only `environment` imports torch.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ SCORE_LIBRARIES = ("pyiqa", "torch", "torchvision", "timm", "numpy", "scipy", "p
 
 
 def cached_sha256(path: Path) -> str:
-    """As `sha256_file`, for large files: computed again only when size or modification time has changed."""
+    """Like `sha256_file`, for large files: hashes again only if size or modification time has changed."""
     stat = path.stat()
     return _cached_sha256(path, stat.st_size, stat.st_mtime_ns)
 
@@ -43,7 +43,7 @@ def sha256_json(content: Any) -> str:
 def image_seed(seed: int, name: str) -> int:
     """A stable 63-bit seed for restoring image `name` in a run seeded with `seed`.
 
-    Hashed (BLAKE2b), so that neighbouring seeds and names get unrelated streams, and the same on every machine.
+    The seed is a hash (BLAKE2b), so that similar seeds and names get unrelated streams. It is equal on every machine.
     """
     digest = hashlib.blake2b(f"{seed}\x1f{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
@@ -51,7 +51,7 @@ def image_seed(seed: int, name: str) -> int:
 
 @cache
 def versions(libraries: tuple[str, ...]) -> dict[str, str]:
-    """Installed versions by distribution name, without importing anything; what is not installed is left out."""
+    """Versions by distribution name, without importing anything; libraries that are not installed are left out."""
     found = {}
     for name in libraries:
         try:
@@ -62,7 +62,7 @@ def versions(libraries: tuple[str, ...]) -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Commit of the repository this package runs from, with "+changes" where bench or tsd differ from it.
+    """The commit of the repository that this package runs from, with "+changes" if bench or tsd differ from it.
 
     None for an installed package and outside git.
     """
@@ -76,7 +76,7 @@ def git_commit() -> str | None:
 
 
 def environment(device: str, dtype: str) -> dict[str, Any]:
-    """The surroundings of a number: machine, device, threads, dtype, versions and commit. Imports torch."""
+    """The environment of a number: machine, device, threads, dtype, versions and commit. Imports torch."""
     import torch
 
     return {
@@ -95,12 +95,12 @@ def environment(device: str, dtype: str) -> dict[str, Any]:
 
 
 def environment_key(content: dict[str, Any]) -> str:
-    """Twelve hex digits that name an environment in a row."""
+    """The key of an environment in rows: twelve hex digits."""
     return sha256_json(content)[:12]
 
 
 def processor() -> str:
-    """The CPU's model name where the system tells it, else its architecture."""
+    """The model name of the CPU if the system gives it, else its architecture."""
     if sys.platform == "linux":
         with open("/proc/cpuinfo") as handle:
             for line in handle:

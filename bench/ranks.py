@@ -1,9 +1,9 @@
-"""Several processes of one run, started by `accelerate launch`: which of them this is, its share, how they wait.
+"""The processes of one run started by `accelerate launch`: rank, share of the work, and how they wait for one another.
 
-Every process walks through the same jobs in the same order and does its share of each. In between they exchange small
-Python objects (reports, rows, hashes; never tensors) over gloo on the CPU and wait for one another, for days if need
-be. One that fails says so in place of its next exchange, and all stop; one that dies without a word ends the exchange
-of the others, and its launcher ends what is left.
+Every process goes through the same jobs in the same order and does its share of each. In between they exchange small
+Python objects (reports, rows, hashes; never tensors) over gloo on the CPU and wait for one another, for days if
+necessary. A process that fails sends its error in place of its next value, and all stop. When a process is killed, the
+next call of the others fails, and the launcher ends those that remain.
 
 Without a launcher (WORLD_SIZE unset or 1) a run has one process, and neither accelerate nor torch is imported here.
 """
@@ -23,10 +23,10 @@ from bench.errors import one_line
 from tsd.errors import UserError
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=7)
-"""How long a process waits for the others: shares of one job may be hours apart."""
+TIMEOUT = timedelta(days=7)
+"""How long a process waits for the others: they may finish their shares of a job hours apart."""
 VISIBLE_WITHIN_SECONDS = 120.0
-"""How long a file of one machine may take to be visible on another (NFS caches attributes for up to a minute)."""
+"""How long a file written on one machine may take to be visible on another (NFS caches attributes up to a minute)."""
 
 
 class StoppedError(UserError):
@@ -49,11 +49,11 @@ class Rank:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that plans, merges, renders and speaks."""
+        """Whether this is the process that plans, merges, renders and prints."""
         return self.index == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Every `world`-th item, from `index` on: the shares of all processes are the items, each once."""
+        """Every `world`-th item from `index` on: each item is in the share of exactly one process."""
         return items[self.index :: self.world]
 
     def line(self, text: str) -> str:
@@ -64,10 +64,10 @@ ALONE = Rank()
 
 
 def current_rank() -> Rank:
-    """This process by the launcher's variables; `ALONE` without a launcher. It does not join the others yet.
+    """The rank that the launcher's variables give this process; `ALONE` without a launcher. Does not connect yet.
 
     Raises:
-        UserError: some of the variables are there and others not.
+        UserError: some of the variables are set and others are not.
     """
     world = os.environ.get("WORLD_SIZE", "1")
     if world == "1":
@@ -83,10 +83,10 @@ def current_rank() -> Rank:
 
 @contextmanager
 def on_all_ranks() -> Iterator[Rank]:
-    """Gives this process's rank; an error in any process of the run ends all of them, and is printed once.
+    """Yields the rank of this process. An error in any process of the run ends all of them and is printed once.
 
-    SIGTERM (`scancel`, `kill`, a launcher that ends the rest of its processes) is taken for an interrupt, so that the
-    processes of external methods are not left behind.
+    SIGTERM (from `scancel`, `kill`, or a launcher that ends its other processes) is treated as an interrupt, so that
+    the processes of external methods are ended too.
     """
     rank = current_rank()
     if not rank.first:
@@ -99,7 +99,7 @@ def on_all_ranks() -> Iterator[Rank]:
             raise
         raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
     except Exception as error:
-        reasons = _exchange(rank, None, one_line(error)) if rank.world > 1 else []
+        reasons = _all_gather(rank, None, one_line(error)) if rank.world > 1 else []
         if one_line(error) in reasons[: rank.index]:
             raise SystemExit(2) from None
         raise
@@ -107,29 +107,29 @@ def on_all_ranks() -> Iterator[Rank]:
         signal.signal(signal.SIGTERM, before)
 
 
-def exchange(rank: Rank, value: T) -> list[T]:
-    """What every process brings, by rank; picklable. Waits for all of them.
+def all_gather(rank: Rank, value: T) -> list[T]:
+    """Returns the picklable `value` of every process, by rank. Waits for all of them.
 
     Raises:
-        StoppedError: one of them failed, or is no more.
+        StoppedError: one of them failed or was killed.
     """
     if rank.world == 1:
         return [value]
-    return _exchange(rank, value, None)
+    return _all_gather(rank, value, None)
 
 
 def from_first(rank: Rank, make: Callable[[], T]) -> T:
-    """What `make` gives in the first process; the others do not call it and wait for the result."""
-    return cast(T, exchange(rank, make() if rank.first else None)[0])
+    """Returns what `make` returns in the first process. The others wait for it and do not call `make`."""
+    return cast(T, all_gather(rank, make() if rank.first else None)[0])
 
 
-def wait(rank: Rank) -> None:
-    """Returns when every process has come here."""
-    exchange(rank, None)
+def barrier(rank: Rank) -> None:
+    """Returns when every process has called it."""
+    all_gather(rank, None)
 
 
 def wait_until_visible(condition: Callable[[], bool], seconds: float = VISIBLE_WITHIN_SECONDS) -> bool:
-    """Whether `condition` comes true within so many seconds; looks at once, then twice a second."""
+    """Whether `condition` comes true within `seconds`. Checks at once, then twice a second."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -150,24 +150,24 @@ def check_shared(rank: Rank, folder: Path) -> None:
     if rank.first:
         folder.mkdir(parents=True, exist_ok=True)
         path.touch()
-    wait(rank)
+    barrier(rank)
     if not wait_until_visible(path.exists):
         raise UserError(rank.line(f"{folder} is not the folder of process 0: --out must be on a disk that all share"))
-    wait(rank)
+    barrier(rank)
     if rank.first:
         path.unlink()
 
 
-def _exchange(rank: Rank, value: Any, failure: str | None) -> list[Any]:
-    """The values of all processes by rank; to a process that brings a `failure`, the failures of all by rank."""
+def _all_gather(rank: Rank, value: Any, failure: str | None) -> list[Any]:
+    """Returns the values of all processes by rank; in a process that has a `failure`, the failures of all by rank."""
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
     try:
-        PartialState(cpu=True, backend="gloo", timeout=PATIENCE)  # a singleton; joins the others on first use
+        PartialState(cpu=True, backend="gloo", timeout=TIMEOUT)  # a singleton; joins the others on first use
         messages = gather_object([(value, failure)])
     except RuntimeError as error:
-        raise StoppedError(f"another process of this run is no more ({one_line(error)})") from error
+        raise StoppedError(f"another process of this run has ended ({one_line(error)})") from error
     failures = [reason for _, reason in messages]
     if failure is not None:
         return failures

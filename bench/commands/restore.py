@@ -28,7 +28,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bench.ranks import on_all_ranks, wait
+    from bench.ranks import barrier, on_all_ranks
 
     with on_all_ranks() as rank:
         from bench.run.pipeline import Stages
@@ -40,5 +40,5 @@ def run(args: argparse.Namespace) -> int:
         for line in stages.report() if rank.first else ():
             print(line, flush=True)
         status = status_of(stages.failed, rank.first)
-        wait(rank)
+        barrier(rank)
     return status

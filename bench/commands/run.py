@@ -135,7 +135,7 @@ def status_of(failed: Sequence[str], first: bool) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bench.ranks import on_all_ranks, wait
+    from bench.ranks import barrier, on_all_ranks
 
     with on_all_ranks() as rank:
         from bench.run.pipeline import measure
@@ -144,5 +144,5 @@ def run(args: argparse.Namespace) -> int:
         if rank.first:
             print(measured.markdown, end="", flush=True)
         status = status_of(measured.failed, rank.first)
-        wait(rank)  # a process that ends with a status of 1 makes the launcher end the others
+        barrier(rank)  # a process that ends with a status of 1 makes the launcher end the others
     return status

@@ -1,4 +1,4 @@
-"""What a metric is to the harness: facts as data, and a `load` that returns a plain function."""
+"""The interface of a metric: its facts as data, and `load`, which returns a plain function."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ SetScorer = Callable[[Mapping[str, Path], Mapping[str, Path]], float]
 
 
 class CannotScoreError(UserError):
-    """This metric has no value for this image (too small, or undefined); other metrics and images may have."""
+    """The metric has no value for this image (too small, or undefined); other metrics and images may have one."""
 
 
 class MissingWeightsError(UserError):
@@ -35,17 +35,17 @@ class MetricSpec:
     Attributes:
         name: the name on the command line and in records ("psnr").
         display: the name in tables ("PSNR").
-        needs_reference: compares with a ground truth.
-        higher_is_better: direction of the arrow.
-        level: "image": one value per image, the table shows their mean; "set": one value for two sets of images.
+        needs_reference: whether the metric compares with a ground truth.
+        higher_is_better: whether a higher value is better; sets the arrow.
+        level: "image": one value per image, and tables show the mean; "set": one value for two sets of images.
         pyiqa_name: name of the metric in pyiqa ("maniqa-pipal").
-        settings: what pyiqa is told beyond its defaults.
+        settings: arguments for pyiqa that differ from its defaults.
         note: the rest of the protocol in words.
         decimals: digits after the point in tables.
         loader: builds the scorer on a device; called by `load` only after every weight file has been verified.
         weights: files that must be on this machine.
         modules: importable packages it needs, each with the command that installs it.
-        min_sides: smallest (short, long) side in pixels the metric is defined for.
+        min_sides: smallest (short, long) side in pixels for which the metric is defined.
     """
 
     name: str
@@ -68,7 +68,7 @@ class MetricSpec:
 
     @property
     def protocol(self) -> str:
-        """One line that two values must share to be comparable; it changes with the version of pyiqa."""
+        """One line that is equal for comparable values; it changes with the version of pyiqa."""
         settings = ", ".join(f"{key}={value!r}" for key, value in self.settings.items())
         return f"pyiqa {pyiqa_version()} {self.pyiqa_name}({settings}); {self.note}"
 
@@ -76,8 +76,8 @@ class MetricSpec:
         """Builds the metric as a function: `(sr, hr or None) -> float` on paths, or on two mappings name -> path.
 
         Raises:
-            MissingWeightsError: a file is absent. Nothing is ever downloaded here.
-            UserError: a file has not the hash it must have; it is not opened.
+            MissingWeightsError: a file is absent. It is not downloaded.
+            UserError: a file has the wrong hash; it is not opened.
         """
         missing = missing_metric(self)
         if missing:
@@ -95,7 +95,7 @@ def pyiqa_version() -> str:
 
 
 def missing_metric(spec: MetricSpec) -> list[Missing]:
-    """Names what this metric needs and this machine lacks. It looks at file names only, which takes milliseconds."""
+    """Lists what this metric needs and this machine lacks. Only looks at file names, which takes milliseconds."""
     missing = [
         Missing(
             name=f"the Python package {module}",
@@ -115,6 +115,6 @@ def weight_hashes(spec: MetricSpec) -> dict[str, str]:
     """sha256 of every weight file by file name, for records.
 
     Raises:
-        UserError: a file has not the hash it must have, or is absent.
+        UserError: a file is absent or has the wrong hash.
     """
     return {file.name: verified_sha256(file) for file in spec.weights}

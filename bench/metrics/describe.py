@@ -1,4 +1,4 @@
-"""Everything there is to know about one metric, for `bench list METRIC`."""
+"""Describes one metric in full, for `bench list METRIC`."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from tsd.files import human_size
 def description(spec: MetricSpec) -> str:
     """Direction, protocol, and every weight file with its state, size, licence, place, addresses and hash.
 
-    Looks at file names only.
+    Only looks at file names.
     """
     lines = [f"{spec.name}: {spec.display}", ""]
     for title, texts in _facts(spec):

@@ -1,8 +1,9 @@
 """FID and KID: the distance between two sets of images, in the features of pyiqa's Inception network.
 
-Features are pyiqa's own (clean resizing to 299x299, then the 2048 numbers of the last average pooling); the arithmetic
-on them is here. pyiqa takes the square root of a 2048x2048 matrix by `scipy.linalg.sqrtm`: 103 seconds, an imaginary
-part that has to be argued away, and an argument that scipy 1.18 removes. For sets of N images the same trace is
+The features are those of pyiqa (clean resizing to 299x299, then the 2048 numbers of the last average pooling); this
+module has the arithmetic. pyiqa takes the square root of a 2048x2048 matrix by `scipy.linalg.sqrtm`, which takes 103
+seconds, leaves an imaginary part to be dropped, and needs an argument that scipy 1.18 removes. For sets of N images
+the same trace is
 
     Tr (S1 S2)^(1/2) = || X1 X2^T ||_* / sqrt((n1 - 1)(n2 - 1)),    S_i = X_i^T X_i / (n_i - 1), X_i centred (n_i, D),
 
@@ -46,8 +47,7 @@ def fid_from_features(first: np.ndarray, second: np.ndarray) -> float:
 def covariance_factor(features: np.ndarray) -> np.ndarray:
     """A matrix R of at most D rows with R^T R = the sample covariance (divisor n - 1) of `features` (n, D).
 
-    The triangular factor of the centred features rather than the features themselves, so that the cost is bounded by
-    D where n is larger.
+    R is the triangular factor of the centred features, so that the cost is bounded by D if n is larger.
     """
     count = len(features)
     if count < 2:
@@ -58,9 +58,9 @@ def covariance_factor(features: np.ndarray) -> np.ndarray:
 def kid_from_features(first: np.ndarray, second: np.ndarray) -> float:
     """The unbiased squared MMD of two paired feature sets (n, D), n at least 2, with the kernel (x.y / D + 1)^3.
 
-    Row i of both sets belongs to one image. A restored image is not independent of its own ground truth, so the n
-    matched pairs are left out of the cross term, as x_i.x_i is left out of the other two: then all three are averages
-    over n (n - 1) independent pairs, and equal distributions give 0 on average.
+    Row i of both sets belongs to the same image. A restored image is not independent of its ground truth, so the n
+    matched pairs are left out of the cross term, as x_i.x_i is left out of the other two terms. All three are then
+    averages over n (n - 1) independent pairs, and equal distributions give 0 on average.
 
     Raises:
         CannotScoreError: fewer than 2 images.
@@ -117,8 +117,8 @@ def image_features(
 def set_scorer(distance: Distance, network: Callable[["Tensor"], "Tensor"], display: str) -> SetScorer:
     """Makes a function that takes two sets of images with equal names and returns `distance` between their features.
 
-    The features of the ground truth are kept from call to call, so that further methods cost half.
-    The function raises UserError where the two sets do not have the same names.
+    The function keeps the features of the ground truth between calls, which halves the cost of further methods. It
+    raises UserError if the two sets do not have the same names.
     """
     kept: dict[tuple[tuple[Path, int], ...], np.ndarray] = {}
 

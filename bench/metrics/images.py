@@ -1,7 +1,7 @@
-"""Reads the images that are scored: 8-bit RGB exactly as on disk, or a clear refusal.
+"""Reads the images to be scored as 8-bit RGB, exactly as on disk, and refuses all others.
 
-A metric must not guess: a 16-bit file would be cut to 8 bits, an alpha channel dropped, a CMYK image converted with
-whatever profile is at hand, and the number would look like any other.
+A metric must not guess: it would cut a 16-bit file to 8 bits, drop an alpha channel or convert a CMYK image with some
+profile, and nobody would see it from the number.
 """
 
 from pathlib import Path
@@ -33,7 +33,7 @@ def read_rgb8(path: Path) -> np.ndarray:
         if path.stat().st_size == 0:
             raise UnusableImageError(f"{path}: empty file")
         with Image.open(path) as image:
-            # Pillow reads 16-bit RGB as mode RGB and halves the depth; only the raw mode of the tiles tells.
+            # Pillow reads 16-bit RGB as mode RGB with half the depth; only the raw mode of the tiles shows it.
             deep = ";16" in repr(image.tile)
             image.load()
             if "transparency" in image.info or "A" in image.getbands() or "a" in image.getbands():

@@ -1,7 +1,7 @@
 """The eight metrics that give one value per image, computed by pyiqa in the settings behind the paper's tables.
 
-Every scorer reads both images back from disk, 8-bit RGB, no border cropped, one image at a time: a value cannot
-depend on the order or the company of the images.
+Every scorer reads both images from disk, as 8-bit RGB without cropping, one image at a time. So a value does not depend
+on the order of the images or on other images.
 """
 
 from collections.abc import Callable, Iterator
@@ -89,9 +89,9 @@ def size_of(image: "Tensor") -> str:
 def ssim_scorer(spec: MetricSpec, device: str) -> ImageScorer:
     """Computes SSIM in horizontal strips, seven times as fast at 512x512.
 
-    SSIM is the mean over all positions of an 11x11 window. Strips that overlap by 10 rows hold each position once, so
-    the mean of pyiqa's values, weighted by rows of positions, is the same mean (to 1e-15). The whole image at once
-    makes every float64 convolution unfold into 240 MB, and the time goes into mapping that memory.
+    SSIM is the mean over all positions of an 11x11 window. Strips that overlap by 10 rows contain each position once,
+    so the mean of pyiqa's values, weighted by rows of positions, is the same mean (to 1e-15). With the full image every
+    float64 convolution unfolds into 240 MB, and most of the time is spent mapping that memory.
     """
     with guarded_pyiqa():
         import pyiqa
@@ -112,7 +112,7 @@ def ssim_scorer(spec: MetricSpec, device: str) -> ImageScorer:
 
 
 def niqe_scorer(spec: MetricSpec, device: str) -> ImageScorer:
-    """Loads NIQE after a check of its model's content: it is a MATLAB file, and copies differ in their header."""
+    """Loads NIQE after checking the content of its model, since copies of this MATLAB file differ in their headers."""
     from scipy.io import loadmat
 
     path = hub_dir() / NIQE_MODEL.folder / NIQE_MODEL.name
@@ -136,8 +136,8 @@ def maniqa_scorer(spec: MetricSpec, device: str) -> ImageScorer:
 def untrained_timm() -> Iterator[None]:
     """Makes `timm.create_model` ignore `pretrained=True`.
 
-    pyiqa builds MANIQA on a ViT with ImageNet weights and then loads MANIQA's file over the whole network, strictly,
-    ViT included: the ImageNet weights (346 MB, and a network round trip even when they are cached) never count.
+    pyiqa builds MANIQA on a ViT with ImageNet weights and then loads MANIQA's file strictly into the whole network,
+    including the ViT. The ImageNet weights (346 MB, and a network round trip even if they are cached) have no effect.
     """
     import timm
 

@@ -1,4 +1,4 @@
-"""Guards pyiqa: it is imported late, silent on stdout, and unable to download or to run what it loads."""
+"""Guards pyiqa: it is imported late, prints nothing to stdout, and cannot download files or execute what it loads."""
 
 import contextlib
 import io
@@ -17,8 +17,8 @@ from tsd.errors import UserError
 def guarded_pyiqa() -> Iterator[None]:
     """Keeps pyiqa from printing, downloading, and calling `torch.load` without `weights_only=True`.
 
-    pyiqa prints to stdout (which belongs to results), fetches whatever it misses, and unpickles with
-    `weights_only=False`; it also fixes its cache folder at import, which is set here to today's $TORCH_HOME.
+    pyiqa prints to stdout (which is for results), downloads missing files, and unpickles with `weights_only=False`. It
+    also sets its cache folder at import; here it is set to the current $TORCH_HOME.
 
     Raises:
         UserError: pyiqa asked for a file that is not in `bench.metrics.weights`, or a file holds more than tensors.

@@ -1,8 +1,8 @@
-"""The files the metrics need: where each is published, its hash, and where pyiqa, torchvision and CLIP look for it.
+"""The files that metrics need: where each is published, its hash, and where pyiqa, torchvision and CLIP look for it.
 
-All live under torch's hub folder ($TORCH_HOME/hub): `checkpoints` for torchvision's backbones, `pyiqa` for the
-metrics' own weights, `clip` for OpenAI's CLIP. pyiqa opens whatever file carries the right name, with an unpickler
-that can run code; here a file is hashed first, and it is opened only where the hash is the published one.
+All are under torch's hub folder ($TORCH_HOME/hub): `checkpoints` for torchvision's backbones, `pyiqa` for the
+metrics' own weights, `clip` for OpenAI's CLIP. pyiqa opens any file with the right name, with an unpickler that can run
+code. Here a file is hashed first, and it is opened only if the hash is the published one.
 
 MANIQA's file holds the whole network, backbone included, so the ImageNet ViT that pyiqa would fetch first (and then
 overwrite) is not needed: see `bench.metrics.per_image`.
@@ -25,10 +25,10 @@ class MetricFile:
     """One weight file of a metric.
 
     Attributes:
-        name: file name, as the library that loads it expects it.
+        name: file name that the loading library expects.
         folder: folder under $TORCH_HOME/hub: "checkpoints", "pyiqa" or "clip".
         urls: where it is published, mirrors after the original.
-        size_bytes: size, for the user's information; the hash alone decides.
+        size_bytes: size, only for the user's information; the hash decides.
         sha256: the published hash: 64 hex digits, or fewer where only the prefix in the file name is published;
             None for a plain table of numbers that exists in several containers (its hash is recorded instead).
         licence: licence of the weights.
@@ -46,11 +46,11 @@ class MetricFile:
 
     @property
     def where(self) -> str:
-        """Its place, written with the variable that moves it."""
+        """The path, written with the variable that sets its root."""
         return f"$TORCH_HOME/hub/{self.folder}/{self.name}"
 
     def missing(self, display: str, fetch_name: str) -> Missing:
-        """The footnote for this file's absence; `fetch_name` is what `bench fetch` calls it."""
+        """The entry for this file if it is absent; `fetch_name` is the argument of `bench fetch` that gets it."""
         return Missing(
             name=self.name,
             where=self.where,
@@ -63,7 +63,7 @@ class MetricFile:
 
 
 def hub_dir() -> Path:
-    """torch.hub.get_dir() without importing torch: $TORCH_HOME, else $XDG_CACHE_HOME/torch, else ~/.cache/torch."""
+    """`torch.hub.get_dir()` without importing torch: $TORCH_HOME, else $XDG_CACHE_HOME/torch, else ~/.cache/torch."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser() / "hub"
 
@@ -72,7 +72,7 @@ def verified_sha256(file: MetricFile) -> str:
     """Hashes `file` on disk and compares it with the published hash.
 
     Raises:
-        UserError: it is absent, or its hash is not the published one.
+        UserError: the file is absent, or its hash is not the published one.
     """
     path = file.path()
     if not path.is_file():

@@ -1,8 +1,8 @@
-"""The paper's tables as data: which rows and columns each has, on which test sets, and where its own figures stand.
+"""The paper's tables as data: their rows, columns and test sets, and the files of the figures that the paper printed.
 
-A profile says what is measured: `mini` on any machine with what the repository ships, `paper` with the real test sets
-and models. A table without profiles cannot be measured by this version; its published figures are in `bench/paper`.
-A row whose method the harness has no adapter for stays in the table, as dashes with that reason.
+A profile says what is measured: `mini` needs only what the repository ships, `paper` needs the real test sets and
+models. A table without profiles cannot be measured by this version; its published figures are in `bench/paper`. A
+method without an adapter in the harness stays in the table, as not measured.
 """
 
 import csv
@@ -14,13 +14,13 @@ from pathlib import Path
 from tsd.errors import UserError
 
 PAPER_DIR = Path(__file__).parent
-NINE = ("psnr", "ssim", "lpips", "dists", "fid", "niqe", "musiq", "maniqa", "clipiqa")
+PAPER_METRICS = ("psnr", "ssim", "lpips", "dists", "fid", "niqe", "musiq", "maniqa", "clipiqa")
 REAL_SETS = ("drealsr", "realsr", "div2k-val")
 
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of the paper: the method's name in `METHODS`, how the paper writes it, its steps."""
+    """A row of the paper: the method's name in `METHODS`, its name in the paper, and its steps."""
 
     method: str
     display: str
@@ -33,9 +33,9 @@ class Profile:
 
     Attributes:
         rows: methods from top to bottom.
-        allow_missing: whether absent test sets and metrics cost cells (True) or end the run with a list (False).
+        allow_missing: whether absent test sets and metrics leave out cells (True) or end the run with a list (False).
         reference: the row that paired differences refer to.
-        pairs: (method, against): rows that the table is there to set against each other.
+        pairs: (method, against): rows that the table is meant to compare.
     """
 
     testsets: tuple[str, ...]
@@ -84,7 +84,7 @@ TABLES: dict[str, TableSpec] = {
                         TSD_SR_MINI,
                         PaperRow("realesrgan-compact", "Real-ESRGAN (compact)", 1),
                     ),
-                    NINE,
+                    PAPER_METRICS,
                     allow_missing=True,
                 ),
                 "paper": Profile(
@@ -96,7 +96,7 @@ TABLES: dict[str, TableSpec] = {
                         PaperRow("sinsr", "SinSR", 1),
                         TSD_SR,
                     ),
-                    NINE,
+                    PAPER_METRICS,
                     allow_missing=False,
                 ),
             },
@@ -115,7 +115,7 @@ TABLES: dict[str, TableSpec] = {
                         PaperRow("teacher-1", "Mini teacher, 1 step", 1),
                         TSD_SR_MINI,
                     ),
-                    NINE,
+                    PAPER_METRICS,
                     allow_missing=True,
                     pairs=(("tsd-sr-mini", "teacher-20"), ("tsd-sr-mini", "teacher-1")),
                 ),
@@ -132,7 +132,7 @@ TABLES: dict[str, TableSpec] = {
                         PaperRow("addsr-4", "AddSR", 4),
                         TSD_SR,
                     ),
-                    NINE,
+                    PAPER_METRICS,
                     allow_missing=False,
                 ),
             },
@@ -153,7 +153,7 @@ TABLES: dict[str, TableSpec] = {
                         PaperRow("osediff-mini", "OSEDiff recipe (VSD only), mini base", 1),
                         TSD_SR_MINI,
                     ),
-                    NINE,
+                    PAPER_METRICS,
                     allow_missing=True,
                     pairs=(("tsd-sr-mini-sd2", "osediff-mini-sd2"), ("tsd-sr-mini", "osediff-mini")),
                 ),
@@ -181,13 +181,13 @@ TABLES: dict[str, TableSpec] = {
                 "mini": Profile(
                     ("mini",),
                     (BICUBIC, *GANS, PaperRow("realesrgan-compact", "Real-ESRGAN (compact)", 1), TSD_SR_MINI),
-                    NINE,
+                    PAPER_METRICS,
                     allow_missing=True,
                 ),
                 "paper": Profile(
                     REAL_SETS,
                     (BICUBIC, *GANS, TSD_SR),
-                    NINE,
+                    PAPER_METRICS,
                     allow_missing=False,
                 ),
             },
@@ -200,7 +200,7 @@ def get_profile(table: str, profile: str) -> tuple[TableSpec, Profile]:
     """The table and its profile.
 
     Raises:
-        UserError: no such table or profile; the message lists what there is.
+        UserError: no such table or profile; the message lists those that exist.
     """
     if table not in TABLES:
         near = difflib.get_close_matches(table, TABLES, n=1)
@@ -217,12 +217,12 @@ def get_profile(table: str, profile: str) -> tuple[TableSpec, Profile]:
 
 
 def pairs_of(table: str, profile: str) -> tuple[tuple[str, str], ...]:
-    """The pairs of a table's profile; none where this version does not know it."""
+    """The pairs of a table's profile; empty if this version does not know the profile."""
     spec = TABLES.get(table)
     return spec.profiles[profile].pairs if spec and profile in spec.profiles else ()
 
 
 def paper_figures(file: str) -> list[dict[str, str]]:
-    """Rows of one of the paper's tables as printed there, column name -> text."""
+    """The rows of one of the paper's tables as printed, as column name -> text."""
     with open(PAPER_DIR / file, newline="") as handle:
         return list(csv.DictReader(handle))

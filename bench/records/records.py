@@ -1,4 +1,4 @@
-"""The only reader and writer of records: what was restored, what was scored, and what a table consists of.
+"""Reads and writes records: what was restored, what was scored, and what a table consists of.
 
 Under the output folder of a run:
 
@@ -6,28 +6,28 @@ Under the output folder of a run:
     records/<test set>/<method>/run.json              what produced the images: method, weights, settings, environments
     records/<test set>/<method>/images.jsonl          one line per restored image
     records/<test set>/<method>/scores.<metric>.jsonl one line per score
-    records/<test set>/<method>/<file>.rank<N>.<ending>   of the N-th process of a shared run, until it is merged
+    records/<test set>/<method>/<file>.rank<N>.<ending>   rows of process N of a shared run, until they are merged
     images/<test set>/<method>/<name>.png             the images (not tracked by git)
     images/.work/<test set>/<method>[.rank<N>]/       inputs, outputs and logs of a method's own process
     superseded/                                       records moved aside by `--redo`
 
-A row is appended with one write and flushed to disk, so a kill at any instant leaves whole lines and at most one torn
-line without its newline at the end. Reading ignores that torn line (its work is done again) and the next append
-removes it. Any other line that is not a valid row is an error with file and line number: a record that cannot be
-read is never skipped. Of two rows for one key the later counts; a finished file is rewritten in order, atomically.
-Why there is no result is written without this machine's absolute paths.
+A row is appended with one write and flushed to disk, so a kill at any time leaves complete lines and at most one torn
+line without a newline at the end. Reading ignores that torn line (its work is done again) and the next append removes
+it. Any other line that is not a valid row is an error with file and line number: a record that cannot be read is never
+skipped. If a key has two rows, the later one counts. A finished file is rewritten in order, atomically. Error messages
+are recorded without this machine's absolute paths.
 
-In a shared run (bench/ranks.py) every process but the first writes to files of its own. Readers see them together
-with the one file, and the first process merges them into it when a job is done, or when a killed one is resumed.
+In a shared run (bench/ranks.py) every process except the first writes to its own files. Readers see all files
+together. The first process merges them when a job is done or when a killed run is resumed.
 
-Standard library only: a table must be renderable without torch.
+This module imports only the standard library and the ground: a table must be renderable without torch.
 """
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -54,10 +54,10 @@ RowT = TypeVar("RowT", ImageRow, ScoreRow)
 
 
 class Records:
-    """The records under one output folder. Nothing is created before something is written.
+    """The records under one output folder. The folder is created when something is first written.
 
     Args:
-        rank: of this process in a shared run. Only the first (0) moves, merges and finishes files.
+        rank: the rank of this process in a shared run. Only rank 0 moves, merges and finishes files.
     """
 
     def __init__(self, out: Path, rank: int = 0) -> None:
@@ -77,7 +77,7 @@ class Records:
         return MethodRecords(self.out, testset, method, self.rank)
 
     def measured(self) -> list[tuple[str, str]]:
-        """(test set, method) of everything that has a run, in alphabetical order."""
+        """Every (test set, method) that has a run, in alphabetical order."""
         runs = [from_json(Restoration, _read_object(path), path) for path in sorted(self.root.glob("*/*/run.json"))]
         return [(run.testset, run.method) for run in runs]
 
@@ -96,13 +96,13 @@ class Records:
         _write_object(self.root / f"{plan.table}.json", asdict(plan))
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Holds the output folder for this run; the kernel lets go when the process ends, however it ends.
+    def lock(self) -> Generator[None]:
+        """Locks the output folder for this run. The kernel releases the lock when the process ends, however it ends.
 
-        In a shared run the first process holds it for all.
+        In a shared run the first process holds the lock for all.
 
         Raises:
-            UserError: another process holds it. On systems without `fcntl` (Windows) nothing is checked.
+            UserError: another process holds the lock. Systems without `fcntl` (Windows) have no lock.
         """
         try:
             import fcntl
@@ -122,7 +122,7 @@ class Records:
                     f"another `bench` run is writing to {self.out}: wait for it, or choose another --out"
                 ) from None
             for folder in (self.root, path.parent):
-                for leftover in folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
+                for leftover in folder.rglob(".*.tmp"):  # left by a process that was killed while writing
                     if leftover.is_file():
                         leftover.unlink()
             yield
@@ -132,11 +132,11 @@ class Records:
 class MethodRecords:
     """The records of one method on one test set, as one process of a run reads and writes them.
 
-    Reading sees the rows of all processes; writing goes to the files of this one.
+    Reading returns the rows of all processes. Writing goes to the files of this process.
 
     Attributes:
         out: the output folder of the run.
-        rank: of this process. Only the first (0) may call `finish`, `finish_scores`, `set_aside` and `clear_work`.
+        rank: the rank of this process. Only rank 0 may call `finish`, `finish_scores`, `set_aside` and `clear_work`.
     """
 
     out: Path
@@ -150,12 +150,12 @@ class MethodRecords:
 
     @property
     def work_folder(self) -> Path:
-        """Where a method's own process works; it lies beside the images, which git ignores."""
+        """The folder for a method's own process, beside the images, which git ignores."""
         name = f"{self.method}.rank{self.rank}" if self.rank else self.method
         return self.out / "images" / ".work" / self.testset / name
 
     def clear_work(self) -> None:
-        """Removes what processes of the method left to be resumed, of all ranks; their logs stay."""
+        """Removes what the method's processes of all ranks left to be resumed, but keeps their logs."""
         place = self.out / "images" / ".work" / self.testset
         for folder in (place / self.method, *place.glob(f"{self.method}.rank*")):
             for left in folder.iterdir() if folder.is_dir() else ():
@@ -183,7 +183,7 @@ class MethodRecords:
         _append(_of_rank(self._images, self.rank), row)
 
     def images_bytes(self, rank: int) -> int:
-        """How much the process of this rank has written, as seen from here; 0 without a file."""
+        """The size in bytes of the file of process `rank`, as this process sees it; 0 without a file."""
         return _size(_of_rank(self._images, rank))
 
     def image_path(self, name: str) -> Path:
@@ -200,22 +200,22 @@ class MethodRecords:
         return sorted({re.sub(r"^scores\.|(\.rank\d+)?\.jsonl$", "", path.name) for path in paths})
 
     def scores(self, metric: str) -> dict[str, ScoreRow]:
-        """The last row of every image, by name; of a set-level metric the one row `WHOLE_SET`."""
+        """The last row of every image, by name. A set-level metric has one row, named `WHOLE_SET`."""
         return _read_rows(ScoreRow, self._scores(metric))
 
     def add_score(self, row: ScoreRow) -> None:
         _append(_of_rank(self._scores(row.metric), self.rank), row)
 
     def scores_bytes(self, metric: str, rank: int) -> int:
-        """How much the process of this rank has written, as seen from here; 0 without a file."""
+        """The size in bytes of the file of process `rank`, as this process sees it; 0 without a file."""
         return _size(_of_rank(self._scores(metric), rank))
 
     def finish_scores(self, metric: str, order: Iterable[str]) -> None:
-        """Merges the scores that all processes wrote and puts them in `order`."""
+        """Merges the scores of all processes and sorts them by `order`."""
         _finish(ScoreRow, self._scores(metric), order)
 
     def finish(self, order: Iterable[str]) -> None:
-        """Merges images and run that all processes wrote, images in `order`; drops environments without a row."""
+        """Merges the images and runs of all processes, sorts images by `order`, drops environments without a row."""
         _finish(ImageRow, self._images, order)
         run = self.run()
         if run is not None:
@@ -225,7 +225,7 @@ class MethodRecords:
             _remove(_parts(self._run)[1:])
 
     def set_aside(self) -> Path:
-        """Moves the records to `superseded/`; returns where they are now."""
+        """Moves the records to `superseded/` and returns their new folder."""
         place = self.out / "superseded" / self.testset
         for number in range(1, 10_000):
             target = place / f"{self.method}.{number}"
@@ -258,18 +258,18 @@ def _append(path: Path, row: ImageRow | ScoreRow) -> None:
             handle.seek(size - 1)
             if handle.read(1) != b"\n":  # torn by a kill in the middle of the last append
                 handle.seek(0)
-                handle.truncate(_whole_lines(handle.read()))
+                handle.truncate(_complete_length(handle.read()))
         handle.write(line.encode())
         os.fsync(handle.fileno())
 
 
 def _of_rank(path: Path, rank: int) -> Path:
-    """The file in which a process writes: `images.jsonl` for the first, `images.rank2.jsonl` for the third."""
+    """The file that a process writes: `images.jsonl` for rank 0, `images.rank2.jsonl` for rank 2."""
     return path.with_name(f"{path.stem}.rank{rank}{path.suffix}") if rank else path
 
 
 def _parts(path: Path) -> list[Path]:
-    """`path`, which need not exist, and those of the other processes of a shared run, which are newer."""
+    """`path`, which need not exist, and the same file of the other processes of a shared run, whose rows are newer."""
     return [path, *sorted(path.parent.glob(f"{path.stem}.rank*{path.suffix}"))]
 
 
@@ -282,15 +282,15 @@ def _remove(paths: Iterable[Path]) -> None:
         path.unlink()
 
 
-def _whole_lines(data: bytes) -> int:
+def _complete_length(data: bytes) -> int:
     """Length of `data` up to and including its last newline."""
     return data.rfind(b"\n") + 1
 
 
 def _finish(cls: type[RowT], path: Path, order: Iterable[str]) -> None:
-    """Rewrites a file with one row per key, in `order`, then rows that `order` does not name, as they came.
+    """Rewrites a file with one row per key: first in `order`, then the rows that `order` does not name, as they came.
 
-    With it are merged, and removed, those of the other processes of a shared run.
+    The files of the other processes of a shared run are merged into it and removed.
     """
     if not any(part.exists() for part in _parts(path)):
         return
@@ -314,7 +314,7 @@ def _read_rows(cls: type[RowT], path: Path) -> dict[str, RowT]:
 def _read_part(cls: type[RowT], path: Path) -> dict[str, RowT]:
     data = path.read_bytes()
     rows: dict[str, RowT] = {}
-    for number, line in enumerate(data[: _whole_lines(data)].splitlines(), start=1):
+    for number, line in enumerate(data[: _complete_length(data)].splitlines(), start=1):
         where = f"{path}, line {number}"
         try:
             raw = json.loads(line)

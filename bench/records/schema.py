@@ -1,13 +1,13 @@
-"""What a record is: the row types, the plan of a table, their validation, and when a score still counts.
+"""The schema of records: row types, the plan of a table, their validation, and the rule for when a score still counts.
 
-Standard library only, like everything between a record and a table.
+This module imports only the standard library and the ground, like everything between a record and a table.
 """
 
 import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from tsd.errors import UserError
 
@@ -15,9 +15,9 @@ SCHEMA = 1
 WHOLE_SET = "*"
 """The name in the row of a set-level score."""
 EXTERNAL = "external"
-"""Key in an environment: what the method's own process ran in, where it has one."""
+"""Key in an environment: the environment of the method's own process, if it has one."""
 DESCRIPTIONS = ("remarks", "patch_reasons")
-"""Keys of a method's account that are for readers and decide no number: other words are no other method."""
+"""Keys of a method's provenance that are for readers and change no number: editing them does not make records stale."""
 
 
 class RecordError(UserError):
@@ -34,13 +34,14 @@ class ImageRow:
 
     Attributes:
         name: the image's name in its test set (stem).
-        seed: the image's own, as the method was given it; None for published outputs and methods without one.
-        lr_sha256, hr_sha256, sr_sha256: of the files, input, ground truth, output. `sr_sha256` is None on failure.
-        width, height: of the output, in pixels.
-        seconds: of `restore` alone, without loading the method, decoding, encoding; None where nothing was run
-            here, or a process of its own over the whole folder.
+        seed: the seed that the method got for this image; None for published outputs and methods without seeds.
+        lr_sha256, hr_sha256, sr_sha256: hashes of the files of input, ground truth and output. `sr_sha256` is None
+            on failure.
+        width, height: size of the output in pixels.
+        seconds: time of `restore` alone, without loading the method, decoding and encoding; None on
+            failure, for published outputs, and for methods that run in their own process over the whole folder.
         environment: key into `Restoration.environments`.
-        error: None, or one line saying what went wrong.
+        error: one line that says what went wrong; None on success.
     """
 
     name: str
@@ -64,13 +65,13 @@ class ScoreRow:
     """One value of one metric: for one image, or for a whole set (`name` is `WHOLE_SET`).
 
     Attributes:
-        sr_sha256, hr_sha256: of the files that were compared. For a set, `sr_sha256` is `set_sha256` over names and
+        sr_sha256, hr_sha256: hashes of the compared files. For a set, `sr_sha256` is `set_sha256` over names and
             files of both sides, and `hr_sha256` is None.
         n: number of images behind the value.
         protocol: the metric's protocol line; a row counts only under the same protocol.
         weights: sha256 of the metric's weight files by file name.
-        versions: of the libraries that computed it.
-        error: None, or one line saying why there is no value.
+        versions: versions of the libraries that computed it.
+        error: one line that says why there is no value; None if there is one.
     """
 
     metric: str
@@ -94,9 +95,9 @@ class Restoration:
     """What produced the images of one method on one test set.
 
     Attributes:
-        seed: the run's seed, from which each image's is derived.
-        provenance: the method's own account of its weights and settings. With method and seed it is, but for
-            `DESCRIPTIONS`, the identity of the run: records of two identities are never mixed.
+        seed: the run's seed, from which the seed of each image is derived.
+        provenance: the method's statement of its weights and settings. Method, seed and provenance without
+            `DESCRIPTIONS` are the identity of the run: records of two identities are never mixed.
         environments: machine, device, threads, versions and git commit of every process that added rows, by key.
     """
 
@@ -108,13 +109,13 @@ class Restoration:
     environments: dict[str, dict[str, Any]]
 
     def identity(self) -> dict[str, Any]:
-        account = {key: value for key, value in self.provenance.items() if key not in DESCRIPTIONS}
-        return {"method": self.method, "seed": self.seed, **account}
+        provenance = {key: value for key, value in self.provenance.items() if key not in DESCRIPTIONS}
+        return {"method": self.method, "seed": self.seed, **provenance}
 
 
 @dataclass(frozen=True)
 class PlanSet:
-    """A test set of a table. `names` are the images every average must consist of; `total` is the full set's size."""
+    """A test set of a table. Every average is over exactly the images `names`; `total` is the size of the full set."""
 
     name: str
     display: str
@@ -124,7 +125,7 @@ class PlanSet:
 
 @dataclass(frozen=True)
 class PlanMethod:
-    """A row of a table. `missing` says by test set what kept it from running, one line per file."""
+    """A row of a table. `missing` says for each test set what kept the method from running, one line per file."""
 
     name: str
     display: str
@@ -148,7 +149,7 @@ class PlanMetric:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a table consists of: written when a run starts, so that a table can be rendered from records alone."""
+    """What a table consists of. It is written when a run starts, so that a table can be rendered from records alone."""
 
     table: str
     title: str
@@ -162,7 +163,7 @@ class Plan:
 
 
 def valid_scores(rows: Mapping[str, ScoreRow], images: Mapping[str, ImageRow], protocol: str) -> dict[str, ScoreRow]:
-    """Those image-level scores, with a value, that belong to the images as they are recorded now."""
+    """The image-level scores that have a value and belong to the images as they are recorded now."""
     return {
         name: row
         for name, row in rows.items()
@@ -176,7 +177,7 @@ def valid_scores(rows: Mapping[str, ScoreRow], images: Mapping[str, ImageRow], p
 def valid_set_score(
     rows: Mapping[str, ScoreRow], images: Mapping[str, ImageRow], names: list[str], protocol: str
 ) -> ScoreRow | None:
-    """The set-level score, with a value, of exactly these images as they are recorded now."""
+    """The set-level score of exactly these images as they are recorded now; None if it is missing or has no value."""
     row = rows.get(WHOLE_SET)
     if row is None or row.value is None or row.protocol != protocol or not all(name in images for name in names):
         return None
@@ -184,14 +185,14 @@ def valid_set_score(
 
 
 def set_sha256(images: Mapping[str, ImageRow], names: list[str]) -> str:
-    """One hash over a set: names with the sha256 of output and ground truth. Changes when any of them does."""
+    """One hash over the names and the sha256 of outputs and ground truths of a set. It changes if any of them does."""
     lines = [f"{name} {images[name].sr_sha256} {images[name].hr_sha256}\n" for name in sorted(names)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def check_schema(raw: Any, where: object) -> dict[str, Any]:
-    """`raw` without its schema number, once that is known to be ours."""
-    if not isinstance(raw, dict):
+    """Checks the schema number of a record; returns the record without it."""
+    if not _is_object(raw):
         raise RecordError(f"{where}: expected a JSON object, found {type(raw).__name__}")
     schema = raw.pop("schema", None)
     if schema != SCHEMA:
@@ -205,16 +206,21 @@ def check_schema(raw: Any, where: object) -> dict[str, Any]:
 T = TypeVar("T")
 
 
-def from_json(cls: type[T], raw: dict[str, Any], where: object) -> T:
-    """An instance of a dataclass from its JSON object: exactly its keys, each of its type."""
+def from_json(cls: type[T], raw: Any, where: object) -> T:
+    """Builds a dataclass from a JSON object, which must have exactly its fields, each of the right type."""
     expected = {field.name: field.type for field in fields(cls)}  # type: ignore[arg-type]
-    if not isinstance(raw, dict) or set(raw) != set(expected):
-        found = sorted(raw) if isinstance(raw, dict) else type(raw).__name__
+    if not _is_object(raw) or set(raw) != set(expected):
+        found = sorted(raw) if _is_object(raw) else type(raw).__name__
         raise RecordError(f"{where}: a {cls.__name__} has the keys {sorted(expected)}, found {found}")
     for name, kind in expected.items():
         if not _matches(raw[name], str(getattr(kind, "__name__", kind)) if isinstance(kind, type) else str(kind)):
             raise RecordError(f"{where}: `{name}` must be {kind}, found {raw[name]!r}")
     return cls(**raw)
+
+
+def _is_object(raw: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a JSON value is an object, whose keys are text."""
+    return isinstance(raw, dict)
 
 
 def _matches(value: Any, kind: str) -> bool:

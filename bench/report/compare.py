@@ -1,7 +1,7 @@
-"""Two sets of records, value by value: what a change of the code moved. For CI.
+"""Compares two sets of records value by value, to show what a change of the code moved. For CI.
 
 Every per-image value of the old records must be in the new ones, under the same protocol, and within the metric's
-tolerance. Seconds are not compared. Averages are not looked at: they hide what cancels.
+tolerance. Seconds are not compared. Neither are averages: they hide changes that cancel.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from bench.records.records import Records
 from tsd.errors import UserError
 
-# Twice to ten times what the same code was seen to move between processors (one 8-bit level at single pixels).
+# Two to ten times the differences observed between processors with the same code (one 8-bit level at single pixels).
 TOLERANCES: dict[str, float] = {
     "psnr": 0.02,
     "ssim": 0.001,
@@ -42,7 +42,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The outcome: how many values were compared, which failed, the largest change by metric."""
+    """The result: number of compared values, failures, and the largest absolute change by metric."""
 
     compared: int
     failures: tuple[Difference, ...]
@@ -55,7 +55,7 @@ def compare(old: Records, new: Records, tolerances: Mapping[str, float], *, subs
     Args:
         tolerances: largest allowed absolute change by metric, over the defaults in `TOLERANCES`.
         subset: `new` measured only some methods, images or metrics, and only those are compared (not values of
-            whole sets, which depend on N); a value of theirs that is gone is still a failure.
+            whole sets, which depend on N). If a value of these is gone, that is still a failure.
 
     Raises:
         UserError: a folder has no records, or a metric has no tolerance.

@@ -1,8 +1,8 @@
-"""What a reader sees of a `Table`, laid out once for Markdown and LaTeX. The only place that rounds and marks.
+"""Lays out a `Table` for Markdown and LaTeX. This is the only module that rounds and marks.
 
-Per test set: the means, the paired differences to the reference row, and the half-widths of the intervals; then what
-the paper printed, what the methods remark on themselves, and how it was measured. Rows and columns that nobody could
-measure are no rows and columns of dashes but a sentence below; a cell that is missing alone is a dash with a footnote.
+Each test set gets the means, the paired differences to the reference row, and the half-widths of the intervals. The
+paper's figures, the remarks of the methods and the conditions of measurement follow. A row or column without any value
+becomes a sentence below the table; a single missing cell becomes a dash with a footnote.
 
 Text is plain, with commands and file names between backticks.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bench.report.reasons import Reason, in_short, sentences, together
+from bench.report.reasons import Reason, merged_reason, sentences, short_reason
 from bench.report.summarize import SECONDS, Cell, HeaderCell, Section, Table, TableRow
 
 DASH = "—"
@@ -33,7 +33,7 @@ PAPER_FACTS = {"dataset": "Dataset", "method": "Method", "steps": "Steps", "base
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell as it is printed; `tied` adds `TIE` behind it."""
+    """One printed cell; `tied` puts `TIE` after it."""
 
     text: str
     style: Literal["plain", "bold", "italic"] = "plain"
@@ -45,11 +45,11 @@ class Grid:
     """One printed table.
 
     Attributes:
-        caption: what it shows, above it; empty for the first of a chapter, whose heading says it.
+        caption: what the table shows, printed above it; empty for the first of a chapter, whose heading says it.
         headers: columns named in `TEXT_COLUMNS` hold text, all others numbers.
-        rows: cells from left to right; without rows the notes alone are printed.
-        legend: how to read it, below it; may be empty.
-        notes: what is missing in it and why, a line each.
+        rows: cells from left to right; without rows only the notes are printed.
+        legend: how to read the table, printed below it; may be empty.
+        notes: what is missing and why, one line each.
     """
 
     caption: str
@@ -61,9 +61,9 @@ class Grid:
 
 @dataclass(frozen=True)
 class Chapter:
-    """Grids under one heading; `heading` is None where the document's title is heading enough.
+    """Grids under one heading; `heading` is None if the document's title is enough.
 
-    `subject` says without the heading what the grids are about ("One-step methods, measured on Mini (N = 18)").
+    `subject` says what the grids are about, for captions ("One-step methods, measured on Mini (N = 18)").
     """
 
     heading: str | None
@@ -73,7 +73,7 @@ class Chapter:
 
 @dataclass(frozen=True)
 class Document:
-    """Everything to print, in this order. `lists` are (title, lines)."""
+    """Everything to print, in the order of the fields. `lists` are (title, lines)."""
 
     title: str
     about: str
@@ -85,12 +85,12 @@ def lay_out(table: Table, paper: Sequence[dict[str, str]]) -> Document:
     """The document of a table.
 
     Args:
-        paper: the rows that the paper printed, as in `bench/paper`; none for a table without.
+        paper: the rows that the paper printed, as in `bench/paper`; empty if there are none.
     """
     several = len(table.sections) > 1
     chapters = [_chapter(table, section, several) for section in table.sections]
     if paper:
-        chapters.append(_paper(table, relevant(table, paper)))
+        chapters.append(_paper(table, relevant_rows(table, paper)))
     remarks = [
         f"{row.display}: {remark}" for section in table.sections for row in section.rows for remark in row.remarks
     ]
@@ -103,8 +103,8 @@ def lay_out(table: Table, paper: Sequence[dict[str, str]]) -> Document:
     )
 
 
-def relevant(table: Table, paper: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """The paper's rows for the test sets of the table; all of them where the paper has none of these sets."""
+def relevant_rows(table: Table, paper: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The paper's rows for the test sets of the table; all rows if the paper has none of these sets."""
     shown = {section.display for section in table.sections}
     return [row for row in paper if row.get("dataset") in shown] or list(paper)
 
@@ -124,7 +124,7 @@ def _chapter(table: Table, section: Section, several: bool) -> Chapter:
 
 
 def _without_number(title: str) -> str:
-    """The title as a caption that LaTeX numbers: "One-step methods" for "Table 1: one-step methods"."""
+    """The title without its number, for LaTeX: "One-step methods" for "Table 1: one-step methods"."""
     text = title.partition(": ")[2] or title
     return text[:1].upper() + text[1:]
 
@@ -132,9 +132,9 @@ def _without_number(title: str) -> str:
 def _means(table: Table, section: Section) -> Grid:
     rows = [row for row in section.rows if not row.reasons]
     columns = [c for c in table.columns if any(row.cells[c.name].value is not None for row in rows)]
-    unrestored = [(row.display, in_short(row.reasons, [row.display])) for row in section.rows if row.reasons]
+    unrestored = [(row.display, short_reason(row.reasons, [row.display])) for row in section.rows if row.reasons]
     unmeasured = [
-        (column.display, together(_why(row, column) for row in rows))
+        (column.display, merged_reason(_reason(row, column) for row in rows))
         for column in table.columns
         if rows and column not in columns
     ]
@@ -145,7 +145,7 @@ def _means(table: Table, section: Section) -> Grid:
     ]
     notes = [f"[{number}] {reason.phrase()}" for reason, number in footnotes.items()]
     notes += [*sentences(unmeasured), *sentences(unrestored)]
-    if not all(reason.whole for reason in [*footnotes, *(reason for _, reason in unmeasured + unrestored)]):
+    if not all(reason.complete for reason in [*footnotes, *(reason for _, reason in unmeasured + unrestored)]):
         notes.append(f"`bench list NAME` says what a metric or a method needs; `{table.name}.csv` has reasons in full.")
     return Grid(
         caption="",
@@ -156,16 +156,16 @@ def _means(table: Table, section: Section) -> Grid:
     )
 
 
-def _why(row: TableRow, column: HeaderCell) -> Reason:
+def _reason(row: TableRow, column: HeaderCell) -> Reason:
     subjects = [f"{column.display} of {row.display}", column.display, row.display]
-    return in_short(row.cells[column.name].reasons, subjects)
+    return short_reason(row.cells[column.name].reasons, subjects)
 
 
 def _value(row: TableRow, column: HeaderCell, footnotes: dict[Reason, int]) -> Entry:
-    """The value with its mark, or a dash with the number of its footnote; equal reasons share one."""
+    """The value with its mark, or a dash with the number of its footnote; equal reasons share a footnote."""
     cell = row.cells[column.name]
     if cell.value is None:
-        number = footnotes.setdefault(_why(row, column), len(footnotes) + 1)
+        number = footnotes.setdefault(_reason(row, column), len(footnotes) + 1)
         return Entry(f"{DASH} [{number}]")
     text = f"{cell.value:.{column.decimals}f}"
     if cell.rank is None:
@@ -209,7 +209,7 @@ def _pairs(table: Table, section: Section) -> Grid | None:
     columns = [c for c in table.columns if any(c.name in pair.differences for pair in section.pairs)]
     if not columns:
         return None
-    finer = [replace(column, decimals=column.decimals + 2) for column in columns]  # these differ by little
+    finer = [replace(column, decimals=column.decimals + 2) for column in columns]  # these differences are small
     return Grid(
         caption="What this table is about: each method against the other on the same base, image by image",
         headers=("Method", "Against", *(_title(column) for column in columns)),
@@ -263,7 +263,7 @@ def _half_width(cell: Cell, column: HeaderCell) -> Entry:
 
 
 def _paper(table: Table, rows: Sequence[dict[str, str]]) -> Chapter:
-    """What the paper printed, in the columns that the table is planned to have; in all where it shares none."""
+    """What the paper printed, in the columns of the plan; in all columns if they share no metric."""
     planned = {column.name for column in table.columns}
     shared = [key for key in rows[0] if key in PAPER_FACTS or key in planned]
     keys = shared if any(key in planned for key in shared) else list(rows[0])

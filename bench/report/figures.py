@@ -1,8 +1,8 @@
 """The picture beside a table: input, every method and the ground truth, each with one detail enlarged below it.
 
-Nothing is chosen by hand: the images are spread evenly over the test set, and the enlarged window is where the ground
-truth has most of what a x4 smaller image cannot hold, or, in a set without one, where the input has most detail. Every
-tile is drawn from the PNG whose hash is in the records, and carries the PSNR recorded for it.
+Nothing is chosen by hand. The images are spread evenly over the test set. The enlarged window is where the ground truth
+has the most detail that a x4 smaller image cannot hold; without a ground truth, where the input has the most detail.
+Every tile is drawn from the PNG whose hash is in the records, with its recorded PSNR as caption.
 """
 
 import io
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from bench.testsets.manifest import TestImage, TestSet
 
 TILE = 240
-"""Width and height in pixels of a whole image and of its detail."""
+"""Width and height in pixels of a drawn image and of its detail."""
 WINDOW = 80
-"""Side of the detail in pixels of the ground truth: shown three times enlarged, pixel by pixel."""
+"""Side of the detail in pixels of the ground truth; drawn three times as large, without interpolation."""
 ROWS = 3
 GAP = 6
 HEADER = 60
@@ -36,19 +36,19 @@ TAG = "inputs-sha256"
 
 
 def draw_figure(records: Records, plan: Plan, testset: "TestSet", path: Path) -> bool:
-    """Writes the grid of `testset` to `path`, unless it is there already, drawn from the same images.
+    """Writes the grid of `testset` to `path`, unless the file exists and was drawn from the same images.
 
-    Returns False, and writes nothing, where no method's images are on disk as recorded.
+    Returns False and writes nothing if no method's images are on disk as recorded.
     """
     images = spread(list(testset.images), ROWS)
     found = [(method, records.of(testset.name, method.name)) for method in plan.methods]
-    found = [(method, restored) for method, restored in found if _complete(restored, images)]
+    found = [(method, method_records) for method, method_records in found if _complete(method_records, images)]
     if not found:
         return False
-    psnr = {method.name: _psnr(restored, plan) for method, restored in found}
+    psnr = {method.name: _psnr(method_records, plan) for method, method_records in found}
     drawn = [
-        (method.display, restored.images()[image.name].sr_sha256, psnr[method.name])
-        for method, restored in found
+        (method.display, method_records.images()[image.name].sr_sha256, psnr[method.name])
+        for method, method_records in found
         for image in images
     ]
     layout = [TILE, WINDOW, ROWS, GAP, HEADER, CAPTION, STEP, FRAME]
@@ -70,7 +70,7 @@ def draw_figure(records: Records, plan: Plan, testset: "TestSet", path: Path) ->
         window = busiest_window(fine_detail(detailed), min(WINDOW, *size))
         top = HEADER + number * block
         input_view = lr.resize(size, Image.Resampling.NEAREST)
-        outputs = [_open(restored.image_path(image.name)) for _, restored in found]
+        outputs = [_open(method_records.image_path(image.name)) for _, method_records in found]
         scores = [psnr[method.name].get(image.name, "") for method, _ in found]
         captions = ["", *scores, image.name] if truth else [image.name, *scores]
         for column, (view, caption) in enumerate(zip([input_view, *outputs, *truth], captions, strict=True)):
@@ -85,7 +85,7 @@ def draw_figure(records: Records, plan: Plan, testset: "TestSet", path: Path) ->
 
 
 def _inputs_of(path: Path) -> str | None:
-    """The hash of what a picture was drawn from, as `draw_figure` left it in the file."""
+    """The hash of the inputs of a picture, which `draw_figure` stored in the file."""
     try:
         with Image.open(path) as image:
             return image.info.get(TAG)
@@ -100,7 +100,7 @@ def spread(images: "list[TestImage]", count: int) -> "list[TestImage]":
 
 
 def fine_detail(image: Image.Image) -> np.ndarray:
-    """(H, W) luma without its coarse structure, which every method gets right."""
+    """The luma (H, W) without its coarse structure, which every method restores well."""
     luma = image.convert("L")
     coarse = luma.filter(ImageFilter.GaussianBlur(4))
     return np.asarray(luma, dtype=np.float64) - np.asarray(coarse, dtype=np.float64)
@@ -109,8 +109,8 @@ def fine_detail(image: Image.Image) -> np.ndarray:
 def busiest_window(values: np.ndarray, side: int) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of the square window of (H, W) `values` with the highest variance.
 
-    Windows start at multiples of STEP pixels, so that they fall on whole pixels of the x4 smaller input; the first of
-    equals wins.
+    Windows start at multiples of STEP pixels, so that they fall on whole pixels of the x4 smaller input. Of equal
+    windows the first is returned.
     """
     total, squares = _integral(values), _integral(values**2)
     height, width = values.shape
@@ -137,7 +137,7 @@ def _complete(records: MethodRecords, images: "list[TestImage]") -> bool:
 
 
 def _psnr(records: MethodRecords, plan: Plan) -> dict[str, str]:
-    """The recorded PSNR by image, as text; empty where it was not measured."""
+    """The recorded PSNR by image, as text; empty if it was not measured."""
     for metric in plan.metrics:
         if metric.name == "psnr":
             valid = valid_scores(records.scores(metric.name), records.images(), metric.protocol)
@@ -158,7 +158,7 @@ def _tile(sheet: Image.Image, view: Image.Image, window: tuple[int, int, int, in
 
 
 def _write(sheet: Image.Image, text: str, column: int, top: int, height: int) -> None:
-    """Writes text centred in a column, on two lines where one is too short, smaller where two are."""
+    """Writes text centred in a column: on several lines if one is too short, in a smaller font if they do not fit."""
     draw = ImageDraw.Draw(sheet)
     words = text.split()
     for size in (22, 19, 16, 13):

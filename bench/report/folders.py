@@ -1,8 +1,8 @@
-"""Scoring one folder of images against another, by file name: what `bench score` does.
+"""Scores one folder of images against another, by file name, for `bench score`.
 
-The rule of names: files are paired by stem, so `a.png` meets `a.jpg`; two files of one stem in a folder are an error,
-and so is a file without a partner. Files that are not images by extension, hidden files and sub-folders are ignored.
-Everything is checked before anything is scored, and every fault is reported at once: no mean over a part.
+Files are paired by stem: `a.png` with `a.jpg`. Two files with the same stem in a folder are an error, and so is a file
+without a partner. Files without an image extension, hidden files and sub-folders are ignored. Everything is checked
+before anything is scored, and all faults are reported at once, so that no mean is over a part of the images.
 """
 
 import sys
@@ -37,10 +37,10 @@ class FolderPair:
 
 
 def find_pairs(sr_dir: Path, hr_dir: Path | None = None, limit: int | None = None) -> list[FolderPair]:
-    """The images of `sr_dir`, sorted by stem, each with its partner; all read once to be sure.
+    """The images of `sr_dir`, sorted by stem, each with its partner. Every file is read once as a check.
 
     Args:
-        limit: read and return the first `limit` pairs only; names are checked in full nevertheless.
+        limit: read and return only the first `limit` pairs; all names are checked nevertheless.
 
     Raises:
         FolderError: lists every fault: no such folder, no images, equal stems, missing partners, images that are
@@ -103,7 +103,7 @@ def score_pairs(pairs: Sequence[FolderPair], specs: Iterable[MetricSpec], device
     Returns:
         {"n": …, "metrics": {name: {"mean": …, "ci95": [low, high] or None, "per_image": {file name: value}}},
         "missing": {name: reason}}. A metric of two sets (FID, KID) has its value as the mean, no interval and no
-        per-image values. A metric that fails for one image is missing as a whole.
+        per-image values. If a metric fails on one image, it is missing altogether.
 
     Raises:
         UserError: a weight file is not the published one, or an image changed since it was checked.

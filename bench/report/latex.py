@@ -1,4 +1,4 @@
-r"""A `Document` as LaTeX, to be read by `\input`: one `table` for each grid. Needs `\usepackage{booktabs}` alone."""
+r"""A `Document` as LaTeX for `\input`, with one `table` for each grid. Needs only `\usepackage{booktabs}`."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ SYMBOLS = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     **{symbol: f"\\{symbol}" for symbol in "&%$#_{}"},
-    **{symbol: f"{{{symbol}}}" for symbol in "[]*"},  # behind the end of a row these would be its options
+    **{symbol: f"{{{symbol}}}" for symbol in "[]*"},  # after the end of a row, LaTeX would read these as options
     **{symbol: f"${symbol}$" for symbol in "<>|"},
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
@@ -24,11 +24,11 @@ SYMBOLS = {
     '"': "''",
 }
 MINUS = re.compile(r"(?<![\w$-])-(?=\d)")
-SIZES = ((70, "footnotesize"), (85, "scriptsize"))  # of type, by how many characters it fits into a line of an article
+SIZES = ((70, "footnotesize"), (85, "scriptsize"))  # (characters that fit into a line of an article, font size)
 
 
 def to_latex(document: Document) -> str:
-    """The whole file; ends with a newline."""
+    """The content of the file, which ends with a newline."""
     return "\n\n".join(_blocks(document)) + "\n"
 
 
@@ -85,11 +85,11 @@ def _entry(entry: Entry) -> str:
 
 
 def text(plain: str) -> str:
-    """Plain text with commands between backticks, as LaTeX: every special character as a reader expects to see it."""
+    """Plain text with commands between backticks, as LaTeX that prints every special character as it is."""
     prose_and_code = [_escaped(part) for part in plain.split("`")]
     for number, part in enumerate(prose_and_code):
         if number % 2:
-            part = part.replace("--", "-{}-")  # no dash of two hyphens in an option
+            part = part.replace("--", "-{}-")  # keeps LaTeX from making a dash of the two hyphens of an option
             prose_and_code[number] = rf"\texttt{{{part}}}"
         else:
             prose_and_code[number] = MINUS.sub("$-$", part)

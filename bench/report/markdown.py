@@ -10,7 +10,7 @@ STYLES = {"plain": "", "bold": "**", "italic": "*"}
 
 
 def to_markdown(document: Document) -> str:
-    """The whole file; ends with a newline."""
+    """The content of the file, which ends with a newline."""
     return "\n\n".join(_blocks(document)) + "\n"
 
 

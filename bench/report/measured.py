@@ -1,4 +1,4 @@
-"""All records of one method on one test set, read once, for the table they become part of."""
+"""Reads all records of one method on one test set for a table."""
 
 from typing import Any
 
@@ -22,8 +22,8 @@ class Measured:
         self.provenance = run.provenance if run else {}
         self.protocols = {metric.name: metric.protocol for metric in metrics}
 
-    def used_scores(self) -> list[dict[str, Any]]:
-        """What computed the scores that count by their protocol."""
+    def scoring_versions(self) -> list[dict[str, Any]]:
+        """The library versions behind each score that counts by its protocol."""
         return [
             {"versions": row.versions}
             for name, rows in self.scores.items()
@@ -37,11 +37,11 @@ class Measured:
         return {name: valid[name].value for name in self.testset.names if name in valid}  # type: ignore[misc]
 
     def remarks(self) -> tuple[str, ...]:
-        """What a reader of the row should know, by the method's own account; nothing without images."""
-        return () if self.unrestored() else tuple(self.provenance.get("remarks", ()))
+        """What a reader of the row should know, as the method's provenance says; empty without images."""
+        return () if self.reasons_unrestored() else tuple(self.provenance.get("remarks", ()))
 
-    def untimed(self) -> str | None:
-        """Why there are no seconds per image, in words that follow the method's name; None where there are."""
+    def reason_untimed(self) -> str | None:
+        """Why there are no seconds per image, in words that follow the method's name; None if there are."""
         without = [row for row in self.images.values() if row.seconds is None]
         if not without:
             return None
@@ -49,8 +49,8 @@ class Measured:
             return "runs as a process of its own over the whole folder; its time is not measured per image"
         return "published images, the time is not measured here"
 
-    def unrestored(self) -> tuple[str, ...]:
-        """Why there are not all images; empty where there are."""
+    def reasons_unrestored(self) -> tuple[str, ...]:
+        """Why some images are not restored; empty if all are."""
         total = len(self.testset.names)
         failed = [row for row in self.images.values() if row.error is not None]
         absent = total - len(self.images)

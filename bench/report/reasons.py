@@ -1,7 +1,7 @@
-"""Why something was not measured, in words short enough for a reader of a table.
+"""Shortens the reasons why something was not measured, for the notes below a table.
 
-A plan and a cell keep their reasons in full, with places, licences and addresses, as `bench.store.missing` words them.
-Below a table one short phrase is enough: what a command gets is named by the command, and the rest stands in the CSV.
+A plan and a cell keep the full reasons of `bench.store.missing`, with places, licences and addresses. The note below a
+table is one short phrase: it names the command that gets the missing files, and the CSV has the rest.
 """
 
 import re
@@ -9,62 +9,62 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.paper.tables import NINE
+from bench.paper.tables import PAPER_METRICS
 
 FILE = re.compile(r" needs (?P<name>.+?)(?: \(.*\))? at [^:]+: (?:`bench fetch (?P<fetch>[^`]+)`|from )")
-"""The line of a `bench.store.missing.Missing`."""
-VERBS = ("needs ", "runs ", "handles ")  # what an obstacle begins with
+"""Matches the line of a `bench.store.missing.Missing`."""
+VERBS = ("needs ", "runs ", "handles ")  # the first words of an obstacle's reason
 LONGEST = 120
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Why something was not measured, in short.
+    """A short reason why something was not measured.
 
     Attributes:
         text: a phrase that names neither row nor column, so that equal causes have equal phrases.
-        fetch: the names by which `bench fetch` gets what is missing.
-        whole: whether the phrase says all that the reasons in full say.
+        fetch: the arguments of `bench fetch` that get what is missing.
+        complete: whether the phrase says all that the full reasons say.
     """
 
     text: str
     fetch: tuple[str, ...] = ()
-    whole: bool = True
+    complete: bool = True
 
     def phrase(self) -> str:
-        """The text with the command that helps, if one does."""
+        """The text, and the command that gets what is missing if there is one."""
         if not self.fetch:
             return self.text
-        metrics = len(self.fetch) > 1 and set(self.fetch) <= set(NINE)
+        metrics = len(self.fetch) > 1 and set(self.fetch) <= set(PAPER_METRICS)
         return f"{self.text}: `bench fetch {'metrics' if metrics else ' '.join(self.fetch)}`"
 
 
-def in_short(reasons: Sequence[str], subjects: Iterable[str]) -> Reason:
+def short_reason(reasons: Sequence[str], subjects: Iterable[str]) -> Reason:
     """One phrase for `reasons`.
 
     Args:
-        reasons: in full, one line per cause; at least one.
-        subjects: what a line may begin with and the phrase leaves out: the row, the column, both together.
+        reasons: the full reasons, one line per cause; at least one.
+        subjects: names that the phrase leaves out at its beginning: the row, the column, both.
     """
     files = [match for line in reasons if (match := FILE.search(line))]
     fetch = tuple(dict.fromkeys(match["fetch"] for match in files if match["fetch"]))
     if fetch:
-        return Reason("files are missing", fetch, whole=False)
+        return Reason("files are missing", fetch, complete=False)
     if files:
-        return Reason(f"missing: {files[0]['name']}", whole=False)
+        return Reason(f"missing: {files[0]['name']}", complete=False)
     text = reasons[0]
     for subject in sorted(subjects, key=len, reverse=True):
         if text.startswith((f"{subject} ", f"{subject}:")):
             text = text.removeprefix(subject).removeprefix(":").strip().removeprefix("is ")
-    return Reason(_cut(text), whole=len(reasons) == 1 and len(text) <= LONGEST)
+    return Reason(_cut(text), complete=len(reasons) == 1 and len(text) <= LONGEST)
 
 
-def together(reasons: Iterable[Reason]) -> Reason:
-    """One reason for all of them: equal phrases once, with every name to fetch."""
+def merged_reason(reasons: Iterable[Reason]) -> Reason:
+    """Merges reasons into one: equal phrases once, with every argument of `bench fetch`."""
     reasons = list(reasons)
     text = "; ".join(dict.fromkeys(reason.text for reason in reasons))
     fetch = tuple(dict.fromkeys(name for reason in reasons for name in reason.fetch))
-    return Reason(_cut(text), fetch, all(reason.whole for reason in reasons) and len(text) <= LONGEST)
+    return Reason(_cut(text), fetch, all(reason.complete for reason in reasons) and len(text) <= LONGEST)
 
 
 def sentences(absent: Iterable[tuple[str, Reason]]) -> list[str]:
@@ -77,7 +77,7 @@ def sentences(absent: Iterable[tuple[str, Reason]]) -> list[str]:
     for subject, reason in absent:
         groups.setdefault(reason.text, []).append((subject, reason))
     return [
-        _sentence([subject for subject, _ in group], together(reason for _, reason in group))
+        _sentence([subject for subject, _ in group], merged_reason(reason for _, reason in group))
         for group in groups.values()
     ]
 
@@ -90,6 +90,6 @@ def _sentence(subjects: Sequence[str], reason: Reason) -> str:
 
 
 def _cut(text: str) -> str:
-    """At most `LONGEST` characters, and no half of what stands between backticks."""
+    """Cuts text to at most `LONGEST` characters, and never between two backticks."""
     short = textwrap.shorten(text, LONGEST, placeholder=" …")
     return short if short.count("`") % 2 == 0 else short.rpartition("`")[0].rstrip(" :;,(") + " …"

@@ -1,7 +1,7 @@
-"""Stage 4: the files of a table: Markdown for people, LaTeX for papers, CSV for programs.
+"""Stage 4: writes the files of a table: Markdown for people, LaTeX for papers, CSV for programs.
 
-CSV: one line per method with full precision, n, intervals and ranks, empty where nothing was measured, with the reasons
-in full; the paper's figures in columns of their own.
+The CSV has one line per method with full precision, n, intervals and ranks. Cells that were not measured are empty, and
+a column has the full reasons. The paper's figures have their own columns.
 """
 
 import csv
@@ -12,7 +12,7 @@ from dataclasses import replace
 from bench.paper.tables import pairs_of, paper_figures
 from bench.records.records import Records
 from bench.records.schema import Plan
-from bench.report.document import lay_out, relevant
+from bench.report.document import lay_out, relevant_rows
 from bench.report.latex import to_latex
 from bench.report.markdown import to_markdown
 from bench.report.summarize import SECONDS, Cell, Table, summarize
@@ -26,8 +26,8 @@ def write_table(records: Records, plan: Plan, *, timing: bool = True, reference:
     """Writes TABLE.md, TABLE.csv and TABLE.tex beside the records, from the records alone; returns the Markdown.
 
     Args:
-        timing: with the column of seconds.
-        reference: method that differences refer to, instead of the plan's.
+        timing: whether the table has the column of seconds.
+        reference: method that differences refer to; None for the plan's.
 
     Raises:
         UserError: the table has no row of that name.
@@ -47,7 +47,7 @@ def write_table(records: Records, plan: Plan, *, timing: bool = True, reference:
 
 
 def to_csv(table: Table, paper: list[dict[str, str]]) -> str:
-    """One line per method and test set; published rows follow, with nothing in the measured columns."""
+    """One line per method and test set. The paper's rows follow, with empty cells in the measured columns."""
     lines: list[dict[str, object]] = []
     for section in table.sections:
         for row in section.rows:
@@ -79,7 +79,7 @@ def to_csv(table: Table, paper: list[dict[str, str]]) -> str:
             line = {"source": "pair", "testset": section.testset, "method": pair.method, "display": pair.display}
             line |= {"images": section.n, "seed": table.seed, "diff_reference": pair.against}
             lines.append(line | _difference_columns(table, pair.differences))
-    for published in relevant(table, paper):
+    for published in relevant_rows(table, paper):
         figures = {key: value for key, value in published.items() if key not in ("dataset", "method", "steps")}
         line = {"source": "paper", "testset": published.get("dataset")}
         line |= {"display": published["method"], "steps": published.get("steps")}
@@ -88,7 +88,7 @@ def to_csv(table: Table, paper: list[dict[str, str]]) -> str:
     columns = list(dict.fromkeys(key for line in lines for key in line))
     writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)  # floats as their shortest exact text, None as nothing
+    writer.writerows(lines)  # writes floats as their shortest exact text, None as nothing
     return stream.getvalue()
 
 

@@ -1,10 +1,10 @@
-"""Stage 3: records → a `Table` of cells, as data. Nothing is formatted here and nothing is rounded.
+"""Stage 3: turns records into a `Table` of cells, as data. Nothing is formatted or rounded here.
 
-Every average is over exactly the images of the table's plan; one image without a value makes the cell a dash with the
-reason, never a shorter average. Intervals are Student's t, 95 %, over per-image values. Between methods what counts
-is the paired difference, image by image: most differences of means are smaller than the spread between images, while
-a paired interval that excludes zero says that one method really is better on images like these. Marks follow the same
-rule (`_ranks`): a method is called the best alone only where that interval excludes zero for every other method.
+Every average is over exactly the images of the table's plan. If one image has no value, the cell has a reason instead
+of a mean over fewer images. Intervals are Student's t, 95 %, over per-image values. Methods are compared by the paired
+difference, image by image: most differences of means are smaller than the spread between images, while a paired
+interval that excludes zero says that one method really is better on images like these. Marks follow the same rule
+(`_ranks`): a method is the only best one if that interval excludes zero for every other method.
 
 No torch, no pandas: `Table` is plain data for every renderer.
 """
@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from scipy.special import stdtrit
+from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
 
 from bench.records.records import Records
 from bench.records.schema import (
@@ -30,7 +30,7 @@ SECONDS = "seconds"
 
 @dataclass(frozen=True)
 class HeaderCell:
-    """A column: its name in records, in tables, its direction and its digits."""
+    """A column: its name in records, its name in tables, its direction and its digits after the point."""
 
     name: str
     display: str
@@ -44,7 +44,7 @@ class Cell:
 
     Attributes:
         value: mean of per-image values, or the value of the set; None where nothing could be measured.
-        n: number of images behind it.
+        n: number of images behind the value.
         low, high: 95 % interval; None for one image and for values of a whole set.
         reasons: one line per cause, empty where there is a value.
         rank: 1 for the best and 2 for the second best of the column, None for all others; tied cells share it.
@@ -62,25 +62,25 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A method: one cell per column, and per image-level column the paired difference to the reference row.
+    """A method: one cell per column, and the paired difference to the reference row for each image-level column.
 
     Attributes:
-        remarks: short facts that a reader of the row needs, by the method's own account.
-        reasons: why the method has not restored every image, one line per cause; then no cell has a value.
+        remarks: short facts that a reader of the row needs, from the method's provenance.
+        reasons: why the method has not restored every image, one line per cause; if not empty, no cell has a value.
     """
 
     method: str
     display: str
     steps: int | None
     cells: Mapping[str, Cell]
-    differences: Mapping[str, Cell] = field(default_factory=dict)
+    differences: Mapping[str, Cell] = field(default_factory=dict[str, Cell])
     remarks: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows that a table sets against each other: paired differences of `display` to `against`, by column."""
+    """Two rows that a table compares: the paired differences `display` minus `against`, by column."""
 
     method: str
     display: str
@@ -90,9 +90,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class Section:
-    """One test set. `reference` is the display name of the row that differences refer to, None without one.
+    """One test set. `reference` is the display name of the row that differences refer to; None if there is none.
 
-    `pairs` are further differences, of the rows that the table is about; only those where both were measured.
+    `pairs` are the differences between pairs of rows that the table is about, if both rows were measured.
     """
 
     testset: str
@@ -131,11 +131,12 @@ def mean_ci95(values: Sequence[float]) -> tuple[float, float | None, float | Non
 
 
 def summarize(records: Records, plan: Plan, *, timing: bool = True, pairs: Sequence[tuple[str, str]] = ()) -> Table:
-    """The table of `plan` from whatever records there are.
+    """The table of `plan` from the records that exist.
 
     Args:
-        timing: with the column of seconds. Seconds differ from run to run; everything else is reproducible.
-        pairs: (method, against) to set against each other beside the plan's one reference.
+        timing: whether the table has the column of seconds. Seconds differ from run to run; everything else is
+            reproducible.
+        pairs: (method, against): rows to compare in addition to the comparison with the plan's reference.
     """
     measured = [
         Measured(records, testset, method, plan.metrics) for testset in plan.testsets for method in plan.methods
@@ -164,7 +165,7 @@ def _section(
     testset: PlanSet, measured: list[Measured], plan: Plan, timing: bool, pairs: Sequence[tuple[str, str]]
 ) -> Section:
     reference = next((item for item in measured if item.method.name == plan.reference), None)
-    if reference is not None and reference.unrestored():
+    if reference is not None and reference.reasons_unrestored():
         reference = None
     rows: list[TableRow] = []
     for item in measured:
@@ -174,8 +175,8 @@ def _section(
         differences: dict[str, Cell] = {}
         if reference is not None and item is not reference:
             differences = _differences(item, reference, plan.metrics)
-        method, why = item.method, item.unrestored()
-        rows.append(TableRow(method.name, method.display, method.steps, cells, differences, item.remarks(), why))
+        method, reasons = item.method, item.reasons_unrestored()
+        rows.append(TableRow(method.name, method.display, method.steps, cells, differences, item.remarks(), reasons))
     for metric in plan.metrics:
         for index, (rank, tied) in _ranks(rows, measured, metric).items():
             ranked = replace(rows[index].cells[metric.name], rank=rank, tied=tied)
@@ -203,9 +204,9 @@ def _pairs(measured: list[Measured], plan: Plan, pairs: Sequence[tuple[str, str]
 
 def _cell(item: Measured, metric: PlanMetric) -> Cell:
     names = item.testset.names
-    why = item.unrestored()
-    if why:
-        return Cell(None, 0, reasons=why)
+    reasons = item.reasons_unrestored()
+    if reasons:
+        return Cell(None, 0, reasons=reasons)
     rows = item.scores[metric.name]
     if metric.level == "set":
         row = valid_set_score(rows, item.images, names, metric.protocol)
@@ -231,10 +232,10 @@ def _unscored(item: Measured, metric: PlanMetric, rows: Mapping[str, ScoreRow]) 
 
 
 def _seconds(item: Measured) -> Cell:
-    why = item.unrestored()
-    if why:
-        return Cell(None, 0, reasons=why)
-    untimed = item.untimed()
+    reasons = item.reasons_unrestored()
+    if reasons:
+        return Cell(None, 0, reasons=reasons)
+    untimed = item.reason_untimed()
     if untimed:
         return Cell(None, 0, reasons=(f"{item.method.display}: {untimed}",))
     seconds = [row.seconds for row in item.images.values() if row.seconds is not None]
@@ -243,34 +244,34 @@ def _seconds(item: Measured) -> Cell:
 
 
 def _differences(item: Measured, reference: Measured, metrics: Sequence[PlanMetric]) -> dict[str, Cell]:
-    """By column, where both rows have every value."""
+    """The paired differences by column, for columns in which both rows have every value."""
     found = {metric.name: _difference(item, reference, metric) for metric in metrics}
     return {name: cell for name, cell in found.items() if cell is not None}
 
 
 def _difference(item: Measured, reference: Measured, metric: PlanMetric) -> Cell | None:
-    """Mean of the per-image differences to the reference row, with its interval; None where one has no value."""
+    """Mean of the per-image differences to the reference row, with its interval; None if a value is missing."""
     if metric.level == "set":
         return None
-    own, base = item.values(metric), reference.values(metric)
-    if not len(own) == len(base) == len(item.testset.names):
+    values, others = item.values(metric), reference.values(metric)
+    if not len(values) == len(others) == len(item.testset.names):
         return None
-    mean, low, high = mean_ci95([own[name] - base[name] for name in item.testset.names])
-    return Cell(mean, len(own), low, high)
+    mean, low, high = mean_ci95([values[name] - others[name] for name in item.testset.names])
+    return Cell(mean, len(values), low, high)
 
 
 def _ranks(rows: Sequence[TableRow], measured: Sequence[Measured], metric: PlanMetric) -> dict[int, tuple[int, bool]]:
-    """Best and second best of a column: (rank, tied) by the index of the row, of those rows alone.
+    """The best and second best rows of a column: (rank, tied) by the index of the row.
 
-    The rows with a value are ordered by their unrounded means. The first of them and every row whose paired 95 %
-    interval against the first includes zero have rank 1. Where the first stands alone, the same rule gives rank 2 among
-    the others; behind several that are tied for best, nobody is second. A rank that several rows share is tied.
+    The rows with a value are ordered by their unrounded means. The first row and every row whose paired 95 % interval
+    against the first includes zero have rank 1. If only the first row has rank 1, the same rule gives rank 2 among the
+    others; otherwise no row has rank 2. A rank that several rows share is tied.
 
-    Nothing is ranked where there is no paired interval: a value of a whole set, a single image, a single row. Nor are
-    seconds: the records of two rows may come from two machines.
+    Without a paired interval nothing is ranked: a value of a whole set, a single image, a single row. Seconds are not
+    ranked either, because the records of two rows may come from two machines.
 
     Args:
-        rows: of one test set, with all their cells.
+        rows: the rows of one test set, with all their cells.
         measured: the records behind each of `rows`, in the same order.
     """
     values = {
@@ -282,28 +283,28 @@ def _ranks(rows: Sequence[TableRow], measured: Sequence[Measured], metric: PlanM
         return {}
     order = sorted(values, key=lambda index: math.fsum(values[index]), reverse=metric.higher_is_better)
 
-    def level_with_first(order: list[int]) -> list[int]:
+    def tied_with_first(order: list[int]) -> list[int]:
         return [index for index in order if index == order[0] or _tied(values[index], values[order[0]])]
 
-    best = level_with_first(order)
+    best = tied_with_first(order)
     if len(best) > 1:
         return dict.fromkeys(best, (1, True))
-    second = level_with_first(order[1:])
+    second = tied_with_first(order[1:])
     return {order[0]: (1, False)} | dict.fromkeys(second, (2, len(second) > 1))
 
 
-def _tied(own: Sequence[float], base: Sequence[float]) -> bool:
+def _tied(values: Sequence[float], others: Sequence[float]) -> bool:
     """Whether the 95 % interval of the paired differences includes zero."""
-    _, low, high = mean_ci95([value - other for value, other in zip(own, base, strict=True)])
+    _, low, high = mean_ci95([value - other for value, other in zip(values, others, strict=True)])
     return low is None or high is None or low <= 0 <= high
 
 
 def _versions(measured: list[Measured]) -> tuple[str, ...]:
-    """Every library version behind the numbers, as "name version", each once, by name."""
+    """Every library version behind the numbers, as "name version", without duplicates, sorted by name."""
     found = {
         pair
         for item in measured
-        for content in [*item.environments.values(), *item.used_scores()]
+        for content in [*item.environments.values(), *item.scoring_versions()]
         for pair in content["versions"].items()
     }
     return tuple(f"{name} {version}" for name, version in sorted(found))

@@ -11,7 +11,7 @@ __all__ = ["Request", "measure"]
 
 
 def __getattr__(name: str) -> object:
-    """Hands on `measure` when it is asked for: the command line reads `Request` and must start quickly."""
+    """Imports `measure` on first use: the command line needs `Request` alone and must start quickly."""
     if name != "measure":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from bench.run.pipeline import measure

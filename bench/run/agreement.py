@@ -1,11 +1,11 @@
-"""The processes of a shared run agree before they begin: on what is missing, and on the test sets."""
+"""Before a shared run begins, its processes agree on what is missing and check that they have the same images."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from bench.provenance import sha256_json
-from bench.ranks import Rank, exchange
+from bench.ranks import Rank, all_gather
 from bench.run.plan import Choice
 from tsd.errors import UserError
 
@@ -16,27 +16,25 @@ KeyT = TypeVar("KeyT")
 ItemT = TypeVar("ItemT")
 
 
-def agreed(choice: Choice, rank: Rank) -> Choice:
-    """`choice` with everything that is missing for any process: all of them have to walk through the same jobs."""
-    missing = exchange(rank, (choice.missing_sets, choice.missing_methods, choice.missing_metrics))
+def merge_missing(choice: Choice, rank: Rank) -> Choice:
+    """`choice` with everything that is missing in any process, so that all go through the same jobs."""
+    missing = all_gather(rank, (choice.missing_sets, choice.missing_methods, choice.missing_metrics))
     sets, methods, metrics = zip(*missing, strict=True)
-    return replace(
-        choice, missing_sets=_united(sets), missing_methods=_united(methods), missing_metrics=_united(metrics)
-    )
+    return replace(choice, missing_sets=_union(sets), missing_methods=_union(methods), missing_metrics=_union(metrics))
 
 
-def _united(groups: Sequence[dict[KeyT, list[ItemT]]]) -> dict[KeyT, list[ItemT]]:
+def _union(groups: Sequence[dict[KeyT, list[ItemT]]]) -> dict[KeyT, list[ItemT]]:
     keys = dict.fromkeys(key for group in groups for key in group)
     return {key: list(dict.fromkeys(item for group in groups for item in group.get(key, ()))) for key in keys}
 
 
-def same_everywhere(testsets: list["TestSet"], rank: Rank) -> None:
-    """The processes divide the images among them by number, so their test sets must be one.
+def check_same_images(testsets: list["TestSet"], rank: Rank) -> None:
+    """Checks that every process has the same images, since each takes its share of them by position.
 
     Raises:
-        UserError: names the test set that differs.
+        UserError: a test set differs; the message names it.
     """
-    hashes = exchange(rank, [_images_sha256(testset) for testset in testsets])
+    hashes = all_gather(rank, [_images_sha256(testset) for testset in testsets])
     for number, testset in enumerate(testsets):
         for index, found in enumerate(hashes):
             if found[number] != hashes[0][number]:

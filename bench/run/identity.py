@@ -1,10 +1,10 @@
-"""Whether records may be continued: made by the same method, weights, settings and inputs, on every machine."""
+"""Decides whether records may be continued: only with the same method, weights, settings and inputs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bench import provenance
+from bench.provenance import sha256_json
 from bench.records.records import MethodRecords
 from bench.records.schema import Restoration, StaleRecords
 from tsd.errors import UserError
@@ -13,16 +13,19 @@ if TYPE_CHECKING:
     from bench.testsets.manifest import TestSet
 
 
-def agreed_account(accounts: Sequence[dict[str, Any] | None], method: str) -> dict[str, Any] | None:
-    """The one account that all processes give of a method, by rank; None for one in which it could not be loaded.
+def agreed_provenance(provenances: Sequence[dict[str, Any] | None], method: str) -> dict[str, Any] | None:
+    """The provenance of a method, which must be the same in every process that could load it.
+
+    Args:
+        provenances: by rank; None where the method could not be loaded. If none could, the result is None.
 
     Raises:
-        UserError: two of them differ, as with other weights on another machine.
+        UserError: two of them differ, for example because another machine has other weights.
     """
-    known = [(rank, account) for rank, account in enumerate(accounts) if account is not None]
-    for rank, account in known[1:]:
+    known = [(rank, provenance) for rank, provenance in enumerate(provenances) if provenance is not None]
+    for rank, provenance in known[1:]:
         first, expected = known[0]
-        changes = differences(expected, account, words=(f"process {first} has", f"process {rank}"))
+        changes = differences(expected, provenance, words=(f"process {first} has", f"process {rank}"))
         if changes:
             raise UserError(f"{method} is not the same in every process of this run:\n  " + "\n  ".join(changes[:8]))
     return known[0][1] if known else None
@@ -31,12 +34,12 @@ def agreed_account(accounts: Sequence[dict[str, Any] | None], method: str) -> di
 def continue_or_refuse(
     records: MethodRecords, testset: "TestSet", run: Restoration, log: Callable[[str], None]
 ) -> Restoration:
-    """`run` with the environments of the one it continues. Records of something else are never mixed in.
+    """Returns `run` with the environments of the recorded run that it continues.
 
-    Records whose images are all absent (a fresh clone) have nothing to be mixed with: they are moved aside.
+    Records of another identity are moved aside if none of their images is on disk (a fresh clone), else refused.
 
     Raises:
-        StaleRecords: as of `refuse_stale`.
+        StaleRecords: as in `refuse_stale`.
     """
     old = records.run()
     if old is None:
@@ -53,10 +56,10 @@ def continue_or_refuse(
 
 
 def refuse_stale(records: MethodRecords, testset: "TestSet", run: Restoration) -> list[str]:
-    """How what is recorded was made otherwise than `run` would make it now, one line per difference.
+    """Returns the differences between the recorded run and `run`, one line each.
 
     Raises:
-        StaleRecords: there are differences, and images that would be mixed.
+        StaleRecords: there are differences, and recorded images on disk that would be mixed with new ones.
     """
     old = records.run()
     if old is None:
@@ -80,13 +83,13 @@ def refuse_stale(records: MethodRecords, testset: "TestSet", run: Restoration) -
 
 
 def differences(old: Any, new: Any, at: str = "", *, words: tuple[str, str] = ("recorded", "now")) -> list[str]:
-    """Readable differences of two JSON-able values: one line per changed leaf, and what only one of two lists has."""
+    """Readable differences of two JSON-able values: a line per changed leaf, and the items that only one list has."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for key in dict.fromkeys([*old, *new]):
             found += differences(old.get(key), new.get(key), f"{at}.{key}" if at else str(key), words=words)
         return found
-    if provenance.sha256_json(old) == provenance.sha256_json(new):
+    if sha256_json(old) == sha256_json(new):
         return []
     if isinstance(old, list) and isinstance(new, list):
         gone, added = [item for item in old if item not in new], [item for item in new if item not in old]

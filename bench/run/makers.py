@@ -1,7 +1,7 @@
-"""What makes the images of a row: a method of any of the three protocols becomes one `Work`, image by image.
+"""Turns a method of any of the three protocols into one `Work`, which makes the images of a row one by one.
 
-A method that restores one image is put under the clock; published images are taken over; a process over a whole folder
-is run once, and its outputs are taken over as they come.
+A method that restores one image at a time is timed. Published images are copied. A process over a whole folder is run
+once, and its outputs are copied as they appear.
 """
 
 import contextlib
@@ -26,21 +26,22 @@ if TYPE_CHECKING:
     from bench.testsets.manifest import TestImage, TestSet
 
 Maker = Callable[["TestImage", int | None], tuple[bytes, tuple[int, int], float | None]]
-"""(image, seed) -> PNG bytes, (width, height), seconds or None where nothing was run. Raises why there is no image."""
+"""(image, seed) -> PNG bytes, (width, height), seconds or None if nothing was timed. Raises the reason if there is no
+image."""
 
 NOTHING_CAME = "its process ended and left neither an image nor a reason"
 
 
 @dataclass(frozen=True)
 class Work:
-    """A method at work on one test set, the same for restoring whichever protocol it follows.
+    """What a method has to do on one test set, in the same form for all protocols.
 
     Attributes:
-        makers: gives every one of the images exactly once, with its maker, in the order in which they are to be made.
-            Closing the generator ends what runs.
+        makers: yields each of the given images exactly once, with its maker, in the order in which they are made.
+            Closing the generator ends the method's process.
         seeded: whether every image is made from its own seed; otherwise its row records no seed.
-        environment: gives what the method's own process ran in, JSON-able; None for a method without one. It is called
-            once, after the first image was given.
+        environment: returns the environment of the method's own process, JSON-able; None for a method without one. It
+            is called once, after the first image was yielded.
     """
 
     makers: Callable[[Sequence["TestImage"]], Generator[tuple["TestImage", Maker]]]
@@ -54,10 +55,10 @@ def work_of(
     """The work of a loaded method.
 
     Args:
-        folder: for the inputs, outputs and logs of a method's own process.
+        folder: place for the inputs, outputs and logs of a method's own process.
 
     Raises:
-        UserError: published images are not what `testset` needs.
+        UserError: the published images do not fit `testset`.
     """
     if isinstance(method, FolderRunner):
         return Work(
@@ -70,7 +71,7 @@ def work_of(
     return Work(lambda images: _timed(method, images, options), seeded=True)
 
 
-def no_work(reason: str) -> Work:
+def failing_work(reason: str) -> Work:
     """The work of a method that could not be loaded: every image fails with the reason."""
     return _each(_failing(reason))
 
@@ -80,10 +81,10 @@ def _each(make: Maker) -> Work:
 
 
 def _timed(method: Method, images: Sequence["TestImage"], options: RunOptions) -> Generator[tuple["TestImage", Maker]]:
-    """Every image with the maker that restores it under the clock.
+    """Yields every image with the maker that restores it and measures the time.
 
-    The first is restored once before, uncounted: allocators, kernels and caches settle. That may fail: the counted
-    one of the same image fails in the same way, and its row says why.
+    The first image is restored once more beforehand, as a warm-up that is not recorded. An error in the warm-up is
+    ignored: the same image then fails again, and its row records the reason.
     """
     import torch
 
@@ -95,7 +96,7 @@ def _timed(method: Method, images: Sequence["TestImage"], options: RunOptions) -
 
 
 def _timer(method: Method, device: "torch.device") -> Maker:
-    """Decodes, restores under the clock, checks, encodes."""
+    """The maker that decodes, restores with timing, checks and encodes."""
     import torch
 
     def make(image: "TestImage", seed: int | None) -> tuple[bytes, tuple[int, int], float | None]:
@@ -121,7 +122,7 @@ def _synchronize(device: "torch.device") -> None:
 
 
 def _copier(outputs: Mapping[str, Path]) -> Maker:
-    """Takes over finished images: an 8-bit RGB PNG byte for byte, another 8-bit format as PNG of the same pixels."""
+    """The maker that copies finished images: an 8-bit RGB PNG byte for byte, other 8-bit formats as a PNG."""
     import numpy as np
     from PIL import Image
 
@@ -139,7 +140,7 @@ def _copier(outputs: Mapping[str, Path]) -> Maker:
 
 
 def _failing(reason: str) -> Maker:
-    """The maker of an image that there is none of: it raises the reason."""
+    """The maker of an image that cannot be made: it raises the reason."""
 
     def make(image: "TestImage", seed: int | None) -> tuple[bytes, tuple[int, int], float | None]:
         raise UserError(reason)
@@ -150,14 +151,14 @@ def _failing(reason: str) -> Maker:
 def _run_folder(
     runner: FolderRunner, images: Sequence["TestImage"], seed: int, work: Path
 ) -> Generator[tuple["TestImage", Maker]]:
-    """Runs `runner` over `images` and yields each of them exactly once, with what checks and encodes its output.
+    """Runs `runner` over `images` and yields each of them exactly once, with the maker that checks and encodes it.
 
-    Images come in the order in which they are done. The maker of one without an output raises the reason: that of the
-    runner, or of the error that ended it. Closing the iterator ends the runner's.
+    Images come in the order in which they are done. The maker of an image without an output raises the reason that the
+    runner gives, or the error that ended the runner. Closing the generator closes that of the runner.
 
     Args:
-        seed: the run's seed, from which each image's is derived.
-        work: the runner's own folder; made if it is not there.
+        seed: the run's seed, from which the seed of each image is derived.
+        work: the runner's own folder; created if it does not exist.
     """
     waiting = {image.name: image for image in images}
     seeds = {name: image_seed(seed, name) for name in waiting}
@@ -174,7 +175,7 @@ def _run_folder(
     except Exception as error:
         reason = one_line(error)
     finally:
-        close = getattr(outputs, "close", None)  # a generator's: it stops its process
+        close = getattr(outputs, "close", None)  # if it is a generator, closing it stops the runner's process
         if close is not None:
             close()
     for image in waiting.values():
@@ -182,7 +183,7 @@ def _run_folder(
 
 
 def _process_environment(runner: FolderRunner) -> dict[str, Any]:
-    """What the runner's process ran in; the reason where it is not known since nothing could be started."""
+    """The environment of the runner's process; if it is not known because nothing started, the reason."""
     try:
         return json.loads(json.dumps(runner.environment(), allow_nan=False))
     except Exception as error:

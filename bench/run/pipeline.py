@@ -1,9 +1,9 @@
-"""The stages of a run in their order, over one output folder. Every stage reads what the one before wrote.
+"""The stages of a run in order, over one output folder. Every stage reads what the previous one wrote.
 
-`measure` does what `bench run` does, for Python code.
+`measure` is `bench run` for Python code.
 
-What is missing is found before anything heavy is imported. A method that cannot run costs its row, never the table; a
-missing test set or metric costs cells with `allow_missing`, else it ends the run.
+Missing files are found before anything heavy is imported. A method that cannot run leaves out its row, never the table.
+A missing test set or metric leaves out cells with `allow_missing`, and otherwise ends the run.
 """
 
 import sys
@@ -21,7 +21,7 @@ from bench.paper.tables import get_profile
 from bench.ranks import ALONE, Rank, check_shared, from_first
 from bench.records.records import Records
 from bench.records.schema import Plan, PlanSet
-from bench.run.agreement import agreed, same_everywhere
+from bench.run.agreement import check_same_images, merge_missing
 from bench.run.plan import Choice, choose, make_plan
 from bench.run.request import Request
 from bench.store.missing import brief, describe
@@ -75,12 +75,12 @@ class Measurement:
 
 
 def measure(request: Request, rank: Rank = ALONE) -> Measurement:
-    """Restores, scores and renders what is asked for; whatever is recorded already is not done again.
+    """Restores, scores and renders what `request` asks for. What is already recorded is not done again.
 
-    Progress and what had to be left out are told on stderr. An interrupted call is continued by the same call.
+    Progress and what is left out are printed to stderr. The same call continues an interrupted one.
 
     Args:
-        rank: this process among those of a shared run, which all call this and get the same result.
+        rank: the rank of this process. All processes of a shared run call this and get the same result.
 
     Raises:
         UserError: an unknown name, something missing that is required, or records of other settings.
@@ -96,7 +96,7 @@ def measure(request: Request, rank: Rank = ALONE) -> Measurement:
 
 
 class Stages:
-    """One run: a choice of rows, columns and test sets, and the folder its records go to."""
+    """One run: its rows, columns and test sets, and the folder of its records."""
 
     def __init__(
         self,
@@ -124,13 +124,13 @@ class Stages:
     def of(cls, request: Request, rank: Rank = ALONE, *, scoring: bool = True) -> "Stages":
         """Checks everything that can be checked early; loads and verifies the test sets.
 
-        Every process of a shared run calls it and comes to the same stages.
+        Every process of a shared run calls it and gets the same stages.
 
         Args:
-            scoring: False where only images are wanted, so that no metric is missing.
+            scoring: False if only images are wanted; then missing metrics do not matter.
 
         Raises:
-            UserError: an unknown name, something missing that is required, a test set that is not what it should be.
+            UserError: an unknown name, something required is missing, or a test set differs from its manifest.
         """
         table, profile = get_profile(request.table, request.profile)
         options = RunOptions(
@@ -152,25 +152,25 @@ class Stages:
             methods=request.methods,
             metrics=request.metrics,
         )
-        choice = agreed(choice, rank)
+        choice = merge_missing(choice, rank)
         if not scoring:
             choice = replace(choice, missing_metrics={})
         allow = profile.allow_missing if request.allow_missing is None else request.allow_missing
-        strict = request.allow_missing is False  # asked for in so many words: then a method may not be missing either
-        choice = _required(choice, allow, strict=strict, asked=request.testsets is not None)
+        strict = request.allow_missing is False  # an explicit False requires the methods too
+        choice = _without_absent_sets(choice, allow, strict=strict, sets_named=request.testsets is not None)
         if rank.first:
             for name in choice.missing_sets.keys() - set(choice.testsets):
                 _log(f"left out: {describe(choice.missing_sets[name])}")
-        _own_methods_exist(choice, request.methods or ())
+        _check_paths_exist(choice, request.methods or ())
         redo = [_redo_name(choice, name) for name in request.redo]
         reference = request.reference or profile.reference
 
         from bench.testsets.manifest import load_testset
 
         testsets = [load_testset(name, request.data_root, request.limit) for name in choice.testsets]
-        same_everywhere(testsets, rank)
+        check_same_images(testsets, rank)
         records = Records(request.folder(), rank.index)
-        from_first(rank, lambda: _something_to_measure(choice, records))
+        from_first(rank, lambda: _check_any_method_runs(choice, records))
         sets = [
             PlanSet(testset.name, testset.display, [image.name for image in testset.images], testset.total)
             for testset in testsets
@@ -186,10 +186,10 @@ class Stages:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """The output folder for this run alone, and for all processes of it the same.
+        """Locks the output folder for this run and checks that all its processes see the same folder.
 
         Raises:
-            UserError: another run holds it, or the processes do not see the same folder.
+            UserError: another run holds the lock, or the processes do not see the same folder.
         """
         with self.records.lock():
             check_shared(self.rank, self.records.out / "images")
@@ -201,13 +201,13 @@ class Stages:
             self.records.write_plan(self.plan)
 
     def announce(self) -> None:
-        """One line for each method that cannot run here: why, and on which test sets where it can on others."""
+        """Prints a line for each method that cannot run here: the reason, and the test sets if not all of them."""
         for row in self.choice.rows if self.rank.first else ():
-            why = {testset: lines for testset, lines in self.choice.reasons_missing(row).items() if lines}
-            if why:
-                where = "" if len(why) == len(self.testsets) else f" on {', '.join(why)}"
-                items = [item for name in why for item in self.choice.missing_methods.get((name, row.name), [])]
-                lines = dict.fromkeys(line for group in why.values() for line in group)
+            reasons = {testset: lines for testset, lines in self.choice.reasons_missing(row).items() if lines}
+            if reasons:
+                where = "" if len(reasons) == len(self.testsets) else f" on {', '.join(reasons)}"
+                items = [item for name in reasons for item in self.choice.missing_methods.get((name, row.name), [])]
+                lines = dict.fromkeys(line for group in reasons.values() for line in group)
                 _log(f"left out{where}: {'; '.join(brief(items) or lines)}")
 
     def restore(self) -> None:
@@ -221,7 +221,7 @@ class Stages:
             for testset in self.testsets
             if row.spec is not None and (testset.name, row.name) not in self.choice.missing_methods
         ]
-        for testset, spec in jobs:  # rather now than after the hours that the rows before it take
+        for testset, spec in jobs:  # now, not after the hours that earlier rows take
             if spec.name not in self.redo:
                 from_first(
                     self.rank,
@@ -279,7 +279,7 @@ class Stages:
         return markdown, tuple(written)
 
     def report(self) -> list[str]:
-        """One line per row: what was restored, what was there."""
+        """One line per row: how many images were restored, were there already, and failed."""
         return [
             f"{method} on {testset}: {report.made} restored, {report.kept} there already, {len(report.failed)} failed"
             for (testset, method), report in self.restored.items()
@@ -291,22 +291,22 @@ class Stages:
             self.failed.append(f"{what}: {len(report.failed)} images, first {name}: {reason}")
 
     def _on_disk(self, testset: "TestSet", method: str) -> bool:
-        """Whether all recorded images of the method still lie there as recorded."""
+        """Whether all recorded images of the method are on disk as recorded."""
         report = self.restored.get((testset.name, method))
         if report is not None and not report.failed:
             return True
-        restored = self.records.of(testset.name, method)
-        rows = restored.images()
+        method_records = self.records.of(testset.name, method)
+        rows = method_records.images()
         made = [rows[image.name] for image in testset.images if image.name in rows and rows[image.name].error is None]
-        return bool(made) and all(restored.has(row) for row in made)
+        return bool(made) and all(method_records.has(row) for row in made)
 
 
-def _required(choice: Choice, allow_missing: bool, *, strict: bool, asked: bool) -> Choice:
-    """`choice` without the test sets that are absent, where that is allowed.
+def _without_absent_sets(choice: Choice, allow_missing: bool, *, strict: bool, sets_named: bool) -> Choice:
+    """`choice` without the absent test sets, if leaving them out is allowed.
 
     Args:
-        strict: methods are required as well.
-        asked: the test sets were named by the user.
+        strict: whether methods are required as well.
+        sets_named: whether the request names the test sets.
 
     Raises:
         UserError: something required is missing; lists every file with its source, size, licence and place.
@@ -326,17 +326,19 @@ def _required(choice: Choice, allow_missing: bool, *, strict: bool, asked: bool)
             "measured here."
         )
     absent = list(choice.missing_sets)
-    if absent and (asked or len(absent) == len(choice.testsets)):
+    if absent and (sets_named or len(absent) == len(choice.testsets)):
         listed = describe(item for items in choice.missing_sets.values() for item in items)
         raise UserError(f"test sets that are not on this machine:\n{listed}")
     return replace(choice, testsets=tuple(name for name in choice.testsets if name not in absent))
 
 
-def _own_methods_exist(choice: Choice, methods: Sequence[str]) -> None:
-    """A path on the command line that leads nowhere is a mistake, not a missing download; a card has been read by now.
+def _check_paths_exist(choice: Choice, methods: Sequence[str]) -> None:
+    """Checks that the paths among `methods` exist: a wrong path is a mistake of the user, not a missing download.
+
+    Cards are not checked here, since they have been read by now.
 
     Raises:
-        UserError: names the file.
+        UserError: a path does not exist; the message names it.
     """
     from bench.methods import get_method
 
@@ -349,21 +351,25 @@ def _own_methods_exist(choice: Choice, methods: Sequence[str]) -> None:
                 raise UserError(f"--methods {name}: not there: {describe(missing[0])}")
 
 
-def _something_to_measure(choice: Choice, records: Records) -> None:
-    """A run in which no method can run, and none has run before, is a mistake rather than a table of dashes.
+def _check_any_method_runs(choice: Choice, records: Records) -> None:
+    """Checks that some method can run or has run before; otherwise the table would hold dashes only.
 
     Raises:
-        UserError: lists what keeps each method from running.
+        UserError: none can; the message lists what keeps each method from running.
     """
-    why = {row.name: choice.reasons_missing(row) for row in choice.rows}
-    if any(not lines or records.of(testset, name).run() for name in why for testset, lines in why[name].items()):
+    reasons = {row.name: choice.reasons_missing(row) for row in choice.rows}
+    if any(
+        not lines or records.of(testset, method).run()
+        for method, groups in reasons.items()
+        for testset, lines in groups.items()
+    ):
         return
-    listed = dict.fromkeys(line for groups in why.values() for lines in groups.values() for line in lines)
+    listed = dict.fromkeys(line for groups in reasons.values() for lines in groups.values() for line in lines)
     raise UserError("nothing to measure, none of the methods can run here:\n" + "\n".join(listed))
 
 
 def _redo_name(choice: Choice, name: str) -> str:
-    """The row that `--redo NAME` means, given as in --methods or as in the table."""
+    """The name of the row that `--redo NAME` means; NAME is written as in --methods or as in the table."""
     from bench.methods import get_method
 
     rows = {row.name for row in choice.rows}
@@ -377,7 +383,7 @@ JobT = TypeVar("JobT")
 
 
 def _stage(name: str, jobs: list[JobT], label: Callable[[JobT], str]) -> Iterator[JobT]:
-    """Yields the jobs under a progress bar that names the one in hand."""
+    """Yields the jobs and shows a progress bar that names the current one."""
     with tqdm(jobs, desc=name, unit="job", file=sys.stderr) as bar:
         for job in bar:
             bar.set_postfix_str(label(job))

@@ -1,6 +1,6 @@
-"""From a request to a `Plan`: rows, columns and test sets, what is missing for them, what was there before.
+"""Turns a request into a `Plan`: rows, columns and test sets, what they lack, and what earlier runs measured.
 
-Looks at file names only: no network library is imported, so that a missing requirement is named within a second.
+Only file names are looked at and no network library is imported, so that a missing file is named within a second.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from tsd.errors import UserError
 
 @dataclass(frozen=True)
 class Row:
-    """A row that the table will have; `spec` is None where the harness has no adapter for the method."""
+    """A row of the future table; `spec` is None if the harness has no adapter for the method."""
 
     name: str
     display: str
@@ -33,8 +33,8 @@ class Choice:
     """What a run consists of, and what is missing for it.
 
     Attributes:
-        missing_sets, missing_metrics: by name; nothing for what is complete.
-        missing_methods: by (test set, method).
+        missing_sets, missing_metrics: what is missing, by name; complete ones are left out.
+        missing_methods: what is missing, by (test set, method).
     """
 
     table: TableSpec
@@ -47,13 +47,13 @@ class Choice:
     missing_metrics: dict[str, list[Missing]] = field(default_factory=dict)
 
     def missing(self, *, methods: bool = True) -> list[Missing | Obstacle]:
-        """Everything missing, each once, test sets first; with what keeps methods from running, or without."""
+        """Everything missing, without duplicates: test sets, then methods if `methods` is set, then metrics."""
         groups: list[Sequence[Missing | Obstacle]] = [*self.missing_sets.values()]
         groups += [*(self.missing_methods.values() if methods else ()), *self.missing_metrics.values()]
         return list(dict.fromkeys(item for group in groups for item in group))
 
     def reasons_missing(self, row: Row) -> dict[str, list[str]]:
-        """What keeps the row's method from running, by test set: one line per cause, none where it can run."""
+        """What keeps the row's method from running, by test set: one line per cause, no lines if it can run."""
         if row.spec is None:
             return {name: [f"{row.display}: this harness has no adapter for it yet"] for name in self.testsets}
         return {
@@ -70,10 +70,10 @@ def choose(
     methods: Sequence[str] | None,
     metrics: Sequence[str] | None,
 ) -> Choice:
-    """The run that the arguments ask for; what they leave out is the profile's.
+    """The run that the arguments ask for; an argument of None means the profile's choice.
 
-    Where no test set has a ground truth, the profile's columns are those that need none, and nothing is missing for
-    the others.
+    If no test set has a ground truth, the profile's metrics that need one are left out, and nothing counts as missing
+    for metrics that need one.
 
     Raises:
         UserError: an unknown name (with the nearest known one), or two methods of one name.
@@ -110,11 +110,11 @@ def choose(
 
 def _rows(profile: Profile, methods: Sequence[str] | None) -> tuple[Row, ...]:
     if methods is None:
-        return tuple(_row(row) for row in profile.rows)
+        return tuple(_row_of_paper(row) for row in profile.rows)
     known = {row.method: row for row in profile.rows}
     rows: dict[str, tuple[str, Row]] = {}
     for name in methods:
-        row = _row(known[name]) if name in known else _asked(name)
+        row = _row_of_paper(known[name]) if name in known else _row_of_method(name)
         first, _ = rows.setdefault(row.name, (name, row))
         if first != name:
             raise UserError(
@@ -123,7 +123,7 @@ def _rows(profile: Profile, methods: Sequence[str] | None) -> tuple[Row, ...]:
     return tuple(row for _, row in rows.values())
 
 
-def _row(paper: PaperRow) -> Row:
+def _row_of_paper(paper: PaperRow) -> Row:
     try:
         spec = get_method(paper.method)
     except UserError:  # a row of the paper that this harness cannot measure
@@ -131,7 +131,7 @@ def _row(paper: PaperRow) -> Row:
     return Row(spec.name, spec.display, spec.steps, spec)
 
 
-def _asked(name: str) -> Row:
+def _row_of_method(name: str) -> Row:
     spec = get_method(name)
     return Row(spec.name, spec.display, spec.steps, spec)
 
@@ -139,7 +139,7 @@ def _asked(name: str) -> Row:
 def make_plan(choice: Choice, sets: Sequence[PlanSet], *, seed: int, reference: str, old: Plan | None) -> Plan:
     """The plan of the table: this run's rows and columns, and those of earlier runs into the same folder.
 
-    The table's own order comes first, then what was added, in the order it was added.
+    Entries of the profile come first, in its order, then the others in the order in which they were added.
 
     Raises:
         UserError: the folder's table was made with another seed or profile.

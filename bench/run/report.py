@@ -1,4 +1,4 @@
-"""What a stage did for one row of a table. Restoring and scoring both report in these words."""
+"""What a stage did for one row of a table; restoring and scoring both return it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 @dataclass
 class StageReport:
-    """How many results of one row were there, were made, and why others could not be made.
+    """How many results of one row were kept and made, and why others could not be made.
 
     Attributes:
-        kept: results that were there already.
-        made: results that the stage added.
-        failed: what went wrong, by image name.
-        undefined: why a metric has no value for such an image, by image name.
+        kept: number of results that existed before.
+        made: number of results that the stage added.
+        failed: the error of each failed image, by name.
+        undefined: for images for which the metric is not defined, the reason by image name.
     """
 
     kept: int = 0
@@ -22,7 +22,7 @@ class StageReport:
 
 
 def combined(reports: Sequence[StageReport]) -> StageReport:
-    """What all processes did together."""
+    """The sum of the reports of all processes."""
     failed = sorted(item for report in reports for item in report.failed.items())
     undefined = sorted(item for report in reports for item in report.undefined.items())
     kept, made = sum(report.kept for report in reports), sum(report.made for report in reports)

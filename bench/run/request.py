@@ -1,4 +1,4 @@
-"""What a run is asked for, before anything is looked up: the options of `bench run`, as Python code gives them."""
+"""The options of `bench run` as a Python object, before any name is looked up."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ from tsd.errors import UserError
 
 @dataclass(frozen=True)
 class Request:
-    """One table to measure. What is left out is as in `bench run` without that option.
+    """One table to measure. Every default is that of `bench run` without the option.
 
     Attributes:
         table: the paper's table ("table1").
         profile: scale, "mini" or "paper".
         methods: rows by the names of `bench list`, or forms such as "spandrel:PATH"; None for those of the profile.
-        testsets, metrics: names; None for those of the profile.
-        limit: only the first so many images of each test set; None for all.
+        testsets, metrics: their names; None for those of the profile.
+        limit: number of images of each test set, the first by name; None for all.
         out: folder of the results; None for `reports/PROFILE`.
         seed: seed of the run, from which that of each image is derived.
         device: torch device, or "auto" for a GPU where there is one.
         dtype: precision of the networks: "fp32", "bf16" or "fp16".
-        data_root, weights_root, repo_dir, cache_root, time_limit_seconds: as of `bench.options.RunOptions`.
+        data_root, weights_root, repo_dir, cache_root, time_limit_seconds: as in `bench.options.RunOptions`.
         redo: methods to measure again; their records are moved aside.
         reference: the row that paired differences refer to; None for that of the profile.
-        allow_missing: True puts dashes for missing test sets and metrics, False requires even the methods; None is as
-            the profile has it.
+        allow_missing: True leaves out missing test sets and metrics, False requires even the methods; None takes the
+            setting of the profile.
         timing: whether the table has the column of seconds per image.
         figure: whether a picture is drawn beside the table.
 
@@ -64,6 +64,6 @@ class Request:
             raise UserError(f"time_limit_seconds={self.time_limit_seconds}: expected seconds above 0")
 
     def folder(self) -> Path:
-        """The folder of the results; a run of the first N images gets one of its own beside the profile's."""
+        """The folder of the results; a run of the first N images has its own folder beside the profile's."""
         name = self.profile if self.limit is None else f"{self.profile}-first{self.limit}"
         return Path(self.out or Path("reports") / name)

@@ -1,7 +1,7 @@
 """Stage 2: images × metrics → one row per score.
 
-A row counts as long as output, ground truth and protocol are the ones it was computed with; everything else is
-scored again. Scores of a whole set (FID) are one row that names the hash of the set and the number of images.
+A row counts while output, ground truth and protocol are those it was computed with; everything else is scored again.
+The score of a whole set (FID) is one row with the hash of the set and the number of images.
 """
 
 import math
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from bench import provenance
 from bench.errors import one_line
 from bench.metrics.base import CannotScoreError, MetricSpec, weight_hashes
-from bench.ranks import ALONE, Rank, exchange, from_first, wait_until_visible
+from bench.ranks import ALONE, Rank, all_gather, from_first, wait_until_visible
 from bench.records.records import MethodRecords, Records
 from bench.records.schema import WHOLE_SET, ImageRow, ScoreRow, set_sha256, valid_scores, valid_set_score
 from bench.run.report import StageReport, combined
@@ -43,9 +43,9 @@ def score_set(
     The metric is loaded once, and only if there is something to score.
 
     Args:
-        rank: this process among those of the run, which all call this; each scores its share of the images, the
-            first alone whole sets, and all get the reports over all shares.
-        log: receives one line when a process that shows no progress bars is done with the metric.
+        rank: the rank of this process. All processes of the run call this; each scores its share of the images, only
+            the first scores whole sets, and all get the reports over all shares.
+        log: receives one line when a process without progress bars is done with the metric.
 
     Raises:
         UserError: an image on disk is not the recorded one.
@@ -58,10 +58,10 @@ def score_set(
     def score(method: str) -> StageReport:
         method_records = records.of(testset.name, method)
         if spec.level == "set":
-            return from_first(rank, lambda: _score_whole(method_records, testset, spec, scorer))
+            return from_first(rank, lambda: _score_whole_set(method_records, testset, spec, scorer))
         images, valid = from_first(rank, lambda: _begin(method_records, testset, spec))
         report = _score_images(method_records, rank.share(testset.images), spec, scorer, images, valid)
-        done = exchange(rank, (report, method_records.scores_bytes(spec.name, rank.index)))
+        done = all_gather(rank, (report, method_records.scores_bytes(spec.name, rank.index)))
         if rank.first:
             _finish(method_records, testset, spec, [size for _, size in done])
         return combined([report for report, _ in done])
@@ -76,7 +76,7 @@ def score_set(
 def _begin(
     records: MethodRecords, testset: "TestSet", spec: MetricSpec
 ) -> tuple[dict[str, ImageRow], dict[str, ScoreRow]]:
-    """The restored images and the valid scores of them. Only the first process calls it."""
+    """Returns the restored images and their valid scores. Only the first process calls it."""
     order = [image.name for image in testset.images]
     records.finish_scores(spec.name, order)  # what an interrupted run of several processes left
     images = _restored(records, testset)
@@ -84,7 +84,7 @@ def _begin(
 
 
 def _finish(records: MethodRecords, testset: "TestSet", spec: MetricSpec, sizes: list[int]) -> None:
-    """Merges and orders what the processes wrote, `sizes` bytes by rank.
+    """Merges and sorts what the processes wrote, `sizes` bytes by rank.
 
     Raises:
         UserError: rows of other processes do not show up in the output folder.
@@ -119,13 +119,13 @@ def _score_images(
     return report
 
 
-def _score_whole(
+def _score_whole_set(
     records: MethodRecords, testset: "TestSet", spec: MetricSpec, scorer: Callable[[], Any]
 ) -> StageReport:
     images = _restored(records, testset)
     names = [image.name for image in testset.images]
     if set(names) - set(images):
-        return StageReport()  # the table says why: not every image is restored
+        return StageReport()  # not every image is restored; the table says so
     if valid_set_score(records.scores(spec.name), images, names, spec.protocol):
         return StageReport(kept=1)
     sr = {name: _verified(records, images[name]) for name in names}
@@ -142,7 +142,7 @@ def _score_whole(
 
 
 def _restored(records: MethodRecords, testset: "TestSet") -> dict[str, ImageRow]:
-    """The rows that have a result and were made from the test set's images as they are now."""
+    """The rows that have a result made from the current input images of the test set."""
     rows = records.images()
     return {
         image.name: rows[image.name]

@@ -1,7 +1,7 @@
 """Downloads one file: resumes after an interruption, verifies the hash, and only then gives the file its name.
 
-While it is incomplete the file is called `<name>.part`, in the folder where it will lie, so that the last step is an
-atomic rename and a reader never sees half a file.
+An incomplete file is called `<name>.part`, in the folder of the final file. The last step is an atomic rename, so a
+reader never sees half a file.
 """
 
 import hashlib
@@ -34,16 +34,17 @@ class BrokenTransferError(OSError):
 def download(urls: Sequence[str], target: Path, digest: str | None, title: str | None = None) -> None:
     """Fetches `target` from the first of `urls` that has it.
 
-    An earlier `.part` is continued. Where a hash is known, it tells whether the pieces fit together, and one that is
-    wrong after that costs one more transfer from the start; else the server has to confirm, by its entity tag, that
-    its file is still the one the part was taken from.
+    An earlier `.part` is continued. If the hash is known, it decides whether the continued file is right; if it is
+    not, the file is transferred once more from the start. Without a known hash the server must confirm, by its entity
+    tag, that its file is still the one that the part was taken from.
 
     Args:
         digest: the sha256 or its first digits, or "git:" and the blob id; None where none is published.
-        title: what the progress bar says; the file name by default.
+        title: the text of the progress bar; the file name by default.
 
     Raises:
-        UserError: no address gave the file; the message says why for each. No network takes seconds, not minutes.
+        UserError: no address gave the file; the message gives the reason for each. Without a network this takes
+            seconds, not minutes.
     """
     import requests
 
@@ -74,7 +75,7 @@ def download(urls: Sequence[str], target: Path, digest: str | None, title: str |
 
 
 def digest_of(path: Path, like: str | None) -> str:
-    """Hashes a file in the form of `like`: sha256 in hex, or "git:" and the id that git gives such a blob."""
+    """Hashes a file in the form of the hash `like`: sha256 in hex, or "git:" and the id of the file as a git blob."""
     if like is None or not like.startswith(GIT):
         return cached_sha256(path)
     total = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
@@ -85,7 +86,7 @@ def digest_of(path: Path, like: str | None) -> str:
 
 
 def _transfer(session: "requests.Session", url: str, part: Path, title: str, *, only_if_same: bool) -> None:
-    """Appends to `part` until it is complete; a connection that breaks is opened again as long as it makes progress."""
+    """Appends to `part` until it is complete. Reconnects after a broken connection if that one transferred anything."""
     for attempt in range(ATTEMPTS):
         before = _size(part)
         try:
@@ -110,7 +111,7 @@ def _receive(session: "requests.Session", url: str, part: Path, title: str, only
         if answer.status_code == 416 and have:
             return  # the server has nothing beyond the part; the hash says whether that is the whole file
         answer.raise_for_status()
-        part.parent.mkdir(parents=True, exist_ok=True)  # not before: a failure leaves no empty folder
+        part.parent.mkdir(parents=True, exist_ok=True)  # only now, so that a failed request leaves no empty folder
         if answer.status_code != 206:
             have = 0  # the server does not resume: it sends the file from the start
             _remember_tag(part, url, answer.headers.get("ETag"))
@@ -157,7 +158,7 @@ def _size(path: Path) -> int:
 
 
 def _reason(error: Exception) -> str:
-    """Puts urllib3's nested exceptions into one line for people."""
+    """One readable line for an exception, instead of urllib3's nested ones."""
     import requests
 
     if isinstance(error, requests.HTTPError) and error.response is not None:

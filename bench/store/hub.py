@@ -1,7 +1,7 @@
 """Downloads files and folders from the Hugging Face hub and checks them against the hashes that it states.
 
-A place on the hub is "owner/name" for a folder and "owner/name:path" for a file, with "@revision" after the name where
-it is pinned. While it is incomplete a download has ".part" after its name, and the same call continues it.
+A place on the hub is "owner/name" for a folder and "owner/name:path" for a file; a pinned one has "@revision" after the
+name. An incomplete download has ".part" after its name, and the same call continues it.
 """
 
 import os
@@ -37,30 +37,30 @@ def get(place: str, weight: Weight, target: Path, known: Mapping[str, str]) -> d
     """Fetches what `target` lacks of `weight` from `place`.
 
     Args:
-        known: hashes that are known already, by name in the store ("git:" before a blob id). They take precedence
-            over the hub's own.
+        known: hashes that are already known, by name in the store ("git:" before a blob id). They take precedence
+            over those of the hub.
 
     Returns:
-        The hash of each file that is what the hub states, or what `known` says, by its name in the store: those that
-        were fetched, and those that were there already.
+        The hash of each verified file by its name in the store. These are the fetched files, and those that were
+        already at `target` with the expected hash.
 
     Raises:
-        UserError: no connection, a gated or absent repository, or another content than expected: such a file is
-            deleted, and nothing unverified lies at `target`.
+        UserError: no connection, a gated or absent repository, or a file with another hash than expected. Such a file
+            is deleted; no unverified file is moved to `target`.
     """
     check_online()
     repository, _, path = place.partition(":")
     name, _, revision = repository.partition("@")
     part = target.with_name(f"{target.name}.part")
-    places = {file: target / file for file in weight.contains} if weight.is_folder else {path: target}
-    info = _fetch(name, revision or None, [file for file, there in places.items() if not there.is_file()], part)
+    final_paths = {file: target / file for file in weight.contains} if weight.is_folder else {path: target}
+    info = _fetch(name, revision or None, [file for file, final in final_paths.items() if not final.is_file()], part)
     stated = _stated(info)
     hashes = {}
-    for file, there in tqdm(places.items(), f"verifying {target.name}", unit="file", delay=2, file=sys.stderr):
+    for file, final in tqdm(final_paths.items(), f"verifying {target.name}", unit="file", delay=2, file=sys.stderr):
         in_store = f"{weight.file}{file}" if weight.is_folder else weight.file
         expected = known.get(in_store) or stated.get(file)
-        if there.is_file():
-            if digest_of(there, expected) == expected:
+        if final.is_file():
+            if digest_of(final, expected) == expected:
                 hashes[in_store] = expected
             continue
         if not (part / file).is_file():
@@ -69,16 +69,16 @@ def get(place: str, weight: Weight, target: Path, known: Mapping[str, str]) -> d
         if expected is not None and hashes[in_store] != expected:
             (part / file).unlink()
             raise UserError(f"hf:{place}: {file} has {hashes[in_store][:20]}…, expected {expected[:20]}…; deleted")
-    for file, there in places.items():  # only now that all of them are right
-        if not there.is_file():
-            there.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(part / file, there)
+    for file, final in final_paths.items():  # only now that all of them are right
+        if not final.is_file():
+            final.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(part / file, final)
     shutil.rmtree(part)
     return hashes
 
 
 def _fetch(name: str, revision: str | None, files: list[str], part: Path) -> "ModelInfo":
-    """Downloads files of one commit of a repository into `part`. Files that are there are not transferred again."""
+    """Downloads files of one commit of a repository into `part`. Files already in `part` are not fetched again."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -94,7 +94,7 @@ def _fetch(name: str, revision: str | None, files: list[str], part: Path) -> "Mo
         ) from error
     except RepositoryNotFoundError as error:
         raise UserError(f"hf:{name}: no such repository, or none without `hf auth login`") from error
-    except Exception as error:  # while it reads, the client raises whatever its transport raises
+    except Exception as error:  # during a transfer the client passes on whatever its transport raises
         raise UserError(f"hf:{name}: {error}; the same command continues the download") from error
 
 

@@ -1,4 +1,4 @@
-"""Names what is not on this machine: each absent file, where it goes and how to get it; and other obstacles."""
+"""What is not on this machine: each absent file, where it goes and how to get it; and other obstacles."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Obstacle:
-    """What keeps a method from running here and is no file: a GPU, a tool, an image of another size.
+    """What keeps a method from running here, other than a file: a GPU, a tool, an image of another size.
 
     Attributes:
         needed_by: what cannot run ("SinSR").
@@ -54,14 +54,14 @@ class Obstacle:
 
 
 def describe(missing: "Iterable[Missing | Obstacle]") -> str:
-    """Describes every missing file on a line of its own, in the order given. Duplicates come once."""
+    """Describes every missing file on its own line, in the given order, without duplicates."""
     return "\n".join(dict.fromkeys(item.line() for item in missing))
 
 
 def brief(missing: "Iterable[Missing | Obstacle]") -> list[str]:
-    """Describes what is missing in short lines for a terminal. What one `bench fetch` gets is one line.
+    """Describes what is missing in short lines for a terminal. All files of one `bench fetch` share a line.
 
-    Where each file goes and under what licence is said by `Missing.line`: below the table and in `bench list METHOD`.
+    The place and licence of each file are in `Missing.line`, which `bench list METHOD` prints.
     """
     groups: dict[tuple[str, str | None], list[str]] = {}
     for item in missing:

@@ -1,8 +1,8 @@
 """The store of weights, `$TSD_WEIGHTS`: every file that a card names is verified before anything loads it.
 
-A file's hash is known from its card, from the hub, or, where nobody publishes one, from the day `bench fetch` first
-picked the file up. The last two are kept in the store's own ledger, `hashes.json`. A file whose hash is not known is
-not loaded.
+A file's hash comes from its card, from the hub, or, if nobody publishes one, from the first time that `bench fetch`
+found the file. The store keeps the last two kinds in its ledger, `hashes.json`. A file without a known hash is not
+loaded.
 """
 
 import json
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 FIRST_USE = "recorded when it was first picked up, since nobody publishes it"
-LEFT_OUT = (".cache", ".gitattributes", "README.md")  # what the hub's client leaves in a folder
+LEFT_OUT = (".cache", ".gitattributes", "README.md")  # files that the hub's client leaves in a folder
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class KnownHash:
 
     Attributes:
         digest: sha256 in hex, or "git:" and the id of a blob.
-        by: who states it, in words.
+        by: where the hash comes from, in words.
     """
 
     digest: str
@@ -50,7 +50,7 @@ class Store:
         self.root = options.weights()
 
     def path(self, weight: Weight) -> Path:
-        """Where `weight` lies or will lie: at the place of an alternative if that is there."""
+        """The path of `weight` in the store, whether it exists or not: that of an alternative if there is one."""
         return self.root / next((name for name in weight.alternatives if (self.root / name).is_file()), weight.file)
 
     def files(self, weight: Weight) -> list[str]:
@@ -62,7 +62,7 @@ class Store:
         return sorted(f"{weight.file}{name.as_posix()}" for name in found if name.parts[0] not in LEFT_OUT)
 
     def absent(self, weight: Weight) -> list[str]:
-        """The parts of `weight` that are not in the store. Looks at file names only."""
+        """The parts of `weight` that are not in the store. Only looks at file names."""
         path = self.path(weight)
         if not weight.is_folder:
             return [] if path.is_file() else [weight.file]
@@ -89,11 +89,11 @@ class Store:
         write_atomic(self.root / LEDGER, (json.dumps(content, indent=2) + "\n").encode())
 
     def unknown(self, weights: Sequence[Weight]) -> list[str]:
-        """The files that are there and whose hash is not known."""
+        """The files in the store whose hash is not known."""
         return [name for name, known in self._files_with_hashes(weights) if known is None]
 
     def verify(self, weights: Sequence[Weight], fetch: str) -> tuple[dict[str, str], list[str]]:
-        """Hashes every file that is there. Returns the hashes by name, and one line for each file that is wrong."""
+        """Hashes every file in the store. Returns the hashes by name, and one line for each wrong file."""
         hashes: dict[str, str] = {}
         faults: list[str] = []
         files = self._files_with_hashes(weights)
@@ -117,7 +117,7 @@ class Store:
         return hashes, faults
 
     def _files_with_hashes(self, weights: Sequence[Weight]) -> list[tuple[str, KnownHash | None]]:
-        """Every file that is there, by its name in the store, with its known hash or None."""
+        """Every file of `weights` that exists: its name in the store, and its known hash or None."""
         found = [(self.files(weight), self.known(weight)) for weight in weights]
         return [(name, known.get(name)) for files, known in found for name in files]
 
@@ -142,7 +142,7 @@ class Store:
 def missing_files(
     weights: Sequence[Weight], options: "RunOptions", *, licence: str, needed_by: str, fetch: str
 ) -> list[Missing]:
-    """One entry for each of `weights` that is not whole in the store. Looks at file names only."""
+    """One entry for each of `weights` that is not complete in the store. Only looks at file names."""
     store = Store(options)
     return [
         Missing(
@@ -160,12 +160,12 @@ def missing_files(
 
 
 def missing_weights(card: Card, options: "RunOptions") -> list[Missing]:
-    """One entry for each of the card's weights that is not whole in the store. Looks at file names only."""
+    """One entry for each of the card's weights that is not complete in the store. Only looks at file names."""
     return missing_files(card.weights, options, licence=card.licence, needed_by=card.display, fetch=argument_of(card))
 
 
 def source(weight: Weight) -> str:
-    """Says where a file comes from: its addresses, or what a person has to do."""
+    """Where a file comes from: its addresses, or what a person has to do."""
     return " or ".join([*weight.urls, *(f"hf:{place}" for place in weight.hub)]) or weight.manual
 
 

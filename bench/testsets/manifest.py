@@ -1,13 +1,13 @@
-"""Test sets: what `datasets/<name>/manifest.json` promises, found on this machine and verified before use.
+"""Test sets: the images that `datasets/<name>/manifest.json` lists are found on this machine and verified before use.
 
 A manifest names the files of a set with their sha256, where they are published, and under what licence. The images of
-`mini` lie beside their manifest; those of the other sets may not be redistributed and are looked for under a data root
-(`--data-root`, else `$TSD_DATA`), in the layout in which they are published or under our short names:
+`mini` are beside their manifest. Those of the other sets may not be redistributed. They are searched under a data root
+(`--data-root`, else `$TSD_DATA`, else `./data`), in their published layout or under our short names:
 
     <root>/RealSRVal_crop128/{test_LR,test_HR}/    or    <root>/realsr/{test_LR,test_HR}/
 
-A set without ground truth (`"reference": false`) has one folder of images of any size, `lq` in its folder or, as such
-sets are published, the folder itself:
+A set without ground truth (`"reference": false`) has one folder of images of any size: `lq` in the folder of the set,
+or that folder itself, as such sets are published:
 
     <root>/realsrset/lq/    or    <root>/RealSRSet/
 """
@@ -34,7 +34,7 @@ LQ = "lq"
 
 
 class MissingData(UserError):
-    """A test set, or a part of it, is not on this machine. `missing` says what, where it goes and how to get it."""
+    """A test set or a part of it is not on this machine. `missing` says what, where it goes and how to get it."""
 
     def __init__(self, missing: list[Missing]) -> None:
         super().__init__(describe(missing))
@@ -43,9 +43,9 @@ class MissingData(UserError):
 
 @dataclass(frozen=True)
 class TestImage:
-    """One image. `name` is the file name without its suffix; `hr` is None where a set has no ground truth."""
+    """One image. `name` is the file name without its suffix; `hr` is None if the set has no ground truth."""
 
-    __test__ = False  # not a test case, whatever pytest reads into the name
+    __test__ = False  # tells pytest that this is not a test case
 
     name: str
     lr: Path
@@ -56,7 +56,7 @@ class TestImage:
 
 @dataclass(frozen=True)
 class TestSet:
-    """A verified test set. `images` are sorted by name; `total` is the size of the whole set, limited or not."""
+    """A verified test set. `images` are sorted by name; `total` is the size of the full set, also with a limit."""
 
     __test__ = False
 
@@ -72,11 +72,11 @@ class TestSet:
 def load_testset(name: str, data_root: Path | None = None, limit: int | None = None) -> TestSet:
     """Loads the test set `name`, or its first `limit` images by name. Each file is verified by its sha256.
 
-    Where a manifest lists no files (DIV2K-Val), their number, pairing and sizes are verified instead.
+    If a manifest lists no files (DIV2K-Val), their number, pairing and sizes are verified instead.
 
     Raises:
         UserError: unknown name, bad limit, files that differ from the manifest.
-        MissingData: the set or some of its files are not there.
+        MissingData: the set or some of its files are missing.
     """
     manifest, digest = read_manifest(name)
     if limit is not None and limit < 1:
@@ -85,7 +85,7 @@ def load_testset(name: str, data_root: Path | None = None, limit: int | None = N
     if missing:
         raise MissingData(missing)
     sides = _find(manifest, _root(data_root))
-    assert sides is not None  # else it were missing
+    assert sides is not None  # `missing_testset` has checked it
     listed: list[dict[str, Any]] | None = manifest["images"]
     if listed is None:
         listed = [{"name": file} for file in _paired_names(manifest, sides)]
@@ -119,7 +119,7 @@ def load_testset(name: str, data_root: Path | None = None, limit: int | None = N
 
 
 def missing_testset(name: str, data_root: Path | None = None) -> list[Missing]:
-    """Lists what of the test set is not on this machine; empty when it can be used. Looks at file names only."""
+    """Lists what of the test set is missing on this machine; empty if it is complete. Only looks at file names."""
     manifest, _ = read_manifest(name)
     root = _root(data_root)
     sides = _find(manifest, root)
@@ -142,23 +142,23 @@ def missing_testset(name: str, data_root: Path | None = None) -> list[Missing]:
 
 
 def has_reference(name: str) -> bool:
-    """Whether the test set has a ground truth, by its manifest."""
+    """Whether the test set has a ground truth, according to its manifest."""
     return _referenced(read_manifest(name)[0])
 
 
 def folders_of(name: str) -> tuple[str, ...]:
-    """The names under which the test set's folder may lie under the data root, ours first."""
+    """The names that the test set's folder may have under the data root, our own first."""
     return tuple(dict.fromkeys((name, *read_manifest(name)[0]["folders"])))
 
 
 def lr_size_of(name: str) -> tuple[int, int] | None:
-    """(width, height) of all inputs of the test set; None where its manifest states no one size."""
+    """(width, height) of all inputs of the test set; None if its manifest states no single size."""
     size = read_manifest(name)[0].get("lr_size")
     return (size[0], size[1]) if size else None
 
 
 def names_of(name: str) -> tuple[str, ...] | None:
-    """The names (stems) of the test set's images, sorted; None where its manifest lists none."""
+    """The names (stems) of the test set's images, sorted; None if its manifest lists none."""
     listed = read_manifest(name)[0]["images"]
     return None if listed is None else tuple(sorted(Path(entry["name"]).stem for entry in listed))
 
@@ -181,7 +181,7 @@ def read_manifest(name: str) -> tuple[dict[str, Any], str]:
 
 
 def _root(data_root: Path | None) -> Path | None:
-    """--data-root, else $TSD_DATA, else ./data where it exists: there `bench fetch` puts what it gets."""
+    """--data-root, else $TSD_DATA, else ./data if it exists, since `bench fetch` puts its files there."""
     if data_root is not None:
         return Path(data_root)
     if os.environ.get("TSD_DATA"):
@@ -194,8 +194,8 @@ def _referenced(manifest: dict[str, Any]) -> bool:
 
 
 def _find(manifest: dict[str, Any], root: Path | None) -> dict[str, Path] | None:
-    """The folder of the inputs ("lr") and, where the set has one, that of the ground truth ("hr")."""
-    if not manifest["folders"]:  # the images lie beside the manifest
+    """The folder of the inputs ("lr") and, if the set has one, that of the ground truth ("hr")."""
+    if not manifest["folders"]:  # the images are beside the manifest
         candidates = [DATASETS / manifest["name"]]
     else:
         candidates = [root / folder for folder in manifest["folders"]] if root is not None else []
@@ -223,7 +223,7 @@ def _missing(manifest: dict[str, Any], name: str, where: str, size_bytes: int | 
 
 
 def _paired_names(manifest: dict[str, Any], sides: dict[str, Path]) -> list[str]:
-    """File names of a set whose manifest lists none: the same in both folders, as many as promised."""
+    """File names of a set whose manifest lists none; checks their number, and that both folders have the same names."""
     lr, hr = ({path.name for path in sides[side].glob("*.png")} for side in ("lr", "hr"))
     if lr != hr or len(lr) != manifest["count"]:
         alone = f"; without a partner: {_some(sorted(lr ^ hr), ', ')}" if lr ^ hr else ""

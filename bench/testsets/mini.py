@@ -1,13 +1,13 @@
-"""Builds the mini test set again from the photographs it was cut from, and says whether it came out the same.
+"""Rebuilds the mini test set from its source photographs and reports whether the result is the same.
 
 The recipe is in `datasets/mini/manifest.json`: which photograph of which package, which corner, which degradation. The
 photographs ship inside scikit-image and scikit-learn; both must be installed. The low-resolution images come from the
-command `tsd degrade`, run as a process of its own, since this package does not import `tsd`.
+command `tsd degrade`, run as a subprocess, since this module may import only the ground of `tsd`.
 
     python -m bench.testsets.mini --out rebuilt/
 
 The new folder holds the images and a manifest with their hashes. To change the set, edit `photographs` and the boxes of
-`images` in the manifest, build, look at the result, and put it in place of the old one.
+`images` in the manifest, build, look at the result, and replace the old set with it.
 """
 
 import argparse
@@ -32,12 +32,12 @@ COMMITTED = DATASETS / "mini"
 SIZE = 256
 ROUNDING = "another processor's rounding"
 ROUNDED_SHARE = 0.01
-"""Processors differ in the last bit of a convolution, which may turn the rounding of one JPEG coefficient: a block of
-8 x 8 pixels then differs by a level. A larger share of an image's pixels is not explained by that."""
+"""Processors differ in the last bit of a convolution, which may change the rounding of one JPEG coefficient; a block of
+8 x 8 pixels then differs by one level. This does not explain a difference in a larger share of an image's pixels."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Builds and compares. Returns 0 for the same pixels as the committed set, 1 for other pixels, 2 for bad input."""
+    """Builds and compares. Returns 0 if the pixels are those of the committed set, 1 if not, 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.testsets.mini", description="Build the mini test set again and compare."
     )
@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build(out: Path) -> None:
     """Writes `test_HR`, `test_LR` and `manifest.json` into `out`.
 
-    Raises UserError: `out` is not empty, a package or photograph is missing or is another version.
+    Raises:
+        UserError: `out` is not empty, or a package or photograph is missing or of another version.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder; name a new one")
@@ -93,9 +94,9 @@ def build(out: Path) -> None:
 
 
 def compare(built: Path, committed: Path) -> list[str]:
-    """One line per file that differs: in its bytes alone (another PNG encoder), in its pixels, or by being absent.
+    """One line per file that differs only in its bytes (another PNG encoder), or in its pixels, or is absent.
 
-    A line names another processor's rounding where that explains the difference: one level in few pixels.
+    If another processor's rounding explains the difference (one level in few pixels), the line says so.
     """
     lines: list[str] = []
     names = {path.relative_to(root) for root in (built, committed) for path in root.glob("test_?R/*.png")}
@@ -134,7 +135,7 @@ def _photograph(photo: dict[str, Any]) -> Image.Image:
 
 
 def _to_json(manifest: dict[str, Any]) -> str:
-    """JSON with one line per image and photograph, for readable differences."""
+    """JSON with one line per image and photograph, so that diffs are readable."""
     fields = []
     for key, value in manifest.items():
         if key in ("photographs", "images"):

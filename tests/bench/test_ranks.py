@@ -13,12 +13,12 @@ from bench.ranks import (
     ALONE,
     Rank,
     StoppedError,
+    all_gather,
+    barrier,
     check_shared,
     current_rank,
-    exchange,
     from_first,
     on_all_ranks,
-    wait,
     wait_until_visible,
 )
 from bench.records.records import Records
@@ -65,7 +65,7 @@ def test_the_launchers_variables_say_who_this_is(monkeypatch: pytest.MonkeyPatch
 def test_alone_nothing_is_exchanged_and_nothing_imported(tmp_path: Path) -> None:
     program = (
         "import sys; from bench.ranks import *\n"
-        "assert exchange(ALONE, 1) == [1] and from_first(ALONE, lambda: 2) == 2; wait(ALONE)\n"
+        "assert all_gather(ALONE, 1) == [1] and from_first(ALONE, lambda: 2) == 2; barrier(ALONE)\n"
         "with on_all_ranks() as rank: assert rank == ALONE\n"
         "assert not {'torch', 'accelerate'} & set(sys.modules)"
     )
@@ -73,9 +73,9 @@ def test_alone_nothing_is_exchanged_and_nothing_imported(tmp_path: Path) -> None
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
     check_shared(ALONE, tmp_path / "none")
     assert not (tmp_path / "none").exists()
-    assert exchange(ALONE, "x") == ["x"]
+    assert all_gather(ALONE, "x") == ["x"]
     assert from_first(ALONE, lambda: "y") == "y"
-    wait(ALONE)
+    barrier(ALONE)
 
 
 def test_something_that_shows_up_late_is_waited_for() -> None:

@@ -8,7 +8,7 @@ import pytest
 from bench.methods import METHODS
 from bench.metrics import METRICS
 from bench.options import RunOptions
-from bench.paper.tables import NINE, TABLES, PaperRow, get_profile, pairs_of, paper_figures
+from bench.paper.tables import PAPER_METRICS, TABLES, PaperRow, get_profile, pairs_of, paper_figures
 from bench.records.schema import Plan, PlanSet
 from bench.run.plan import choose, make_plan
 from bench.run.request import Request
@@ -28,8 +28,8 @@ def plan(chosen, old: Plan | None = None, **more) -> Plan:
 
 
 def test_the_nine_metrics_are_the_papers_in_its_order() -> None:
-    assert tuple(METRICS) == NINE
-    assert tuple(paper_figures("table1.csv")[0]) == ("dataset", "method", "steps", *NINE)
+    assert tuple(METRICS) == PAPER_METRICS
+    assert tuple(paper_figures("table1.csv")[0]) == ("dataset", "method", "steps", *PAPER_METRICS)
 
 
 def test_every_table_has_the_papers_figures_and_every_profile_known_names() -> None:
@@ -84,7 +84,7 @@ def test_a_run_without_names_is_the_profile() -> None:
     chosen = choice()
     assert chosen.testsets == ("mini",)
     assert [row.name for row in chosen.rows] == [row.method for row in MINI.rows]
-    assert tuple(spec.name for spec in chosen.metrics) == NINE
+    assert tuple(spec.name for spec in chosen.metrics) == PAPER_METRICS
 
 
 def test_names_are_taken_in_the_order_given_and_once() -> None:
@@ -114,7 +114,7 @@ def test_missing_weights_are_found_by_name_alone(tmp_path: Path, monkeypatch: py
     chosen = choice(methods=["bicubic", "realesrgan-compact", f"net=spandrel:{tmp_path / 'no.pth'}"])
     assert set(chosen.missing_methods) == {("mini", "realesrgan-compact"), ("mini", "net")}
     assert {"psnr", "ssim"}.isdisjoint(chosen.missing_metrics)
-    assert set(chosen.missing_metrics) == set(NINE) - {"psnr", "ssim"}
+    assert set(chosen.missing_metrics) == set(PAPER_METRICS) - {"psnr", "ssim"}
     made = plan(chosen)
     reasons = {method.name: method.missing["mini"] for method in made.methods}
     assert reasons["bicubic"] == []
@@ -199,7 +199,7 @@ def test_without_a_ground_truth_the_columns_are_those_that_need_none(
     assert [spec.name for spec in unreferenced.metrics] == ["niqe", "musiq", "maniqa", "clipiqa"]
     assert set(unreferenced.missing_metrics) == {"niqe", "musiq", "maniqa", "clipiqa"}
     mixed = choice(testsets=["mini", "realsrset"])
-    assert tuple(spec.name for spec in mixed.metrics) == NINE
+    assert tuple(spec.name for spec in mixed.metrics) == PAPER_METRICS
     asked = choice(testsets=["realsrset"], metrics=["lpips", "niqe"])
     assert [spec.name for spec in asked.metrics] == ["lpips", "niqe"]
     assert set(asked.missing_metrics) == {"niqe"}, "the weights of what cannot be measured are not asked for"
@@ -211,7 +211,7 @@ def test_table_5_sets_the_recipes_against_each_other_on_every_base() -> None:
     assert all(row.method in METHODS for row in mini.rows)
     _, paper = get_profile("table5", "paper")
     figures = paper_figures(spec.paper)
-    assert paper.metrics == tuple(key for key in figures[0] if key in NINE)
+    assert paper.metrics == tuple(key for key in figures[0] if key in PAPER_METRICS)
     assert [row.display for row in paper.rows[1:]] == [f"{row['method']} ({row['base_model']})" for row in figures]
     for profile in (mini, paper):
         names = [row.method for row in profile.rows]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.report.reasons import LONGEST, Reason, in_short, sentences, together
+from bench.report.reasons import LONGEST, Reason, merged_reason, sentences, short_reason
 from bench.store.missing import Missing, Obstacle
 
 
@@ -15,38 +15,38 @@ def line(name: str, fetch: str | None, licence: str | None = "BSD-3-Clause (torc
 @pytest.mark.parametrize("size", [None, 244_408_911])
 def test_a_file_that_can_be_fetched_is_named_by_the_command(licence: str | None, size: int | None) -> None:
     lines = [line("a.pth", "bsrgan", licence, size), line("b.pth", "bsrgan", licence, size)]
-    reason = in_short(lines, ["BSRGAN"])
-    assert reason == Reason("files are missing", ("bsrgan",), whole=False)
+    reason = short_reason(lines, ["BSRGAN"])
+    assert reason == Reason("files are missing", ("bsrgan",), complete=False)
     assert reason.phrase() == "files are missing: `bench fetch bsrgan`"
-    assert in_short([line("net+LDL.pth", None, licence, size)], ["BSRGAN"]) == Reason(
-        "missing: net+LDL.pth", whole=False
+    assert short_reason([line("net+LDL.pth", None, licence, size)], ["BSRGAN"]) == Reason(
+        "missing: net+LDL.pth", complete=False
     ), "a file that no command gets is named itself"
 
 
 def test_an_obstacle_is_told_without_the_name_of_the_row() -> None:
     obstacle = Obstacle("SinSR", "needs an NVIDIA GPU, and none is here").line()
-    assert in_short([obstacle], ["SinSR"]) == Reason("needs an NVIDIA GPU, and none is here")
+    assert short_reason([obstacle], ["SinSR"]) == Reason("needs an NVIDIA GPU, and none is here")
     for text in ("PSNR of A: x", "PSNR of A is x", "A: x"):
-        assert in_short([text], ["A", "PSNR", "PSNR of A"]) == Reason("x")
-    assert in_short(["A broken file"], ["A b", "PSNR"]) == Reason("A broken file"), "half a word is no subject"
-    assert not in_short([obstacle, "SinSR runs on Linux only"], ["SinSR"]).whole
-    mixed = in_short([obstacle, line("a.pth", "sinsr")], ["SinSR"])
-    assert mixed == Reason("files are missing", ("sinsr",), whole=False)
+        assert short_reason([text], ["A", "PSNR", "PSNR of A"]) == Reason("x")
+    assert short_reason(["A broken file"], ["A b", "PSNR"]) == Reason("A broken file"), "half a word is no subject"
+    assert not short_reason([obstacle, "SinSR runs on Linux only"], ["SinSR"]).complete
+    mixed = short_reason([obstacle, line("a.pth", "sinsr")], ["SinSR"])
+    assert mixed == Reason("files are missing", ("sinsr",), complete=False)
 
 
 def test_a_long_reason_is_cut_and_never_inside_a_command() -> None:
-    short = in_short([f"X failed: {'word ' * 21}and `a command that is cut`"], ["X"])
+    short = short_reason([f"X failed: {'word ' * 21}and `a command that is cut`"], ["X"])
     assert len(short.text) <= LONGEST
     assert short.text.endswith("word and …")
-    assert not short.whole
-    assert in_short(["X " + "y" * 3 * LONGEST], ["X"]).text == "…", "one word of that length is no word"
+    assert not short.complete
+    assert short_reason(["X " + "y" * 3 * LONGEST], ["X"]).text == "…", "one word of that length is no word"
 
 
 def test_like_reasons_make_one_sentence() -> None:
-    found = [(name.upper(), Reason("files are missing", (name,), whole=False)) for name in ("lpips", "dists", "fid")]
+    found = [(name.upper(), Reason("files are missing", (name,), complete=False)) for name in ("lpips", "dists", "fid")]
     assert sentences(found) == ["LPIPS, DISTS and FID were not measured (files are missing: `bench fetch metrics`)."]
     assert sentences(found[:1]) == ["LPIPS was not measured (files are missing: `bench fetch lpips`)."]
-    methods = [(name, Reason("files are missing", (name,), whole=False)) for name in ("bsrgan", "ldl")]
+    methods = [(name, Reason("files are missing", (name,), complete=False)) for name in ("bsrgan", "ldl")]
     gpu = Reason("needs a GPU")
     assert sentences([methods[0], ("SinSR", gpu), methods[1], ("PASD", gpu)]) == [
         "bsrgan and ldl were not measured (files are missing: `bench fetch bsrgan ldl`).",
@@ -55,5 +55,5 @@ def test_like_reasons_make_one_sentence() -> None:
 
 
 def test_different_reasons_for_one_column_stand_beside_each_other() -> None:
-    found = together([Reason("x", ("a",)), Reason("y"), Reason("x", ("a", "b"), whole=False)])
-    assert found == Reason("x; y", ("a", "b"), whole=False)
+    found = merged_reason([Reason("x", ("a",)), Reason("y"), Reason("x", ("a", "b"), complete=False)])
+    assert found == Reason("x; y", ("a", "b"), complete=False)

@@ -2,21 +2,21 @@
 
 import pytest
 
-from bench.run.identity import agreed_account, differences
+from bench.run.identity import agreed_provenance, differences
 from tsd.errors import UserError
 
 
 def test_processes_that_say_the_same_agree_and_those_without_the_method_do_not_count() -> None:
     account = {"weights": {"net.pth": "aa"}, "steps": 4}
-    assert agreed_account([account], "net") == account
-    assert agreed_account([None, account, dict(reversed(account.items()))], "net") == account
-    assert agreed_account([None, None], "net") is None
+    assert agreed_provenance([account], "net") == account
+    assert agreed_provenance([None, account, dict(reversed(account.items()))], "net") == account
+    assert agreed_provenance([None, None], "net") is None
 
 
 def test_another_weight_in_one_process_is_named() -> None:
     account = {"weights": {"net.pth": "aa"}, "steps": 4}
     with pytest.raises(UserError) as error:
-        agreed_account([None, account, account, {**account, "weights": {"net.pth": "bb"}}], "net")
+        agreed_provenance([None, account, account, {**account, "weights": {"net.pth": "bb"}}], "net")
     assert "net is not the same in every process" in str(error.value)
     assert "weights.net.pth: process 1 has 'aa', process 3 'bb'" in str(error.value)
     assert "steps" not in str(error.value)
