@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class TwoPassGroupNorm(nn.GroupNorm):
-    """`nn.GroupNorm` in two passes for fp32 images (B, C, H, W) on the CPU; the library's kernel for all else."""
+    """`nn.GroupNorm` in two passes for fp32 images (B, C, H, W) on the CPU; PyTorch's kernel for everything else."""
 
     def forward(self, input: Tensor) -> Tensor:
         if input.ndim != 4 or input.dtype != torch.float32 or input.device.type != "cpu":
