@@ -1,4 +1,4 @@
-"""The first pass over the images: crops, degraded crops, captions and latents, in shards that can be continued."""
+"""The first pass over the images: crops, degraded crops, captions and latents, in shards; it can be resumed."""
 
 import gc
 import itertools
@@ -25,10 +25,10 @@ from tsd.model.loading import DTYPES
 
 
 class ImagePass:
-    """The first pass, and what is known of it so far: finished shards are read back instead of made again.
+    """The first pass and its progress so far; finished shards are read back, not made again.
 
     Attributes:
-        seen, rows: images gone through and crops written.
+        seen, rows: images processed and crops written.
         captions: id of every distinct caption, in order of first appearance.
         skipped: (name, reason) of images left out.
         shards: files that hold rows, in order.
@@ -55,7 +55,7 @@ class ImagePass:
         self.features = image_features(settings["latent_shape"])
 
     def run(self, workers: int) -> None:
-        """Goes through all images that no finished shard holds."""
+        """Processes all images that are in no finished shard."""
         while (note := self.out / IN_PROGRESS / f"{self.finished:05d}.json").is_file():
             self._take(json.loads(note.read_text(encoding="utf-8")))
         if self.exhausted or self.seen == self.source.length:
@@ -65,7 +65,7 @@ class ImagePass:
         tasks = self.source.images(self.seen, self.resume, size)
         loader = DataLoader(
             CropMaker(self.config.crops),
-            sampler=tasks,  # type: ignore[arg-type]  # whatever it yields is what the data set is indexed with
+            sampler=tasks,  # type: ignore[arg-type]  # the data set is indexed with what this yields
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=workers,
@@ -76,7 +76,7 @@ class ImagePass:
                 self._take(self._write(number, images))
 
     def _write(self, number: int, images: Iterator[CroppedImage]) -> dict[str, Any]:
-        """One shard. The note beside it is written second: it is what makes the shard count."""
+        """Writes one shard, then the note beside it; a shard without its note counts as unfinished."""
         note: dict[str, Any] = {"images": 0, "skipped": [], "captions": [], "resume": None}
 
         def kept() -> Iterator[tuple[CroppedImage, Crop]]:
@@ -121,7 +121,7 @@ class ImagePass:
             }
 
     def _take(self, note: Mapping[str, Any]) -> None:
-        """Counts a finished shard in."""
+        """Adds a finished shard to the progress."""
         if note["crops"]:
             self.shards.append(shard_name(self.finished))
         self.finished += 1
@@ -151,7 +151,7 @@ class ImagePass:
         return self._vae.encode(x).latent_dist.parameters[0].to("cpu", torch.float16).numpy()
 
     def free_networks(self) -> None:
-        """Makes room for the text encoders."""
+        """Frees VAE and caption model, to make room for the text encoders."""
         self._vae = self._captioner = None
         gc.collect()
         if self.device.type == "cuda":
@@ -173,7 +173,7 @@ class ImagePass:
 
 
 def _counted(images: Iterable[CroppedImage], bar: Any, so_far: ImagePass) -> Iterator[CroppedImage]:
-    """Shows progress, and how many images were left out."""
+    """Passes the images on, and shows progress and how many were left out."""
     left_out = len(so_far.skipped)
     for image in images:
         yield image
@@ -190,5 +190,5 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _unchanged(item: Any) -> Any:
-    """Returns the items as they are; `DataLoader` by itself would turn arrays into tensors."""
+    """Returns the item as it is; `DataLoader` by default turns arrays into tensors."""
     return item

@@ -1,8 +1,8 @@
-"""Reading what `tsd prepare` wrote: training items with captions' embeddings and the target's latent distribution.
+"""Reads the folders of `tsd prepare`: training items with captions' embeddings and the target's latent distribution.
 
 A prepared folder is
 
-    prepared.json         settings, counts, versions, file sizes; written last, so its presence means: complete
+    prepared.json         settings, counts, versions, file sizes; written last, so a folder with it is complete
     data-00000.arrow …    one row per crop: name, crop, top, left, hr, lr, caption, caption_id, posterior
     prompts/              one row per distinct caption: caption, prompt_embeds, pool_embeds (where there are captions)
     skipped.csv           images that were left out, with reasons
@@ -57,7 +57,7 @@ class PreparedDataset(Dataset[dict[str, Tensor | int]]):
     Every crop is visited once per round, in a shuffled order that differs from round to round.
 
     Attributes:
-        settings: what the folder was made with (`crop`, `model_sha256`, ...).
+        settings: the settings of the run that made the folder (`crop`, `model_sha256`, ...).
         record: all of prepared.json.
     """
 
@@ -70,8 +70,8 @@ class PreparedDataset(Dataset[dict[str, Tensor | int]]):
         degradation: DegradationConfig | None = None,
     ) -> None:
         """
-        length: how many samples there are in all; by default one round through the crops.
-        degradation: makes a new low-quality image at every visit, instead of the one that was stored.
+        length: number of samples in all; by default one round through the crops.
+        degradation: makes a new low-quality image at every visit, instead of reading the stored one.
 
         Raises UserError: not a prepared folder, a half-written, incomplete or empty one.
         """
@@ -121,7 +121,7 @@ class PreparedDataset(Dataset[dict[str, Tensor | int]]):
 
         Args:
             model: folder or hub id of the model to be trained; its configuration is read and its VAE hashed.
-            crop, usm, degradation, scale: what training expects; None takes what there is.
+            crop, usm, degradation, scale: the values that training expects; None accepts any.
 
         Raises:
             UserError: another setting, another VAE, another latent shape, or embeddings of another width.
@@ -175,7 +175,7 @@ def require_model(
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """The content of prepared.json, after checking that every file it lists is there and whole in size.
+    """The content of prepared.json, after checking that every file it lists is there in its full size.
 
     Raises:
         UserError: not a prepared folder, a half-written, incomplete or empty one, or one of another version.
@@ -206,7 +206,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
 
 def vae_sha256(folder: Path) -> str:
-    """SHA-256 of the weight file of a model's VAE: latents belong to it and to nothing else of the model.
+    """SHA-256 of the weight file of a model's VAE, the only part of the model that latents depend on.
 
     Raises:
         UserError: no weight file.

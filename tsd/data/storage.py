@@ -1,4 +1,4 @@
-"""How much disk prepared data takes, by part, before any of it is made.
+"""Estimates how much disk prepared data takes, part by part, before it is made.
 
 Latents and embeddings are exact. The sizes of image files depend on the images; the figures here are means over the
 central 512 x 512 pixels of Kodak's 24 photographs (lossless WebP, FULL degradation).
@@ -30,7 +30,7 @@ class Storage:
         return crops * (self.hr + self.lr + self.posterior) + captions * self.embeddings
 
     def to_text(self, crops: int, captions: int) -> str:
-        """A table for people: per crop, and for so many crops and distinct captions."""
+        """A table to print: bytes per crop or caption, and in all for these numbers of crops and distinct captions."""
         rows = [
             ("target (estimate)", self.hr, crops),
             ("low-quality image (estimate)", self.lr, crops),
@@ -44,7 +44,7 @@ class Storage:
 
 
 def storage_of(settings: Mapping[str, Any]) -> Storage:
-    """The bytes that data of these settings (`tsd.data.prepare_config.settings_of`) takes."""
+    """The disk space of data with these settings (`tsd.data.prepare_config.settings_of`)."""
     pixels = settings["crop"] ** 2
     return Storage(
         hr=round(pixels * (SHARPENED_BYTES_PER_PIXEL if settings["usm"] else HR_BYTES_PER_PIXEL)),
