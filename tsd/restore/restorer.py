@@ -26,7 +26,7 @@ from tsd.model.groupnorm import use_two_pass_group_norm
 from tsd.model.loading import parts_of, resolve_model
 from tsd.model.lora import load_student
 from tsd.restore.color import adain, wavelet
-from tsd.restore.student import check_parts, find_student, is_merged, own_prompts
+from tsd.restore.student import check_parts, find_student, is_merged, student_prompts
 from tsd.restore.tiling import blend_tiles
 from tsd.seeds import seed_for
 
@@ -99,7 +99,7 @@ class Restorer:
             raise UserError("the device is cuda but torch finds no CUDA device here; use cpu")
         model, lora = find_student(model, lora)
         config = config_for(lora) if config is None else config
-        prompt_embeds = own_prompts(lora) if prompt_embeds is None else prompt_embeds
+        prompt_embeds = student_prompts(lora) if prompt_embeds is None else prompt_embeds
         check_parts(model, lora, prompt_embeds)
         backbone = load_backbone(model, device=device, dtype=dtype, prompt_embeds=prompt_embeds)
         if not is_merged(lora):

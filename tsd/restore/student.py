@@ -61,7 +61,7 @@ def find_student(model: str | Path | None, lora: str | Path | None) -> tuple[str
     )
 
 
-def own_prompts(lora: Path) -> Path | None:
+def student_prompts(lora: Path) -> Path | None:
     """The folder of prompts beside a student's weights, which it was trained with; None if there is none."""
     folder = lora / "prompts"
     return folder if (folder / "default").is_dir() else None
