@@ -34,7 +34,7 @@ from tsd.prompts.text_encoders import (
     TextSide,
     load_tokenizer,
     text_side,
-    warn_of_cuts,
+    warn_about_truncation,
 )
 
 SPOOL_BYTES = 256 * 2**20
@@ -109,7 +109,7 @@ def encode_batches(
     side = text_side(resolve_text_model(model, t5=t5), t5=t5)
     tokenizers = [load_tokenizer(encoder) for encoder in side.encoders]
     for encoder, tokenizer in zip(side.encoders, tokenizers, strict=True):
-        warn_of_cuts(encoder, tokenizer, texts)
+        warn_about_truncation(encoder, tokenizer, texts)
     loadable = [LoadedEncoder(*pair, device, dtype) for pair in zip(side.encoders, tokenizers, strict=True)]
     return _encode(side, loadable, texts, batch_size, progress, spool_dir)
 

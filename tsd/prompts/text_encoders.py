@@ -200,7 +200,7 @@ def load_tokenizer(encoder: TextEncoder) -> Any:
         raise UserError(f"the tokenizer in {encoder.tokenizer} could not be loaded: {error}") from error
 
 
-def warn_of_cuts(encoder: TextEncoder, tokenizer: Any, texts: Sequence[str]) -> None:
+def warn_about_truncation(encoder: TextEncoder, tokenizer: Any, texts: Sequence[str]) -> None:
     """Warns once if texts are longer than the encoder reads; says how many, and what the first of them loses."""
     longer, example = 0, ""
     for start in range(0, len(texts), 1024):  # token lists of 95,000 captions need not be held at once
