@@ -25,7 +25,7 @@ from tsd.images import READABLE, read_picture
 from tsd.seeds import seed_for
 
 SUFFIXES = frozenset(READABLE)
-ImageSource = str | Path | np.ndarray
+ImageInput = str | Path | np.ndarray
 """A folder of images with its sub-folders, an image file, or the pixels of one image, uint8 (H, W, 3)."""
 
 
@@ -38,7 +38,7 @@ class PairDataset(Dataset[dict[str, Tensor | int]]):
 
     def __init__(
         self,
-        sources: str | Path | Sequence[ImageSource],
+        sources: str | Path | Sequence[ImageInput],
         *,
         crop: int,
         seed: int,
@@ -136,7 +136,7 @@ def training_item(lr: Tensor, hr: Tensor, index: int) -> dict[str, Tensor | int]
     return {"hr": hr * 2 - 1, "lr_up": lr_up * 2 - 1, "index": index}
 
 
-def _collect(sources: Sequence[ImageSource]) -> list[Path | np.ndarray]:
+def _collect(sources: Sequence[ImageInput]) -> list[Path | np.ndarray]:
     """All images, files in sorted order within each folder."""
     found: list[Path | np.ndarray] = []
     for source in sources:
