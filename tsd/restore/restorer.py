@@ -2,7 +2,8 @@
 
 The arithmetic is the released script's, except for rounding. The release truncates to 8 bits after decoding and again
 after colour alignment (and rounds where it resizes); here everything is float, and writing the file rounds once (only
-AdaIN keeps the first truncation, see `cut_to_levels`). Both agree within 3 levels at any pixel and 1 level on average.
+AdaIN keeps the first truncation, see `truncate_to_8_bits`). Both agree within 3 levels at any pixel and 1 level on
+average.
 """
 
 import math
@@ -176,7 +177,7 @@ class Restorer:
         z_hat = self._one_step(z_L, progress)
         image = backbone.decode(z_hat).float().clamp(-1, 1) / 2 + 0.5
         if config.color == "adain":
-            return adain(cut_to_levels(image, target), lr).clamp(0, 1).contiguous()
+            return adain(truncate_to_8_bits(image, target), lr).clamp(0, 1).contiguous()
         image = resize(image, target)
         if config.color == "wavelet":
             image = wavelet(image, resize(lr, target))
@@ -248,7 +249,7 @@ class Restorer:
         }
 
 
-def cut_to_levels(image: Tensor, size: tuple[int, ...]) -> Tensor:
+def truncate_to_8_bits(image: Tensor, size: tuple[int, ...]) -> Tensor:
     """The image as the release passes it to AdaIN: truncated to 8 bits, then resized by Pillow if the sizes differ.
 
     AdaIN multiplies by the ratio of the two contrasts, and so magnifies the truncation error: for a network whose
