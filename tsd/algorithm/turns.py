@@ -159,7 +159,9 @@ def student_turn(
     ):
         z_L = backbone.encode(batch.x_L, posterior=config.posterior, generator=posterior)
         z_hat = backbone.one_step(z_L).float()
-    tsd = tsd_on(backbone, z_hat.detach(), z, batch, config, phase, chunk) if phase.gamma2 > 0 else None
+    tsd = None
+    if phase.gamma2 > 0:
+        tsd = regularisation_gradient(backbone, z_hat.detach(), z, batch, config, phase, chunk)
     with role(backbone.vae, "teacher"):  # after the trajectory, so that the decoder's graph is not held during it
         x_hat = backbone.decode(z_hat.to(z_L.dtype))
     loss, logs = reconstruction_loss(pixel_loss(x_hat, batch.x_H), z_hat, z, gamma1, phase.latent_mse)
@@ -172,7 +174,7 @@ def student_turn(
 
 
 @torch.no_grad()
-def tsd_on(
+def regularisation_gradient(
     backbone: Backbone,
     z_hat: Tensor,
     z: Tensor,
@@ -181,7 +183,7 @@ def tsd_on(
     phase: Phase,
     chunk: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Algorithm 1, lines 5–23: the TSD gradient on ẑ along the trajectory, (B, C, h, w), and numbers to log."""
+    """Algorithm 1, lines 5–23: the gradient of L_reg on ẑ, (B, C, h, w), and numbers to log."""
     seed, cpu = config.seed, torch.device("cpu")
     prompt, null = batch.prompt or backbone.prompts["default"], backbone.prompts["null"]
     points = len(phase.point_weights)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tsd.algorithm.objective import in_residual_form, time_weight
 from tsd.algorithm.pixel_loss import charbonnier
-from tsd.algorithm.turns import Batch, critic_turn, noise_for, student_turn, times_for, tsd_on
+from tsd.algorithm.turns import Batch, critic_turn, noise_for, regularisation_gradient, student_turn, times_for
 from tsd.config import Phase, TrainConfig
 from tsd.memory.live_bytes import LiveBytes
 from tsd.model.backbone import Backbone, load_backbone
@@ -155,7 +155,7 @@ def test_batched_and_chunked_evaluation_is_the_naive_one(
     assert batch.prompt is not None
     start = times_for(config.seed, "t of TSD", INDICES, *config.t_range, torch.device("cpu"))
     assert (start - 2 * config.stride > 0).tolist() != [True, True]
-    found, sizes = tsd_on(backbone, z_hat, z, batch, config, PHASE, chunk)
+    found, sizes = regularisation_gradient(backbone, z_hat, z, batch, config, PHASE, chunk)
     with torch.no_grad():
         expected = naive_gradient(backbone, z_hat, z, batch.prompt, config)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6 * float(expected.abs().max()))
@@ -173,7 +173,7 @@ def test_nothing_is_evaluated_that_nobody_reads(
     def count(batch: Batch, **changes: object) -> list[int]:
         passed.clear()
         config = dataclasses.replace(CONFIG, **{"t_range": (600.0, 900.0), **changes})
-        tsd_on(backbone, torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4), batch, config, PHASE)
+        regularisation_gradient(backbone, torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4), batch, config, PHASE)
         return list(passed)
 
     batch = Batch(*images, INDICES)
