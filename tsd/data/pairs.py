@@ -87,7 +87,7 @@ class PairDataset(Dataset[dict[str, Tensor | int]]):
 
     def _crop(self, index: int) -> Tensor:
         """(3,S,S) in [0,1]."""
-        image = self._pixels(visited(self.seed, index, len(self.images)))
+        image = self._pixels(shuffled_index(self.seed, index, len(self.images)))
         rng = np.random.default_rng(seed_for(self.seed, "crop", index))
         top, left = (int(rng.integers(side - self.crop + 1)) for side in image.shape[:2])
         patch = image[top : top + self.crop, left : left + self.crop]
@@ -119,7 +119,7 @@ class CropDataset(PairDataset):
         return {"hr": (usm_sharpen(hr) if self.usm else hr) * 2 - 1, "index": index}
 
 
-def visited(seed: int, index: int, count: int) -> int:
+def shuffled_index(seed: int, index: int, count: int) -> int:
     """Which of `count` images sample `index` uses: each once per round, in an order that differs between rounds."""
     visit, position = divmod(index, count)
     return int(_order(seed, visit, count)[position])

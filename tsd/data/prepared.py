@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from tsd.data.crops import decode, to_tensor
 from tsd.data.degrade import DegradationConfig, degrade
 from tsd.data.hf import import_datasets
-from tsd.data.pairs import training_item, visited
+from tsd.data.pairs import shuffled_index, training_item
 from tsd.errors import UserError
 from tsd.files import sha256_file
 from tsd.model.loading import detect_family, read_config, resolve_model
@@ -95,7 +95,7 @@ class PreparedDataset(Dataset[dict[str, Tensor | int]]):
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
         if not 0 <= index < self.length:
             raise IndexError(f"sample {index} of {self.length}")
-        row = visited(self.seed, index, len(self._files))
+        row = shuffled_index(self.seed, index, len(self._files))
         stored = self._files[row]
         hr = to_tensor(decode(stored["hr"]))
         if self.degradation is None:
