@@ -1,8 +1,8 @@
 """Hugging Face `datasets`: imports it with a clear error, and writes its on-disk format shard by shard.
 
 `Dataset.save_to_disk` needs the whole data set at once, and `Dataset.map` starts over after a kill. Here every shard is
-an Arrow file that is written atomically, and `finish` adds the two small files with which `datasets.load_from_disk`
-opens the folder.
+an Arrow file that is written atomically, and `write_dataset_info` adds the two small files with which
+`datasets.load_from_disk` opens the folder.
 """
 
 import itertools
@@ -86,7 +86,7 @@ def write_shard(path: Path, features: Any, rows: Iterable[Mapping[str, Any]]) ->
     return count
 
 
-def finish(folder: Path, features: Any, shards: list[str], fingerprint: str) -> None:
+def write_dataset_info(folder: Path, features: Any, shards: list[str], fingerprint: str) -> None:
     """Writes `dataset_info.json` and `state.json`, with which `datasets.load_from_disk` opens a folder of shards.
 
     Args:

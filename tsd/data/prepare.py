@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tsd.data.hf import finish, prompt_features, remove_leftovers, shard_name, write_shard
+from tsd.data.hf import prompt_features, remove_leftovers, shard_name, write_dataset_info, write_shard
 from tsd.data.image_pass import ImagePass
 from tsd.data.prepare_config import PrepareConfig, is_complete, settings_of
 from tsd.data.prepared import IN_PROGRESS, PROMPTS, RECORD, SCHEMA, read_record
@@ -73,7 +73,7 @@ def prepare(
     write_text(out / SKIPPED, _csv(images.skipped))
     if not images.rows:
         raise UserError(f"not one of the {images.seen} images gave a crop; the reasons are in {out / SKIPPED}")
-    finish(out, images.features, images.shards, _fingerprint(settings, images.rows))
+    write_dataset_info(out, images.features, images.shards, _fingerprint(settings, images.rows))
     if config.captions.wanted:
         images.free_networks()
         _embed_captions(out, model, list(images.captions), settings, config, device)
@@ -130,7 +130,7 @@ def _embed_captions(
         for name, chunk in zip(names[done:], chunks[done:], strict=True):
             write_shard(out / PROMPTS / name, features, itertools.islice(rows, len(chunk)))
         next(rows, None)  # exhausts the iterator, so that the last encoder is freed
-    finish(out / PROMPTS, features, names, _fingerprint(settings, captions))
+    write_dataset_info(out / PROMPTS, features, names, _fingerprint(settings, captions))
 
 
 def _prompt_rows(captions: list[str], batches: Iterator[PromptEmbeds]) -> Iterator[dict[str, Any]]:
