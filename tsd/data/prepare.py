@@ -157,9 +157,9 @@ def _files(out: Path) -> list[Path]:
     return sorted([*found, *(place / name for place in {path.parent for path in found} for name in names)])
 
 
-def _fingerprint(settings: Mapping[str, Any], what: Any) -> str:
+def _fingerprint(settings: Mapping[str, Any], content: Any) -> str:
     """A fingerprint for the caches of `datasets`; it differs for other settings or content."""
-    return hashlib.sha256(json.dumps([settings, what]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([settings, content]).encode()).hexdigest()[:16]
 
 
 def _csv(skipped: list[tuple[str, str]]) -> str:

@@ -126,40 +126,40 @@ class PreparedDataset(Dataset[dict[str, Tensor | int]]):
         Raises:
             UserError: another setting, another VAE, another latent shape, or embeddings of another width.
         """
-        settings, what = self.settings, str(self.path)
+        settings, label = self.settings, str(self.path)
         if usm is not None and usm != settings["usm"]:
             had, flag = ("sharpened", "--usm") if settings["usm"] else ("not sharpened", "--no-usm")
-            raise UserError(f"{what} holds targets that are {had}, training asks for the other: train with {flag}")
+            raise UserError(f"{label} holds targets that are {had}, training asks for the other: train with {flag}")
         if scale is not None and scale != settings["scale"]:
-            raise UserError(f"{what} was degraded by {settings['scale']}, training is for x{scale}: prepare it again")
+            raise UserError(f"{label} was degraded by {settings['scale']}, training is for x{scale}: prepare it again")
         if degradation is not None and json.loads(json.dumps(asdict(degradation))) != settings["degradation"]:
             raise UserError(
-                f"{what} holds low-quality images of other degradation settings than training asks for (see "
+                f"{label} holds low-quality images of other degradation settings than training asks for (see "
                 f"{RECORD} there): train with the same --degradation, or with --degrade-anew"
             )
-        require_model(self.record, model, crop=crop, what=what)
+        require_model(self.record, model, crop=crop, label=label)
 
 
 def require_model(
-    record: Mapping[str, Any], model: str | Path, *, crop: int | None = None, what: str = "the data"
+    record: Mapping[str, Any], model: str | Path, *, crop: int | None = None, label: str = "the data"
 ) -> None:
     """See `PreparedDataset.require`; `record` is the content of prepared.json."""
     settings = record["settings"]
     if crop is not None and crop != settings["crop"]:
         raise UserError(
-            f"{what} was prepared with crops of {settings['crop']} pixels, training asks for {crop}: train with "
+            f"{label} was prepared with crops of {settings['crop']} pixels, training asks for {crop}: train with "
             f"{settings['crop']}, or prepare the images again with --crop {crop}"
         )
     folder = resolve_model(model)
     shape = latent_shape(folder, settings["crop"])
     if shape != settings["latent_shape"]:
         raise UserError(
-            f"{what} holds latents of shape {settings['latent_shape']} (mean and logvar), {model} makes {shape}: "
+            f"{label} holds latents of shape {settings['latent_shape']} (mean and logvar), {model} makes {shape}: "
             f"prepare the images again with --model {model}"
         )
     if (found := vae_sha256(folder)) != settings["model_sha256"]:
         raise UserError(
-            f"{what} holds latents of another VAE (sha256 {settings['model_sha256'][:12]}…) than {model} "
+            f"{label} holds latents of another VAE (sha256 {settings['model_sha256'][:12]}…) than {model} "
             f"({found[:12]}…): prepare the images again with --model {model}"
         )
     shapes = settings["prompt_shapes"]
@@ -169,7 +169,7 @@ def require_model(
         stored = (shapes["prompt_embeds"][-1], shapes["pool_embeds"][-1] if "pool_embeds" in shapes else None)
         if stored != tuple(widths):
             raise UserError(
-                f"{what} holds embeddings of widths {stored} (tokens, pooled), {model} reads {tuple(widths)}: prepare "
+                f"{label} holds embeddings of widths {stored} (tokens, pooled), {model} reads {tuple(widths)}: prepare "
                 f"the images again with --model {model}"
             )
 

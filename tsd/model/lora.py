@@ -311,9 +311,9 @@ def save_adapter(
         write_safetensors(path, state)
 
 
-def _refuse(path: Path, what: str, names: list[str]) -> None:
+def _refuse(path: Path, problem: str, names: list[str]) -> None:
     if names:
-        raise UserError(f"{path} {what}: {_some(names)}")
+        raise UserError(f"{path} {problem}: {_some(names)}")
 
 
 def _some(names: list[str]) -> str:

@@ -122,7 +122,7 @@ class Difference:
     `verdict` is `equal`, `close` (relative distance at most `CLOSE`) or `different`.
     """
 
-    what: str
+    name: str
     verdict: str
     detail: str
 
@@ -145,15 +145,15 @@ def compare(found: PromptEmbeds, other: PromptEmbeds, clip_tokens: int | None) -
     return [_difference(*row) for row in rows]
 
 
-def _difference(what: str, found: Tensor, other: Tensor) -> Difference:
+def _difference(name: str, found: Tensor, other: Tensor) -> Difference:
     if found.shape != other.shape:
-        return Difference(what, "different", f"{tuple(found.shape)} here, {tuple(other.shape)} there")
+        return Difference(name, "different", f"{tuple(found.shape)} here, {tuple(other.shape)} there")
     a, b = found.double(), other.double()
     largest, length = (a - b).abs().max().item(), b.norm().item()
     if largest == 0:
-        return Difference(what, "equal", "every value")
+        return Difference(name, "equal", "every value")
     if length == 0:
-        return Difference(what, "different", f"zeros there (T5 left out?), up to {a.abs().max().item():.3g} here")
+        return Difference(name, "different", f"zeros there (T5 left out?), up to {a.abs().max().item():.3g} here")
     relative = (a - b).norm().item() / length
     verdict = "close" if relative <= CLOSE else "different"
-    return Difference(what, verdict, f"largest absolute difference {largest:.3g}, relative {relative:.2g}")
+    return Difference(name, verdict, f"largest absolute difference {largest:.3g}, relative {relative:.2g}")
