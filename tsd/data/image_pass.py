@@ -48,7 +48,7 @@ class ImagePass:
         self.captions: dict[str, int] = {}
         self.skipped: list[tuple[str, str]] = []
         self.shards: list[str] = []
-        self.resume: dict[str, Any] | None = None
+        self.stream_state: dict[str, Any] | None = None
         self.exhausted = False
         self._vae: Any = None
         self._captioner: Captioner | None = None
@@ -62,7 +62,7 @@ class ImagePass:
             return
         self._load_networks()
         size = self.config.shard_images
-        tasks = self.source.images(self.seen, self.resume, size)
+        tasks = self.source.images(self.seen, self.stream_state, size)
         loader = DataLoader(
             CropMaker(self.config.crops),
             sampler=tasks,  # type: ignore[arg-type]  # the data set is indexed with what this yields
@@ -82,7 +82,7 @@ class ImagePass:
         def kept() -> Iterator[tuple[CroppedImage, Crop]]:
             for image in images:
                 note["images"] += 1
-                note["resume"] = image.source.resume
+                note["resume"] = image.source.stream_state
                 reason = image.reason or ("" if self._has_caption(image.source) else "no caption")
                 if reason:
                     note["skipped"].append([image.source.name, reason])
@@ -130,7 +130,7 @@ class ImagePass:
         self.skipped += [(name, reason) for name, reason in note["skipped"]]
         for caption in note["captions"]:
             self.captions.setdefault(caption, len(self.captions))
-        self.resume, self.exhausted = note["resume"], note["last"]
+        self.stream_state, self.exhausted = note["resume"], note["last"]
 
     def _has_caption(self, source: SourceImage) -> bool:
         captions = self.config.captions

@@ -28,14 +28,14 @@ class SourceImage:
         name: unique within the source; crops and degradations are seeded with it.
         picture: a file, or `datasets`' undecoded form `{"bytes": ..., "path": ...}`.
         caption: the source's own caption (from a `.txt` file or a column); empty if there is none.
-        resume: a streaming source's position after this image; None for images without a noted position.
+        stream_state: a streaming source's position after this image; None for images where it is not kept.
     """
 
     index: int
     name: str
     picture: Path | Mapping[str, Any]
     caption: str = ""
-    resume: dict[str, Any] | None = None
+    stream_state: dict[str, Any] | None = None
 
 
 class Source(Protocol):
@@ -50,12 +50,12 @@ class Source(Protocol):
         """The values that name this source in a record and show that it has changed; no paths of this machine."""
         ...
 
-    def images(self, start: int, resume: dict[str, Any] | None, note_every: int) -> Iterator[SourceImage]:
+    def images(self, start: int, stream_state: dict[str, Any] | None, state_every: int) -> Iterator[SourceImage]:
         """The images from number `start` on.
 
         Args:
-            resume: the `SourceImage.resume` of image `start` − 1, for sources that have one.
-            note_every: size of the groups of images; the last image of each group has its `resume` set.
+            stream_state: the `SourceImage.stream_state` of image `start` − 1, for sources that have one.
+            state_every: size of the groups of images; the last image of each group has its `stream_state` set.
         """
         ...
 
@@ -101,7 +101,7 @@ class FolderSource:
             digest.update(f"{name}\0{path.stat().st_size}\n".encode())
         return {"kind": "folders", "images": len(self.files), "names_sha256": digest.hexdigest()}
 
-    def images(self, start: int, resume: dict[str, Any] | None, note_every: int) -> Iterator[SourceImage]:
+    def images(self, start: int, stream_state: dict[str, Any] | None, state_every: int) -> Iterator[SourceImage]:
         for index, (name, path) in enumerate(itertools.islice(self.files.items(), start, None), start):
             yield SourceImage(index, name, path, _text(path.with_suffix(".txt")) if self.caption_files else "")
 
@@ -111,7 +111,7 @@ class HubSource:
 
     It is loaded by `load_dataset` (hub id, or a folder of images, parquet or Arrow files) or was written by
     `save_to_disk`. When streaming, images are fetched as they are needed and not kept; a resumed run continues from a
-    position noted by `datasets` itself. A name is `SPLIT/00000012`.
+    position that `datasets` itself reports. A name is `SPLIT/00000012`.
 
     Raises UserError: no `datasets`, no such data set, split or column, or no network.
     """
@@ -156,11 +156,11 @@ class HubSource:
         """The arguments and, unless streaming, the length (a change that keeps the length is not noticed)."""
         return self._settings if self.streaming else self._settings | {"images": self.length}
 
-    def images(self, start: int, resume: dict[str, Any] | None, note_every: int) -> Iterator[SourceImage]:
+    def images(self, start: int, stream_state: dict[str, Any] | None, state_every: int) -> Iterator[SourceImage]:
         if not self.streaming:
             rows = (self._data[index] for index in range(start, len(self._data)))
-        elif resume is not None:
-            self._data.load_state_dict(resume)
+        elif stream_state is not None:
+            self._data.load_state_dict(stream_state)
             rows = iter(self._data)
         else:
             rows = iter(self._data.skip(start) if start else self._data)
@@ -168,7 +168,7 @@ class HubSource:
             row = next(rows, None)
             if row is None:
                 return
-            note = self.streaming and (index + 1) % note_every == 0
+            keep_state = self.streaming and (index + 1) % state_every == 0
             caption = row[self.caption_column] if self.caption_column else ""
             if isinstance(caption, list):  # several captions of one image, as in COCO: takes the first
                 caption = caption[0] if caption else ""
@@ -177,7 +177,7 @@ class HubSource:
                 f"{self.split}/{index:08d}",
                 row[self.image_column] or {},
                 " ".join(str(caption or "").split()),
-                self._data.state_dict() if note else None,
+                self._data.state_dict() if keep_state else None,
             )
 
 
