@@ -103,8 +103,8 @@ class RunConfig:
     abort_grad_norm: float
 
     def __post_init__(self) -> None:
-        for name, fine in self._checks().items():
-            if not fine:
+        for name, possible in self._checks().items():
+            if not possible:
                 raise UserError(f"training configuration: {name} = {getattr(self, name)!r} is not possible")
 
     def _checks(self) -> dict[str, bool]:

@@ -100,7 +100,7 @@ def read_picture(path: str | Path) -> Picture:
             deep = _is_deep_color(path, image)
             picture = from_image(image)
         if deep:
-            picture = _deepened(path, picture)
+            picture = _read_at_16_bits(path, picture)
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file") from error
     except ImageError as error:
@@ -235,7 +235,7 @@ def _is_deep_color(path: Path, image: Image.Image) -> bool:
     return image.format == "TIFF" and 16 in getattr(image, "tag_v2", {}).get(_BITS, ())
 
 
-def _deepened(path: Path, picture: Picture) -> Picture:
+def _read_at_16_bits(path: Path, picture: Picture) -> Picture:
     """OpenCV's reading of a 16-bit file if it agrees with the 8-bit `picture`, else `picture` with a note."""
     import cv2
 

@@ -57,7 +57,7 @@ class ImagePass:
     def run(self, workers: int) -> None:
         """Processes all images that are in no finished shard."""
         while (note := self.out / IN_PROGRESS / f"{self.finished:05d}.json").is_file():
-            self._take(json.loads(note.read_text(encoding="utf-8")))
+            self._add_finished(json.loads(note.read_text(encoding="utf-8")))
         if self.exhausted or self.seen == self.source.length:
             return
         self._load_networks()
@@ -71,9 +71,9 @@ class ImagePass:
             num_workers=workers,
         )
         with tqdm(total=self.source.length, desc="images", unit="image", initial=self.seen, file=sys.stderr) as bar:
-            shards = itertools.groupby(_counted(loader, bar, self), key=lambda image: image.source.index // size)
+            shards = itertools.groupby(_with_progress(loader, bar, self), key=lambda image: image.source.index // size)
             for number, images in shards:
-                self._take(self._write(number, images))
+                self._add_finished(self._write(number, images))
 
     def _write(self, number: int, images: Iterator[CroppedImage]) -> dict[str, Any]:
         """Writes one shard, then the note beside it; a shard without its note counts as unfinished."""
@@ -120,7 +120,7 @@ class ImagePass:
                 "posterior": posterior,
             }
 
-    def _take(self, note: Mapping[str, Any]) -> None:
+    def _add_finished(self, note: Mapping[str, Any]) -> None:
         """Adds a finished shard to the progress."""
         if note["crops"]:
             self.shards.append(shard_name(self.finished))
@@ -172,9 +172,9 @@ class ImagePass:
         self._captioner = Captioner(wanted, device=self.device, dtype=dtype) if wanted else None
 
 
-def _counted(images: Iterable[CroppedImage], bar: Any, so_far: ImagePass) -> Iterator[CroppedImage]:
+def _with_progress(images: Iterable[CroppedImage], bar: Any, image_pass: ImagePass) -> Iterator[CroppedImage]:
     """Passes the images on, and shows progress and how many were left out."""
-    left_out = len(so_far.skipped)
+    left_out = len(image_pass.skipped)
     for image in images:
         yield image
         left_out += bool(image.reason)

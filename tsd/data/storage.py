@@ -14,7 +14,7 @@ from tsd.files import human_size
 HR_BYTES_PER_PIXEL = 1.33
 SHARPENED_BYTES_PER_PIXEL = 1.47
 LR_BYTES_PER_PIXEL = 1.35
-HALF = 2  # bytes of an fp16 number
+FP16_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,6 @@ def storage_of(settings: Mapping[str, Any]) -> Storage:
     return Storage(
         hr=round(pixels * (SHARPENED_BYTES_PER_PIXEL if settings["usm"] else HR_BYTES_PER_PIXEL)),
         lr=round(pixels / settings["scale"] ** 2 * LR_BYTES_PER_PIXEL),
-        posterior=HALF * prod(settings["latent_shape"]),
-        embeddings=sum(HALF * prod(shape) for shape in settings["prompt_shapes"].values()),
+        posterior=FP16_BYTES * prod(settings["latent_shape"]),
+        embeddings=sum(FP16_BYTES * prod(shape) for shape in settings["prompt_shapes"].values()),
     )

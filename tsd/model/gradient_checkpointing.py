@@ -26,30 +26,30 @@ def enable_gradient_checkpointing(*models: Any) -> None:
 
 def _checkpoint_in_role(block: nn.Module, *args: Any) -> Any:
     layers = [layer for layer in block.modules() if hasattr(layer, "lora_A") and hasattr(layer, "base_layer")]
-    active = [_switches(layer) for layer in layers]
+    active = [_adapter_state(layer) for layer in layers]
     return checkpoint(
         block,
         *args,
         use_reentrant=False,
         preserve_rng_state=False,  # nothing inside is random: dropout is off in evaluation mode
-        context_fn=lambda: (nullcontext(), _switched(layers, active)),
+        context_fn=lambda: (nullcontext(), _adapters_as_in(layers, active)),
     )
 
 
 @contextmanager
-def _switched(layers: list[Any], active: list[tuple[Any, bool]]) -> Iterator[None]:
-    before = [_switches(layer) for layer in layers]
-    _set(layers, active)
+def _adapters_as_in(layers: list[Any], active: list[tuple[Any, bool]]) -> Iterator[None]:
+    before = [_adapter_state(layer) for layer in layers]
+    _set_adapter_states(layers, active)
     try:
         yield
     finally:
-        _set(layers, before)
+        _set_adapter_states(layers, before)
 
 
-def _switches(layer: Any) -> tuple[Any, bool]:
+def _adapter_state(layer: Any) -> tuple[Any, bool]:
     return layer._active_adapter, layer._disable_adapters
 
 
-def _set(layers: list[Any], switches: list[tuple[Any, bool]]) -> None:
-    for layer, (adapter, disabled) in zip(layers, switches, strict=True):
+def _set_adapter_states(layers: list[Any], states: list[tuple[Any, bool]]) -> None:
+    for layer, (adapter, disabled) in zip(layers, states, strict=True):
         layer._active_adapter, layer._disable_adapters = adapter, disabled

@@ -205,8 +205,8 @@ def load_initial(module: nn.Module, path: Path, family: Family) -> None:
     state, parameters = read_lora(path, family), adapter_parameters(module, STUDENT)
     _refuse(path, "lacks", sorted(set(parameters) - set(state)))
     _refuse(path, "adapts modules this run does not", sorted(set(state) - set(parameters)))
-    odd = [name for name in parameters if parameters[name].shape != state[name].shape]
-    _refuse(path, "has another rank than this run (--rank, --vae-rank), or shape, at", odd)
+    mismatched = [name for name in parameters if parameters[name].shape != state[name].shape]
+    _refuse(path, "has another rank than this run (--rank, --vae-rank), or shape, at", mismatched)
     for name, parameter in parameters.items():
         parameter.data.copy_(state[name])
 

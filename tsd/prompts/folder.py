@@ -48,13 +48,13 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        sound = isinstance(record["settings"], dict) and all(
+        valid = isinstance(record["settings"], dict) and all(
             isinstance(entry["text"], str) and all({"file", "sha256"} <= set(of) for of in entry["tensors"].values())
             for entry in record["prompts"].values()
         )
     except (ValueError, KeyError, TypeError, AttributeError):
-        sound = False
-    if not sound:
+        valid = False
+    if not valid:
         raise UserError(f"{path} is not a record of `tsd prompts`; move it away, or give another folder")
     return record
 
