@@ -110,13 +110,13 @@ def encode_batches(
     tokenizers = [load_tokenizer(encoder) for encoder in side.encoders]
     for encoder, tokenizer in zip(side.encoders, tokenizers, strict=True):
         warn_about_truncation(encoder, tokenizer, texts)
-    loadable = [LoadedEncoder(*pair, device, dtype) for pair in zip(side.encoders, tokenizers, strict=True)]
-    return _encode(side, loadable, texts, batch_size, progress, spool_dir)
+    encoders = [LoadedEncoder(*pair, device, dtype) for pair in zip(side.encoders, tokenizers, strict=True)]
+    return _encode(side, encoders, texts, batch_size, progress, spool_dir)
 
 
 def _encode(
     side: TextSide,
-    loadable: list[LoadedEncoder],
+    encoders: list[LoadedEncoder],
     texts: Sequence[str],
     batch_size: int,
     progress: bool,
@@ -125,16 +125,16 @@ def _encode(
     batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
     with ExitStack() as stack:
         spools: list[_Spool] = []
-        for one in loadable[:-1]:
-            spool = _Spool(one.encoder, one.dtype, spool_dir)
+        for loaded in encoders[:-1]:
+            spool = _Spool(loaded.encoder, loaded.dtype, spool_dir)
             stack.callback(spool.close)
-            with one as encode, _bar(one.encoder, len(texts), progress) as bar:
+            with loaded as encode, _bar(loaded.encoder, len(texts), progress) as bar:
                 for batch in batches:
                     spool.write(*encode(batch))
                     bar.update(len(batch))
             spool.rewind()
             spools.append(spool)
-        with loadable[-1] as encode, _bar(encode.encoder, len(texts), progress) as bar:
+        with encoders[-1] as encode, _bar(encode.encoder, len(texts), progress) as bar:
             for batch in batches:
                 yield _assemble(side, [*(spool.read(len(batch)) for spool in spools), encode(batch)])
                 bar.update(len(batch))
