@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def parquet(tmp_path: Path) -> Path:
-    """Five rows of a data set as the hub holds them: encoded images, captions, and what is not needed."""
+    """Five rows of a data set as the hub holds them: encoded images, captions, and a column that is not needed."""
     rows = {
         "picture": [{"bytes": png(i), "path": None} for i in range(5)],
         "text": ["one", ["two", "zwei"], "", None, " five \n words"],
