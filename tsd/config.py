@@ -1,8 +1,8 @@
-"""Every value that changes a result: of the distillation, of the teacher's tuning and of a restoration.
+"""The settings of the distillation, of the teacher's tuning and of a restoration: every value that changes a result.
 
-Each is a frozen dataclass. A run prints its own, writes it beside its results before work starts, and checks it on
-resumption; named values of the two stages are in `tsd.presets`. The settings of a restoration are explicit ones, above
-what the student's `restore.json` recommends, above the release's, which are the defaults.
+Each group is a frozen dataclass. A run prints its settings, writes them beside its results before work starts, and
+checks them on resumption; `tsd.presets` has named values for the two training stages. A restoration takes each setting
+from the caller, else from the student's `restore.json`, else from the defaults, which are the release's.
 
 Standard library only, so that `bench` may use it anywhere.
 """
@@ -27,10 +27,10 @@ Posterior = Literal["sample", "mode"]
 Alignment = Literal["wavelet", "adain", "none"]
 
 RECOMMENDED_FILE = "restore.json"
-"""In a folder of LoRA files: the settings of a restoration that these weights were trained for."""
+"""File in a LoRA folder with the restoration settings that its weights were trained for."""
 
 EXPORT_FILE = "tsd_student.json"
-"""In an exported student: what it is and what it was made from."""
+"""File in an exported student that says what it is and what it was made from."""
 
 DEFAULT_PROMPT = (
     "Cinematic, High Contrast, highly detailed, taken using a Canon EOS R camera, hyper detailed photo - realistic "
@@ -44,10 +44,10 @@ class Phase:
     """A stretch of training with its own terms.
 
     Attributes:
-        steps: how long.
+        steps: number of optimiser steps.
         latent_mse: weight of MSE(ẑ, z) in Eq. 7.
         gamma2: γ2, weight of L_reg in Eq. 8; at 0 neither teacher nor critic is run at all.
-        point_weights: weight of each point of the trajectory; one point is "DASM off".
+        point_weights: weight of each point of the trajectory; a single point switches DASM off.
     """
 
     steps: int
@@ -58,23 +58,25 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What both stages, the teacher's tuning and the distillation, have in common.
+    """The settings that both stages, the teacher's tuning and the distillation, have in common.
 
     Attributes:
         batch_size: samples per process and micro-batch.
-        gradient_accumulation: micro-batches per step. What counts is their product with the number of processes: a
-            run may be resumed on another number of processes if that product stays.
+        gradient_accumulation: micro-batches per step. A run may be resumed on another number of processes if the
+            product of the two stays the same.
         crop: side of the square ground-truth crops in pixels.
         usm: sharpen the ground truth as SeeSR's pair maker does.
-        rank: of the denoiser's LoRA; alpha = rank for every adapter.
-        lr, lr_schedule, warmup_steps: learning rate, and its course as diffusers' `get_scheduler` names it.
+        rank: rank of the denoiser's LoRA; alpha = rank for every adapter.
+        lr, lr_schedule, warmup_steps: learning rate (where images are meant, `lr` is the low-resolution one), its
+            schedule as diffusers' `get_scheduler` names it, and the length of the warm-up.
         optimizer: `adamw`, or bitsandbytes' `adamw8bit`, whose state takes 2 bytes a parameter instead of 8.
         adam_betas, weight_decay, max_grad_norm: AdamW and clipping.
         posterior: whether latents are samples of the encoder's Gaussian or its mean.
-        seed: of everything random; per sample, so independent of batch size, order, processes and resumption.
+        seed: seeds every random draw; draws are made per sample, so that they do not depend on batch size, order,
+            processes or resumption.
         mixed_precision: accelerate's `no`, `bf16` or `fp16`.
         base_dtype: precision the frozen base is held in; adapters are always fp32.
-        gradient_checkpointing: forget activations of denoiser and VAE and compute them again in the backward pass.
+        gradient_checkpointing: discard activations of denoiser and VAE and recompute them in the backward pass.
         checkpoint_every, validate_every: in steps.
         abort_grad_norm: a gradient norm above this (before clipping) counts as divergence.
     """
@@ -101,8 +103,8 @@ class RunConfig:
     abort_grad_norm: float
 
     def __post_init__(self) -> None:
-        for name, fine in self._checks().items():
-            if not fine:
+        for name, possible in self._checks().items():
+            if not possible:
                 raise UserError(f"training configuration: {name} = {getattr(self, name)!r} is not possible")
 
     def _checks(self) -> dict[str, bool]:
@@ -141,12 +143,12 @@ class TrainConfig(RunConfig):
     Attributes:
         phases: in order; the paper trains with latent MSE and without DASM first, then the other way round.
         degradation: `full` or `light` Real-ESRGAN parameters (`tsd.data.degrade`).
-        degrade_anew: of prepared data, degrade every crop anew at every visit instead of reading the stored result.
+        degrade_anew: with prepared data, degrade every crop anew at every visit instead of reading the stored result.
         vae_rank, critic_rank: LoRA ranks of the student's encoder and of the critic.
         critic_lr: the critic's learning rate.
         lambda_tsd: λ of Eq. 5.
         stride: s, in units of t.
-        random_bias: jitter the trajectory's end by up to ± s/2 [R].
+        random_bias: jitter the trajectory's end by up to ± s/2, as the release does.
         residual: parameterisation in which Eq. 3–5 take differences. `velocity` is what the released weights were
             trained with; `epsilon` is what the equations print. They are not the same for TSM on flow models, see
             `tsd.algorithm.objective`: the velocity difference can point away from z. Measured on a small model, its
@@ -154,11 +156,11 @@ class TrainConfig(RunConfig):
             `mini` take `epsilon` (the stated equation, and a direction that a small run can survive), `release` takes
             `velocity` (what the released code does, with λ = 0.7 keeping VSD in charge).
         weighting: w(t).
-        t_range: uniform range of t; [50, 950] in both.
+        t_range: t is drawn uniformly from this range; [50, 950] in paper and release.
         gamma1: γ1 at the start and at the end of training, linear in between.
         guidance_scale: classifier-free guidance of teacher and critic inside L_reg.
         pixel_loss: `lpips` (AlexNet, as the release), or `charbonnier` where LPIPS' weights cannot be had.
-        ema_decay: exponential moving average of the student that is saved and validated; 0 is off.
+        ema_decay: decay of the student's exponential moving average, which is saved and validated; 0 switches it off.
     """
 
     phases: tuple[Phase, ...]
@@ -195,7 +197,7 @@ class TrainConfig(RunConfig):
         return sum(phase.steps for phase in self.phases)
 
     def phase_at(self, step: int) -> Phase:
-        """The phase that step (from 0) belongs to."""
+        """The phase that a step (counted from 0) belongs to."""
         for phase in self.phases:
             if step < phase.steps:
                 return phase
@@ -208,7 +210,7 @@ class TrainConfig(RunConfig):
         return start + (end - start) * min(step / max(self.total_steps - 1, 1), 1.0)
 
     def scaled_to(self, steps: int) -> "TrainConfig":
-        """The same run with its phases, warm-up included, shortened or lengthened in proportion to `steps` in all."""
+        """The same run with its phases scaled to `steps` in all; the warm-up is shortened in proportion if at all."""
         if steps < 1:
             raise UserError(f"a run of {steps} steps is not possible; give 1 or more")
         ends = [
@@ -222,7 +224,7 @@ class TrainConfig(RunConfig):
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "TrainConfig":
-        """The inverse of `to_json`, strict about unknown and missing keys (settings younger than the file excepted)."""
+        """The inverse of `to_json`, strict about unknown and missing keys; settings with a default may be missing."""
         fields = dataclasses.fields(TrainConfig)
         values = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING} | values
         names = {field.name for field in fields}
@@ -240,7 +242,7 @@ class TeacherConfig(RunConfig):
     """Everything the teacher's tuning depends on besides its data and its base model.
 
     Attributes:
-        steps: how long.
+        steps: number of optimiser steps.
         caption_dropout: share of the samples whose caption is replaced by the null prompt, so that classifier-free
             guidance keeps its meaning; decided per sample.
         t_density: distribution of t. `family` is what the base was trained with: `logit_normal` for SD3, whose
@@ -260,7 +262,7 @@ class TeacherConfig(RunConfig):
         return self.steps
 
     def scaled_to(self, steps: int) -> "TeacherConfig":
-        """The same run in `steps` steps, its warm-up in proportion."""
+        """The same run in `steps` steps; the warm-up is shortened in proportion if at all."""
         if steps < 1:
             raise UserError(f"a run of {steps} steps is not possible; give 1 or more")
         warmup = min(self.warmup_steps, round(self.warmup_steps * steps / self.steps))
@@ -309,7 +311,7 @@ class RestoreConfig:
 
 
 def recommended_settings(lora: Path) -> dict[str, object]:
-    """What `restore.json` in a LoRA folder recommends for these weights; empty, so the release's rules, without one.
+    """The settings that a LoRA folder's `restore.json` recommends; empty without that file.
 
     Raises:
         UserError: not a JSON object, or a key that is no setting.

@@ -1,5 +1,5 @@
-"""The one exception that means: the user can put this right."""
+"""The exception for errors that the user can correct."""
 
 
 class UserError(ValueError):
-    """Bad input. The message says what was found, what was expected and what to do; the CLI prints it alone."""
+    """Bad input. The message says what was found, what was expected and what to do; the CLI prints only the message."""

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, hashed, and those that the package brings along.
+"""Files: atomic writing, hashes, readable sizes, and the mini models shipped in the package.
 
 Standard library only, so that `bench` may use it anywhere.
 """
@@ -38,9 +38,9 @@ def human_size(size_bytes: int | None) -> str:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replaces `path` by `data`: a reader, and whoever comes after a kill, sees the old bytes or the new ones.
+    """Replaces the content of `path` by `data`: readers see the old bytes or the new ones, even after a kill.
 
-    The folder is made where it is missing. What a kill leaves behind is named `.NAME.PID.tmp`.
+    A missing folder is made. A killed process may leave a temporary file named `.NAME.PID.tmp`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -60,7 +60,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_safetensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file that appears whole or not at all."""
+    """Writes a safetensors file atomically."""
     from safetensors.torch import save_file
 
     with atomic_path(path) as temporary:
@@ -71,7 +71,7 @@ def write_safetensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[s
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder, renamed to `path` when the block ends without an error.
 
-    The folder is made where it is missing. The temporary file keeps the suffix, since libraries choose formats by it.
+    A missing folder is made. The temporary file keeps the suffix, since libraries choose formats by it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
@@ -79,7 +79,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide results from colleagues
+        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would keep other users from reading it
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -89,16 +89,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """An empty temporary folder beside `path`, renamed to it when the block ends without an error.
 
-    A folder that exists is replaced, and removed only once the new one stands in its place. Between the two renames a
-    kill leaves both, whole, under hidden names beside `path`; a kill before leaves the old one and a hidden remainder.
+    An existing folder is replaced, and removed only when the new one is in its place. A kill between the two renames
+    leaves both, complete, under hidden names beside `path`; an earlier kill leaves the old one and an unfinished hidden
+    folder.
     """
-    path = path.resolve()  # what a symbolic link points to is replaced, not the link
+    path = path.resolve()  # replaces the target of a symbolic link, not the link
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     old: Path | None = None
     try:
         yield temporary
-        for entry in (temporary, *temporary.rglob("*")):  # libraries differ in the rights they give
+        for entry in (temporary, *temporary.rglob("*")):  # libraries set different permissions
             entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_umask())
         if path.exists():
             old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
@@ -117,5 +118,5 @@ def _umask() -> int:
 
 
 def mini_model_dir(name: MiniModel = "mini") -> Path:
-    """A mini model shipped in the package, in diffusers layout: of SD3's family, or of SD2's."""
+    """The folder of a mini model shipped in the package, in diffusers layout: `mini` (SD3) or `mini-sd2` (SD2)."""
     return Path(__file__).parent / "assets" / name

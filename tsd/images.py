@@ -53,10 +53,10 @@ class Picture:
     Attributes:
         color: (H, W, 3) float32 in [0, 1]; a gray picture has three equal channels.
         alpha: (H, W) float32 in [0, 1], or None.
-        gray: written back with one colour channel.
+        gray: whether it is written with one colour channel.
         depth: 8 or 16 bits per channel.
         icc_profile: the embedded colour profile, where it describes these channels.
-        notes: what the reader should know, e.g. that only the first of three pages was read.
+        notes: messages for the user, e.g. that only the first of three pages was read.
     """
 
     color: np.ndarray
@@ -100,7 +100,7 @@ def read_picture(path: str | Path) -> Picture:
             deep = _is_deep_color(path, image)
             picture = from_image(image)
         if deep:
-            picture = _deepened(path, picture)
+            picture = _read_at_16_bits(path, picture)
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file") from error
     except ImageError as error:
@@ -154,11 +154,11 @@ def from_array(array: np.ndarray) -> Picture:
 
 
 def write_picture(picture: Picture, path: str | Path) -> tuple[str, ...]:
-    """Writes a picture in the format of the suffix: whole or not at all. Returns notes on what the format cannot hold.
+    """Writes a picture atomically, in the format of the suffix; returns notes on what the format cannot hold.
 
     PNG and TIFF keep 16 bits; JPEG (quality 95, no chroma subsampling), WebP (lossless) and BMP are 8-bit. JPEG has no
-    alpha, nor has BMP as most readers take it: the picture is laid on white. The 16-bit colour TIFF that OpenCV writes
-    carries no colour profile.
+    alpha and most readers ignore BMP's, so for both the picture is laid on white. The 16-bit colour TIFF that OpenCV
+    writes carries no colour profile.
     """
     path = Path(path)
     kind = READABLE.get(path.suffix.lower())
@@ -185,14 +185,14 @@ def write_picture(picture: Picture, path: str | Path) -> tuple[str, ...]:
 
 
 def _decoded(image: Image.Image, profile: bytes | None) -> tuple[np.ndarray, int, bool]:
-    """(H, W, 1|2|3|4) float32 in [0, 1], the depth, and whether colours were converted to sRGB."""
+    """The pixels, (H, W, 1|2|3|4) float32 in [0, 1], the depth, and whether colours were converted to sRGB."""
     mode = image.mode
     if mode.startswith("I;16") or mode == "I":
         values = np.asarray(image).astype(np.float32)
         if values.size and not (values.min() >= 0 and values.max() <= 65535):
             raise ImageError("32-bit integer images have no defined range; convert to 8 or 16 bit first")
         if image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
-            values = 65535 - values  # "white is zero", which Pillow turns round for 8 bits alone
+            values = 65535 - values  # "white is zero", which Pillow inverts only for 8 bits
         return values[..., None] / 65535, 16, False
     if mode == "F":
         raise ImageError("floating-point images have no defined range; convert to 8 or 16 bit first")
@@ -220,7 +220,7 @@ def _cmyk_to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
             rgb = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
             if rgb is not None:
                 return rgb
-        except (ImageCms.PyCMSError, OSError):  # a damaged profile: Pillow's plain conversion still serves
+        except (ImageCms.PyCMSError, OSError):  # a damaged profile: use Pillow's plain conversion
             pass
     return image.convert("RGB")
 
@@ -235,8 +235,8 @@ def _is_deep_color(path: Path, image: Image.Image) -> bool:
     return image.format == "TIFF" and 16 in getattr(image, "tag_v2", {}).get(_BITS, ())
 
 
-def _deepened(path: Path, picture: Picture) -> Picture:
-    """The 8-bit `picture` of a 16-bit file, with OpenCV's full-depth reading in its place where the two agree."""
+def _read_at_16_bits(path: Path, picture: Picture) -> Picture:
+    """OpenCV's reading of a 16-bit file if it agrees with the 8-bit `picture`, else `picture` with a note."""
     import cv2
 
     shallow = replace(picture, notes=(*picture.notes, "16-bit colour could not be read in full: read at 8 bits"))
@@ -261,7 +261,7 @@ def _deepened(path: Path, picture: Picture) -> Picture:
 
 
 def _png_orientation(path: Path) -> int | None:
-    """OpenCV turns TIFF upright by itself, as Pillow does on loading; PNG it leaves as stored."""
+    """The orientation still to be applied: OpenCV turns TIFF upright by itself, but leaves PNG as stored."""
     with Image.open(path, formats=_PILLOW_FORMATS) as image:
         orientation = image.getexif().get(_ORIENTATION) if image.format == "PNG" else None
     return orientation if orientation in _UPRIGHT else None
@@ -287,7 +287,7 @@ def _encode(array: np.ndarray, kind: str, profile: bytes | None) -> bytes:
 
 
 def _encode_deep(array: np.ndarray, kind: str, profile: bytes | None) -> bytes:
-    """16 bits and more than one channel, which only OpenCV writes (gray with alpha becomes RGB with alpha)."""
+    """Encodes 16-bit images of several channels, which only OpenCV writes (gray with alpha becomes RGB with alpha)."""
     import cv2
 
     channels = {2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[array.shape[2]]

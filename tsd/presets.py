@@ -49,8 +49,8 @@ PAPER = TrainConfig(
     abort_grad_norm=1e4,
 )
 
-# [R] as its README's command runs it: `--use_dasm` is a flag that command leaves out and phases are a comment, so both
-# are written out here with the constants of the code (four points, γ1 = 1, MSE kept, jittered end).
+# [R] as the command in its README runs it. That command leaves out the flag `--use_dasm`, and the phases are a comment;
+# both are written out here with the constants of the code (four points, γ1 = 1, MSE kept, jittered end).
 RELEASE = dataclasses.replace(
     PAPER,
     phases=(
@@ -87,8 +87,8 @@ MINI = dataclasses.replace(
     validate_every=200,
 )
 
-# [R] tunes SD3 by a rank-64 LoRA on high-quality images and states nothing else; [P] takes the pre-trained model. What
-# neither states is diffusers' LoRA example (1e-4, constant rate) and the usual tenth of the captions dropped.
+# [R] tunes SD3 by a rank-64 LoRA on high-quality images and states nothing else; [P] takes the pre-trained model. The
+# other values are those of diffusers' LoRA example (1e-4, constant rate); a tenth of the captions is dropped, as usual.
 TEACHER = TeacherConfig(
     steps=20_000,
     batch_size=2,  # per GPU, 8 GPUs

@@ -1,4 +1,4 @@
-"""Seeds that depend on *what* is being drawn, never on when: independent of batch size, order and resumption."""
+"""Seeds that depend on *what* is drawn, never on when: independent of batch size, order and resumption."""
 
 import hashlib
 

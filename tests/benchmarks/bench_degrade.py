@@ -19,7 +19,7 @@ import torch
 
 from tsd.data.crops import encode_image, to_tensor
 from tsd.data.degrade import FULL, LIGHT, Choices, DegradationConfig, StageChoices, degrade, draw_choices, usm_sharpen
-from tsd.data.hf import finish, image_features, prompt_features, write_shard
+from tsd.data.hf import image_features, prompt_features, write_dataset_info, write_shard
 from tsd.data.pairs import PairDataset
 from tsd.data.prepared import SCHEMA, PreparedDataset
 
@@ -91,7 +91,7 @@ def test_prepared_items(benchmark, photo: np.ndarray, tmp_path: Path):
     write_shard(tmp_path / "data-0.arrow", columns[0], (crop | {"caption_id": i} for i in range(IMAGES)))
     write_shard(tmp_path / "prompts" / "data-0.arrow", columns[1], (prompt for _ in range(IMAGES)))
     for folder, features in zip((tmp_path, tmp_path / "prompts"), columns, strict=True):
-        finish(folder, features, ["data-0.arrow"], "benchmark")
+        write_dataset_info(folder, features, ["data-0.arrow"], "benchmark")
     counts = {"images": IMAGES, "crops": IMAGES, "captions": IMAGES, "skipped": 0}
     record = {"schema": SCHEMA, "settings": settings, "counts": counts, "files": {}}
     (tmp_path / "prepared.json").write_text(json.dumps(record))

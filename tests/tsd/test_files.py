@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all; and the ground that `bench` shares, which imports no torch."""
+"""Atomic writing; and the modules that `bench` shares, which import no torch."""
 
 import os
 import subprocess

@@ -3,10 +3,10 @@
 From one noised pair (ẑ_t, z_t) both samples are moved down by Euler steps (Eq. 6) — ẑ with the critic's prediction,
 z with the teacher's — and Eq. 5 is evaluated at every point t, t − s, …; the earlier points cost noise, the later
 ones see the two distributions closer to the data. Every sample of a batch follows its **own** time; a point that
-would lie at or below t = 0 is left out for that sample (its weight is 0), strides are never squeezed to fit.
+would lie at or below t = 0 is left out for that sample (its weight is 0); strides are never shortened to fit.
 
-What nobody reads is not evaluated: samples that have left the trajectory, the real sample where λ = 1 leaves no TSM
-term, and the critic at the last point where λ = 0 leaves no VSD term.
+Predictions that are not needed are not evaluated: samples that have left the trajectory, the real sample where λ = 1
+leaves no TSM term, and the critic at the last point where λ = 0 leaves no VSD term.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +32,7 @@ class Point:
     """One point of the trajectory; predictions as the networks gave them.
 
     Attributes:
-        t: (B,) times; may be ≤ 0, where `inside` is False.
+        t: (B,) times; `inside` is False where they are ≤ 0.
         inside: (B,) whether the point counts for that sample.
         z_hat_t, z_t: the student's and the real sample at this point, (B, C, h, w).
         teacher_hat, teacher_z, critic_hat: ψ at ẑ_t, ψ at z_t and φ at ẑ_t; 0 for samples that are not inside, and
@@ -72,13 +72,13 @@ def trajectory(
         t: (B,) starting times, each sample's own.
         points: how many, ≥ 1; the paper's N means N + 1 points, the release's 4 means 4.
         stride: s, a number or (B,) (the release jitters it per iteration, here per sample).
-        lambda_tsd: λ of Eq. 5, if predictions that get no weight shall be left out; None evaluates all of them.
-        lockstep: call the networks at every point, whatever the samples' times: under FSDP a process that left out a
+        lambda_tsd: λ of Eq. 5, by which predictions without weight are left out; None evaluates all of them.
+        lockstep: call the networks at every point, whatever the samples' times. Under FSDP a process that skipped a
             forward pass would keep the others waiting for its part of the weights.
     """
     if points < 1:
         raise ValueError(f"points is {points}; a trajectory has at least its starting point")
-    t = t.cpu()  # which samples are inside decides shapes, and the host must not wait for the accelerator to know
+    t = t.cpu()  # t decides shapes below; on the CPU, reading it does not wait for the accelerator
     stride = torch.as_tensor(stride, dtype=t.dtype).cpu().expand_as(t)
     start = t.to(z.device)
     z_hat_t, z_t = process.add_noise(z_hat, noise, start), process.add_noise(z, noise, start)
@@ -128,7 +128,7 @@ def trajectory_gradient(
     residual: Residual,
     weighting: Weighting,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Σ_i weight_i · TSD(t − i·s): the gradient on ẑ of L_reg, and the size of its two parts for the log.
+    """Σ_i weight_i · TSD(t − i·s): the gradient of L_reg on ẑ, and the size of its two parts for the log.
 
     Returns:
         The gradient, (B, C, h, w), and `vsd_rms` / `tsm_rms` / `tsd_rms`, root mean squares over the batch; a part

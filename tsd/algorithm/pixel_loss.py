@@ -28,7 +28,7 @@ def load_pixel_loss(name: str, device: torch.device | str) -> PixelLoss:
     """The loss by its configured name.
 
     Raises:
-        UserError: LPIPS' package or its AlexNet weights are missing; says which file to put where.
+        UserError: LPIPS' package or its AlexNet weights are missing; the message says which file to put where.
     """
     if name == "charbonnier":
         return charbonnier

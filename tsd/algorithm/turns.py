@@ -1,8 +1,8 @@
-"""The two turns of one iteration of Algorithm 1: what the student and the critic are each asked to minimise.
+"""The two turns of one iteration of Algorithm 1: the losses that the student and the critic minimise.
 
 All draws are per sample, from generators seeded by the sample's own running number, so neither batch size nor order
-nor resumption changes them. Gradients flow only where the turn says: in the student's turn teacher, critic and the
-frozen decoder's weights get none, in the critic's turn the student gets none.
+nor resumption changes them. In the student's turn no gradient reaches the weights of teacher, critic and frozen
+decoder; in the critic's turn none reaches the student.
 """
 
 from collections.abc import Iterator
@@ -58,13 +58,13 @@ class StudentTurn:
 
 
 def noise_for(seed: int, purpose: str, indices: list[int], like: Tensor) -> Tensor:
-    """Standard normal noise in the shape of `like`, every sample's from its own generator (CPU, so devices agree)."""
+    """Standard normal noise in the shape of `like`, one generator per sample (on the CPU, so that devices agree)."""
     generators = [generator_for(seed, purpose, index) for index in indices]
     return randn_tensor(like.shape, generator=generators, device=like.device, dtype=torch.float32)
 
 
 def times_for(seed: int, purpose: str, indices: list[int], low: float, high: float, device: torch.device) -> Tensor:
-    """(B,) uniform draws in [low, high], every sample's from its own generator."""
+    """(B,) uniform draws in [low, high], one generator per sample."""
     draws = [torch.rand((), generator=generator_for(seed, purpose, index)) for index in indices]
     return (low + (high - low) * torch.stack(draws)).to(device)
 
@@ -77,13 +77,12 @@ def predictor(
     guidance_scale: float,
     chunk: int | None = None,
 ) -> Predict:
-    """ψ or φ with guidance, as `tsd.algorithm.dasm` wants it: the adapters of this role active on the shared base, no
-    gradient.
+    """The `Predict` function of ψ or φ with guidance: the shared base with this role's adapters, without gradient.
 
     Args:
         prompt, null: batch size 1 or the batch's; expanded, never copied, where it is 1.
-        chunk: at most so many latents in one forward pass, guidance counted (≥ 2); bounds the memory of its
-            activations, which no graph keeps. None: the whole batch at once.
+        chunk: the most latents in one forward pass, including those that guidance adds (≥ 2); bounds the memory of
+            activations. None passes the whole batch at once.
     """
     if chunk is not None and has_dtensors(backbone.denoiser):
         raise ValueError("chunk under FSDP: processes would enter different numbers of forward passes")
@@ -126,7 +125,7 @@ def no_input_upcast(*models: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def ground_truth_latents(backbone: Backbone, batch: Batch, config: RunConfig) -> Tensor:
-    """z = E_ψ(x_H), (B, C, h, w) in fp32, by the frozen encoder or, the same draw, from its stored moments."""
+    """z = E_ψ(x_H), (B, C, h, w) in fp32, by the frozen encoder or from its stored moments; the draw is the same."""
     generators = [generator_for(config.seed, "posterior of x_H", index) for index in batch.indices]
     if batch.posterior is None:
         with role(backbone.vae, "teacher"):
@@ -151,7 +150,7 @@ def student_turn(
         chunk: see `predictor`; the teacher's batch is otherwise 4B (ẑ_t and z_t, with and without the prompt).
     """
     seed = config.seed
-    z = ground_truth_latents(backbone, batch, config)  # before any graph is held: encoding is a peak of its own
+    z = ground_truth_latents(backbone, batch, config)  # before any graph is held: encoding has its own memory peak
     posterior = [generator_for(seed, "posterior of x_L", index) for index in batch.indices]
     with (
         no_input_upcast(backbone.vae, backbone.denoiser),
@@ -160,8 +159,10 @@ def student_turn(
     ):
         z_L = backbone.encode(batch.x_L, posterior=config.posterior, generator=posterior)
         z_hat = backbone.one_step(z_L).float()
-    tsd = tsd_on(backbone, z_hat.detach(), z, batch, config, phase, chunk) if phase.gamma2 > 0 else None
-    with role(backbone.vae, "teacher"):  # after the trajectory, which would otherwise run beside the decoder's graph
+    tsd = None
+    if phase.gamma2 > 0:
+        tsd = regularisation_gradient(backbone, z_hat.detach(), z, batch, config, phase, chunk)
+    with role(backbone.vae, "teacher"):  # after the trajectory, so that the decoder's graph is not held during it
         x_hat = backbone.decode(z_hat.to(z_L.dtype))
     loss, logs = reconstruction_loss(pixel_loss(x_hat, batch.x_H), z_hat, z, gamma1, phase.latent_mse)
     if tsd is not None:
@@ -173,7 +174,7 @@ def student_turn(
 
 
 @torch.no_grad()
-def tsd_on(
+def regularisation_gradient(
     backbone: Backbone,
     z_hat: Tensor,
     z: Tensor,
@@ -182,7 +183,7 @@ def tsd_on(
     phase: Phase,
     chunk: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Algorithm 1, lines 5–23: the TSD gradient on ẑ along the trajectory, (B, C, h, w), and numbers to log."""
+    """Algorithm 1, lines 5–23: the gradient of L_reg on ẑ, (B, C, h, w), and numbers to log."""
     seed, cpu = config.seed, torch.device("cpu")
     prompt, null = batch.prompt or backbone.prompts["default"], backbone.prompts["null"]
     points = len(phase.point_weights)

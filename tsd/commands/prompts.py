@@ -193,7 +193,7 @@ def _compare(args: argparse.Namespace, side: "TextSide", others: "dict[str, Prom
             print(f"{name}: not in {args.compare}")
             continue
         for difference in compare(written[name], others[name], clip_tokens):
-            print(f"{name} {difference.what}: {difference.verdict} ({difference.detail})")
+            print(f"{name} {difference.name}: {difference.verdict} ({difference.detail})")
             different |= difference.verdict == "different"
     return int(different)
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tsd.errors import UserError
 
-MAX_NEW_TOKENS = 64  # CLIP reads 77 tokens, of which two are marks
+MAX_NEW_TOKENS = 64  # CLIP reads 77 tokens, including its start and end tokens
 INSTRUCTION = "Describe this photograph in one sentence."
 
 
@@ -38,7 +38,7 @@ class Captioner:
 
         try:
             processor: Any = AutoProcessor.from_pretrained(model, trust_remote_code=False)
-            if not isinstance(processor, ProcessorMixin):  # ViT-GPT2 and its like store the two halves alone
+            if not isinstance(processor, ProcessorMixin):  # models such as ViT-GPT2 store the two parts separately
                 processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
                 self.tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
             else:

@@ -1,4 +1,4 @@
-"""From one image file to degraded crops: what the worker processes of `tsd prepare` do.
+"""From one image file to degraded crops: the work of `tsd prepare`'s worker processes.
 
 Crops and degradations are functions of (seed, the image's name, the crop's number) alone.
 """
@@ -30,7 +30,7 @@ class CropConfig:
 
     Attributes:
         crop: side of the square crop in pixels.
-        mode: `random` places `per_image` crops anywhere, `grid` takes every whole crop of a centred grid.
+        mode: `random` places `per_image` crops anywhere, `grid` takes every crop of a centred grid.
         usm: sharpen the image first, target and source of the degradation alike, as Real-ESRGAN does for FULL.
         scale: how many times smaller the low-quality image is.
     """
@@ -49,7 +49,7 @@ class Crop:
     """One crop of an image.
 
     Attributes:
-        number: among the crops of its image.
+        number: running number among the crops of its image.
         top, left: where it was cut, in pixels of the upright image.
         hr: (S, S, 3) uint8, the target.
         hr_file, lr_file: the target and its degradation as lossless WebP files.
@@ -73,21 +73,23 @@ class CroppedImage:
 
 
 class CropMaker(Dataset[CroppedImage]):
-    """`SourceImage` → `CroppedImage`. A "data set" indexed by images, so that torch's `DataLoader` brings the worker
-    processes: they keep the order, read ahead within bounds, and end when their parent is killed.
+    """Turns a `SourceImage` into a `CroppedImage`.
+
+    It is a "data set" indexed by images, so that torch's `DataLoader` provides the worker processes: they keep the
+    order, read ahead within bounds, and end when their parent is killed.
     """
 
     def __init__(self, config: CropConfig) -> None:
         self.config = config
 
     def __getitem__(self, source: SourceImage) -> CroppedImage:  # type: ignore[override]
-        """Never fails because of a bad image: that is what `CroppedImage.reason` is for."""
-        # The picture was as large as a file; it is not sent back.
+        """The crops of one image; for a bad image the reason, never an exception."""
+        # The picture may be as large as a file; it is not sent back.
         done = dataclasses.replace(source, picture={})
         try:
             image = decode(source.picture)
         except ImageError as error:
-            # Without the path: what is recorded must not depend on where the images lie.
+            # The path is removed, since the record must not depend on where the images lie.
             return CroppedImage(done, reason=str(error).removeprefix(f"{source.picture}: "))
         height, width = image.shape[:2]
         side = self.config.crop
@@ -116,7 +118,7 @@ class CropMaker(Dataset[CroppedImage]):
         patch = image[top : top + config.crop, left : left + config.crop]
         if config.usm:
             patch = to_uint8(usm_sharpen(to_tensor(patch)))
-        # What is degraded is what is stored, so that degrading the stored target again gives the same image.
+        # The crop is degraded as it is stored, so that degrading the stored target again gives the same image.
         lr = degrade(
             to_tensor(patch), config.degradation, seed_for(config.seed, "degrade", name, number), scale=config.scale
         )
@@ -128,7 +130,7 @@ def decode(picture: Path | Mapping[str, Any]) -> np.ndarray:
     """(H, W, 3) uint8, upright; alpha is dropped, 16 bits are rounded to 8.
 
     Raises:
-        ImageError: unreadable, for whatever reason.
+        ImageError: the image cannot be read.
     """
     if isinstance(picture, Path):
         color = read_picture(picture).color

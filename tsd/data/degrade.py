@@ -1,4 +1,4 @@
-"""Real-ESRGAN's second-order degradation: a high-quality image in, a plausible bad small one out.
+"""Real-ESRGAN's second-order degradation: turns a high-quality image into a small one of plausibly low quality.
 
 Twice blur → resize → noise → JPEG, the second time ending in a resize to the target size and a low-pass, in either
 order with JPEG (arXiv 2107.10833, section 3). Two parameter sets go by the name "Real-ESRGAN":
@@ -6,9 +6,9 @@ order with JPEG (arXiv 2107.10833, section 3). Two parameter sets go by the name
     FULL    Real-ESRGAN's own training file; OSEDiff, SeeSR's pair maker and so TSD-SR's training data.
     LIGHT   StableSR, PiSA-SR; DIV2K-Val of the paper's tables was made with it.
 
-What is random is drawn in two parts, both on the CPU, so that an image's degradation depends on its seed alone: first
+Random numbers are drawn in two parts, both on the CPU, so that an image's degradation depends on its seed alone: first
 every *choice* (`draw_choices`), then the noise of each stage from a stream of its own. Pixels are computed in double
-precision: it costs a third more time, and differences of rounding between processors, numbers of threads and devices
+precision. This takes a third more time, but rounding differences between processors, numbers of threads and devices
 stay so small that they practically never survive the rounding to 8 bits. In single precision they do.
 
 Differences from the original: JPEG is libjpeg's (the drawn quality rounded to a whole number, chroma upsampled
@@ -126,7 +126,7 @@ class StageChoices:
 
 @dataclass(frozen=True, eq=False)
 class Choices:
-    """Everything that is decided by lot about one image, except the noise itself."""
+    """All random choices for one image, except the noise itself."""
 
     first: StageChoices
     second: StageChoices
@@ -136,7 +136,7 @@ class Choices:
 
 
 def draw_choices(config: DegradationConfig, seed: int) -> Choices:
-    """The choices that belong to `seed`, whatever the image, its size or its device."""
+    """The choices that belong to `seed`; they do not depend on the image, its size or its device."""
     rng = np.random.default_rng(seed_for(seed, "choices"))
     return Choices(
         first=_draw_stage(rng, config.first),
@@ -188,7 +188,7 @@ def usm_sharpen(x: Tensor, *, weight: float = 0.5, size: int = 51, threshold: fl
     Adds `weight` times what a Gaussian of `size` pixels removes, only (and softly) around places where that exceeds
     `threshold` 8-bit levels, so that flat areas keep their grain as it is.
     """
-    sigma = 0.3 * ((size - 1) / 2 - 1) + 0.8  # OpenCV's width for a kernel of which only the size is given: 8 for 51
+    sigma = 0.3 * ((size - 1) / 2 - 1) + 0.8  # OpenCV's σ if only the kernel's size is given: 8 for 51
     kernel = gaussian(size, sigma, sigma)
     x = x.double()
     residual = x - _blur(x, kernel)
@@ -198,8 +198,8 @@ def usm_sharpen(x: Tensor, *, weight: float = 0.5, size: int = 51, threshold: fl
 
 
 def jpeg(x: Tensor, quality: int) -> Tensor:
-    """Through a JPEG file and back, on the CPU whatever the device: (3,h,w) in [0,1]; chroma at half resolution."""
-    data = cast(Tensor, encode_jpeg(_levels(x).to("cpu", torch.uint8), quality))  # a list only for a list
+    """Encodes as JPEG and decodes again, always on the CPU: (3,h,w) in [0,1]; chroma at half resolution."""
+    data = cast(Tensor, encode_jpeg(_levels(x).to("cpu", torch.uint8), quality))  # returns a list only for a list
     return cast(Tensor, decode_jpeg(data)).to(x.device, x.dtype) / 255
 
 
@@ -238,9 +238,9 @@ def _check(hr: Tensor, scale: int) -> None:
 
 
 def _blur(x: Tensor, kernel: np.ndarray | None) -> Tensor:
-    """Filter every channel with `kernel` (its own mirror image here), borders continued by reflection.
+    """Filter every channel with `kernel` (symmetric under point reflection), borders continued by reflection.
 
-    By FFT: never slower than a direct convolution at these sizes, up to ten times faster for the large kernels.
+    Uses the FFT: never slower than a direct convolution at these sizes, up to ten times faster for the large kernels.
     """
     if kernel is None:
         return x
@@ -272,7 +272,7 @@ def _reflect(x: Tensor, pad: int) -> Tensor:
 
 
 def _reflect_often(x: Tensor, dim: int, pad: int) -> Tensor:
-    """The same along one side that is no longer than the padding, which `F.pad` refuses."""
+    """Reflects along one dimension that is not longer than the padding, which `F.pad` refuses."""
     n = x.shape[dim]
     if n == 1:
         return x.repeat_interleave(2 * pad + 1, dim)

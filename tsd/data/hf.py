@@ -1,8 +1,8 @@
-"""Hugging Face `datasets`: importing it with a clear message, and its on-disk format written shard by shard.
+"""Hugging Face `datasets`: imports it with a clear error, and writes its on-disk format shard by shard.
 
-`Dataset.save_to_disk` wants the whole data set at once, and `Dataset.map` starts over after a kill. Here every shard is
-an Arrow file that appears whole or not at all, and `finish` adds the two small files that make the folder one that
-`datasets.load_from_disk` opens.
+`Dataset.save_to_disk` needs the whole data set at once, and `Dataset.map` starts over after a kill. Here every shard is
+an Arrow file that is written atomically, and `write_dataset_info` adds the two small files with which
+`datasets.load_from_disk` opens the folder.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from typing import Any
 from tsd.errors import UserError
 from tsd.files import atomic_path, write_text
 
-ROWS_PER_BATCH = 16  # rows of one Arrow record batch: what is held in memory while writing
+ROWS_PER_BATCH = 16  # rows of one Arrow record batch, which are held in memory while writing
 
 
 def import_datasets() -> Any:
@@ -50,7 +50,7 @@ def image_features(latent_shape: Sequence[int]) -> Any:
 
 
 def prompt_features(shapes: Mapping[str, Sequence[int]]) -> Any:
-    """The columns of the captions; `shapes` of `prompt_embeds` (L, D) and, where the family has one, `pool_embeds`."""
+    """The columns of the captions; `shapes` has `prompt_embeds` (L, D) and, for some families, `pool_embeds` (P,)."""
     datasets = import_datasets()
     columns: dict[str, Any] = {"caption": datasets.Value("string")}
     columns["prompt_embeds"] = datasets.Array2D(tuple(shapes["prompt_embeds"]), "float16")
@@ -65,9 +65,9 @@ def shard_name(number: int) -> str:
 
 
 def write_shard(path: Path, features: Any, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Writes rows as one Arrow file, atomically and as they come; returns their number.
+    """Writes rows as one Arrow file, atomically and one by one; returns their number.
 
-    Nothing is written for no rows at all.
+    If there are no rows, no file is written.
     """
     from datasets.arrow_writer import ArrowWriter
 
@@ -86,12 +86,12 @@ def write_shard(path: Path, features: Any, rows: Iterable[Mapping[str, Any]]) ->
     return count
 
 
-def finish(folder: Path, features: Any, shards: list[str], fingerprint: str) -> None:
-    """Makes a folder of shards one that `datasets.load_from_disk` opens.
+def write_dataset_info(folder: Path, features: Any, shards: list[str], fingerprint: str) -> None:
+    """Writes `dataset_info.json` and `state.json`, with which `datasets.load_from_disk` opens a folder of shards.
 
     Args:
         shards: file names in the order of the rows.
-        fingerprint: `datasets` keys its caches with it; must differ where the data does.
+        fingerprint: key of `datasets`' caches; must differ for different data.
     """
     from datasets import DatasetInfo
 
@@ -112,7 +112,7 @@ def finish(folder: Path, features: Any, shards: list[str], fingerprint: str) -> 
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files a killed process left in a folder of shards."""
+    """Removes the temporary files that a killed process left in a folder of shards."""
     for path in folder.glob(".*"):
         if path.is_file() and path.suffix in (".arrow", ".json", ".csv"):
             path.unlink()

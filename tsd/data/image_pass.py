@@ -1,4 +1,4 @@
-"""The first pass over the images: crops, degraded crops, captions and latents, in shards that can be continued."""
+"""The first pass over the images: crops, degraded crops, captions and latents, in shards; it can be resumed."""
 
 import gc
 import itertools
@@ -25,10 +25,10 @@ from tsd.model.loading import DTYPES
 
 
 class ImagePass:
-    """The first pass, and what is known of it so far: finished shards are read back instead of made again.
+    """The first pass and its progress so far; finished shards are read back, not made again.
 
     Attributes:
-        seen, rows: images gone through and crops written.
+        seen, rows: images processed and crops written.
         captions: id of every distinct caption, in order of first appearance.
         skipped: (name, reason) of images left out.
         shards: files that hold rows, in order.
@@ -48,41 +48,41 @@ class ImagePass:
         self.captions: dict[str, int] = {}
         self.skipped: list[tuple[str, str]] = []
         self.shards: list[str] = []
-        self.resume: dict[str, Any] | None = None
+        self.stream_state: dict[str, Any] | None = None
         self.exhausted = False
         self._vae: Any = None
         self._captioner: Captioner | None = None
         self.features = image_features(settings["latent_shape"])
 
     def run(self, workers: int) -> None:
-        """Goes through all images that no finished shard holds."""
+        """Processes all images that are in no finished shard."""
         while (note := self.out / IN_PROGRESS / f"{self.finished:05d}.json").is_file():
-            self._take(json.loads(note.read_text(encoding="utf-8")))
+            self._add_finished(json.loads(note.read_text(encoding="utf-8")))
         if self.exhausted or self.seen == self.source.length:
             return
         self._load_networks()
         size = self.config.shard_images
-        tasks = self.source.images(self.seen, self.resume, size)
+        tasks = self.source.images(self.seen, self.stream_state, size)
         loader = DataLoader(
             CropMaker(self.config.crops),
-            sampler=tasks,  # type: ignore[arg-type]  # whatever it yields is what the data set is indexed with
+            sampler=tasks,  # type: ignore[arg-type]  # the data set is indexed with what this yields
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=workers,
         )
         with tqdm(total=self.source.length, desc="images", unit="image", initial=self.seen, file=sys.stderr) as bar:
-            shards = itertools.groupby(_counted(loader, bar, self), key=lambda image: image.source.index // size)
+            shards = itertools.groupby(_with_progress(loader, bar, self), key=lambda image: image.source.index // size)
             for number, images in shards:
-                self._take(self._write(number, images))
+                self._add_finished(self._write(number, images))
 
     def _write(self, number: int, images: Iterator[CroppedImage]) -> dict[str, Any]:
-        """One shard. The note beside it is written second: it is what makes the shard count."""
+        """Writes one shard, then the note beside it; a shard without its note counts as unfinished."""
         note: dict[str, Any] = {"images": 0, "skipped": [], "captions": [], "resume": None}
 
         def kept() -> Iterator[tuple[CroppedImage, Crop]]:
             for image in images:
                 note["images"] += 1
-                note["resume"] = image.source.resume
+                note["resume"] = image.source.stream_state
                 reason = image.reason or ("" if self._has_caption(image.source) else "no caption")
                 if reason:
                     note["skipped"].append([image.source.name, reason])
@@ -120,8 +120,8 @@ class ImagePass:
                 "posterior": posterior,
             }
 
-    def _take(self, note: Mapping[str, Any]) -> None:
-        """Counts a finished shard in."""
+    def _add_finished(self, note: Mapping[str, Any]) -> None:
+        """Adds a finished shard to the progress."""
         if note["crops"]:
             self.shards.append(shard_name(self.finished))
         self.finished += 1
@@ -130,7 +130,7 @@ class ImagePass:
         self.skipped += [(name, reason) for name, reason in note["skipped"]]
         for caption in note["captions"]:
             self.captions.setdefault(caption, len(self.captions))
-        self.resume, self.exhausted = note["resume"], note["last"]
+        self.stream_state, self.exhausted = note["resume"], note["last"]
 
     def _has_caption(self, source: SourceImage) -> bool:
         captions = self.config.captions
@@ -151,7 +151,7 @@ class ImagePass:
         return self._vae.encode(x).latent_dist.parameters[0].to("cpu", torch.float16).numpy()
 
     def free_networks(self) -> None:
-        """Makes room for the text encoders."""
+        """Frees VAE and caption model, to make room for the text encoders."""
         self._vae = self._captioner = None
         gc.collect()
         if self.device.type == "cuda":
@@ -172,9 +172,9 @@ class ImagePass:
         self._captioner = Captioner(wanted, device=self.device, dtype=dtype) if wanted else None
 
 
-def _counted(images: Iterable[CroppedImage], bar: Any, so_far: ImagePass) -> Iterator[CroppedImage]:
-    """Shows progress, and how many images were left out."""
-    left_out = len(so_far.skipped)
+def _with_progress(images: Iterable[CroppedImage], bar: Any, image_pass: ImagePass) -> Iterator[CroppedImage]:
+    """Passes the images on, and shows progress and how many were left out."""
+    left_out = len(image_pass.skipped)
     for image in images:
         yield image
         left_out += bool(image.reason)
@@ -190,5 +190,5 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _unchanged(item: Any) -> Any:
-    """Returns the items as they are; `DataLoader` by itself would turn arrays into tensors."""
+    """Returns the item as it is; `DataLoader` by default turns arrays into tensors."""
     return item

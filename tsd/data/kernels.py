@@ -1,4 +1,4 @@
-"""Blur kernels of Real-ESRGAN's degradation, as closed forms, and the lottery that picks one.
+"""Blur kernels of Real-ESRGAN's degradation, as closed forms, and the random choice of one.
 
 Six bell shapes and one low-pass (Real-ESRGAN, arXiv 2107.10833, section 3.1 and supplement; the generalised shapes are
 from Liu et al., arXiv 1907.06594), with q(x) = xᵀ Σ⁻¹ x and Σ = R(θ) diag(σ₁², σ₂²) R(θ)ᵀ:
@@ -50,7 +50,7 @@ def plateau(size: int, sigma_x: float, sigma_y: float, theta: float, beta: float
 
 
 def sinc(size: int, omega: float) -> np.ndarray:
-    """Ideal circular low-pass, truncated: it rings, which is what it is for. `omega` in (0, π]."""
+    """Ideal circular low-pass, truncated so that it rings, as intended. `omega` in (0, π]."""
     rows, columns = _grid(size)
     radius = np.hypot(rows, columns)
     centre = size // 2
@@ -84,7 +84,7 @@ def draw_final_sinc(rng: np.random.Generator) -> np.ndarray:
 
 
 def _draw_beta(rng: np.random.Generator, beta: tuple[float, float]) -> float:
-    """Even odds for the side below 1 and the side above. Plateaus start at 1, so half of them have β = 1 exactly."""
+    """Draws β below or above 1 with equal chances. Plateaus start at 1, so half of them have β = 1 exactly."""
     low, high = beta
     return rng.uniform(low, 1.0) if rng.random() < 0.5 else rng.uniform(1.0, high)
 

@@ -25,7 +25,7 @@ from tsd.images import READABLE, read_picture
 from tsd.seeds import seed_for
 
 SUFFIXES = frozenset(READABLE)
-ImageSource = str | Path | np.ndarray
+ImageInput = str | Path | np.ndarray
 """A folder of images with its sub-folders, an image file, or the pixels of one image, uint8 (H, W, 3)."""
 
 
@@ -38,7 +38,7 @@ class PairDataset(Dataset[dict[str, Tensor | int]]):
 
     def __init__(
         self,
-        sources: str | Path | Sequence[ImageSource],
+        sources: str | Path | Sequence[ImageInput],
         *,
         crop: int,
         seed: int,
@@ -52,8 +52,8 @@ class PairDataset(Dataset[dict[str, Tensor | int]]):
         """
         sources: folders (searched with their sub-folders), image files, or uint8 arrays (H,W,3), in any mixture.
         crop: side S of the square crop, a multiple of `scale`.
-        length: how many samples there are in all; by default one round through the images.
-        cache_bytes: decoded images kept in memory, per process; the rest is read again each time.
+        length: number of samples in all; by default one round through the images.
+        cache_bytes: size of the decoded images kept in memory, per process; the others are read again each time.
 
         Images smaller than the crop are left out with a warning that lists them: enlarging them would teach blur.
         Raises UserError: folder or file missing, no image found, unreadable images (all are listed), none large enough.
@@ -87,7 +87,7 @@ class PairDataset(Dataset[dict[str, Tensor | int]]):
 
     def _crop(self, index: int) -> Tensor:
         """(3,S,S) in [0,1]."""
-        image = self._pixels(visited(self.seed, index, len(self.images)))
+        image = self._pixels(shuffled_index(self.seed, index, len(self.images)))
         rng = np.random.default_rng(seed_for(self.seed, "crop", index))
         top, left = (int(rng.integers(side - self.crop + 1)) for side in image.shape[:2])
         patch = image[top : top + self.crop, left : left + self.crop]
@@ -110,7 +110,7 @@ class PairDataset(Dataset[dict[str, Tensor | int]]):
 
 
 class CropDataset(PairDataset):
-    """The high-quality halves of `PairDataset`, without the cost of the others: `{"hr": (3,S,S), "index": int}`."""
+    """The high-quality images of `PairDataset`, without degrading them: `{"hr": (3,S,S), "index": int}`."""
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
         if not 0 <= index < self.length:
@@ -119,13 +119,13 @@ class CropDataset(PairDataset):
         return {"hr": (usm_sharpen(hr) if self.usm else hr) * 2 - 1, "index": index}
 
 
-def visited(seed: int, index: int, count: int) -> int:
-    """Which of `count` images sample `index` is about: each once per round, every round in an order of its own."""
+def shuffled_index(seed: int, index: int, count: int) -> int:
+    """Which of `count` images sample `index` uses: each once per round, in an order that differs between rounds."""
     visit, position = divmod(index, count)
     return int(_order(seed, visit, count)[position])
 
 
-@lru_cache(maxsize=4)  # one million images: 20 ms a draw, once a round instead of once a sample
+@lru_cache(maxsize=4)  # for one million images a draw takes 20 ms: once a round, not once a sample
 def _order(seed: int, visit: int, count: int) -> np.ndarray:
     return np.random.default_rng(seed_for(seed, "order", visit)).permutation(count)
 
@@ -136,7 +136,7 @@ def training_item(lr: Tensor, hr: Tensor, index: int) -> dict[str, Tensor | int]
     return {"hr": hr * 2 - 1, "lr_up": lr_up * 2 - 1, "index": index}
 
 
-def _collect(sources: Sequence[ImageSource]) -> list[Path | np.ndarray]:
+def _collect(sources: Sequence[ImageInput]) -> list[Path | np.ndarray]:
     """All images, files in sorted order within each folder."""
     found: list[Path | np.ndarray] = []
     for source in sources:
@@ -161,7 +161,7 @@ def _collect(sources: Sequence[ImageSource]) -> list[Path | np.ndarray]:
 
 
 def _usable(images: list[Path | np.ndarray], crop: int) -> list[Path | np.ndarray]:
-    """The images at least as large as the crop. Reads the headers of all files: a bad one is told at the start."""
+    """The images at least as large as the crop. Reads all files' headers, to report bad files at the start."""
     usable: list[Path | np.ndarray] = []
     small: list[str] = []
     unreadable: list[str] = []

@@ -1,13 +1,13 @@
 """Preparing training data once: crops, degraded crops, captions, their embeddings and the targets' latents.
 
-Two passes, each in shards that appear whole or not at all:
+There are two passes, each in shards that are written atomically:
 
     images      worker processes read, crop and degrade; this process encodes with the VAE, captions and writes
-    captions    every distinct caption is embedded once, the text encoders loaded when the VAE is gone
+    captions    every distinct caption is embedded once; the text encoders are loaded after the VAE is freed
 
-A killed run goes on with the first shard that is missing and ends with the same data. What a shard holds depends on the
-settings and the images alone: not on workers, and not on where a run was interrupted. (Latents and embeddings may
-differ in the last bit between machines, as everything computed in floating point does.)
+A killed run continues with the first missing shard and ends with the same data. The content of a shard depends on the
+settings and the images alone, not on the number of workers or on where a run was interrupted. (Latents and embeddings
+may differ in the last bit between machines, as everything computed in floating point does.)
 """
 
 import csv
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tsd.data.hf import finish, prompt_features, remove_leftovers, shard_name, write_shard
+from tsd.data.hf import prompt_features, remove_leftovers, shard_name, write_dataset_info, write_shard
 from tsd.data.image_pass import ImagePass
 from tsd.data.prepare_config import PrepareConfig, is_complete, settings_of
 from tsd.data.prepared import IN_PROGRESS, PROMPTS, RECORD, SCHEMA, read_record
@@ -51,18 +51,18 @@ def prepare(
     """Writes a prepared folder (`tsd.data.prepared`), or continues one; returns its record.
 
     Args:
-        model: folder or hub id, of which the VAE and, where there are captions, the text encoders are used.
-        workers: processes that read, crop and degrade; 0 does it in this one.
+        model: folder or hub id, whose VAE and, if there are captions, text encoders are used.
+        workers: number of processes that read, crop and degrade; with 0 this process does it.
 
     Raises:
-        UserError: before anything heavy loads, for settings that do not fit the model or the folder; at the end, where
-            not one image gave a crop.
+        UserError: before anything heavy loads, if the settings do not fit the model or the folder; at the end, if no
+            image gave a crop.
     """
     out = Path(out)
     folder = resolve_model(model)
     settings = settings_of(source, model, config)
     if is_complete(out, settings):
-        shutil.rmtree(out / IN_PROGRESS, ignore_errors=True)  # where the last run was killed in its last line
+        shutil.rmtree(out / IN_PROGRESS, ignore_errors=True)  # left if the last run was killed in its last line
         return read_record(out)
     write_text(out / IN_PROGRESS / "settings.json", json.dumps(settings, indent=2) + "\n")
     for place in (out, out / PROMPTS, out / IN_PROGRESS):
@@ -73,7 +73,7 @@ def prepare(
     write_text(out / SKIPPED, _csv(images.skipped))
     if not images.rows:
         raise UserError(f"not one of the {images.seen} images gave a crop; the reasons are in {out / SKIPPED}")
-    finish(out, images.features, images.shards, _fingerprint(settings, images.rows))
+    write_dataset_info(out, images.features, images.shards, _fingerprint(settings, images.rows))
     if config.captions.wanted:
         images.free_networks()
         _embed_captions(out, model, list(images.captions), settings, config, device)
@@ -105,11 +105,11 @@ def _embed_captions(
     config: PrepareConfig,
     device: str | torch.device,
 ) -> None:
-    """The second pass: every encoder goes once through the captions that no finished file holds."""
+    """The second pass: every encoder runs once over the captions that are in no finished file."""
     from tsd.prompts.encode import encode_batches
 
     features = prompt_features(settings["prompt_shapes"])
-    # Whole batches to a file, so that continuing makes the same batches, and with them the same last bits.
+    # Every file has complete batches, so that a resumed run makes the same batches, and with them the same last bits.
     size = -(-config.shard_captions // config.batch_size) * config.batch_size
     chunks = [captions[start : start + size] for start in range(0, len(captions), size)]
     names = [shard_name(number) for number in range(len(chunks))]
@@ -124,13 +124,13 @@ def _embed_captions(
             dtype=DTYPES[config.dtype],
             t5=config.captions.t5,
             batch_size=config.batch_size,
-            spool_dir=out / PROMPTS,  # 0.3 MB a caption for SD3: on the disk that has room for the rest
+            spool_dir=out / PROMPTS,  # 0.3 MB a caption for SD3: this disk has room for the embeddings too
         )
         rows = _prompt_rows(pending, batches)
         for name, chunk in zip(names[done:], chunks[done:], strict=True):
             write_shard(out / PROMPTS / name, features, itertools.islice(rows, len(chunk)))
-        next(rows, None)  # exhausted, so that the last encoder is freed
-    finish(out / PROMPTS, features, names, _fingerprint(settings, captions))
+        next(rows, None)  # exhausts the iterator, so that the last encoder is freed
+    write_dataset_info(out / PROMPTS, features, names, _fingerprint(settings, captions))
 
 
 def _prompt_rows(captions: list[str], batches: Iterator[PromptEmbeds]) -> Iterator[dict[str, Any]]:
@@ -151,15 +151,15 @@ def _prompt_rows(captions: list[str], batches: Iterator[PromptEmbeds]) -> Iterat
 
 
 def _files(out: Path) -> list[Path]:
-    """What a finished folder must hold to be whole, the record itself aside."""
+    """The files that a complete folder must hold, except for the record itself."""
     names = ("dataset_info.json", "state.json")
     found = [*out.glob("data-*.arrow"), *(out / PROMPTS).glob("data-*.arrow")]
     return sorted([*found, *(place / name for place in {path.parent for path in found} for name in names)])
 
 
-def _fingerprint(settings: Mapping[str, Any], what: Any) -> str:
-    """A fingerprint for the caches of `datasets`, which differs for other settings or images."""
-    return hashlib.sha256(json.dumps([settings, what]).encode()).hexdigest()[:16]
+def _fingerprint(settings: Mapping[str, Any], content: Any) -> str:
+    """A fingerprint for the caches of `datasets`; it differs for other settings or content."""
+    return hashlib.sha256(json.dumps([settings, content]).encode()).hexdigest()[:16]
 
 
 def _csv(skipped: list[tuple[str, str]]) -> str:

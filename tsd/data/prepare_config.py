@@ -1,4 +1,4 @@
-"""Settings of prepared data: what changes the result, how it is recorded, and what refuses a folder made otherwise."""
+"""Settings of prepared data: every value that changes the result, its record, and the check of an existing folder."""
 
 import json
 import math
@@ -22,7 +22,7 @@ class CaptionConfig:
     training uses the model's default prompt.
 
     Attributes:
-        from_source: `.txt` files or a column of the data set.
+        from_source: use `.txt` files or a column of the data set.
         model: hub id or folder of an image-to-text model; it sees the crop.
         text: one fixed prompt.
         t5: whether SD3's third text encoder is used; zeros stand in its place otherwise.
@@ -40,12 +40,12 @@ class CaptionConfig:
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """Everything that changes the result, but for the source and the model.
+    """Everything that changes the result, except the source and the model.
 
     Attributes:
         dtype: precision in which VAE, caption model and text encoders compute (`DTYPES`); results are kept in fp16.
-        shard_images, shard_captions: how many source images, or captions, make one file.
-        batch_size: crops captioned, or captions embedded, at a time.
+        shard_images, shard_captions: number of source images, or captions, in one file.
+        batch_size: number of crops captioned, or captions embedded, at a time.
     """
 
     crops: CropConfig
@@ -57,10 +57,11 @@ class PrepareConfig:
 
 
 def settings_of(source: Source, model: str | Path, config: PrepareConfig) -> dict[str, Any]:
-    """What is recorded and compared, as it reads back from JSON. Reads configurations and hashes the VAE.
+    """The settings to record and compare, as JSON gives them back. Reads configurations and hashes the VAE.
 
     Raises:
-        UserError: the crop does not fit the model or the scale, or captions are wanted of a model without text encoder.
+        UserError: the crop does not fit the model or the scale, or captions are wanted and the model has no text
+            encoder.
     """
     folder = resolve_model(model)
     family = detect_family(folder)
@@ -85,7 +86,7 @@ def settings_of(source: Source, model: str | Path, config: PrepareConfig) -> dic
 
 
 def is_complete(out: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether `out` already holds what `settings` ask for; False where it is to be begun or continued.
+    """Whether `out` is complete for these `settings`; False if it is empty, missing or unfinished.
 
     Raises:
         UserError: it holds something else.

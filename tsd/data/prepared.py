@@ -1,8 +1,8 @@
-"""Reading what `tsd prepare` wrote: training items with captions' embeddings and the target's latent distribution.
+"""Reads the folders of `tsd prepare`: training items with captions' embeddings and the target's latent distribution.
 
 A prepared folder is
 
-    prepared.json         settings, counts, versions, file sizes; written last, so its presence means: complete
+    prepared.json         settings, counts, versions, file sizes; written last, so a folder with it is complete
     data-00000.arrow …    one row per crop: name, crop, top, left, hr, lr, caption, caption_id, posterior
     prompts/              one row per distinct caption: caption, prompt_embeds, pool_embeds (where there are captions)
     skipped.csv           images that were left out, with reasons
@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from tsd.data.crops import decode, to_tensor
 from tsd.data.degrade import DegradationConfig, degrade
 from tsd.data.hf import import_datasets
-from tsd.data.pairs import training_item, visited
+from tsd.data.pairs import shuffled_index, training_item
 from tsd.errors import UserError
 from tsd.files import sha256_file
 from tsd.model.loading import detect_family, read_config, resolve_model
@@ -57,7 +57,7 @@ class PreparedDataset(Dataset[dict[str, Tensor | int]]):
     Every crop is visited once per round, in a shuffled order that differs from round to round.
 
     Attributes:
-        settings: what the folder was made with (`crop`, `model_sha256`, ...).
+        settings: the settings of the run that made the folder (`crop`, `model_sha256`, ...).
         record: all of prepared.json.
     """
 
@@ -70,8 +70,8 @@ class PreparedDataset(Dataset[dict[str, Tensor | int]]):
         degradation: DegradationConfig | None = None,
     ) -> None:
         """
-        length: how many samples there are in all; by default one round through the crops.
-        degradation: makes a new low-quality image at every visit, instead of the one that was stored.
+        length: number of samples in all; by default one round through the crops.
+        degradation: makes a new low-quality image at every visit, instead of reading the stored one.
 
         Raises UserError: not a prepared folder, a half-written, incomplete or empty one.
         """
@@ -95,7 +95,7 @@ class PreparedDataset(Dataset[dict[str, Tensor | int]]):
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
         if not 0 <= index < self.length:
             raise IndexError(f"sample {index} of {self.length}")
-        row = visited(self.seed, index, len(self._files))
+        row = shuffled_index(self.seed, index, len(self._files))
         stored = self._files[row]
         hr = to_tensor(decode(stored["hr"]))
         if self.degradation is None:
@@ -121,45 +121,45 @@ class PreparedDataset(Dataset[dict[str, Tensor | int]]):
 
         Args:
             model: folder or hub id of the model to be trained; its configuration is read and its VAE hashed.
-            crop, usm, degradation, scale: what training expects; None takes what there is.
+            crop, usm, degradation, scale: the values that training expects; None accepts any.
 
         Raises:
             UserError: another setting, another VAE, another latent shape, or embeddings of another width.
         """
-        settings, what = self.settings, str(self.path)
+        settings, label = self.settings, str(self.path)
         if usm is not None and usm != settings["usm"]:
             had, flag = ("sharpened", "--usm") if settings["usm"] else ("not sharpened", "--no-usm")
-            raise UserError(f"{what} holds targets that are {had}, training asks for the other: train with {flag}")
+            raise UserError(f"{label} holds targets that are {had}, training asks for the other: train with {flag}")
         if scale is not None and scale != settings["scale"]:
-            raise UserError(f"{what} was degraded by {settings['scale']}, training is for x{scale}: prepare it again")
+            raise UserError(f"{label} was degraded by {settings['scale']}, training is for x{scale}: prepare it again")
         if degradation is not None and json.loads(json.dumps(asdict(degradation))) != settings["degradation"]:
             raise UserError(
-                f"{what} holds low-quality images of other degradation settings than training asks for (see "
+                f"{label} holds low-quality images of other degradation settings than training asks for (see "
                 f"{RECORD} there): train with the same --degradation, or with --degrade-anew"
             )
-        require_model(self.record, model, crop=crop, what=what)
+        require_model(self.record, model, crop=crop, label=label)
 
 
 def require_model(
-    record: Mapping[str, Any], model: str | Path, *, crop: int | None = None, what: str = "the data"
+    record: Mapping[str, Any], model: str | Path, *, crop: int | None = None, label: str = "the data"
 ) -> None:
     """See `PreparedDataset.require`; `record` is the content of prepared.json."""
     settings = record["settings"]
     if crop is not None and crop != settings["crop"]:
         raise UserError(
-            f"{what} was prepared with crops of {settings['crop']} pixels, training asks for {crop}: train with "
+            f"{label} was prepared with crops of {settings['crop']} pixels, training asks for {crop}: train with "
             f"{settings['crop']}, or prepare the images again with --crop {crop}"
         )
     folder = resolve_model(model)
     shape = latent_shape(folder, settings["crop"])
     if shape != settings["latent_shape"]:
         raise UserError(
-            f"{what} holds latents of shape {settings['latent_shape']} (mean and logvar), {model} makes {shape}: "
+            f"{label} holds latents of shape {settings['latent_shape']} (mean and logvar), {model} makes {shape}: "
             f"prepare the images again with --model {model}"
         )
     if (found := vae_sha256(folder)) != settings["model_sha256"]:
         raise UserError(
-            f"{what} holds latents of another VAE (sha256 {settings['model_sha256'][:12]}…) than {model} "
+            f"{label} holds latents of another VAE (sha256 {settings['model_sha256'][:12]}…) than {model} "
             f"({found[:12]}…): prepare the images again with --model {model}"
         )
     shapes = settings["prompt_shapes"]
@@ -169,13 +169,13 @@ def require_model(
         stored = (shapes["prompt_embeds"][-1], shapes["pool_embeds"][-1] if "pool_embeds" in shapes else None)
         if stored != tuple(widths):
             raise UserError(
-                f"{what} holds embeddings of widths {stored} (tokens, pooled), {model} reads {tuple(widths)}: prepare "
+                f"{label} holds embeddings of widths {stored} (tokens, pooled), {model} reads {tuple(widths)}: prepare "
                 f"the images again with --model {model}"
             )
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """The content of prepared.json, after checking that every file it lists is there and whole in size.
+    """The content of prepared.json, after checking that every file it lists is there in its full size.
 
     Raises:
         UserError: not a prepared folder, a half-written, incomplete or empty one, or one of another version.
@@ -206,7 +206,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
 
 def vae_sha256(folder: Path) -> str:
-    """SHA-256 of the weight file of a model's VAE: latents belong to it and to nothing else of the model.
+    """SHA-256 of the weight file of a model's VAE, the only part of the model that latents depend on.
 
     Raises:
         UserError: no weight file.

@@ -21,41 +21,41 @@ from tsd.images import READABLE
 
 @dataclass(frozen=True)
 class SourceImage:
-    """One image as it was found.
+    """One image of a source, not decoded.
 
     Attributes:
         index: its place in the source.
         name: unique within the source; crops and degradations are seeded with it.
         picture: a file, or `datasets`' undecoded form `{"bytes": ..., "path": ...}`.
-        caption: what the source itself says about it (a `.txt` file, a column); empty where it says nothing.
-        resume: a streaming source's position after this image, where the source was asked to note it.
+        caption: the source's own caption (from a `.txt` file or a column); empty if there is none.
+        stream_state: a streaming source's position after this image; None for images where it is not kept.
     """
 
     index: int
     name: str
     picture: Path | Mapping[str, Any]
     caption: str = ""
-    resume: dict[str, Any] | None = None
+    stream_state: dict[str, Any] | None = None
 
 
 class Source(Protocol):
-    """An ordered sequence of images that can be entered in the middle."""
+    """An ordered sequence of images that can be read from the middle on."""
 
     @property
     def length(self) -> int | None:
-        """How many images there are; None where a stream does not say."""
+        """The number of images; None if a stream does not know it."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What a record needs to name this source, and to notice that it has changed. No paths of this machine."""
+        """The values that name this source in a record and show that it has changed; no paths of this machine."""
         ...
 
-    def images(self, start: int, resume: dict[str, Any] | None, note_every: int) -> Iterator[SourceImage]:
+    def images(self, start: int, stream_state: dict[str, Any] | None, state_every: int) -> Iterator[SourceImage]:
         """The images from number `start` on.
 
         Args:
-            resume: the `SourceImage.resume` noted after image `start` − 1, for sources that note one.
-            note_every: how often `resume` is noted: with the last image of every such group.
+            stream_state: the `SourceImage.stream_state` of image `start` − 1, for sources that have one.
+            state_every: size of the groups of images; the last image of each group has its `stream_state` set.
         """
         ...
 
@@ -63,10 +63,10 @@ class Source(Protocol):
 class FolderSource:
     """Image files and folders, the latter searched with their sub-folders in sorted order.
 
-    A name is the folder's own name and the path below it, `DIV2K_train_HR/0001.png`: data sets number their files
+    A name is the folder's own name and the path below it, `DIV2K_train_HR/0001.png`, since data sets number their files
     alike. With `caption_files`, the caption of `a.png` is the text of `a.txt` beside it.
 
-    Raises UserError: file or folder missing, no image found, two images of one name, and, where there is no fallback
+    Raises UserError: file or folder missing, no image found, two images of one name, and, if there is no fallback
     caption, missing `.txt` files (all are counted, twenty are listed).
     """
 
@@ -95,23 +95,23 @@ class FolderSource:
         return len(self.files)
 
     def describe(self) -> dict[str, Any]:
-        """The names hashed with the sizes of the files: notices what was added, removed or replaced."""
+        """A hash of the files' names and sizes, which changes when files are added, removed or replaced."""
         digest = hashlib.sha256()
         for name, path in tqdm(self.files.items(), "listing images", unit="image", file=sys.stderr, delay=2):
             digest.update(f"{name}\0{path.stat().st_size}\n".encode())
         return {"kind": "folders", "images": len(self.files), "names_sha256": digest.hexdigest()}
 
-    def images(self, start: int, resume: dict[str, Any] | None, note_every: int) -> Iterator[SourceImage]:
+    def images(self, start: int, stream_state: dict[str, Any] | None, state_every: int) -> Iterator[SourceImage]:
         for index, (name, path) in enumerate(itertools.islice(self.files.items(), start, None), start):
             yield SourceImage(index, name, path, _text(path.with_suffix(".txt")) if self.caption_files else "")
 
 
 class HubSource:
-    """A data set by `datasets.load_dataset` (hub id, or a folder of images, parquet or Arrow files), or one that
-    `save_to_disk` wrote.
+    """A data set of Hugging Face `datasets`.
 
-    Streamed, images arrive as they are needed and nothing is kept; a position noted by `datasets` itself is what a
-    resumed run goes on from. A name is `SPLIT/00000012`.
+    It is loaded by `load_dataset` (hub id, or a folder of images, parquet or Arrow files) or was written by
+    `save_to_disk`. When streaming, images are fetched as they are needed and not kept; a resumed run continues from a
+    position that `datasets` itself reports. A name is `SPLIT/00000012`.
 
     Raises UserError: no `datasets`, no such data set, split or column, or no network.
     """
@@ -153,14 +153,14 @@ class HubSource:
         return known or self.limit if self.limit is None or not known else min(known, self.limit)
 
     def describe(self) -> dict[str, Any]:
-        """The arguments, and for a data set that is at hand its length (a change that keeps it is not noticed)."""
+        """The arguments and, unless streaming, the length (a change that keeps the length is not noticed)."""
         return self._settings if self.streaming else self._settings | {"images": self.length}
 
-    def images(self, start: int, resume: dict[str, Any] | None, note_every: int) -> Iterator[SourceImage]:
+    def images(self, start: int, stream_state: dict[str, Any] | None, state_every: int) -> Iterator[SourceImage]:
         if not self.streaming:
             rows = (self._data[index] for index in range(start, len(self._data)))
-        elif resume is not None:
-            self._data.load_state_dict(resume)
+        elif stream_state is not None:
+            self._data.load_state_dict(stream_state)
             rows = iter(self._data)
         else:
             rows = iter(self._data.skip(start) if start else self._data)
@@ -168,16 +168,16 @@ class HubSource:
             row = next(rows, None)
             if row is None:
                 return
-            note = self.streaming and (index + 1) % note_every == 0
+            keep_state = self.streaming and (index + 1) % state_every == 0
             caption = row[self.caption_column] if self.caption_column else ""
-            if isinstance(caption, list):  # several captions of one image, as COCO has: the first
+            if isinstance(caption, list):  # several captions of one image, as in COCO: takes the first
                 caption = caption[0] if caption else ""
             yield SourceImage(
                 index,
                 f"{self.split}/{index:08d}",
                 row[self.image_column] or {},
                 " ".join(str(caption or "").split()),
-                self._data.state_dict() if note else None,
+                self._data.state_dict() if keep_state else None,
             )
 
 
@@ -195,7 +195,7 @@ def _named_files(given: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _text(path: Path) -> str:
-    """A caption on one line; empty where the file is missing or no text."""
+    """The caption in a text file, on one line; empty if the file is missing or not text."""
     try:
         return " ".join(path.read_text(encoding="utf-8").split())
     except (OSError, UnicodeDecodeError):

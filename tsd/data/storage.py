@@ -1,4 +1,4 @@
-"""How much disk prepared data takes, by part, before any of it is made.
+"""Estimates how much disk prepared data takes, part by part, before it is made.
 
 Latents and embeddings are exact. The sizes of image files depend on the images; the figures here are means over the
 central 512 x 512 pixels of Kodak's 24 photographs (lossless WebP, FULL degradation).
@@ -14,7 +14,7 @@ from tsd.files import human_size
 HR_BYTES_PER_PIXEL = 1.33
 SHARPENED_BYTES_PER_PIXEL = 1.47
 LR_BYTES_PER_PIXEL = 1.35
-HALF = 2  # bytes of an fp16 number
+FP16_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Storage:
         return crops * (self.hr + self.lr + self.posterior) + captions * self.embeddings
 
     def to_text(self, crops: int, captions: int) -> str:
-        """A table for people: per crop, and for so many crops and distinct captions."""
+        """A table to print: bytes per crop or caption, and in all for these numbers of crops and distinct captions."""
         rows = [
             ("target (estimate)", self.hr, crops),
             ("low-quality image (estimate)", self.lr, crops),
@@ -44,11 +44,11 @@ class Storage:
 
 
 def storage_of(settings: Mapping[str, Any]) -> Storage:
-    """The bytes that data of these settings (`tsd.data.prepare_config.settings_of`) takes."""
+    """The disk space of data with these settings (`tsd.data.prepare_config.settings_of`)."""
     pixels = settings["crop"] ** 2
     return Storage(
         hr=round(pixels * (SHARPENED_BYTES_PER_PIXEL if settings["usm"] else HR_BYTES_PER_PIXEL)),
         lr=round(pixels / settings["scale"] ** 2 * LR_BYTES_PER_PIXEL),
-        posterior=HALF * prod(settings["latent_shape"]),
-        embeddings=sum(HALF * prod(shape) for shape in settings["prompt_shapes"].values()),
+        posterior=FP16_BYTES * prod(settings["latent_shape"]),
+        embeddings=sum(FP16_BYTES * prod(shape) for shape in settings["prompt_shapes"].values()),
     )

@@ -18,7 +18,7 @@ from tsd.model.family import Family
 from tsd.model.loading import read_configs, resolve_model
 from tsd.model.lora import VAE_FILE, check_student, denoiser_file, load_student
 from tsd.model.prompt import PromptEmbeds, load_prompts
-from tsd.restore.student import find_student, is_merged, own_prompts
+from tsd.restore.student import find_student, is_merged, student_prompts
 
 _HEADER_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -85,7 +85,7 @@ def open_student(
     folder = resolve_model(model)
     family, configs = read_configs(folder)
     check_student(found, family)
-    prompt_embeds = own_prompts(found) if prompt_embeds is None else prompt_embeds
+    prompt_embeds = student_prompts(found) if prompt_embeds is None else prompt_embeds
     prompts = load_prompts(folder, prompt_embeds, family.prompt_widths(configs["denoiser"]))
     if "default" not in prompts:
         raise UserError(

@@ -2,10 +2,10 @@
 
 `load_backbone` turns a folder in diffusers layout (`transformer/` or `unet/`, `vae/`, `scheduler/`), or the hub id of
 one, into a `Backbone`. The mini models shipped in the package, SD3-medium and SD2.1-base on disk are such folders: same
-classes, same code path. What differs between model families stands in `tsd/backbones/`.
+classes, same code path. `tsd.model.sd3` and `tsd.model.sd2` hold what differs between the families.
 
 Latents are **scaled but not shifted**: z = encode(x) · scaling_factor. SD3's VAE also has a shift factor (0.0609),
-but TSD-SR's released weights were trained without it, so adding it would move every latent (facts of the release).
+but TSD-SR's released weights were trained without it, so adding it would move every latent.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class Backbone:
         denoiser: the family's denoiser (`SD3Transformer2DModel`, `UNet2DConditionModel`), shared by all roles.
         process: the noise process read from the scheduler's own configuration.
         prompts: by name; `default` is the student's fixed prompt, `null` the empty prompt of guidance.
-        family: the module-like object of `tsd.backbones` that knows the denoiser.
+        family: what is particular to the denoiser's model family.
         source: where it was loaded from, for records and messages.
     """
 
@@ -108,7 +108,7 @@ class Backbone:
         return self.vae.decode(z / self.vae.config["scaling_factor"], return_dict=False)[0]
 
     def predict(self, z_t: Tensor, t: Tensor, prompt: PromptEmbeds) -> Tensor:
-        """The network's own prediction (velocity, noise or v) for noised latents, with the adapters now active.
+        """The network's own prediction (velocity, noise or v) for noised latents, with the currently active adapters.
 
         Args:
             z_t: (B, C, h, w).
@@ -123,7 +123,8 @@ class Backbone:
         """The student's single step from the last time (Algorithm 1, line 4): the x0 that its prediction implies.
 
         SD3 (t = 1000): ẑ = z_L − v_θ. SD2 (t = 999): ẑ = (z_L − σ ε_θ) / α. The latent of the degraded image stands
-        where the teacher would expect pure noise. Computed in fp32, since 1/α magnifies rounding; z_L's dtype.
+        where the teacher would expect pure noise. The step is computed in fp32, since 1/α magnifies rounding errors;
+        the result has z_L's dtype.
         """
         t = torch.full((1,), self.process.last_time, device=z_L.device)
         prediction = self.predict(z_L, t, prompt if prompt is not None else self.prompts["default"])
@@ -151,7 +152,7 @@ def load_backbone(
         UserError: the folder, a part of it or the prompts are missing, damaged or of another family.
     """
     folder = resolve_model(source)
-    # Before gigabytes of weights: whether the prompts and the two halves fit together is in small files.
+    # Small files show whether prompts, VAE and denoiser fit together; they are read before gigabytes of weights.
     family, configs = read_configs(folder)
     process = family.process(configs["scheduler"])
     prompts = load_prompts(folder, prompt_embeds, family.prompt_widths(configs["denoiser"]))
@@ -174,7 +175,7 @@ def build_backbone(
     """A backbone without weights: modules on the meta device, frozen and in evaluation mode, for shapes and names.
 
     Args:
-        configs: of `denoiser`, `vae` and `scheduler`, see `tsd.model.loading.read_configs`.
+        configs: the configurations of `denoiser`, `vae` and `scheduler`, see `tsd.model.loading.read_configs`.
 
     Raises:
         UserError: the configurations are not those of a model that can be built.

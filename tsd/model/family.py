@@ -1,4 +1,4 @@
-"""What a model family must know about its own denoiser."""
+"""The interface of a model family: everything that differs between SD3 and SD2."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ from tsd.model.prompt import PromptEmbeds
 
 
 class Family(Protocol):
-    """What a model family knows about its own denoiser (`tsd/backbones/<family>.py`).
+    """What a model family knows about its own denoiser; `tsd.model.sd3` and `tsd.model.sd2` implement it.
 
     Attributes:
         name: `sd3` or `sd2`.

@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 
 class TwoPassGroupNorm(nn.GroupNorm):
-    """`nn.GroupNorm` in two passes for fp32 images (B, C, H, W) on the CPU; the library's kernel for all else."""
+    """`nn.GroupNorm` in two passes for fp32 images (B, C, H, W) on the CPU; PyTorch's kernel for everything else."""
 
     def forward(self, input: Tensor) -> Tensor:
         if input.ndim != 4 or input.dtype != torch.float32 or input.device.type != "cpu":
             return super().forward(input)
-        centred = input - self._over_groups(input)
-        scale = torch.rsqrt(self._over_groups(centred.square()) + self.eps)
+        centred = input - self._group_means(input)
+        scale = torch.rsqrt(self._group_means(centred.square()) + self.eps)
         if not self.affine:
             return centred * scale
         return torch.addcmul(self.bias.view(1, -1, 1, 1), centred, scale * self.weight.view(1, -1, 1, 1))
 
-    def _over_groups(self, x: Tensor) -> Tensor:
+    def _group_means(self, x: Tensor) -> Tensor:
         """The mean of each group's pixels and channels, as (B, C, 1, 1)."""
         batch, channels = x.shape[:2]
         means = x.mean(dim=3).mean(dim=2).view(batch, self.num_groups, -1).mean(dim=2, keepdim=True)

@@ -1,6 +1,6 @@
-"""Models on disk or hub: which family they are of, where their folder is, and the precisions of their weights.
+"""Models on disk or on the hub: their family, their folder, and the precisions of their weights.
 
-Everything here is found out from small files, before anything heavy loads. Of weights only safetensors are looked for.
+This module reads only small files, so errors show before anything heavy loads. Weights must be safetensors files.
 """
 
 import json
@@ -104,7 +104,8 @@ def resolve_model(source: str | Path, extra_parts: tuple[str, ...] = ()) -> Path
             is not searched for them.
 
     Raises:
-        UserError: neither; says what was found and, for a hub id without network, what to fetch and where to.
+        UserError: the source is neither; the message says what was found and, for a hub id without network, what to
+            fetch and where to put it.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -145,8 +146,8 @@ def _has_weights(folder: Path) -> bool:
 def resolve_text_model(source: str | Path, *, t5: bool = True) -> Path:
     """The local folder of a model's text side: text encoders, tokenizers and the denoiser's configuration.
 
-    Of a hub id only these are fetched, no weights of VAE or denoiser; without `t5` neither SD3's third encoder (9.5 GB)
-    nor its tokenizer. What a folder holds is checked by `tsd.prompts.text_encoders.text_side`.
+    Only these are fetched for a hub id, not the weights of VAE and denoiser; without `t5` neither SD3's third encoder
+    (9.5 GB) nor its tokenizer. `tsd.prompts.text_encoders.text_side` checks what a folder holds.
 
     Raises:
         UserError: no such folder; a hub id that is not on this machine and cannot be fetched.
@@ -171,7 +172,7 @@ def resolve_text_model(source: str | Path, *, t5: bool = True) -> Path:
 
 
 def _snapshot(hub_id: str, patterns: list[str], parts: list[str], complete: Callable[[Path], bool]) -> Path:
-    """The snapshot with the files of `patterns`: the cached one where it is `complete`, else fetched."""
+    """The snapshot with the files of `patterns`: the cached one if it is `complete`, else a fetched one."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 

@@ -1,10 +1,10 @@
-"""LoRA adapters: which modules, which role, and the released file layout, read and written strictly.
+"""LoRA adapters: the modules they adapt, the roles they play, and the released file layout, read and written strictly.
 
 Student, critic and teacher are adapters on **one** copy of the base weights; `role` says which of them is active.
 The released layout is two files, `transformer.safetensors` and `vae.safetensors`, with keys
-`transformer.<module path>.lora_A.weight` / `.lora_B.weight` in *both* (the prefix is the same in the VAE's file). For
-the SD2 family, of which nothing was released, `unet` stands for `transformer`. The scale alpha / rank is 1 in the
-release, and here.
+`transformer.<module path>.lora_A.weight` / `.lora_B.weight` in *both* (the prefix is the same in the VAE's file).
+Nothing was released for the SD2 family; its files use `unet` in place of `transformer`. The scale alpha / rank is 1 in
+the release, and here.
 """
 
 import re
@@ -77,7 +77,7 @@ def attach(module: Any, role: Role, targets: list[str], rank: int, seed: int) ->
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=targets)
     trained_before = [parameter for parameter in module.parameters() if parameter.requires_grad]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several roles are the point
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several roles are intended
         torch.manual_seed(seed)
         module.add_adapter(config, adapter_name=role)
     for parameter in trained_before:
@@ -100,7 +100,7 @@ def adapter_parameters(module: nn.Module, role: Role) -> dict[str, nn.Parameter]
 def role(module: nn.Module, active: Role) -> Iterator[None]:
     """Makes one role's adapter the active one; a role without an adapter is the bare base.
 
-    Only which weights the forward pass reads is changed: `requires_grad` is left as it was, so switching roles can
+    This changes only which weights the forward pass reads. `requires_grad` is left as it was, so switching roles can
     neither unfreeze a frozen adapter nor freeze a trained one (peft's own `set_adapter` does both).
     """
     layers: list[Any] = [
@@ -118,7 +118,7 @@ def role(module: nn.Module, active: Role) -> Iterator[None]:
 
 
 def check_lora(path: Path, family: Family) -> int:
-    """Whether a LoRA file is of the released layout and of this family; returns its rank. Reads the header alone.
+    """Checks that a LoRA file has the released layout and is of this family; returns its rank. Reads only the header.
 
     Raises:
         UserError: no such file, not safetensors, another layout or family, or several ranks.
@@ -171,10 +171,10 @@ def load_adapter(
     """Attaches a role's adapter from a file, strictly; returns its rank.
 
     Args:
-        allowed: every module that may be adapted; all of them must be, except those `optional` matches.
+        allowed: every module that may be adapted; the file must adapt all of them, except those `optional` matches.
 
     Raises:
-        UserError: a missing, extra or misshapen key, named; or see `check_lora`.
+        UserError: a key is missing, extra or of another shape (the message names it); see also `check_lora`.
     """
     rank, state = check_lora(path, family), read_lora(path, family)
     adapted = {name.rsplit(".lora_", 1)[0] for name in state}
@@ -205,8 +205,8 @@ def load_initial(module: nn.Module, path: Path, family: Family) -> None:
     state, parameters = read_lora(path, family), adapter_parameters(module, STUDENT)
     _refuse(path, "lacks", sorted(set(parameters) - set(state)))
     _refuse(path, "adapts modules this run does not", sorted(set(state) - set(parameters)))
-    odd = [name for name in parameters if parameters[name].shape != state[name].shape]
-    _refuse(path, "has another rank than this run (--rank, --vae-rank), or shape, at", odd)
+    mismatched = [name for name in parameters if parameters[name].shape != state[name].shape]
+    _refuse(path, "has another rank than this run (--rank, --vae-rank), or shape, at", mismatched)
     for name, parameter in parameters.items():
         parameter.data.copy_(state[name])
 
@@ -218,12 +218,12 @@ def attach_roles(
     teacher_lora: str | Path | None = None,
     teacher_targets: Sequence[str] = (),
 ) -> None:
-    """Adds every adapter of the distillation to the base: student's and critic's, which are trained, and a teacher's.
+    """Adds all adapters of the distillation to the base: the trained ones of student and critic, and a teacher's.
 
     Args:
-        init_lora: folder of a student whose values the student's adapters start from; they start at B = 0 without one.
+        init_lora: folder of a student whose values the student's adapters start from; without one they start at B = 0.
         teacher_lora: folder of the teacher's LoRA, whose adapter is frozen; without one the teacher is the bare base.
-        teacher_targets: the modules which that LoRA adapts.
+        teacher_targets: the modules that the teacher's LoRA adapts.
     """
     denoiser, vae, family, seed = backbone.denoiser, backbone.vae, backbone.family, config.seed
     student_targets = denoiser_targets(denoiser, family.student_targets)
@@ -265,7 +265,7 @@ def load_student(backbone: Backbone, folder: str | Path, *, merge: bool = True) 
     """Loads a student (released layout) onto a backbone; merged into the weights, it costs nothing at inference.
 
     Raises:
-        UserError: see `check_student` and `load_adapter`; after the latter load the backbone again.
+        UserError: see `check_student` and `load_adapter`; if the latter raises, the backbone must be loaded again.
     """
     folder = Path(folder).expanduser()
     family = backbone.family
@@ -281,7 +281,7 @@ def load_student(backbone: Backbone, folder: str | Path, *, merge: bool = True) 
 
 
 def merge_adapter(module: Any, role: Role) -> None:
-    """Adds B·A to the base weights and removes the adapter; in fp32 per layer, rounded to the base's dtype once."""
+    """Adds B·A to the base weights in fp32, rounded once to the base's dtype, and removes the adapter."""
     module.fuse_lora(adapter_names=[role])
     module.unload_lora()
 
@@ -289,10 +289,10 @@ def merge_adapter(module: Any, role: Role) -> None:
 def save_student(
     backbone: Backbone, folder: str | Path, dtype: torch.dtype = torch.float32, *, write: bool = True
 ) -> None:
-    """Writes the student's adapters in the released layout, atomically, as the two files named above.
+    """Writes the student's adapters atomically in the released layout, as `denoiser_file` and `VAE_FILE`.
 
     Args:
-        write: False in all processes but one; where the adapters are sharded, all must call to gather them.
+        write: False in all processes but one; if the adapters are sharded, all processes must call, to gather them.
     """
     family = backbone.family
     save_adapter(backbone.denoiser, STUDENT, Path(folder) / denoiser_file(family), family, dtype, write=write)
@@ -302,7 +302,7 @@ def save_student(
 def save_adapter(
     module: nn.Module, role: Role, path: Path, family: Family, dtype: torch.dtype = torch.float32, *, write: bool = True
 ) -> None:
-    """Writes one role's adapter on one module in the released layout, atomically; `write` as in `save_student`."""
+    """Writes the adapter of one role on one module atomically in the released layout; `write` as in `save_student`."""
     state = {
         f"{family.denoiser_folder}.{name}": full_tensor(parameter).to("cpu", dtype).contiguous()
         for name, parameter in adapter_parameters(module, role).items()
@@ -311,9 +311,9 @@ def save_adapter(
         write_safetensors(path, state)
 
 
-def _refuse(path: Path, what: str, names: list[str]) -> None:
+def _refuse(path: Path, problem: str, names: list[str]) -> None:
     if names:
-        raise UserError(f"{path} {what}: {_some(names)}")
+        raise UserError(f"{path} {problem}: {_some(names)}")
 
 
 def _some(names: list[str]) -> str:

@@ -1,12 +1,12 @@
 """Noise processes as pure functions: how a latent is noised, read back and moved along its trajectory.
 
-Two processes with the same methods: `FlowMatching` (SD3) and `DDPM` (SD2). Whoever calls them needs no `if`.
+Two processes have the same methods, so that their callers need no `if`: `FlowMatching` (SD3) and `DDPM` (SD2).
 
-Time. `t` is the time of Algorithm 1: a float tensor of shape (B,), every sample at its own. Any real time is allowed,
+Time. `t` is the time of Algorithm 1: a float tensor of shape (B,), one time for each sample. Any real time is allowed,
 so strides never have to be clipped or rounded.
 
-- Flow: t in [0, 1000], uniform draws of which are the training distribution. A schedule may be *shifted* (SD3: 3.0), so
-  the noise level is not t/1000:
+- Flow: t in [0, 1000], drawn uniformly in training. A schedule may be *shifted* (SD3: 3.0), so the noise level is not
+  t/1000:
 
       p = t / 1000,   σ(t) = shift · p / (1 + (shift − 1) · p)
 
@@ -29,7 +29,7 @@ Prediction = Literal["epsilon", "v_prediction"]
 
 
 class NoiseProcess(Protocol):
-    """What training, restoring and sampling ask of a process."""
+    """The methods of a process that training, restoring and sampling use."""
 
     @property
     def num_train_timesteps(self) -> int: ...
@@ -156,7 +156,7 @@ class DDPM:
         return (1 - self._alpha_bar(t)).sqrt()
 
     def time_from_sigma(self, sigma: Tensor) -> Tensor:
-        """The inverse of `sigma`; levels outside the table's are taken as its nearest end."""
+        """The inverse of `sigma`; a level outside the table is clamped to the table's range."""
         rising = 1 - self.alphas_cumprod.to(sigma.device)
         level = sigma.float().square().clamp(rising[0], rising[-1])
         above = torch.searchsorted(rising, level).clamp(1, len(rising) - 1)
@@ -175,7 +175,7 @@ class DDPM:
     def x0(self, z_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
         """The clean latent that a prediction implies: (z_t − σ_t ε) / α_t, or α_t z_t − σ_t v.
 
-        At t = 999 SD2's 1/α is 14.6: call it in fp32, half precision would show.
+        At t = 999 SD2's 1/α is 14.6, so call it in fp32: rounding errors of half precision would be visible.
         """
         alpha, sigma = self._levels(t, z_t)
         if self.prediction_type == "epsilon":
@@ -208,5 +208,5 @@ class DDPM:
 
 
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) or (1,) → broadcastable against `like`, every sample at its own time."""
+    """(B,) or (1,) values in a shape that broadcasts against `like`, one value for each sample."""
     return values.to(like.dtype).view(-1, *([1] * (like.ndim - 1)))

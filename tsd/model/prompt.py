@@ -41,10 +41,10 @@ class PromptEmbeds:
 def load_prompts(
     model_folder: Path, prompt_embeds: str | Path | None, widths: tuple[int, int | None]
 ) -> dict[str, PromptEmbeds]:
-    """Prompts by name from `prompt_embeds`, where given, over those of the model folder's `prompts/`.
+    """Prompts by name: those of the model folder's `prompts/`, replaced by those of `prompt_embeds` where it has them.
 
     Args:
-        widths: of the token embeddings and of the pooled vector, None where the family has none.
+        widths: widths of the token embeddings and of the pooled vector, None where the family has none.
     """
     prompts: dict[str, PromptEmbeds] = {}
     if (model_folder / "prompts").is_dir():
@@ -55,10 +55,10 @@ def load_prompts(
 
 
 def read_prompts(folder: Path, widths: tuple[int, int | None]) -> dict[str, PromptEmbeds]:
-    """The prompts of one folder, in fp32: `default` where the tensors lie in it, else one by each sub-folder's name.
+    """The prompts of one folder, in fp32: `default` if the tensors lie in it, else one named after each sub-folder.
 
     Raises:
-        UserError: no such folder, no tensors in it, damaged ones, or of another width.
+        UserError: no such folder, no tensors in it, or tensors that are damaged or of another width.
     """
     if not folder.is_dir():
         raise UserError(f"no prompt folder at {folder}; expected prompt_embeds.pt (and, for SD3, pool_embeds.pt)")

@@ -1,4 +1,4 @@
-"""The multi-step teacher as an image-to-image sampler: what one-step distillation is measured against.
+"""The multi-step teacher as an image-to-image sampler, the reference for one-step distillation.
 
 The encoded input is noised to the level σ_0 = `strength` and integrated back to 0 by Euler steps (Eq. 6), with
 classifier-free guidance. This is SDEdit with the teacher's own process, not a method of the paper.
@@ -37,7 +37,7 @@ def image_to_image(
 
     Args:
         z_L: encoded degraded images, (B, C, h, w).
-        steps: Euler steps, ≥ 1; noise levels are the process's own schedule cut at `strength`.
+        steps: Euler steps, ≥ 1, at times evenly spaced from that of `strength` down to 0.
         strength: the noise level σ_0 in (0, 1] that the input is noised to; 1 forgets the input.
         guidance_scale: 1 is no guidance.
         generator: source of the noise, drawn on the generator's device.

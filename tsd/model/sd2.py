@@ -43,7 +43,7 @@ class SD2:
         """The process of a discrete scheduler's configuration, whichever sampler it names (SD2 ships PNDM's).
 
         Raises:
-            UserError: not a discrete-time scheduler, or a prediction this project has no formula for.
+            UserError: the scheduler is not discrete in time, or its prediction type has no formula here.
         """
         found = scheduler_config.get("_class_name")
         if "beta_schedule" not in scheduler_config:
@@ -75,7 +75,7 @@ class SD2:
         return config["cross_attention_dim"], None
 
     def patch_size(self, denoiser: Any) -> int:
-        """1: what the UNet's strides leave over is made good by its own up-sampling."""
+        """1, since the UNet's up-sampling handles sides that its strides do not divide."""
         return 1
 
     def longest_side(self, denoiser: Any) -> float:

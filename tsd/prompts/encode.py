@@ -1,14 +1,14 @@
-"""Texts to prompt embeddings, each encoder loaded, used over all texts and freed before the next.
+"""Texts to prompt embeddings: each encoder is loaded, run over all texts and freed before the next one is loaded.
 
 SD3 (L, D, P) = (77 + 256, 4096, 2048): rows 0–76 are CLIP-L's and OpenCLIP-bigG's last but one hidden states side by
 side (768 + 1280) and zeros up to T5's width; the other rows are T5-XXL's last hidden state; the pooled vector is the
-two CLIPs' projections side by side. SD2 (L, D) = (77, 1024): OpenCLIP's last hidden state; no pooled vector. Same
-numbers as diffusers' `encode_prompt` of the two pipelines, which hold all encoders at once.
+two CLIPs' projections side by side. SD2 (L, D) = (77, 1024): OpenCLIP's last hidden state; no pooled vector. The
+numbers are those of diffusers' `encode_prompt` of the two pipelines, which hold all encoders at once.
 
 Memory: the largest encoder (`tsd.prompts.text_encoders`) and one batch; for `encode_texts` also its result, which is
-333 · 4096 values per text (2.7 MB in fp16), 259 GB for 95,000 texts: that many go through `encode_batches`, which
-hands on one batch after the other. It keeps the CLIPs' part of every text (0.3 MB in fp16, 30 GB for 95,000) until T5
-has been loaded: in memory up to 256 MiB per encoder, beyond that in unnamed temporary files.
+333 · 4096 values per text (2.7 MB in fp16), 259 GB for 95,000 texts. For so many use `encode_batches`, which yields one
+batch after the other. It keeps the CLIPs' part of every text (0.3 MB in fp16, 30 GB for 95,000) until T5 has been
+loaded: in memory up to 256 MiB per encoder, beyond that in unnamed temporary files.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from tsd.prompts.text_encoders import (
     TextSide,
     load_tokenizer,
     text_side,
-    warn_of_cuts,
+    warn_about_truncation,
 )
 
 SPOOL_BYTES = 256 * 2**20
@@ -50,7 +50,7 @@ def encode_texts(
     batch_size: int = 8,
     progress: bool = True,
 ) -> PromptEmbeds:
-    """All texts at once, in memory: for prompts and small data sets; see `encode_batches` for many.
+    """Encodes texts and holds all results in memory: for prompts and small data sets; see `encode_batches` for more.
 
     Returns:
         embeds (n, L, D) and pooled (n, P), or None where the family has none; on the CPU, in `dtype`.
@@ -84,17 +84,17 @@ def encode_batches(
 ) -> Iterator[PromptEmbeds]:
     """The texts' embeddings in their order, at most `batch_size` at a time, in bounded memory.
 
-    Checks and warnings come with the call, the first encoder is loaded with the first batch asked for. The last
-    encoder stays loaded until the iterator is exhausted or closed.
+    The call itself checks and warns; the first encoder is loaded when the first batch is requested. The last encoder
+    stays loaded until the iterator is exhausted or closed.
 
     Args:
         model: a folder in diffusers layout with the text encoders and the denoiser's `config.json`, or a hub id.
-        texts: taken as they are; give each distinct one once.
+        texts: encoded as they are; pass each distinct text once.
         device, dtype: where and in what precision the encoders run; results are in `dtype`.
         t5: False leaves T5 out (SD3): zeros in its rows, as in diffusers.
         batch_size: texts per forward pass.
-        progress: a bar per encoder on stderr.
-        spool_dir: where temporary files go (default: the system's place).
+        progress: show a bar per encoder on stderr.
+        spool_dir: folder for temporary files (default: the system's).
 
     Yields:
         `PromptEmbeds` on the CPU: embeds (b, L, D), pooled (b, P) or None.
@@ -109,14 +109,14 @@ def encode_batches(
     side = text_side(resolve_text_model(model, t5=t5), t5=t5)
     tokenizers = [load_tokenizer(encoder) for encoder in side.encoders]
     for encoder, tokenizer in zip(side.encoders, tokenizers, strict=True):
-        warn_of_cuts(encoder, tokenizer, texts)
-    loadable = [LoadedEncoder(*pair, device, dtype) for pair in zip(side.encoders, tokenizers, strict=True)]
-    return _encode(side, loadable, texts, batch_size, progress, spool_dir)
+        warn_about_truncation(encoder, tokenizer, texts)
+    encoders = [LoadedEncoder(*pair, device, dtype) for pair in zip(side.encoders, tokenizers, strict=True)]
+    return _encode(side, encoders, texts, batch_size, progress, spool_dir)
 
 
 def _encode(
     side: TextSide,
-    loadable: list[LoadedEncoder],
+    encoders: list[LoadedEncoder],
     texts: Sequence[str],
     batch_size: int,
     progress: bool,
@@ -125,23 +125,23 @@ def _encode(
     batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
     with ExitStack() as stack:
         spools: list[_Spool] = []
-        for one in loadable[:-1]:
-            spool = _Spool(one.encoder, one.dtype, spool_dir)
+        for loaded in encoders[:-1]:
+            spool = _Spool(loaded.encoder, loaded.dtype, spool_dir)
             stack.callback(spool.close)
-            with one as encode, _bar(one.encoder, len(texts), progress) as bar:
+            with loaded as encode, _bar(loaded.encoder, len(texts), progress) as bar:
                 for batch in batches:
                     spool.write(*encode(batch))
                     bar.update(len(batch))
             spool.rewind()
             spools.append(spool)
-        with loadable[-1] as encode, _bar(encode.encoder, len(texts), progress) as bar:
+        with encoders[-1] as encode, _bar(encode.encoder, len(texts), progress) as bar:
             for batch in batches:
                 yield _assemble(side, [*(spool.read(len(batch)) for spool in spools), encode(batch)])
                 bar.update(len(batch))
 
 
 def _assemble(side: TextSide, parts: list[tuple[Tensor, Tensor | None]]) -> PromptEmbeds:
-    """The encoders' results for the same texts, as the denoiser reads them."""
+    """Joins the encoders' results for the same texts in the form the denoiser reads."""
     if side.family == "sd2":
         return PromptEmbeds(parts[0][0], None)
     clip = torch.cat([parts[0][0], parts[1][0]], dim=-1)
@@ -179,12 +179,12 @@ class _Spool:
 
 
 def content_sha256(tensor: Tensor) -> str:
-    """The sha256 of a tensor's values: their bytes in C order, whatever file they lie in."""
+    """The sha256 of a tensor's values, their bytes in C order; it does not depend on the file format."""
     return hashlib.sha256(_content(tensor)).hexdigest()
 
 
 def _content(tensor: Tensor) -> bytes:
-    # Bit patterns by way of uint8: numpy knows no bfloat16.
+    # The bits are viewed as uint8, since numpy has no bfloat16.
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 

@@ -1,8 +1,8 @@
-"""Writes prompt folders: `default/` and `null/` with their tensors, and `prompts.json` that says how they were made.
+"""Prompt folders: `default/` and `null/` with their tensors, and `prompts.json` that says how they were made.
 
 The layout is the release's, which `tsd.model.prompt.load_prompts` reads: `prompt_embeds` (1, L, D) and, for SD3,
-`pool_embeds` (1, P), as `.safetensors` or `.pt`. The release holds these tensors as bare binaries; here each has its
-text, the sha256 of its values, and the hashes of the encoders it was computed with.
+`pool_embeds` (1, P), as `.safetensors` or `.pt`. The release has only the tensors; here `prompts.json` also gives each
+one's text, the sha256 of its values, and the hashes of the encoders that computed it.
 """
 
 import json
@@ -24,8 +24,8 @@ from tsd.prompts.text_encoders import TextSide
 RECORD = "prompts.json"
 FORMATS = ("safetensors", "pt")
 NAMES = ("prompt_embeds", "pool_embeds")
-# Relative Euclidean distance. Encoders of random weights, bf16 against fp32: 0.010 at CLIP-L's size, 0.023 for a T5 of
-# 24 layers (fp16: less than half); another text: 0.87 and more.
+# Relative Euclidean distance. Encoders with random weights, bf16 against fp32: 0.010 at CLIP-L's size, 0.023 for
+# a T5 of 24 layers (fp16: less than half); another text gives 0.87 and more.
 CLOSE = 0.05
 
 
@@ -38,23 +38,23 @@ def encoder_hashes(side: TextSide, progress: Callable[[Iterable[Path]], Iterable
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The folder's `prompts.json`, None where there is none.
+    """The content of the folder's `prompts.json`; None if there is none.
 
     Raises:
-        UserError: it is not what this module writes.
+        UserError: the file is not one that this module writes.
     """
     path = folder / RECORD
     if not path.is_file():
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        sound = isinstance(record["settings"], dict) and all(
+        valid = isinstance(record["settings"], dict) and all(
             isinstance(entry["text"], str) and all({"file", "sha256"} <= set(of) for of in entry["tensors"].values())
             for entry in record["prompts"].values()
         )
     except (ValueError, KeyError, TypeError, AttributeError):
-        sound = False
-    if not sound:
+        valid = False
+    if not valid:
         raise UserError(f"{path} is not a record of `tsd prompts`; move it away, or give another folder")
     return record
 
@@ -66,7 +66,7 @@ def tensor_files(folder: Path) -> list[Path]:
 
 
 def is_intact(folder: Path, entry: dict[str, Any]) -> bool:
-    """Whether the tensors in one prompt's folder are exactly those its entry in the record describes."""
+    """Whether the tensors in one prompt's folder are exactly those that its entry in the record describes."""
     expected = {tensor["file"]: tensor["sha256"] for tensor in entry["tensors"].values()}
     if {path.name for path in tensor_files(folder)} != set(expected):
         return False
@@ -77,7 +77,7 @@ def is_intact(folder: Path, entry: dict[str, Any]) -> bool:
 
 
 def write_prompt(folder: Path, prompt: PromptEmbeds, suffix: str) -> dict[str, dict[str, Any]]:
-    """Writes one prompt's tensors, each file whole or not at all, and removes those they replace; their entries."""
+    """Writes one prompt's tensors, each file atomically, removes the files they replace, and returns their entries."""
     entries: dict[str, dict[str, Any]] = {}
     written: list[Path] = []
     for name, tensor in zip(NAMES, (prompt.embeds, prompt.pooled), strict=True):
@@ -103,7 +103,7 @@ def write_prompt(folder: Path, prompt: PromptEmbeds, suffix: str) -> dict[str, d
 
 
 def write_record(folder: Path, settings: dict[str, Any], origin: dict[str, Any], prompts: dict[str, Any]) -> None:
-    """Writes `prompts.json`: `settings` decide the values, `origin` (device, versions) is told beside them."""
+    """Writes `prompts.json`: `settings` decide the values, `origin` (device, versions) only documents them."""
     record = {"schema": 1, "settings": settings, "origin": origin, "prompts": prompts}
     write_text(folder / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
@@ -117,19 +117,22 @@ def _read(path: Path) -> Tensor:
 
 @dataclass(frozen=True)
 class Difference:
-    """One tensor against another of the same meaning. `verdict`: equal, close (relative at most `CLOSE`), different."""
+    """The difference of two tensors of the same meaning.
 
-    what: str
+    `verdict` is `equal`, `close` (relative distance at most `CLOSE`) or `different`.
+    """
+
+    name: str
     verdict: str
     detail: str
 
 
 def compare(found: PromptEmbeds, other: PromptEmbeds, clip_tokens: int | None) -> list[Difference]:
-    """What differs between two prompts.
+    """Compares the tensors of two prompts.
 
     Args:
-        clip_tokens: where given, the first so many rows (SD3: the CLIPs') and the others (T5's) are told apart, so that
-            a prompt made without T5 shows as such.
+        clip_tokens: if given, this many first rows (SD3: the CLIPs') and the other rows (T5's) are compared separately,
+            so that a prompt made without T5 is recognised.
     """
     rows = [("prompt_embeds", found.embeds, other.embeds)]
     if clip_tokens is not None and found.embeds.shape == other.embeds.shape:
@@ -142,15 +145,15 @@ def compare(found: PromptEmbeds, other: PromptEmbeds, clip_tokens: int | None) -
     return [_difference(*row) for row in rows]
 
 
-def _difference(what: str, found: Tensor, other: Tensor) -> Difference:
+def _difference(name: str, found: Tensor, other: Tensor) -> Difference:
     if found.shape != other.shape:
-        return Difference(what, "different", f"{tuple(found.shape)} here, {tuple(other.shape)} there")
+        return Difference(name, "different", f"{tuple(found.shape)} here, {tuple(other.shape)} there")
     a, b = found.double(), other.double()
     largest, length = (a - b).abs().max().item(), b.norm().item()
     if largest == 0:
-        return Difference(what, "equal", "every value")
+        return Difference(name, "equal", "every value")
     if length == 0:
-        return Difference(what, "different", f"zeros there (T5 left out?), up to {a.abs().max().item():.3g} here")
+        return Difference(name, "different", f"zeros there (T5 left out?), up to {a.abs().max().item():.3g} here")
     relative = (a - b).norm().item() / length
     verdict = "close" if relative <= CLOSE else "different"
-    return Difference(what, verdict, f"largest absolute difference {largest:.3g}, relative {relative:.2g}")
+    return Difference(name, verdict, f"largest absolute difference {largest:.3g}, relative {relative:.2g}")

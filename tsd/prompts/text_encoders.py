@@ -1,7 +1,7 @@
-"""The text encoders of a model folder: which there are, whether they fit the denoiser, one loaded at a time.
+"""The text encoders of a model folder: checked against the denoiser, then loaded one at a time.
 
 SD3 has three (`text_encoder`, `text_encoder_2`, `text_encoder_3`), SD2 one (`text_encoder`), each with its tokenizer's
-folder. Everything that can be wrong is found in small files, before any weights are read:
+folder. The checks read only small files, before any weights. The encoders' sizes are:
 
 | encoder | parameters | bf16 | fp16 | fp32 |
 |---|---|---|---|---|
@@ -10,9 +10,9 @@ folder. Everything that can be wrong is found in small files, before any weights
 | T5-XXL (SD3) | 4.76 B | 9.52 GB | 11.54 GB | 19.05 GB |
 | OpenCLIP-H (SD2) | 0.34 B | 0.68 GB | 0.68 GB | 1.36 GB |
 
-T5's fp16 costs more than bf16: transformers keeps its `wo` layers (1.01 B parameters) in fp32, which overflow
-otherwise. One encoder at a time, so the largest line is the peak, and even fp32 fits a 24 GB card: the activations of 8
-texts of 256 tokens add less than 1 GB.
+T5 takes more memory in fp16 than in bf16, because transformers keeps its `wo` layers (1.01 B parameters), which would
+overflow, in fp32. Only one encoder is loaded at a time, so the largest one sets the peak, and even fp32 fits a GPU of
+24 GB: the activations of 8 texts of 256 tokens add less than 1 GB.
 """
 
 import gc
@@ -62,7 +62,7 @@ class TextEncoder:
     uses_mask: bool
 
     def files(self) -> list[Path]:
-        """What is read to load it: configuration, weights, tokenizer; sorted."""
+        """The files that loading reads: configuration, weights, tokenizer; sorted."""
         return sorted(
             [self.folder / "config.json", *_weights(self.folder), *filter(Path.is_file, self.tokenizer.iterdir())]
         )
@@ -70,7 +70,7 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class TextSide:
-    """How a model reads text: encoders in order, and what they give together: (L, D) = (`tokens`, `width`), (P,)."""
+    """A model's text encoders in order, and the shapes they give together: (L, D) = (`tokens`, `width`), (P,)."""
 
     family: str
     encoders: tuple[TextEncoder, ...]
@@ -87,8 +87,8 @@ def text_side(folder: Path, *, t5: bool = True) -> TextSide:
         t5: False leaves SD3's third encoder out; its rows are then zeros, as in diffusers.
 
     Raises:
-        UserError: neither family; folders or files missing (named, with what fetches them); encoders that do not fit
-            the denoiser.
+        UserError: the folder is of neither family, folders or files are missing (the message names them and the
+            command that fetches them), or the encoders do not fit the denoiser.
     """
     if not folder.is_dir():
         raise UserError(f"no model folder at {folder}")
@@ -142,7 +142,7 @@ def _text_encoder(folder: Path, suffix: str, kind: Kind) -> TextEncoder:
     _check_tokenizer(tokenizer, kind)
     if kind == "t5":
         return TextEncoder(kind, encoder, tokenizer, T5_TOKENS, config["d_model"], None, False)
-    # Defaults are left out of some configurations; these are transformers' own for CLIPTextConfig.
+    # Some configurations leave out defaults; these are transformers' own for CLIPTextConfig.
     positions = config.get("max_position_embeddings", 77)
     tokens = read_config(tokenizer / "tokenizer_config.json").get("model_max_length", positions)
     if tokens > positions:
@@ -169,7 +169,7 @@ def _check_tokenizer(folder: Path, kind: Kind) -> None:
 
 
 def _weights(folder: Path) -> list[Path]:
-    """The safetensors files of a transformers model: one, or the shards its index names."""
+    """The weight files of a transformers model: one safetensors file, or an index and the shards it names."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
@@ -200,8 +200,8 @@ def load_tokenizer(encoder: TextEncoder) -> Any:
         raise UserError(f"the tokenizer in {encoder.tokenizer} could not be loaded: {error}") from error
 
 
-def warn_of_cuts(encoder: TextEncoder, tokenizer: Any, texts: Sequence[str]) -> None:
-    """Warns, once, where texts are longer than the encoder reads: how many, and what the first of them loses."""
+def warn_about_truncation(encoder: TextEncoder, tokenizer: Any, texts: Sequence[str]) -> None:
+    """Warns once if texts are longer than the encoder reads; says how many, and what the first of them loses."""
     longer, example = 0, ""
     for start in range(0, len(texts), 1024):  # token lists of 95,000 captions need not be held at once
         batch = list(texts[start : start + 1024])
@@ -221,10 +221,10 @@ def warn_of_cuts(encoder: TextEncoder, tokenizer: Any, texts: Sequence[str]) -> 
 class LoadedEncoder:
     """A context in which one encoder is in memory: `with LoadedEncoder(...) as encode: encode(texts)`.
 
-    On leaving it the module is gone, whatever still refers to this object, and CUDA's cache is emptied.
+    Leaving the context frees the module, even if this object is still referenced, and empties CUDA's cache.
 
     Raises:
-        UserError: on entering, where the weights are damaged or incomplete (transformers would fill gaps at random).
+        UserError: on entering, if the weights are damaged or incomplete (transformers would fill gaps at random).
     """
 
     def __init__(self, encoder: TextEncoder, tokenizer: Any, device: torch.device | str, dtype: torch.dtype) -> None:
@@ -260,7 +260,7 @@ class LoadedEncoder:
 
     def __exit__(self, *_: object) -> None:
         module, self._module = weakref.ref(self._module), None
-        if module() is not None:  # held by a reference cycle of its own; a full collection takes a second, so only then
+        if module() is not None:  # a reference cycle holds it; a collection takes a second, so it is not always run
             gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Colour alignment of a restored image with its low-quality input, on float tensors, rounding nothing.
+"""Colour alignment of a restored image with its low-quality input, on float tensors without rounding.
 
 Generative restoration drifts in colour. Two corrections are offered, as in the released script:
 

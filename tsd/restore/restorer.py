@@ -1,9 +1,9 @@
 """One-step restoration of one image: x_L → z_L → ẑ (one step) → image, with the release's rules of size and colour.
 
-The arithmetic is the released script's; what differs is where numbers are rounded. The release cuts to 8 bits after
-decoding and again after colour alignment (and rounds where it resizes); here everything is float, and whoever writes
-the file rounds once (AdaIN alone keeps the first cut, see `cut_to_levels`). Both agree within 3 levels at any pixel and
-1 level on average.
+The arithmetic is the released script's, except for rounding. The release truncates to 8 bits after decoding and again
+after colour alignment (and rounds where it resizes); here everything is float, and writing the file rounds once (only
+AdaIN keeps the first truncation, see `truncate_to_8_bits`). Both agree within 3 levels at any pixel and 1 level on
+average.
 """
 
 import math
@@ -27,7 +27,7 @@ from tsd.model.groupnorm import use_two_pass_group_norm
 from tsd.model.loading import parts_of, resolve_model
 from tsd.model.lora import load_student
 from tsd.restore.color import adain, wavelet
-from tsd.restore.student import check_parts, find_student, is_merged, own_prompts
+from tsd.restore.student import check_parts, find_student, is_merged, student_prompts
 from tsd.restore.tiling import blend_tiles
 from tsd.seeds import seed_for
 
@@ -41,8 +41,7 @@ Progress = Callable[[int, int], None]
 def processing_size(width: int, height: int, config: RestoreConfig, multiple: int) -> tuple[int, int]:
     """(width, height) in pixels at which the network works for an input of this size.
 
-    The release's arithmetic with its integer truncations; only a side that would be cut to nothing is kept at one
-    `multiple`.
+    The arithmetic is the release's with its integer truncations, but a side that would become 0 is set to `multiple`.
     """
     least = config.process_size // config.scale
     if width < least or height < least:
@@ -92,16 +91,16 @@ class Restorer:
                 a merged student of `tsd export`.
             prompt_embeds: folder with `prompt_embeds.pt` and `pool_embeds.pt`; by default those beside the
                 student's weights, else the model folder's own.
-            config: by default what the LoRA folder recommends (`restore.json`), else the release's settings.
+            config: by default the settings that the LoRA folder recommends (`restore.json`), else the release's.
 
         Raises:
-            UserError: anything missing, damaged or not fitting together; says what to give.
+            UserError: a part is missing, damaged or does not fit the others; the message says what to give.
         """
         if str(device).startswith("cuda") and not torch.cuda.is_available():
             raise UserError("the device is cuda but torch finds no CUDA device here; use cpu")
         model, lora = find_student(model, lora)
         config = config_for(lora) if config is None else config
-        prompt_embeds = own_prompts(lora) if prompt_embeds is None else prompt_embeds
+        prompt_embeds = student_prompts(lora) if prompt_embeds is None else prompt_embeds
         check_parts(model, lora, prompt_embeds)
         backbone = load_backbone(model, device=device, dtype=dtype, prompt_embeds=prompt_embeds)
         if not is_merged(lora):
@@ -112,12 +111,13 @@ class Restorer:
         return cls(backbone, config, sources)
 
     def __call__(self, image: Image.Image | np.ndarray | str | Path, name: str = "") -> Image.Image | np.ndarray:
-        """Restores one image and returns it as the kind it came in.
+        """Restores one image and returns it as the kind that was given.
 
         Args:
             image: a Pillow image of any mode; a NumPy array (H, W) or (H, W, 1 to 4) of uint8, uint16 or floats in
                 [0, 1]; or the path of a file, whose result is an 8-bit Pillow image (`restore_picture` keeps 16).
-            name: seeds the posterior draw together with `config.seed`; a path's own is its name without suffix.
+            name: seeds the posterior draw together with `config.seed`; the default for a path is its file name
+                without suffix.
         """
         if isinstance(image, Image.Image):
             return self.restore_picture(from_image(image), name).to_image()
@@ -143,18 +143,18 @@ class Restorer:
 
     @torch.inference_mode()
     def restore_tensor(self, lr: Tensor, seed: int, *, progress: Progress | None = None) -> Tensor:
-        """The one path all images take.
+        """Restores one image as a tensor; all other methods call this one.
 
         Args:
             lr: (1, 3, h, w) float in [0, 1], sides of 8 or more.
-            seed: of the posterior draw, made on the CPU so that CPU and CUDA agree; unused with posterior `mode`.
+            seed: seeds the posterior draw, made on the CPU so that CPU and CUDA agree; unused with posterior `mode`.
             progress: called with (tiles done, tiles in all) where the denoiser works in tiles.
 
         Returns:
             (1, 3, scale·h, scale·w) float32 in [0, 1], not rounded, on lr's device.
 
         Raises:
-            UserError: an unusable shape, or not enough memory (with what helps).
+            UserError: an unusable shape, or not enough memory (the message says what helps).
         """
         if lr.ndim != 4 or lr.shape[:2] != (1, 3) or min(lr.shape[-2:]) < SMALLEST_SIDE:
             raise UserError(f"an input is (1, 3, h, w) with sides of {SMALLEST_SIDE} or more; found {tuple(lr.shape)}")
@@ -177,7 +177,7 @@ class Restorer:
         z_hat = self._one_step(z_L, progress)
         image = backbone.decode(z_hat).float().clamp(-1, 1) / 2 + 0.5
         if config.color == "adain":
-            return adain(cut_to_levels(image, target), lr).clamp(0, 1).contiguous()
+            return adain(truncate_to_8_bits(image, target), lr).clamp(0, 1).contiguous()
         image = resize(image, target)
         if config.color == "wavelet":
             image = wavelet(image, resize(lr, target))
@@ -202,7 +202,7 @@ class Restorer:
         return self._one_step_padded(z_L)
 
     def _one_step_padded(self, z: Tensor) -> Tensor:
-        """One step for any size: sides the patch does not divide are continued by their last row or column."""
+        """One step for any size: sides that the patch does not divide are padded with their last row or column."""
         patch, (height, width) = self.backbone.family.patch_size(self.backbone.denoiser), z.shape[-2:]
         padded = F.pad(z, (0, -width % patch, 0, -height % patch), mode="replicate")
         return self.backbone.one_step(padded, self.prompt)[..., :height, :width]
@@ -225,7 +225,7 @@ class Restorer:
 
     @cached_property
     def weights_sha256(self) -> dict[str, str]:
-        """SHA-256 of every weight file used, by role; reads them all (seconds for SD3-medium)."""
+        """SHA-256 of every weight file used, by its part and name; reads them all (seconds for SD3-medium)."""
         model, lora = resolve_model(self.sources["model"]), Path(self.sources["lora"])
         prompt = Path(self.sources.get("prompt_embeds", model / "prompts")).expanduser()
         prompt = prompt / "default" if (prompt / "default").is_dir() else prompt
@@ -249,12 +249,12 @@ class Restorer:
         }
 
 
-def cut_to_levels(image: Tensor, size: tuple[int, ...]) -> Tensor:
-    """The image as the release hands it to AdaIN: cut to 8 bits, then resized by Pillow where it must be.
+def truncate_to_8_bits(image: Tensor, size: tuple[int, ...]) -> Tensor:
+    """The image as the release passes it to AdaIN: truncated to 8 bits, then resized by Pillow if the sizes differ.
 
-    AdaIN multiplies by the ratio of the two contrasts, and whatever was cut off before it as well: for a network whose
-    output is flat, levels that are kept here would be several levels away from the release. Wavelet alignment only
-    adds, so there nothing is cut.
+    AdaIN multiplies by the ratio of the two contrasts, and so magnifies the truncation error: for a network whose
+    output is flat, an untruncated image would differ from the release's by several levels. Wavelet alignment only adds,
+    so nothing is truncated there.
 
     Args:
         image: (1, 3, H, W) in [0, 1].

@@ -1,7 +1,7 @@
-"""Which student goes with which model, decided before anything heavy is loaded.
+"""The student that belongs to a model: found and checked before anything heavy is loaded.
 
-A student is a LoRA folder, or a model folder into whose weights the LoRA is merged (`tsd export`), told by its
-`tsd_student.json`.
+A student is a LoRA folder, or a model folder with the LoRA merged into its weights (`tsd export`), which is recognised
+by its `tsd_student.json`.
 """
 
 import json
@@ -17,7 +17,7 @@ STUDENT_FOLDER = Path("lora") / "tsdsr"
 
 
 def is_merged(folder: str | Path) -> bool:
-    """Whether a folder is a student whose LoRA is in the model's weights already, as `tsd export` writes it.
+    """Whether a folder is a student with the LoRA already merged into the model's weights, as `tsd export` writes it.
 
     Raises:
         UserError: its `tsd_student.json` is damaged.
@@ -32,12 +32,13 @@ def is_merged(folder: str | Path) -> bool:
 
 
 def find_student(model: str | Path | None, lora: str | Path | None) -> tuple[str | Path, Path]:
-    """The model and the student's folder: the mini model where none is named, and the LoRA a model folder carries.
+    """The model and the student's folder; by default the mini model, and the LoRA inside the model folder.
 
-    A merged student is a model and its own student: both are the same folder, and may be named as both.
+    A merged student is both model and student: the same folder, which may be given as both.
 
     Raises:
-        UserError: a model without LoRA, with what to give and where it comes from; or a LoRA for a merged student.
+        UserError: a model without LoRA (the message says what to give and where it comes from), or a LoRA for a merged
+            student.
     """
     model = mini_model_dir() if model is None else model
     if is_merged(model):
@@ -60,17 +61,17 @@ def find_student(model: str | Path | None, lora: str | Path | None) -> tuple[str
     )
 
 
-def own_prompts(lora: Path) -> Path | None:
-    """The prompts that lie beside a student's weights, which it was trained with; None where there are none."""
+def student_prompts(lora: Path) -> Path | None:
+    """The folder of prompts beside a student's weights, which it was trained with; None if there is none."""
     folder = lora / "prompts"
     return folder if (folder / "default").is_dir() else None
 
 
 def check_parts(model: str | Path, lora: Path, prompt_embeds: str | Path | None) -> None:
-    """Refuses what cannot work before gigabytes are loaded: no student files, or no prompt.
+    """Checks that the student's files and a prompt are there, before gigabytes are loaded.
 
     Raises:
-        UserError: names what is missing, where it belongs and where it comes from.
+        UserError: one of them is missing; the message says which, where it belongs and where it comes from.
     """
     folder = resolve_model(model)
     family = detect_family(folder)

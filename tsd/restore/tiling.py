@@ -1,7 +1,7 @@
-"""Tiles: where they lie and how their results are blended. Geometry and weights only, no model inside.
+"""Tiling: where tiles lie and how their results are blended. Only geometry and weights, no model.
 
-As released: square tiles, `overlap` shared by neighbours, the last row and column flush with the edge, Gaussian
-weights of variance 0.01 (in units of the tile's side) normalised by their sum.
+As in the release, tiles are square, neighbours share `overlap` positions, the last row and column are flush with the
+edge, and Gaussian weights of variance 0.01 (in units of the tile's side) are normalised by their sum.
 """
 
 import math
@@ -55,7 +55,7 @@ def blend_tiles(
     Args:
         function: (B, C, s, s) → (B, C, s, s), with s the tile's side actually used: `tile`, or the shorter side
             of z where that is less.
-        z: the whole; at most one tile's result is held beside it.
+        z: the latent to cover with tiles; at most one tile's result is held at a time.
         tile, overlap: in positions of z. An overlap that leaves a shortened tile no room to advance is halved
             to s // 2.
         progress: called with (tiles done, tiles in all).

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tsd.algorithm.turns import Batch
 from tsd.config import RunConfig, TrainConfig
 from tsd.data.degrade import FULL, LIGHT, DegradationConfig
-from tsd.data.pairs import CropDataset, ImageSource, PairDataset
+from tsd.data.pairs import CropDataset, ImageInput, PairDataset
 from tsd.errors import UserError
 from tsd.model.prompt import PromptEmbeds
 from tsd.train import fingerprint
@@ -47,7 +47,7 @@ def degradation_of(config: TrainConfig) -> DegradationConfig:
     return {"full": FULL, "light": LIGHT}[config.degradation]
 
 
-def open_data(sources: Sequence[ImageSource], config: RunConfig, processes: int) -> Dataset[dict[str, Any]]:
+def open_data(sources: Sequence[ImageInput], config: RunConfig, processes: int) -> Dataset[dict[str, Any]]:
     """Folders of images, files or arrays as crops; or one folder that `tsd prepare` wrote.
 
     Raises:
@@ -72,7 +72,7 @@ def open_data(sources: Sequence[ImageSource], config: RunConfig, processes: int)
     return CropDataset(sources, crop=config.crop, seed=config.seed, length=length, usm=config.usm)
 
 
-def prepared_folder(sources: Sequence[ImageSource]) -> Path | None:
+def prepared_folder(sources: Sequence[ImageInput]) -> Path | None:
     """The prepared data set among the sources, which must then be the only one."""
     from tsd.data.prepared import is_prepared
 
@@ -83,7 +83,7 @@ def prepared_folder(sources: Sequence[ImageSource]) -> Path | None:
     return prepared[0] if prepared else None
 
 
-def data_fingerprint(data: Dataset[dict[str, Any]], sources: Sequence[ImageSource]) -> str:
+def data_fingerprint(data: Dataset[dict[str, Any]], sources: Sequence[ImageInput]) -> str:
     """What identifies the data on resumption."""
     if isinstance(data, PairDataset):
         return fingerprint.of_images(data.images)

@@ -12,7 +12,7 @@ from tsd.errors import UserError
 from tsd.files import mini_model_dir
 
 if TYPE_CHECKING:
-    from tsd.data.pairs import ImageSource
+    from tsd.data.pairs import ImageInput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class RunSettings:
     """
 
     model: str | Path = field(default_factory=mini_model_dir)
-    data: "str | Path | Sequence[ImageSource]"
+    data: "str | Path | Sequence[ImageInput]"
     output: str | Path | None
     resume: bool = False
     init_lora: str | Path | None = None
@@ -65,7 +65,7 @@ class RunSettings:
             raise UserError(f"the output {self.output} is a file; give a folder")
 
     @property
-    def sources(self) -> "Sequence[ImageSource]":
+    def sources(self) -> "Sequence[ImageInput]":
         """`data` as a sequence, also where it is one path."""
         return [self.data] if isinstance(self.data, str | Path) else self.data
 

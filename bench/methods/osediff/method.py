@@ -91,7 +91,7 @@ class OSEDiffMethod:
         import torch
 
         from tsd.restore.color import adain
-        from tsd.restore.restorer import cut_to_levels, resize
+        from tsd.restore.restorer import resize, truncate_to_8_bits
 
         backbone = self.backbone
         target = (SCALE * lr.shape[-2], SCALE * lr.shape[-1])
@@ -104,7 +104,7 @@ class OSEDiffMethod:
             x0 = self._one_step(z, prompt).to(backbone.dtype)
             # In the model's precision up to the first cut, as in the script.
             decoded = backbone.decode(x0).clamp(-1, 1).cpu() * 0.5 + 0.5
-            sr = adain(cut_to_levels(decoded, decoded.shape[-2:]), image).clamp(0, 1)
+            sr = adain(truncate_to_8_bits(decoded, decoded.shape[-2:]), image).clamp(0, 1)
             return resize(sr, target).clone()
 
     def _one_step(self, z: "Tensor", prompt: "PromptEmbeds") -> "Tensor":

@@ -1,4 +1,4 @@
-"""The trajectory of Algorithm 1: where its points lie and what moves what."""
+"""The trajectory of Algorithm 1: where its points lie and which prediction moves which sample."""
 
 import pytest
 import torch
@@ -90,7 +90,7 @@ def test_stride_may_differ_per_sample_and_weights_add_up() -> None:
 
 
 def test_in_lockstep_the_networks_are_called_at_every_point_with_the_same_result() -> None:
-    """Under FSDP every forward pass takes all processes: what one sample's time is must not decide whether it runs."""
+    """Under FSDP every forward pass needs all processes, so a sample's time must not decide whether one runs."""
     z_hat, z, noise = torch.randn(3, 1, 2, 3, 3).unbind()
     calls: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The two turns on the tiny model: captions, stored posteriors, and what each of them reaches."""
+"""The two turns on the tiny model: captions, stored posteriors, and where their gradients go."""
 
 import dataclasses
 from contextlib import nullcontext
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tsd.algorithm.objective import in_residual_form, time_weight
 from tsd.algorithm.pixel_loss import charbonnier
-from tsd.algorithm.turns import Batch, critic_turn, noise_for, student_turn, times_for, tsd_on
+from tsd.algorithm.turns import Batch, critic_turn, noise_for, regularisation_gradient, student_turn, times_for
 from tsd.config import Phase, TrainConfig
 from tsd.memory.live_bytes import LiveBytes
 from tsd.model.backbone import Backbone, load_backbone
@@ -60,7 +60,7 @@ def tsd(backbone: Backbone, batch: Batch, config: TrainConfig = CONFIG) -> Tenso
 def test_stored_moments_give_the_latents_that_encoding_gives(
     backbone: Backbone, images: tuple[Tensor, Tensor], posterior: str
 ) -> None:
-    """Also with the other sample's moments swapped in, to see that they are read at all."""
+    """The other sample's moments are swapped in too, to see that moments are read at all."""
     config = dataclasses.replace(CONFIG, posterior=posterior)
     x_L, x_H = images
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_stored_moments_give_the_latents_that_encoding_gives(
 def test_captions_reach_teacher_and_critic_but_not_the_student(
     backbone: Backbone, images: tuple[Tensor, Tensor]
 ) -> None:
-    """Every sample sees its own: a batch equals its samples alone, and captions that are the default change nothing."""
+    """Every sample uses its own caption: a batch equals its samples alone, and default captions change nothing."""
     batch, texts = Batch(*images, INDICES), captions()
     with_texts = dataclasses.replace(batch, prompt=texts)
     turn, plain = (student_turn(backbone, b, CONFIG, PHASE, 1.0, charbonnier) for b in (with_texts, batch))
@@ -155,7 +155,7 @@ def test_batched_and_chunked_evaluation_is_the_naive_one(
     assert batch.prompt is not None
     start = times_for(config.seed, "t of TSD", INDICES, *config.t_range, torch.device("cpu"))
     assert (start - 2 * config.stride > 0).tolist() != [True, True]
-    found, sizes = tsd_on(backbone, z_hat, z, batch, config, PHASE, chunk)
+    found, sizes = regularisation_gradient(backbone, z_hat, z, batch, config, PHASE, chunk)
     with torch.no_grad():
         expected = naive_gradient(backbone, z_hat, z, batch.prompt, config)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6 * float(expected.abs().max()))
@@ -165,7 +165,7 @@ def test_batched_and_chunked_evaluation_is_the_naive_one(
 def test_nothing_is_evaluated_that_nobody_reads(
     backbone: Backbone, images: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Latents that pass through the denoiser, guidance counted: 4B + 2B a point, less what λ or the end leaves out."""
+    """Latents that pass through the denoiser, with guidance: 4B + 2B a point, less those that λ or the end saves."""
     passed: list[int] = []
     predict = backbone.predict
     monkeypatch.setattr(backbone, "predict", lambda z, t, prompt: passed.append(len(z)) or predict(z, t, prompt))
@@ -173,7 +173,7 @@ def test_nothing_is_evaluated_that_nobody_reads(
     def count(batch: Batch, **changes: object) -> list[int]:
         passed.clear()
         config = dataclasses.replace(CONFIG, **{"t_range": (600.0, 900.0), **changes})
-        tsd_on(backbone, torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4), batch, config, PHASE)
+        regularisation_gradient(backbone, torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4), batch, config, PHASE)
         return list(passed)
 
     batch = Batch(*images, INDICES)
@@ -186,7 +186,7 @@ def test_nothing_is_evaluated_that_nobody_reads(
 def test_inside_autocast_adapters_do_not_copy_their_inputs(
     backbone: Backbone, images: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same loss and gradients bit for bit as with peft's detour through fp32, and a smaller graph."""
+    """Loss and gradients equal those with peft's detour through fp32 bit for bit, and the graph is smaller."""
     backbone.vae.to(torch.bfloat16), backbone.denoiser.to(torch.bfloat16)
     parameters = {**adapter_parameters(backbone.denoiser, "student"), **adapter_parameters(backbone.vae, "student")}
     for parameter in [*parameters.values(), *adapter_parameters(backbone.denoiser, "critic").values()]:

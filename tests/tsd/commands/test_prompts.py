@@ -219,4 +219,4 @@ def test_differences_are_measured() -> None:
     assert (pooled.verdict, pooled.detail) == ("different", "(1, 2) here, (1, 1) there")
     near = PromptEmbeds(torch.tensor([[[3.0, 4.25]]]))
     (only,) = compare(near, here, None)
-    assert (only.what, only.verdict) == ("prompt_embeds", "close")  # 0.25 / 5, at the limit
+    assert (only.name, only.verdict) == ("prompt_embeds", "close")  # 0.25 / 5, at the limit

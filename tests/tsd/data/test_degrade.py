@@ -56,7 +56,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 
 def test_parameters_are_those_of_the_protocol():
-    """Every number of the table of the two parameter sets, and of the line below it."""
+    """Every number of the two parameter sets."""
     common = {"gaussian_noise_prob": 0.5, "gray_noise_prob": 0.4}
     table = {
         "full": (

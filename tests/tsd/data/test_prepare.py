@@ -35,7 +35,7 @@ PLAIN = dataclasses.replace(FILES, captions=CaptionConfig())
 
 
 def write_photos(folder: Path, count: int = 5) -> Path:
-    """Photographs with captions, of which every third is new, a file that is none and one that is too small."""
+    """Photographs with captions, every third of them new, a file that is no photograph and one that is too small."""
     folder.mkdir(parents=True)
     for i in range(count):
         pixels = np.random.default_rng(i).integers(0, 256, (40 + i, 48, 3), dtype=np.uint8)
@@ -54,9 +54,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(photos: Path, tiny_sd3_text_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(photos: Path, tiny_sd3_text_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The photographs prepared without interruption. Read-only."""
-    out = tmp_path_factory.mktemp("data") / "whole"
+    out = tmp_path_factory.mktemp("data") / "uninterrupted"
     prepare(FolderSource([photos], caption_files=True), out, tiny_sd3_text_dir, FILES)
     return out
 
@@ -69,27 +69,27 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return datasets.load_from_disk(str(folder)).with_format("numpy").to_list()
 
 
-def test_the_result_is_one_data_set_of_the_library(whole: Path):
-    pairs = datasets.load_from_disk(str(whole))
+def test_the_result_is_one_data_set_of_the_library(uninterrupted: Path):
+    pairs = datasets.load_from_disk(str(uninterrupted))
     assert pairs.column_names == ["name", "crop", "top", "left", "hr", "lr", "caption", "caption_id", "posterior"]
     assert pairs["name"][:] == [f"photos/{i:02d}.png" for i in range(5) for _ in range(2)]
     assert pairs["crop"][:] == [0, 1] * 5
     assert (pairs[0]["hr"].size, pairs[0]["lr"].size) == ((32, 32), (8, 8))
     assert pairs.features["posterior"].dtype == "float16"
-    assert sorted(path.name for path in whole.glob("data-*")) == [f"data-0000{i}.arrow" for i in range(4)]
+    assert sorted(path.name for path in uninterrupted.glob("data-*")) == [f"data-0000{i}.arrow" for i in range(4)]
 
 
-def test_crops_are_those_of_the_crop_maker(whole: Path, photos: Path):
+def test_crops_are_those_of_the_crop_maker(uninterrupted: Path, photos: Path):
     expected = [crop for image in FolderSource([photos]).images(0, None, 1) for crop in CropMaker(CROPS)[image].crops]
-    for row, crop in zip(datasets.load_from_disk(str(whole)), expected, strict=True):
+    for row, crop in zip(datasets.load_from_disk(str(uninterrupted)), expected, strict=True):
         assert (row["crop"], row["top"], row["left"]) == (crop.number, crop.top, crop.left)
         np.testing.assert_array_equal(np.asarray(row["hr"]), crop.hr)
 
 
-def test_posteriors_are_the_vae_s_to_half_precision(whole: Path, tiny_sd3_text_dir: Path):
+def test_posteriors_are_the_vae_s_to_half_precision(uninterrupted: Path, tiny_sd3_text_dir: Path):
     vae = AutoencoderKL.from_pretrained(str(tiny_sd3_text_dir), subfolder="vae").eval()
-    pairs = datasets.load_from_disk(str(whole)).with_format("numpy", columns=["posterior"])
-    images = datasets.load_from_disk(str(whole))["hr"]
+    pairs = datasets.load_from_disk(str(uninterrupted)).with_format("numpy", columns=["posterior"])
+    images = datasets.load_from_disk(str(uninterrupted))["hr"]
     for row, image in zip(pairs, images, strict=True):
         with torch.no_grad():
             parameters = vae.encode(to_tensor(np.asarray(image))[None] * 2 - 1).latent_dist.parameters[0]
@@ -97,29 +97,29 @@ def test_posteriors_are_the_vae_s_to_half_precision(whole: Path, tiny_sd3_text_d
         np.testing.assert_array_equal(row["posterior"].astype(np.float16), parameters.half().numpy())
 
 
-def test_embeddings_are_stored_once_per_distinct_caption(whole: Path, tiny_sd3_text_dir: Path):
-    prompts = datasets.load_from_disk(str(whole / "prompts")).with_format("numpy")
+def test_embeddings_are_stored_once_per_distinct_caption(uninterrupted: Path, tiny_sd3_text_dir: Path):
+    prompts = datasets.load_from_disk(str(uninterrupted / "prompts")).with_format("numpy")
     texts = ["the photo 0", "the photo 1", "the photo 2"]
     assert list(prompts["caption"][:]) == texts
-    assert len(list((whole / "prompts").glob("data-*"))) == 2  # two captions a file
+    assert len(list((uninterrupted / "prompts").glob("data-*"))) == 2  # two captions a file
     expected = encode_texts(tiny_sd3_text_dir, texts, batch_size=2, progress=False)
     for i, row in enumerate(prompts):
         np.testing.assert_array_equal(row["prompt_embeds"].astype(np.float16), expected.embeds[i].half().numpy())
         np.testing.assert_array_equal(row["pool_embeds"].astype(np.float16), expected.pooled[i].half().numpy())
-    pairs = datasets.load_from_disk(str(whole))
+    pairs = datasets.load_from_disk(str(uninterrupted))
     assert [texts[i] for i in pairs["caption_id"]] == pairs["caption"][:]
 
 
-def test_bad_and_small_images_are_listed_and_left_out(whole: Path):
-    with (whole / "skipped.csv").open(newline="") as file:
+def test_bad_and_small_images_are_listed_and_left_out(uninterrupted: Path):
+    with (uninterrupted / "skipped.csv").open(newline="") as file:
         listed = list(csv.DictReader(file))
     assert [row["name"] for row in listed] == ["photos/03-bad.png", "photos/04-small.png"]
     assert "not a readable" in listed[0]["reason"]
     assert listed[1]["reason"] == "31x60 is smaller than the 32x32 crop"
 
 
-def test_the_record_states_settings_counts_and_versions(whole: Path, tmp_path: Path):
-    record = json.loads((whole / "prepared.json").read_text())
+def test_the_record_states_settings_counts_and_versions(uninterrupted: Path, tmp_path: Path):
+    record = json.loads((uninterrupted / "prepared.json").read_text())
     assert record["counts"] == {"images": 7, "crops": 10, "captions": 3, "skipped": 2}
     assert record["skipped"][1]["name"] == "photos/04-small.png"
     settings = record["settings"]
@@ -129,22 +129,27 @@ def test_the_record_states_settings_counts_and_versions(whole: Path, tmp_path: P
     assert settings["captions"] == {"from_source": True, "model": None, "text": None, "t5": True}
     assert len(settings["model_sha256"]) == 64
     assert record["versions"]["torch"] == torch.__version__
-    assert str(whole.parent) not in json.dumps(record)  # no paths of the machine
-    assert not (whole / "in-progress").exists()
+    assert str(uninterrupted.parent) not in json.dumps(record)  # no paths of the machine
+    assert not (uninterrupted / "in-progress").exists()
 
 
-def test_workers_change_nothing(whole: Path, photos: Path, tiny_sd3_text_dir: Path, tmp_path: Path):
+def test_workers_change_nothing(uninterrupted: Path, photos: Path, tiny_sd3_text_dir: Path, tmp_path: Path):
     for workers in (1, 2):
         out = tmp_path / str(workers)
         prepare(FolderSource([photos], caption_files=True), out, tiny_sd3_text_dir, FILES, workers=workers)
-        assert contents(out) == contents(whole)
+        assert contents(out) == contents(uninterrupted)
 
 
 @pytest.mark.parametrize("moment", ["images", "between", "captions", "record"])
-def test_what_was_interrupted_goes_on_and_ends_with_the_same_bytes(
-    moment: str, whole: Path, photos: Path, tiny_sd3_text_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_run_continues_and_ends_with_the_same_bytes(
+    moment: str,
+    uninterrupted: Path,
+    photos: Path,
+    tiny_sd3_text_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    """The process stops in front of a write; what was in the making stays behind under its temporary name."""
+    """The process stops before a write; the unfinished file stays behind under its temporary name."""
     source, out = FolderSource([photos], caption_files=True), tmp_path / "out"
     places = {
         "images": ("tsd.data.image_pass.write_shard", "data-00002.arrow"),
@@ -182,14 +187,14 @@ def test_what_was_interrupted_goes_on_and_ends_with_the_same_bytes(
     prepare(source, out, tiny_sd3_text_dir, FILES)
     # Only what is missing is made: a shard without its note counts as missing.
     assert made == (["data-00002.arrow", "data-00003.arrow"] if moment in ("images", "between") else [])
-    assert contents(out) == contents(whole)
+    assert contents(out) == contents(uninterrupted)
 
 
 @pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_bytes(
-    whole: Path, photos: Path, tiny_sd3_text_dir: Path, tmp_path: Path
+    uninterrupted: Path, photos: Path, tiny_sd3_text_dir: Path, tmp_path: Path
 ):
-    """SIGKILL whenever something new has appeared on disk, until a run gets through."""
+    """Sends SIGKILL whenever a new file has appeared on disk, until a run gets through."""
     out = tmp_path / "out"
     arguments = ["prepare", photos, "--out", out, "--model", tiny_sd3_text_dir, "--caption-files", "--crop", 32]
     arguments += [
@@ -222,24 +227,26 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
             break
     assert kills
     assert subprocess.run(list(map(str, command)), stderr=subprocess.DEVNULL, check=False).returncode == 0
-    expected = contents(whole)
-    expected_rows, got = rows(whole), rows(out)
+    expected = contents(uninterrupted)
+    expected_rows, got = rows(uninterrupted), rows(out)
     assert str(got) == str(expected_rows)
     assert {name: data for name, data in contents(out).items() if name.startswith("data-")} == {
         name: data for name, data in expected.items() if name.startswith("data-")
     }
 
 
-def test_a_finished_folder_is_left_alone_or_refused(whole: Path, photos: Path, tiny_sd3_text_dir: Path, tmp_path: Path):
-    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
-    prepare(FolderSource([photos], caption_files=True), whole, tiny_sd3_text_dir, FILES)
-    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+def test_a_finished_folder_is_left_alone_or_refused(
+    uninterrupted: Path, photos: Path, tiny_sd3_text_dir: Path, tmp_path: Path
+):
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
+    prepare(FolderSource([photos], caption_files=True), uninterrupted, tiny_sd3_text_dir, FILES)
+    assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")} == before
     without = dataclasses.replace(FILES, captions=CaptionConfig(from_source=True, t5=False))
     with pytest.raises(UserError, match=r"holds data with other settings: captions\.t5 True there, False here"):
-        prepare(FolderSource([photos], caption_files=True), whole, tiny_sd3_text_dir, without)
+        prepare(FolderSource([photos], caption_files=True), uninterrupted, tiny_sd3_text_dir, without)
     more = write_photos(tmp_path / "photos", 6)
     with pytest.raises(UserError, match=r"source\.images 7 there, 8 here; source\.names_sha256"):
-        prepare(FolderSource([more], caption_files=True), whole, tiny_sd3_text_dir, FILES)
+        prepare(FolderSource([more], caption_files=True), uninterrupted, tiny_sd3_text_dir, FILES)
 
 
 def test_a_fixed_prompt_is_stored_once(photos: Path, tiny_sd3_text_dir: Path, tmp_path: Path):
@@ -311,7 +318,7 @@ def test_a_data_set_of_the_library_is_prepared_and_continued(
     def source() -> HubSource:
         return HubSource(str(tmp_path / "hub"), streaming=streaming)
 
-    prepare(source(), tmp_path / "whole", tiny_sd3_dir, PLAIN)
+    prepare(source(), tmp_path / "uninterrupted", tiny_sd3_dir, PLAIN)
 
     def stop(path: Path, *args: Any) -> int:
         if path.name == "data-00001.arrow":
@@ -323,7 +330,7 @@ def test_a_data_set_of_the_library_is_prepared_and_continued(
         prepare(source(), tmp_path / "out", tiny_sd3_dir, PLAIN)
     monkeypatch.setattr("tsd.data.image_pass.write_shard", write_shard)
     record = prepare(source(), tmp_path / "out", tiny_sd3_dir, PLAIN)
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "uninterrupted")
     assert record["counts"] == {"images": 7, "crops": 10, "captions": 0, "skipped": 2}
 
 
@@ -368,9 +375,9 @@ def test_storage_of_the_paper_s_case():
     assert "2.73 TB" in Storage(0, 0, 0, 2_732_032).to_text(0, 10**6)
 
 
-def test_stored_bytes_are_those_that_are_foretold(whole: Path):
+def test_stored_bytes_are_those_that_were_estimated(uninterrupted: Path):
     """Exact for the numbers; Arrow adds little."""
-    storage = storage_of(json.loads((whole / "prepared.json").read_text())["settings"])
-    prompts = datasets.load_from_disk(str(whole / "prompts"))
+    storage = storage_of(json.loads((uninterrupted / "prepared.json").read_text())["settings"])
+    prompts = datasets.load_from_disk(str(uninterrupted / "prompts"))
     assert storage.embeddings == 2 * (333 * 12 + 10)
     assert prompts.data.nbytes == pytest.approx(3 * storage.embeddings, rel=0.5)

@@ -66,7 +66,7 @@ def test_an_item_is_what_the_folder_holds(prepared: Path):
 
 
 def test_the_posterior_is_the_backbone_s(prepared: Path, tiny_sd3_text_dir: Path):
-    """Drawn from the stored moments or encoded anew: the same latent, to half precision."""
+    """A latent drawn from the stored moments equals one that is encoded anew, to half precision."""
     backbone = load_backbone(tiny_sd3_text_dir)
     item = PreparedDataset(prepared, seed=1)[0]
     stored = DiagonalGaussianDistribution(item["posterior"][None])

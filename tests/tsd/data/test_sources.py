@@ -22,8 +22,8 @@ def png(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def everything(source: FolderSource | HubSource, start: int = 0, resume: dict | None = None) -> list[SourceImage]:
-    return list(source.images(start, resume, note_every=2))
+def everything(source: FolderSource | HubSource, start: int = 0, stream_state: dict | None = None) -> list[SourceImage]:
+    return list(source.images(start, stream_state, state_every=2))
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def parquet(tmp_path: Path) -> Path:
-    """Five rows of a data set as the hub holds them: encoded images, captions, and what is not needed."""
+    """Five rows of a data set as the hub holds them: encoded images, captions, and a column that is not needed."""
     rows = {
         "picture": [{"bytes": png(i), "path": None} for i in range(5)],
         "text": ["one", ["two", "zwei"], "", None, " five \n words"],
@@ -127,13 +127,13 @@ def test_a_set_is_entered_in_the_middle(parquet: Path, streaming: bool):
 
     found = everything(source())
     for start in (2, 4):
-        note = found[start - 1].resume
-        assert (note is not None) == streaming
-        again = everything(source(), start, note)
+        state = found[start - 1].stream_state
+        assert (state is not None) == streaming
+        again = everything(source(), start, state)
         assert [(i.index, i.name, i.caption, i.picture) for i in again] == [
             (i.index, i.name, i.caption, i.picture) for i in found[start:]
         ]
-    assert [image.index for image in everything(source(), 3)] == [3, 4]  # without a note by skipping
+    assert [image.index for image in everything(source(), 3)] == [3, 4]  # without a state by skipping
 
 
 def test_folders_of_images_and_saved_sets_are_read_too(folder: Path, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The second family, SD2, through every path that knows no family: loading, one step, restoring, sampling, adapters."""
+"""The SD2 family in all code that is common to the families: loading, one step, restoring, sampling, adapters."""
 
 import json
 import shutil
@@ -83,7 +83,7 @@ def test_one_step_is_the_x0_that_the_prediction_implies(fixture: str, request: p
 
 
 def test_half_precision_is_not_magnified_by_the_one_step(tiny_sd2_dir: Path) -> None:
-    """ẑ = (z_L − σ ε) / α divides by 0.068: taken in bf16, the subtraction alone would cost 14 times the rounding."""
+    """ẑ = (z_L − σ ε) / α divides by 0.068, so that a subtraction in bf16 alone would cost 14 times the rounding."""
     backbone = load_backbone(tiny_sd2_dir, dtype=torch.bfloat16)
     z_L = torch.randn(1, 4, 8, 8).bfloat16()
     t = torch.tensor([999.0])
@@ -167,7 +167,7 @@ def test_what_belongs_to_the_other_family_is_refused_before_weights_are_read(
 
 
 def test_wrong_widths_are_named_although_the_weights_are_damaged(tiny_sd2_dir: Path, tmp_path: Path) -> None:
-    """So they were never opened: with SD3-medium that is a minute and gigabytes saved."""
+    """They are then never opened, which saves a minute and gigabytes with SD3-medium."""
     model = copy_of(tiny_sd2_dir, tmp_path)
     (model / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
     save_file({"p": torch.randn(1, 5, 13)}, tmp_path / "prompt_embeds.safetensors")

@@ -64,7 +64,7 @@ def test_gradients_are_those_without(family: str, request: pytest.FixtureRequest
 
 
 def test_diffusers_own_recomputation_falls_into_the_trap(tiny_sd3_dir: Path) -> None:
-    """Why this module exists: should a release of diffusers or peft make it needless, this test says so."""
+    """Why this module exists: this test fails when a release of diffusers or peft makes it needless."""
     plain = gradients_of_both_turns(with_adapters(tiny_sd3_dir))
     backbone = with_adapters(tiny_sd3_dir)
     backbone.denoiser.enable_gradient_checkpointing()
@@ -76,7 +76,7 @@ def test_diffusers_own_recomputation_falls_into_the_trap(tiny_sd3_dir: Path) -> 
 
 
 def test_activations_are_forgotten(tiny_sd3_dir: Path) -> None:
-    """What the graph of a decoding keeps, in bytes."""
+    """The bytes that the graph of a decoding keeps."""
 
     def kept(backbone: Backbone) -> int:
         sizes: list[int] = []

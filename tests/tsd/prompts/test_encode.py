@@ -36,7 +36,7 @@ LONG = "the ring " * 25 + "on the other shore " + "the ring " * 60  # three CLIP
 
 
 def sd3_pipeline(folder: Path, *, t5: bool = True) -> Any:
-    """diffusers' own pipeline of the text side; with the denoiser only where T5's width must come from it."""
+    """diffusers' own pipeline with the text encoders alone; with the denoiser only if T5's width must come from it."""
     from diffusers import SD3Transformer2DModel
 
     return StableDiffusion3Pipeline(
@@ -250,7 +250,7 @@ def test_content_hash_is_of_the_values() -> None:
 
 
 def test_the_released_prompt_has_openai_clips_tokens(tmp_path: Path) -> None:
-    """With CLIP's real vocabulary, against OpenAI's own tokenizer: 55 of 77 tokens, so nothing of it is cut."""
+    """With CLIP's real vocabulary, against OpenAI's own tokenizer: 55 of 77 tokens, so nothing is truncated."""
     clip = pytest.importorskip("clip")
     from clip.simple_tokenizer import SimpleTokenizer, default_bpe
 
