@@ -10,19 +10,22 @@ from typing import Any
 from tsd.errors import UserError
 
 DESCRIPTION = """\
-Makes low-resolution images the way the training of TSD-SR does: Real-ESRGAN's second-order degradation (blur, resize,
-noise and JPEG, twice). Folders are searched with their sub-folders, which are kept in OUT. Results are PNG files.
+Makes low-resolution images the way the training of TSD-SR does: Real-ESRGAN's second-order
+degradation (blur, resize, noise and JPEG, twice). Folders are searched recursively, and OUT gets
+the same sub-folders. Results are PNG files.
 """
 EPILOG = """\
 examples:
-  tsd degrade photos/ -o low/                           the FULL parameter set, a quarter of the size
-  tsd degrade photos/ -o low/ --set light --seed 7      the milder set DIV2K-Val was made with
-  tsd degrade photos/ -o low/ --skip-existing           go on after an interruption
+  tsd degrade photos/ -o low/                        the full parameter set; a quarter of the size
+  tsd degrade photos/ -o low/ --set light --seed 7   the milder set DIV2K-Val was made with
+  tsd degrade photos/ -o low/ --skip-existing        continue after an interruption
 
 results:
-  An image's degradation depends on --seed and on its name below the given folder, without suffix: the same photograph
-  gives the same result whatever else is in the folder. OUT/degrade.json records the settings and every image's seed.
-  Sides that are no multiple of the scale are cut at the right and bottom, with a warning: cut the ground truth alike.
+  An image's degradation depends on --seed and on its path inside the given folder, without the
+  suffix. So the same photograph gives the same result whatever else is in the folder.
+  OUT/degrade.json records the settings and every image's seed. If a side is not a multiple of the
+  scale, the image is cut at the right or the bottom, with a warning. Cut the ground truth in the
+  same way.
 """
 RECORD = "degrade.json"
 
@@ -49,9 +52,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="image files or folders")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results")
     parser.add_argument("--set", choices=("full", "light"), default="full", help="parameter set (default: full)")
-    parser.add_argument("--scale", type=int, default=4, metavar="N", help="how many times smaller (default: 4)")
-    parser.add_argument("--seed", type=int, default=42, metavar="N", help="default: 42")
-    parser.add_argument("--device", default="cpu", metavar="cpu|cuda", help="default: cpu")
+    parser.add_argument(
+        "--scale", type=int, default=4, metavar="N", help="how many times smaller the results are (default: 4)"
+    )
+    parser.add_argument("--seed", type=int, default=42, metavar="N", help="seed of the degradations (default: 42)")
+    parser.add_argument("--device", default="cpu", metavar="cpu|cuda", help="where to run (default: cpu)")
     exists = parser.add_mutually_exclusive_group()
     exists.add_argument("--overwrite", action="store_true", help="replace results that exist")
     exists.add_argument("--skip-existing", action="store_true", help="leave results that exist as they are")
