@@ -1,8 +1,8 @@
 """Stage two, the distillation: Algorithm 1 as one flat loop on accelerate.
 
-Student's turn, critic's turn, average, end of the step. Student, critic and teacher are adapters on one copy of the
-base (`tsd.model.lora`). How several processes share the work is in `tsd.train.parallel`, everything that is not the
-algorithm in `tsd.train.run`.
+A step is the student's turn, the critic's turn, and the update of the average. Student, critic and teacher are adapters
+on one copy of the base (`tsd.model.lora`). `tsd.train.parallel` shares the work among processes, and `tsd.train.run`
+does everything that is not the algorithm.
 """
 
 from pathlib import Path
@@ -47,7 +47,7 @@ def train(settings: RunSettings, config: TrainConfig) -> FinishedRun:
     >>> restorer = Restorer.load(lora=run.lora)
 
     Args:
-        settings: what is read and written, and how the run is carried out.
+        settings: the paths to read and write, and how the run is carried out.
         config: everything that changes the result.
 
     Returns:
@@ -76,11 +76,11 @@ def train(settings: RunSettings, config: TrainConfig) -> FinishedRun:
             return Validation(numbers["psnr_y"], numbers, strip, "input, student, ground truth")
 
         widths = backbone.family.prompt_widths(backbone.denoiser.config)
-        prompts = load_prompts(run.checked.folder, settings.prompt_embeds, widths)  # as they were given, unrounded
+        prompts = load_prompts(run.checked.folder, settings.prompt_embeds, widths)  # not rounded to the base's dtype
 
         def save(folder: Path, write: bool) -> None:
             save_student(backbone, folder, write=write)
-            if write:  # a student is of little use without the prompt it was trained with
+            if write:  # a student needs the prompt it was trained with
                 write_prompt(folder / "prompts" / "default", prompts["default"], "safetensors")
 
         overflows, critic_overflows = 0, 0
@@ -119,10 +119,10 @@ def train(settings: RunSettings, config: TrainConfig) -> FinishedRun:
 
 
 def load_pairs(val_data: str | Path | None, config: TrainConfig) -> list[ValidationPair]:
-    """The held-out pairs of a run, two crops of every photograph; none without `val_data`.
+    """Loads the held-out pairs of a run, two crops of every photograph; none without `val_data`.
 
     Raises:
-        UserError: no photographs there, or one smaller than the crop.
+        UserError: no photographs in the folder, or one that is smaller than the crop.
     """
     if val_data is None:
         return []
@@ -132,7 +132,11 @@ def load_pairs(val_data: str | Path | None, config: TrainConfig) -> list[Validat
 def optimizers(
     backbone: Backbone, config: TrainConfig, accelerator: Accelerator
 ) -> tuple[TrainState, list[torch.nn.Parameter], list[torch.nn.Parameter]]:
-    """The optimisers and their schedules inside the resumable state; then the student's and the critic's parameters."""
+    """Makes the optimisers and schedules.
+
+    Returns:
+        The resumable state that holds them, the student's parameters, and the critic's.
+    """
     adapters = {
         "student.denoiser": adapter_parameters(backbone.denoiser, "student"),
         "student.vae": adapter_parameters(backbone.vae, "student"),
