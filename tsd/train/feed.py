@@ -23,7 +23,7 @@ from tsd.model.prompt import PromptEmbeds
 from tsd.train import fingerprint
 
 
-class RunningCount(Sampler[int]):
+class SampleNumbers(Sampler[int]):
     """The sample numbers of this process from `first_step` on, in order (the data set shuffles)."""
 
     def __init__(self, config: RunConfig, first_step: int, process: int, processes: int) -> None:
@@ -108,7 +108,7 @@ def batches(
     loader = DataLoader(
         data,
         batch_size=config.batch_size,
-        sampler=RunningCount(config, first_step, process, processes),
+        sampler=SampleNumbers(config, first_step, process, processes),
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
