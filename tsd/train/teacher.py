@@ -25,7 +25,7 @@ from tsd.train.optim import OptimizerState, accelerated, backward, new_optimizer
 from tsd.train.parallel import mean
 from tsd.train.run import Run, Validation
 from tsd.train.settings import FinishedRun, RunSettings
-from tsd.train.validate import ValidationPair, image_strip, load_validation, shared_out
+from tsd.train.validate import ValidationPair, image_strip, load_validation, pairs_of_process
 
 VALIDATION_CROP = 256
 VALIDATION_TIMES = (0.2, 0.4, 0.6, 0.8)
@@ -144,7 +144,7 @@ def validate_teacher(backbone: Backbone, pairs: list[ValidationPair], run: Run) 
     prompt = backbone.prompts.get("default", backbone.prompts["null"])
     sums = {"loss": 0.0, "count": 0.0}
     rows: list[Tensor] = []
-    for pair, counts in shared_out(pairs, accelerator):
+    for pair, counts in pairs_of_process(pairs, accelerator):
         z = ground_truth_latents(backbone, Batch(pair.lr_up, pair.hr.to(backbone.device), [0]), run.config)
         noise = noise_for(seed_for("validation", pair.name), "noise", [0], z)
         for share in VALIDATION_TIMES:

@@ -86,7 +86,7 @@ def validate(
     """
     sums: dict[str, float] = defaultdict(float)
     rows: list[Tensor] = []
-    for pair, counts in shared_out(pairs, accelerator):
+    for pair, counts in pairs_of_process(pairs, accelerator):
         x_L, x_H = pair.lr_up.to(backbone.device), pair.hr.to(backbone.device)
         with role(backbone.vae, STUDENT), role(backbone.denoiser, STUDENT):
             x_hat = backbone.decode(backbone.one_step(backbone.encode(x_L, posterior="mode"))).clamp(-1, 1)
@@ -102,7 +102,7 @@ def validate(
     return numbers | {"gain_db": numbers["psnr_y"] - numbers["psnr_y_bicubic"]}, image_strip(rows)
 
 
-def shared_out(pairs: list[ValidationPair], accelerator: Accelerator) -> Iterator[tuple[ValidationPair, bool]]:
+def pairs_of_process(pairs: list[ValidationPair], accelerator: Accelerator) -> Iterator[tuple[ValidationPair, bool]]:
     """Yields this process's pairs, and whether each counts.
 
     All processes must run a sharded model equally often, so some pairs are restored twice if they do not divide evenly.
