@@ -143,6 +143,6 @@ def mean(accelerator: Accelerator, numbers: dict[str, float]) -> dict[str, float
     return dict(zip(numbers, (packed / accelerator.num_processes).tolist(), strict=True))
 
 
-def anyone(accelerator: Accelerator, flag: bool) -> bool:
+def any_process(accelerator: Accelerator, flag: bool) -> bool:
     """Whether `flag` is set in any process, for decisions that all processes must take alike."""
     return mean(accelerator, {"flag": float(flag)})["flag"] > 0

@@ -25,7 +25,7 @@ from tsd.model.loading import DTYPES
 from tsd.train.checkpoint import TrainState, checkpoint_folder, latest, prune, remove_unfinished
 from tsd.train.ema import averaged
 from tsd.train.feed import batches
-from tsd.train.parallel import anyone, is_sharded, mean, shard, start
+from tsd.train.parallel import any_process, is_sharded, mean, shard, start
 from tsd.train.preflight import Checked, check_run
 from tsd.train.run_log import RunLog, peak_mib
 from tsd.train.settings import FinishedRun, RunSettings
@@ -167,7 +167,7 @@ class Run:
         self._bar.set_postfix({name: f"{logs[name]:.4f}" for name in self.shown if name in logs})
         reason = self.stopper.reason()
         last = state.step == self.end
-        if not last and anyone(accelerator, reason is not None):
+        if not last and any_process(accelerator, reason is not None):
             self.stopped_by = reason or "another process"
         better = False
         if validate is not None and self.stopped_by is None and (last or state.step % config.validate_every == 0):
