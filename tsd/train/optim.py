@@ -99,7 +99,7 @@ def update(
     return {"overflow": 1.0} if scaled and not math.isfinite(norm) else {"grad_norm": norm}
 
 
-def refuse_divergence(
+def check_divergence(
     logs: dict[str, float], overflows: int, config: RunConfig, step: int, good: Path | None, accelerator: Accelerator
 ) -> None:
     """Raises at the first number that is not finite, a gradient norm beyond the limit, or 20 overflows in a row.

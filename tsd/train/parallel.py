@@ -36,7 +36,7 @@ BUCKET_BYTES = 2**30
 """Gradients are averaged in flat buckets of this size; the adapters of every known model fit into one."""
 
 
-def refuse_launcher(config: RunConfig) -> None:
+def check_launcher(config: RunConfig) -> None:
     """Refuses launcher settings that this code does not support, before a process group exists.
 
     Raises:

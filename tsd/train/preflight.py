@@ -24,7 +24,7 @@ from tsd.train import fingerprint
 from tsd.train.checkpoint import check_same_run, checkpoint_folder, latest
 from tsd.train.feed import data_fingerprint, degradation_of, open_data, prepared_folder
 from tsd.train.optim import require_optimizer
-from tsd.train.parallel import refuse_launcher
+from tsd.train.parallel import check_launcher
 from tsd.train.settings import RunSettings
 
 SCALE = 4
@@ -63,7 +63,7 @@ def check_run(settings: RunSettings, config: RunConfig, processes: int) -> Check
             f"--mixed-precision no with --base-dtype {config.base_dtype}: without autocast the base must be fp32; use "
             f"--base-dtype fp32, or --mixed-precision bf16"
         )
-    refuse_launcher(config)
+    check_launcher(config)
     require_optimizer(config)
     require_tracker(settings.tracker)
     folder = resolve_model(model)

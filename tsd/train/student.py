@@ -27,8 +27,8 @@ from tsd.train.optim import (
     OptimizerState,
     accelerated,
     backward,
+    check_divergence,
     new_optimizer,
-    refuse_divergence,
     update,
 )
 from tsd.train.run import Run, Validation
@@ -97,7 +97,7 @@ def train(settings: RunSettings, config: TrainConfig) -> FinishedRun:
             logs = run.mean(micro_logs)
             logs |= update(accelerator, optimizer, student, config.max_grad_norm)
             overflows = overflows + 1 if "overflow" in logs else 0
-            refuse_divergence(logs, overflows, config, state.step, run.last_good(), accelerator)
+            check_divergence(logs, overflows, config, state.step, run.last_good(), accelerator)
             state.stateful["schedule"].step()
             if phase.gamma2 > 0:
                 micro_logs = []
@@ -110,7 +110,7 @@ def train(settings: RunSettings, config: TrainConfig) -> FinishedRun:
                 critic_logs = update(accelerator, critic_optimizer, critic, config.max_grad_norm)
                 critic_overflows = critic_overflows + 1 if "overflow" in critic_logs else 0
                 logs |= {f"critic_{name}": value for name, value in critic_logs.items()}
-                refuse_divergence(logs, critic_overflows, config, state.step, run.last_good(), accelerator)
+                check_divergence(logs, critic_overflows, config, state.step, run.last_good(), accelerator)
                 state.stateful["critic_schedule"].step()
             update_ema(state, config.ema_decay)
             logs |= {"lr": optimizer.param_groups[0]["lr"], "gamma1": gamma1}

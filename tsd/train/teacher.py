@@ -21,7 +21,7 @@ from tsd.model.lora import adapter_parameters, attach, denoiser_file, denoiser_t
 from tsd.model.prompt import PromptEmbeds
 from tsd.seeds import generator_for, seed_for
 from tsd.train.checkpoint import TrainState
-from tsd.train.optim import OptimizerState, accelerated, backward, new_optimizer, refuse_divergence, update
+from tsd.train.optim import OptimizerState, accelerated, backward, check_divergence, new_optimizer, update
 from tsd.train.parallel import mean
 from tsd.train.run import Run, Validation
 from tsd.train.settings import FinishedRun, RunSettings
@@ -77,7 +77,7 @@ def train_teacher(settings: RunSettings, config: TeacherConfig) -> FinishedRun:
             logs = run.mean(micro_logs)
             logs |= update(accelerator, optimizer, parameters, config.max_grad_norm)
             overflows = overflows + 1 if "overflow" in logs else 0
-            refuse_divergence(logs, overflows, config, state.step, run.last_good(), accelerator)
+            check_divergence(logs, overflows, config, state.step, run.last_good(), accelerator)
             schedule.step()
             logs |= {"lr": optimizer.param_groups[0]["lr"]}
             run.finish_step(state, logs, validation if pairs else None, save)
