@@ -148,7 +148,7 @@ def _write_merged(student: Student, folder: Path, dtypes: Mapping[str, torch.dty
         report(f"writing {part}/ in {_name(dtypes[part])}")
         if dtypes[part] != held:
             module.to(dtypes[part])
-        _refuse_overflow(module.state_dict(), part, dtypes[part])
+        _check_finite(module.state_dict(), part, dtypes[part])
         module.save_pretrained(folder / part, max_shard_size=SHARD)
         config = read_config(folder / part / "config.json")
         config.pop("_name_or_path", None)  # the base's path on this machine is private
@@ -164,7 +164,7 @@ def _write_lora(student: Student, folder: Path, dtypes: Mapping[str, torch.dtype
             f"{student.family.denoiser_folder}.{name}": tensor.to(dtypes[part])
             for name, tensor in read_lora(path, student.family).items()
         }
-        _refuse_overflow(state, path.name, dtypes[part])
+        _check_finite(state, path.name, dtypes[part])
         facts = {
             "format": "pt",
             "family": student.family.name,
@@ -230,11 +230,11 @@ def _describe(
     }
 
 
-def _refuse_overflow(tensors: Mapping[str, Tensor], what: str, dtype: torch.dtype) -> None:
+def _check_finite(tensors: Mapping[str, Tensor], label: str, dtype: torch.dtype) -> None:
     odd = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if odd:
         raise UserError(
-            f"{what}: {odd[0]} has values that are not finite in {_name(dtype)}"
+            f"{label}: {odd[0]} has values that are not finite in {_name(dtype)}"
             + (f", and {len(odd) - 1} more" if len(odd) > 1 else "")
             + ("; choose --dtype bf16 or fp32" if dtype == torch.float16 else "; the LoRA or the base is damaged")
         )

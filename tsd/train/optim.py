@@ -100,7 +100,12 @@ def update(
 
 
 def check_divergence(
-    logs: dict[str, float], overflows: int, config: RunConfig, step: int, good: Path | None, accelerator: Accelerator
+    logs: dict[str, float],
+    overflows: int,
+    config: RunConfig,
+    step: int,
+    last_good: Path | None,
+    accelerator: Accelerator,
 ) -> None:
     """Raises at the first number that is not finite, a gradient norm beyond the limit, or 20 overflows in a row.
 
@@ -115,7 +120,7 @@ def check_divergence(
         numbers = ", ".join(f"{name} = {value:g}" for name, value in odd.items())
         raise DivergenceError(
             f"training diverged at step {step}: {numbers} (limit of gradient norms: {config.abort_grad_norm:g}). "
-            f"Last good checkpoint: {good or 'none yet'}. Try smaller learning rates, or a smaller gamma2."
+            f"Last good checkpoint: {last_good or 'none yet'}. Try smaller learning rates, or a smaller gamma2."
         )
 
 
