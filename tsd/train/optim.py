@@ -54,7 +54,7 @@ RoleOptimizer = AcceleratedOptimizer | ZeroOptimizer
 """The optimiser of one role (student, critic or teacher) in the form that the launcher needs."""
 
 
-def accelerated(
+def wrap_optimizer(
     accelerator: Accelerator, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], config: RunConfig
 ) -> RoleOptimizer:
     """Wraps the optimiser for accelerate's loss scaling or for DeepSpeed. Make schedules from `optimizer` before."""

@@ -25,11 +25,11 @@ from tsd.train.feed import degradation_of
 from tsd.train.optim import (
     DivergenceError,
     OptimizerState,
-    accelerated,
     backward,
     check_divergence,
     new_optimizer,
     update,
+    wrap_optimizer,
 )
 from tsd.train.run import Run, Validation
 from tsd.train.settings import FinishedRun, RunSettings
@@ -152,7 +152,7 @@ def optimizers(
         stateful[f"{prefix}schedule"] = get_scheduler(
             config.lr_schedule, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps
         )
-        stateful[f"{prefix}optimizer"] = OptimizerState(accelerated(accelerator, optimizer, parameters, config))
+        stateful[f"{prefix}optimizer"] = OptimizerState(wrap_optimizer(accelerator, optimizer, parameters, config))
     state = TrainState({name: dict(group) for name, group in adapters.items()}, stateful)
     if config.ema_decay:
         start_ema(state)

@@ -21,7 +21,7 @@ from tsd.model.lora import adapter_parameters, attach, denoiser_file, denoiser_t
 from tsd.model.prompt import PromptEmbeds
 from tsd.seeds import generator_for, seed_for
 from tsd.train.checkpoint import TrainState
-from tsd.train.optim import OptimizerState, accelerated, backward, check_divergence, new_optimizer, update
+from tsd.train.optim import OptimizerState, backward, check_divergence, new_optimizer, update, wrap_optimizer
 from tsd.train.parallel import mean
 from tsd.train.run import Run, Validation
 from tsd.train.settings import FinishedRun, RunSettings
@@ -51,7 +51,7 @@ def train_teacher(settings: RunSettings, config: TeacherConfig) -> FinishedRun:
         schedule = get_scheduler(
             config.lr_schedule, inner, num_warmup_steps=config.warmup_steps, num_training_steps=config.steps
         )
-        optimizer = accelerated(accelerator, inner, parameters, config)
+        optimizer = wrap_optimizer(accelerator, inner, parameters, config)
         state = TrainState(
             {"teacher.denoiser": dict(adapter)}, {"schedule": schedule, "optimizer": OptimizerState(optimizer)}
         )
