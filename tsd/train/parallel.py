@@ -60,7 +60,7 @@ def fsdp_requested() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
-def start(config: RunConfig, output: Path, *, tracker: str, cpu: bool) -> Accelerator:
+def new_accelerator(config: RunConfig, output: Path, *, tracker: str, cpu: bool) -> Accelerator:
     """Makes the accelerator of this run; `tracker` is one of accelerate's names, or `none`."""
     AcceleratorState._reset_state()  # a singleton: a second run in this process may have another precision
     asked = os.environ.pop(SWITCH, None)  # accelerate's own DeepSpeed mode wants one engine for everything

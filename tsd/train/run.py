@@ -25,7 +25,7 @@ from tsd.model.loading import DTYPES
 from tsd.train.checkpoint import TrainState, checkpoint_folder, latest, prune, remove_unfinished
 from tsd.train.ema import averaged
 from tsd.train.feed import batches
-from tsd.train.parallel import any_process, is_sharded, mean, shard, start
+from tsd.train.parallel import any_process, is_sharded, mean, new_accelerator, shard
 from tsd.train.preflight import Checked, check_run
 from tsd.train.run_log import RunLog, peak_mib
 from tsd.train.settings import FinishedRun, RunSettings
@@ -76,7 +76,7 @@ class Run:
             raise UserError(
                 "fp16 cannot be trained on a CPU: give --mixed-precision bf16 --base-dtype bf16 (or no and fp32)"
             )
-        self.accelerator: Accelerator = start(config, self.output, tracker=settings.tracker, cpu=settings.cpu)
+        self.accelerator: Accelerator = new_accelerator(config, self.output, tracker=settings.tracker, cpu=settings.cpu)
         self.checked: Checked = check_run(settings, config, self.accelerator.num_processes)
         self.log = RunLog(self.output, self.accelerator)
         self.end = min(config.total_steps, settings.stop_after or config.total_steps)
