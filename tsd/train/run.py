@@ -113,7 +113,7 @@ class Run:
         if self.newest is not None:
             state.load(self.newest)
             self.log.cut(state.step)
-            self.say(f"resumed from {self.newest} at step {state.step}")
+            self.print_on_main(f"resumed from {self.newest} at step {state.step}")
         if accelerator.is_main_process:
             remove_unfinished(self.folder)
             write_text(self.output / "config.json", config.to_json())
@@ -193,7 +193,7 @@ class Run:
         with averaged(state):
             save(folder, self.accelerator.is_main_process)
         if self.stopped_by is not None:
-            self.say(
+            self.print_on_main(
                 f"stopped by {self.stopped_by} after step {state.step} of {self.config.total_steps}, with a "
                 f"checkpoint: the same command with --resume continues"
             )
@@ -201,7 +201,7 @@ class Run:
         best = self.output / "best" if state.best is not None else None
         return FinishedRun(self.output, folder, best, self.log.path, state.step, self.stopped_by)
 
-    def say(self, text: str) -> None:
+    def print_on_main(self, text: str) -> None:
         """Prints a line to stderr in the main process only."""
         if self.accelerator.is_main_process:
             print(text, file=sys.stderr)
