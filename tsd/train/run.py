@@ -157,7 +157,7 @@ class Run:
         config, accelerator = self.config, self.accelerator
         state.step += 1
         seconds = time.monotonic() - self._step_began
-        self.stopper.took("step", seconds)
+        self.stopper.record("step", seconds)
         logs |= {
             "seconds": seconds,
             "images_per_second": config.global_batch(accelerator.num_processes) / seconds,

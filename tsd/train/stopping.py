@@ -70,15 +70,15 @@ class Stopper:
         self.signal = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
 
     @contextmanager
-    def timed(self, what: str) -> Iterator[None]:
+    def timed(self, kind: str) -> Iterator[None]:
         """Records how long the block takes."""
         began = time.monotonic()
         yield
-        self.took(what, time.monotonic() - began)
+        self.record(kind, time.monotonic() - began)
 
-    def took(self, what: str, seconds: float) -> None:
+    def record(self, kind: str, seconds: float) -> None:
         """Records a duration; only the slowest of each kind is kept."""
-        self.slowest[what] = max(self.slowest.get(what, 0.0), seconds)
+        self.slowest[kind] = max(self.slowest.get(kind, 0.0), seconds)
 
     def reason(self) -> str | None:
         """Why to stop now, or None."""
