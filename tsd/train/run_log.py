@@ -32,7 +32,7 @@ class RunLog:
         self.output, self.accelerator = output, accelerator
         self.path = output / "log.jsonl"
 
-    def cut(self, step: int) -> None:
+    def truncate(self, step: int) -> None:
         """Drops the rows that a killed run logged after `step`, the step of the resumed checkpoint, and a torn line."""
         if self.accelerator.is_main_process and self.path.is_file():
             rows = []
