@@ -86,13 +86,13 @@ def train(settings: RunSettings, config: TrainConfig) -> FinishedRun:
         overflows, critic_overflows = 0, 0
         while not run.done(state):
             phase, gamma1 = config.phase_at(state.step), config.gamma1_at(state.step)
-            done, micro_logs = [], []
+            turns, micro_logs = [], []
             for _ in range(config.gradient_accumulation):
                 batch = next(batches)
                 with accelerator.autocast():
                     turn = student_turn(backbone, batch, config, phase, gamma1, pixel_loss)
                 backward(accelerator, optimizer, turn.loss)
-                done.append((turn.z_hat, batch))
+                turns.append((turn.z_hat, batch))
                 micro_logs.append(turn.logs)
             logs = run.mean(micro_logs)
             logs |= update(accelerator, optimizer, student, config.max_grad_norm)
@@ -101,7 +101,7 @@ def train(settings: RunSettings, config: TrainConfig) -> FinishedRun:
             state.stateful["schedule"].step()
             if phase.gamma2 > 0:
                 micro_logs = []
-                for z_hat, batch in done:
+                for z_hat, batch in turns:
                     with accelerator.autocast():
                         loss = critic_turn(backbone, z_hat, batch.indices, config, batch.prompt)
                     backward(accelerator, critic_optimizer, loss)
