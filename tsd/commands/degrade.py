@@ -1,4 +1,4 @@
-"""`tsd degrade`: low-resolution test inputs from good photographs, each a function of its name and one seed."""
+"""`tsd degrade`: low-resolution test inputs from good photographs, each determined by its name and one seed."""
 
 import argparse
 import json
@@ -32,7 +32,7 @@ RECORD = "degrade.json"
 
 @dataclass(frozen=True)
 class Job:
-    """One image. `name` is its path below the given input without suffix; it seeds the degradation."""
+    """One image. `name` is its path inside the given input, without suffix; it seeds the degradation."""
 
     source: Path
     name: str
@@ -64,7 +64,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Degrades every input; 0 when all are done, 1 when some could not be read."""
+    """Degrades every input; returns 0, or 1 if some inputs could not be degraded."""
     if args.scale < 1:
         raise UserError(f"the scale must be 1 or more, got {args.scale}")
     if args.device != "cpu" and args.device.partition(":")[0] != "cuda":
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from tsd.files import write_text
     from tsd.images import ImageError
 
-    # Written first: whatever is in the folder after an interruption, its settings and seeds are known.
+    # Written first, so that settings and seeds are known for everything in the folder after an interruption.
     record = _record(args, jobs)
     write_text(args.output / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     pending = [job for job in jobs if not (args.skip_existing and job.target.exists())]
@@ -117,7 +117,7 @@ def _degrade_file(job: Job, args: argparse.Namespace) -> str:
 
 
 def _plan(args: argparse.Namespace) -> list[Job]:
-    """Names and seeds, and everything that can be refused before any work."""
+    """Names and seeds the images, and refuses bad input before any work."""
     from tsd.images import READABLE
     from tsd.seeds import seed_for
 
@@ -142,8 +142,8 @@ def _plan(args: argparse.Namespace) -> list[Job]:
             raise UserError(f"{by_name[job.name]} and {job.source} would both become {job.target}; rename one")
         by_name[job.name] = job.source
     sources = {job.source.resolve() for job in jobs}
-    if own := [job.target for job in jobs if job.target.resolve() in sources]:
-        raise UserError(f"{own[0]} is one of the inputs and would be replaced; choose another output (-o)")
+    if replaced := [job.target for job in jobs if job.target.resolve() in sources]:
+        raise UserError(f"{replaced[0]} is one of the inputs and would be replaced; choose another output (-o)")
     existing = [job.target for job in jobs if job.target.exists()]
     if existing and not (args.overwrite or args.skip_existing):
         raise UserError(
@@ -158,7 +158,7 @@ def _plan(args: argparse.Namespace) -> list[Job]:
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     from tsd.data.degrade import DEGRADATIONS
 
-    # Through JSON and back, so that it compares equal to what was read from a file (tuples become lists).
+    # Through JSON and back, so that it can be compared with the settings in a file (tuples become lists).
     return json.loads(
         json.dumps({"seed": args.seed, "scale": args.scale, "degradation": asdict(DEGRADATIONS[args.set])})
     )
@@ -184,7 +184,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 
 def _record(args: argparse.Namespace, jobs: list[Job]) -> dict[str, Any]:
-    """Settings, versions and seeds; images of earlier runs with the same settings stay listed."""
+    """The settings, versions and seeds to record; images of earlier runs with the same settings stay listed."""
     import torch
     import torchvision
 

@@ -87,7 +87,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exports; 0 when done, 1 when the export is whole but was not uploaded."""
+    """Exports; returns 0, or 1 if the export is complete but was not uploaded."""
     if args.private and args.push_to_hub is None:
         raise UserError("--private says how to upload; give --push-to-hub OWNER/NAME as well")
 

@@ -123,7 +123,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepares; returns 0, also where images were left out: they are listed, and a long run is not lost for them."""
+    """Prepares; returns 0 even if images were left out: they are listed, and the rest of a long run is still good."""
     _check(args)
 
     import torch
@@ -154,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """What can be refused from the arguments alone."""
+    """Refuses arguments that are wrong whatever the data are."""
     if bool(args.inputs) == bool(args.hub):
         raise UserError("give either image folders (PATH ...) or one data set (--hub NAME)")
     if args.hub and args.caption_files:
@@ -217,7 +217,7 @@ def _source(args: argparse.Namespace) -> Any:
 
 
 def _plan(args: argparse.Namespace, source: Any, settings: dict[str, Any]) -> str:
-    """Settings, then space for as many images as there are and for the paper's 95,000."""
+    """The settings, then the space for these images and for the paper's 95,000."""
     import json
     import shutil
 
@@ -228,7 +228,7 @@ def _plan(args: argparse.Namespace, source: Any, settings: dict[str, Any]) -> st
     parts = [json.dumps(settings, indent=2, ensure_ascii=False)]
     if source.length is not None and not args.grid:
         crops = source.length * args.crops_per_image
-        # The number of distinct captions shows only in the end: as many as images, a model writes one per crop.
+        # The number of distinct captions is not known yet: at most one per image, or one per crop from a model.
         per_image = args.crops_per_image if args.caption_model else 1
         captions = source.length * per_image if storage.embeddings else 0
         if not (args.caption_files or args.caption_column or args.caption_model):

@@ -86,7 +86,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the prompts; returns 0, or 1 where --compare found a different one."""
+    """Writes the prompts; returns 0, or 1 if --compare found a different one."""
     texts = _texts(args)
     import diffusers
     import torch

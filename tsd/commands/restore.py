@@ -1,4 +1,4 @@
-"""`tsd restore`: files and folders in, restored images out, each written whole or not at all."""
+"""`tsd restore`: restores files and folders of images; each result is written completely or not at all."""
 
 import argparse
 import json
@@ -40,12 +40,12 @@ models:
 SUFFIXES = ("png", "jpg", "webp", "tiff", "bmp")
 SETTINGS = ("scale", "color", "posterior", "process_size", "seed", "tile", "tile_overlap", "vae_tile")
 
-LARGE = 2048**2  # pixels worked at, from which on enlarging a small input costs more than a moment
+LARGE = 2048**2  # processed pixels above which enlarging a small input takes noticeable time
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image to restore. `name` is its path below the given input without suffix; it seeds the posterior draw."""
+    """One image to restore. `name` is its path inside the given input without suffix; it seeds the posterior sample."""
 
     source: Path
     name: str
@@ -121,7 +121,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Restores every input; 0 when all are done, 1 when some failed."""
+    """Restores every input; returns 0, or 1 if some failed."""
     jobs = _plan(args)
     if args.report is not None and args.report.exists() and not args.overwrite:
         raise UserError(f"the report {args.report} exists; name another file or give --overwrite")
@@ -199,7 +199,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> list[Job]:
-    """Pairs inputs and outputs and refuses, before any work, what could not end well."""
+    """Pairs inputs with outputs, and refuses bad combinations before any work."""
     jobs = _named_file(args) or _in_folder(args)
     by_target: dict[Path, list[Path]] = {}
     for job in jobs:
@@ -211,9 +211,11 @@ def _plan(args: argparse.Namespace) -> list[Job]:
                 f"into different folders"
             )
     resolved = {job.source.resolve() for job in jobs}
-    own = [job.target for job in jobs if job.target.resolve() in resolved]
-    if own:
-        raise UserError(f"{own[0]} is one of the inputs and would be replaced by a result; choose another output (-o)")
+    inputs = [job.target for job in jobs if job.target.resolve() in resolved]
+    if inputs:
+        raise UserError(
+            f"{inputs[0]} is one of the inputs and would be replaced by a result; choose another output (-o)"
+        )
     existing = [job for job in jobs if job.target.exists()]
     if args.skip_existing:
         if existing:
@@ -228,7 +230,7 @@ def _plan(args: argparse.Namespace) -> list[Job]:
 
 
 def _named_file(args: argparse.Namespace) -> list[Job]:
-    """The one job whose output is named as a file; none where the output is a folder."""
+    """The one job whose output is a file name; no job if the output is a folder."""
     from tsd.images import READABLE
 
     out, (source, *others) = args.output, args.inputs

@@ -180,7 +180,7 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains; returns 0, or 1 where training diverged (the last good checkpoint is kept and named)."""
+    """Trains; returns 0, or 1 if training diverged (the last good checkpoint is kept and named)."""
     if args.accelerate_configs:
         print(Path(__file__).parents[1] / "assets" / "accelerate")
         return 0
@@ -223,7 +223,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def resolve_config(args: argparse.Namespace) -> TrainConfig | TeacherConfig:
-    """The preset of the stage with the flags' overrides.
+    """Takes the stage's preset and overrides it with the flags.
 
     Raises:
         UserError: a flag of the other stage, or an impossible value.
@@ -241,7 +241,7 @@ def resolve_config(args: argparse.Namespace) -> TrainConfig | TeacherConfig:
 
 
 def resolve_settings(args: argparse.Namespace) -> RunSettings:
-    """Where the run reads and writes, and how it is carried out, by the flags.
+    """Reads from the flags the paths of the run and how it is carried out.
 
     Raises:
         UserError: an impossible value.
@@ -266,9 +266,9 @@ def resolve_settings(args: argparse.Namespace) -> RunSettings:
 
 
 def dry_run(settings: RunSettings, config: RunConfig) -> int:
-    """Everything that can be checked without weights, and the memory plan; prints and returns 0.
+    """Prints everything that can be checked without weights, and the memory plan; returns 0.
 
-    Without data nothing is checked: the plan needs but the model's configuration, which for SD3-medium is built in.
+    Without data nothing is checked: the plan needs only the model's configuration, which is built in for SD3-medium.
     """
     import os
 
@@ -310,7 +310,7 @@ def _is_main_process() -> bool:
 
 
 def _flags() -> dict[str, tuple[Any, tuple[str, ...] | None, tuple[str, ...]]]:
-    """Every setting that is one value: its converter, its choices, and the stages that have it."""
+    """For every setting of one value: its converter, its choices, and the stages that have it."""
 
     flags: dict[str, tuple[Any, tuple[str, ...] | None, tuple[str, ...]]] = {}
     for stage, config in (("student", TrainConfig), ("teacher", TeacherConfig)):
