@@ -10,13 +10,13 @@ from tsd.errors import UserError
 
 EPILOG = """\
 examples:
-  tsd restore photo.jpg -o restored/            upscale x4 with the mini model shipped in the package
+  tsd restore photo.jpg -o restored/            upscale x4 with the mini model in the package
   tsd prompts --model sd3/ --out prompts/       the release's prompt embeddings, from their texts
   tsd prepare photos/ --out data/ --model sd3/  crops, captions and latents once, before training
   tsd train --preset mini --data photos/ --output run/
-  tsd export --run run/ --out student/          the trained student as a model folder, with a model card
+  tsd export --run run/ --out student/          the trained student as a model folder with a card
   tsd degrade photos/ -o low/ --set full        make low-resolution test inputs
-`tsd VERB --help` has more.
+Run `tsd VERB --help` for the options of a verb.
 """
 
 

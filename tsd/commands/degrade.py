@@ -1,4 +1,4 @@
-"""`tsd degrade`: low-resolution test inputs from good photographs, each a function of its name and one seed."""
+"""`tsd degrade`: low-resolution test inputs from good photographs, each determined by its name and one seed."""
 
 import argparse
 import json
@@ -10,26 +10,29 @@ from typing import Any
 from tsd.errors import UserError
 
 DESCRIPTION = """\
-Makes low-resolution images the way the training of TSD-SR does: Real-ESRGAN's second-order degradation (blur, resize,
-noise and JPEG, twice). Folders are searched with their sub-folders, which are kept in OUT. Results are PNG files.
+Makes low-resolution images the way the training of TSD-SR does: Real-ESRGAN's second-order
+degradation (blur, resize, noise and JPEG, twice). Folders are searched recursively, and OUT gets
+the same sub-folders. Results are PNG files.
 """
 EPILOG = """\
 examples:
-  tsd degrade photos/ -o low/                           the FULL parameter set, a quarter of the size
-  tsd degrade photos/ -o low/ --set light --seed 7      the milder set DIV2K-Val was made with
-  tsd degrade photos/ -o low/ --skip-existing           go on after an interruption
+  tsd degrade photos/ -o low/                        the full parameter set; a quarter of the size
+  tsd degrade photos/ -o low/ --set light --seed 7   the milder set DIV2K-Val was made with
+  tsd degrade photos/ -o low/ --skip-existing        continue after an interruption
 
 results:
-  An image's degradation depends on --seed and on its name below the given folder, without suffix: the same photograph
-  gives the same result whatever else is in the folder. OUT/degrade.json records the settings and every image's seed.
-  Sides that are no multiple of the scale are cut at the right and bottom, with a warning: cut the ground truth alike.
+  An image's degradation depends on --seed and on its path inside the given folder, without the
+  suffix. So the same photograph gives the same result whatever else is in the folder.
+  OUT/degrade.json records the settings and every image's seed. If a side is not a multiple of the
+  scale, the image is cut at the right or the bottom, with a warning. Cut the ground truth in the
+  same way.
 """
 RECORD = "degrade.json"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image. `name` is its path below the given input without suffix; it seeds the degradation."""
+    """One image. `name` is its path inside the given input, without suffix; it seeds the degradation."""
 
     source: Path
     name: str
@@ -49,9 +52,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="image files or folders")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results")
     parser.add_argument("--set", choices=("full", "light"), default="full", help="parameter set (default: full)")
-    parser.add_argument("--scale", type=int, default=4, metavar="N", help="how many times smaller (default: 4)")
-    parser.add_argument("--seed", type=int, default=42, metavar="N", help="default: 42")
-    parser.add_argument("--device", default="cpu", metavar="cpu|cuda", help="default: cpu")
+    parser.add_argument(
+        "--scale", type=int, default=4, metavar="N", help="how many times smaller the results are (default: 4)"
+    )
+    parser.add_argument("--seed", type=int, default=42, metavar="N", help="seed of the degradations (default: 42)")
+    parser.add_argument("--device", default="cpu", metavar="cpu|cuda", help="where to run (default: cpu)")
     exists = parser.add_mutually_exclusive_group()
     exists.add_argument("--overwrite", action="store_true", help="replace results that exist")
     exists.add_argument("--skip-existing", action="store_true", help="leave results that exist as they are")
@@ -59,7 +64,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Degrades every input; 0 when all are done, 1 when some could not be read."""
+    """Degrades every input; returns 0, or 1 if some inputs could not be degraded."""
     if args.scale < 1:
         raise UserError(f"the scale must be 1 or more, got {args.scale}")
     if args.device != "cpu" and args.device.partition(":")[0] != "cuda":
@@ -71,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from tsd.files import write_text
     from tsd.images import ImageError
 
-    # Written first: whatever is in the folder after an interruption, its settings and seeds are known.
+    # Written first, so that settings and seeds are known for everything in the folder after an interruption.
     record = _record(args, jobs)
     write_text(args.output / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     pending = [job for job in jobs if not (args.skip_existing and job.target.exists())]
@@ -112,7 +117,7 @@ def _degrade_file(job: Job, args: argparse.Namespace) -> str:
 
 
 def _plan(args: argparse.Namespace) -> list[Job]:
-    """Names and seeds, and everything that can be refused before any work."""
+    """Names and seeds the images, and refuses bad input before any work."""
     from tsd.images import READABLE
     from tsd.seeds import seed_for
 
@@ -137,8 +142,8 @@ def _plan(args: argparse.Namespace) -> list[Job]:
             raise UserError(f"{by_name[job.name]} and {job.source} would both become {job.target}; rename one")
         by_name[job.name] = job.source
     sources = {job.source.resolve() for job in jobs}
-    if own := [job.target for job in jobs if job.target.resolve() in sources]:
-        raise UserError(f"{own[0]} is one of the inputs and would be replaced; choose another output (-o)")
+    if replaced := [job.target for job in jobs if job.target.resolve() in sources]:
+        raise UserError(f"{replaced[0]} is one of the inputs and would be replaced; choose another output (-o)")
     existing = [job.target for job in jobs if job.target.exists()]
     if existing and not (args.overwrite or args.skip_existing):
         raise UserError(
@@ -153,7 +158,7 @@ def _plan(args: argparse.Namespace) -> list[Job]:
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     from tsd.data.degrade import DEGRADATIONS
 
-    # Through JSON and back, so that it compares equal to what was read from a file (tuples become lists).
+    # Through JSON and back, so that it can be compared with the settings in a file (tuples become lists).
     return json.loads(
         json.dumps({"seed": args.seed, "scale": args.scale, "degradation": asdict(DEGRADATIONS[args.set])})
     )
@@ -179,7 +184,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 
 def _record(args: argparse.Namespace, jobs: list[Job]) -> dict[str, Any]:
-    """Settings, versions and seeds; images of earlier runs with the same settings stay listed."""
+    """The settings, versions and seeds to record; images of earlier runs with the same settings stay listed."""
     import torch
     import torchvision
 

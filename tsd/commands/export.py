@@ -7,26 +7,32 @@ from pathlib import Path
 from tsd.errors import UserError
 
 DESCRIPTION = """\
-Writes a student as a model folder with its LoRA merged in (diffusers layout), as LoRA files (the layout of the TSD-SR
-authors), or both, with a model card. Without --model and --lora that is the mini model shipped in the package.
+Writes a student as a model folder with its LoRA merged in (diffusers layout), as LoRA files (the
+layout of the TSD-SR authors), or both, with a model card. Without --model, --lora and --run the
+student is the mini model shipped in the package.
 """
 EPILOG = """\
 examples:
-  tsd export --out mini-merged/                              then: tsd restore photo.png --model mini-merged/
+  tsd export --out mini-merged/        then: tsd restore photo.png --model mini-merged/
   tsd export --model sd3/ --lora tsdsr/ --prompt-embeds default/ --out student/ --dtype fp16
   tsd export --run run/ --model sd3/ --prompt-embeds prompts/ --what lora --out adapters/
-  tsd export --run run/ --model sd3/ --base-model stabilityai/stable-diffusion-3-medium-diffusers --what both \\
-             --training-data "LSDIR, first 10,000 of FFHQ" --out student/ --push-to-hub me/student --private
+  tsd export --run run/ --model sd3/ --what both --out student/ \\
+             --base-model stabilityai/stable-diffusion-3-medium-diffusers \\
+             --training-data "LSDIR, first 10,000 of FFHQ" --push-to-hub me/student --private
 
 what is written:
-  merged   transformer/ or unet/, vae/, scheduler/, prompts/: loads by from_pretrained(..., subfolder="transformer").
-           There is no model_index.json, since a pipeline needs text encoders; --text-encoders copies both.
-  lora     transformer.safetensors or unet.safetensors, vae.safetensors, prompts/; restore.json if the student has one.
-  both     the former, with the latter's two safetensors in lora/.
-  Every export has tsd_student.json: what it is, its ranks and precisions, hashes of what it was made from.
+  merged   transformer/ or unet/, vae/, scheduler/, prompts/: loads by
+           from_pretrained(..., subfolder="transformer"). model_index.json is left out, because a
+           pipeline also needs text encoders; --text-encoders copies both.
+  lora     transformer.safetensors or unet.safetensors, vae.safetensors, prompts/; restore.json if
+           the student has one.
+  both     the merged model, with the two LoRA files in lora/.
+  Every export has tsd_student.json, which says what it is, its ranks and precisions, and the hashes
+  of what it was made from.
 
 memory:
-  Merging holds the base model once: SD3-medium 4.2 GB where --dtype is what its files have (fp16), else 8.4 GB.
+  Merging holds the base model in memory once. SD3-medium takes 4.2 GB if --dtype is the precision
+  of its files (fp16), otherwise 8.4 GB.
 """
 
 
@@ -39,36 +45,49 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder to write; appears whole")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it is an earlier export")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="OUT", help="folder to write; it appears when it is complete"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is an earlier export")
     parser.add_argument(
         "--what", choices=("merged", "lora", "both"), default="merged", help="what to write (default: merged)"
     )
     parser.add_argument(
-        "--dtype", choices=("fp16", "bf16", "fp32"), help="precision written (default: that of the files read)"
+        "--dtype", choices=("fp16", "bf16", "fp32"), help="precision to write (default: that of the files read)"
     )
     parser.add_argument(
         "--text-encoders", action="store_true", help="also copy the base's text encoders and model_index.json"
     )
     source = parser.add_argument_group("the student")
-    source.add_argument("--model", metavar="DIR", help="base model in diffusers layout, or hub id (default: mini)")
-    source.add_argument("--lora", type=Path, metavar="DIR", help="its LoRA files (default: the run's, or the model's)")
+    source.add_argument(
+        "--model", metavar="DIR",
+        help="base model in diffusers layout, or hub id (default: the mini model shipped in the package)",
+    )  # fmt: skip
+    source.add_argument(
+        "--lora", type=Path, metavar="DIR",
+        help="folder of its LoRA files (default: that of --run, or lora/tsdsr of the model folder)",
+    )  # fmt: skip
     source.add_argument("--run", type=Path, metavar="DIR", help="training run: its best student, settings and numbers")
-    source.add_argument("--prompt-embeds", type=Path, metavar="DIR", help="prompt tensors (default: the student's)")
-    card = parser.add_argument_group("model card (README.md); what is not given and not known is called unknown")
-    card.add_argument("--card", action=argparse.BooleanOptionalAction, default=True, help="write it (default: yes)")
+    source.add_argument(
+        "--prompt-embeds", type=Path, metavar="DIR",
+        help="folder with the prompt embeddings (default: the student's own)",
+    )  # fmt: skip
+    card = parser.add_argument_group("model card (README.md); facts neither given nor known are listed as unknown")
+    card.add_argument(
+        "--card", action=argparse.BooleanOptionalAction, default=True, help="write the card (default: yes)"
+    )
     card.add_argument("--title", help="heading (default: the name of OUT)")
-    card.add_argument("--base-model", metavar="OWNER/NAME", help="hub id of the base model, where --model is a folder")
+    card.add_argument("--base-model", metavar="OWNER/NAME", help="hub id of the base model, if --model is a folder")
     card.add_argument("--license", metavar="ID", help="the hub's identifier (default: that of a known base model)")
     card.add_argument("--training-data", metavar="TEXT", help="what it was trained on, in words")
     hub = parser.add_argument_group("hub")
-    hub.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload OUT when it is whole")
-    hub.add_argument("--private", action="store_true", help="make the repository private where it is new")
+    hub.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload OUT when it is complete")
+    hub.add_argument("--private", action="store_true", help="make the repository private if it is new")
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exports; 0 when done, 1 when the export is whole but was not uploaded."""
+    """Exports; returns 0, or 1 if the export is complete but was not uploaded."""
     if args.private and args.push_to_hub is None:
         raise UserError("--private says how to upload; give --push-to-hub OWNER/NAME as well")
 

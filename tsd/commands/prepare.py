@@ -8,34 +8,38 @@ from typing import Any
 from tsd.errors import UserError
 
 DESCRIPTION = """\
-Makes a training set once, so that training neither encodes targets nor reads text: square crops of good images, their
-degraded versions, captions with their embeddings, and the targets' latents (mean and logvar, of which training draws).
-The result is one data set of Hugging Face `datasets` (Arrow) with its settings recorded in prepared.json.
+Makes a training set ahead of training: square crops of good images, their degraded versions,
+captions with their embeddings, and the targets' latents (mean and log variance, from which
+training samples). Training then encodes no targets and reads no text. The result is one data set
+of Hugging Face `datasets` (Arrow) with its settings recorded in prepared.json.
 """
 EPILOG = """\
 examples:
-  tsd prepare photos/ --out data/ --model sd3/                         no captions: training uses the default prompt
+  tsd prepare photos/ --out data/ --model sd3/    no captions: training uses the default prompt
   tsd prepare LSDIR/ DIV2K/ --out data/ --model sd3/ --caption-files --workers 8
-  tsd prepare FFHQ/ --out data/ --model sd3/ --caption-model Salesforce/blip-image-captioning-large --device cuda
+  tsd prepare FFHQ/ --out data/ --model sd3/ --device cuda \\
+              --caption-model Salesforce/blip-image-captioning-large
   tsd prepare photos/ --out data/ --model sd2/ --caption "a sharp photograph" --crops-per-image 4
-  tsd prepare --hub OWNER/NAME --split train --image-column image --caption-column text --streaming \\
-              --out data/ --model sd3/ --limit 10000
-  tsd prepare LSDIR/ --out data/ --model sd3/ --caption-files --plan   what it would hold and take, and stop
+  tsd prepare --hub OWNER/NAME --split train --image-column image --caption-column text \\
+              --streaming --out data/ --model sd3/ --limit 10000
+  tsd prepare LSDIR/ --out data/ --model sd3/ --caption-files --plan    show space needed, stop
 
 interruption:
-  The same command continues after a kill at any instant and ends with the same data; at most one file of it is made
-  again. Images that cannot be read, are smaller than the crop or have no caption are left out and listed in
-  DIR/skipped.csv.
+  Killed at any moment, the same command continues and ends with the same data. At most one file is
+  made again. Images that cannot be read, are smaller than the crop or have no caption are left out
+  and listed in OUT/skipped.csv.
 
 captions:
-  Tried in this order for each crop: the .txt file beside the image (--caption-files) or the data set's column
-  (--caption-column), the model (--caption-model), the fixed text (--caption). Local images without a .txt file are an
-  error before anything starts, unless one of the latter two stands in.
+  For each crop these are tried in this order: the .txt file beside the image (--caption-files) or
+  the data set's column (--caption-column), the model (--caption-model), the fixed text
+  (--caption). With --caption-files, a local image without a .txt file is an error before anything
+  starts, unless --caption-model or --caption is given too.
 
 space:
-  An SD3 caption of 333 x 4096 numbers takes 2,727,936 bytes in fp16, and its pooled vector 4,096. 95,000 images of
-  512 x 512 with a caption each: 259.5 GB of embeddings, 24.9 GB of latents (262,144 bytes each), some 37 GB of targets
-  and 2 GB of low-quality images; 323 GB in all. Equal captions are stored once. SD2: 157,696 bytes a caption, 15 GB.
+  An SD3 caption of 333 x 4096 numbers takes 2,727,936 bytes in fp16, and its pooled vector 4,096.
+  95,000 images of 512 x 512 with a caption each take 259.5 GB of embeddings, 24.9 GB of latents
+  (262,144 bytes each), some 37 GB of targets and 2 GB of low-quality images: 323 GB in all. Equal
+  captions are stored once. SD2: 157,696 bytes a caption, 15 GB for 95,000.
 """
 
 
@@ -49,49 +53,77 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("inputs", nargs="*", type=Path, metavar="PATH", help="image files or folders")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the result")
-    parser.add_argument("--model", metavar="DIR", help="model that will be trained: folder or hub id (default: mini)")
-    parser.add_argument("--plan", action="store_true", help="print the settings and the space they take, and stop")
+    parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder for the result")
+    parser.add_argument(
+        "--model", metavar="DIR", help="model that will be trained: folder or hub id (default: the mini model)"
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="print the settings and the disk space that the result will take, and stop"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     hub = parser.add_argument_group("data sets by Hugging Face `datasets`, instead of PATH")
     hub.add_argument("--hub", metavar="NAME", help="hub id, or a folder of images, parquet or Arrow files")
     hub.add_argument("--config", metavar="NAME", help="configuration of the data set")
-    hub.add_argument("--split", default="train", metavar="NAME", help="default: train")
+    hub.add_argument("--split", default="train", metavar="NAME", help="split of the data set (default: train)")
     hub.add_argument("--revision", metavar="REV", help="commit, tag or branch")
-    hub.add_argument("--image-column", default="image", metavar="NAME", help="default: image")
+    hub.add_argument("--image-column", default="image", metavar="NAME", help="column of images (default: image)")
     hub.add_argument("--caption-column", metavar="NAME", help="column of captions")
     hub.add_argument("--streaming", action="store_true", help="read over the network as needed, keep no copy")
     crops = parser.add_argument_group("crops and degradation")
-    crops.add_argument("--crop", type=int, default=512, metavar="N", help="side in pixels (default: 512)")
+    crops.add_argument("--crop", type=int, default=512, metavar="N", help="side of the crops in pixels (default: 512)")
     number = crops.add_mutually_exclusive_group()
-    number.add_argument("--crops-per-image", type=int, default=1, metavar="N", help="at random places (default: 1)")
-    number.add_argument("--grid", action="store_true", help="every whole crop of a centred grid instead")
-    crops.add_argument("--degradation", choices=("full", "light"), default="full", help="default: full")
+    number.add_argument(
+        "--crops-per-image", type=int, default=1, metavar="N",
+        help="crops of each image, at random places (default: 1)",
+    )  # fmt: skip
+    number.add_argument("--grid", action="store_true", help="cut each image into a centred grid of crops instead")
+    crops.add_argument(
+        "--degradation", choices=("full", "light"), default="full",
+        help="parameter set of the degradation (default: full)",
+    )  # fmt: skip
     crops.add_argument(
         "--usm", action=argparse.BooleanOptionalAction, default=None,
-        help="sharpen the target first, as Real-ESRGAN does (default: with full)",
+        help="sharpen the target first, as Real-ESRGAN does (default: yes with --degradation full, else no)",
     )  # fmt: skip
-    crops.add_argument("--scale", type=int, default=4, metavar="N", help="how many times smaller (default: 4)")
-    crops.add_argument("--seed", type=int, default=42, metavar="N", help="default: 42")
+    crops.add_argument(
+        "--scale", type=int, default=4, metavar="N", help="how many times smaller the degraded crops are (default: 4)"
+    )
+    crops.add_argument("--seed", type=int, default=42, metavar="N", help="seed of crops and degradations (default: 42)")
     captions = parser.add_argument_group("captions")
-    captions.add_argument("--caption-files", action="store_true", help=".txt files beside the images")
-    captions.add_argument("--caption-model", metavar="ID", help="image-to-text model of transformers: hub id or folder")
-    captions.add_argument("--caption", metavar="TEXT", help="one prompt for all images without another caption")
+    captions.add_argument(
+        "--caption-files", action="store_true", help="read captions from .txt files beside the images"
+    )
+    captions.add_argument(
+        "--caption-model", metavar="ID",
+        help="make captions with an image-to-text model of transformers: hub id or folder",
+    )  # fmt: skip
+    captions.add_argument("--caption", metavar="TEXT", help="one caption for every image that has no other")
     captions.add_argument(
         "--t5", action=argparse.BooleanOptionalAction, default=True,
-        help="SD3's third text encoder, or zeros in its place (default: yes)",
+        help="use SD3's third text encoder; --no-t5 puts zeros in its place (default: yes)",
     )  # fmt: skip
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--workers", type=int, default=0, metavar="N", help="processes that crop and degrade")
-    machine.add_argument("--device", metavar="cpu|cuda", help="for the networks (default: cuda where there is one)")
-    machine.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
-    machine.add_argument("--shard-images", type=int, default=128, metavar="N", help="images per file (default: 128)")
-    machine.add_argument("--batch-size", type=int, default=8, metavar="N", help="of captions (default: 8)")
+    machine.add_argument(
+        "--workers", type=int, default=0, metavar="N",
+        help="processes that crop and degrade; 0: the main process does it (default: 0)",
+    )  # fmt: skip
+    machine.add_argument(
+        "--device", metavar="cpu|cuda", help="where the networks run (default: cuda if there is one, else cpu)"
+    )
+    machine.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision of the networks (default: fp32)"
+    )
+    machine.add_argument(
+        "--shard-images", type=int, default=128, metavar="N", help="images in each Arrow file (default: 128)"
+    )
+    machine.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="captions made or embedded at a time (default: 8)"
+    )
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepares; returns 0, also where images were left out: they are listed, and a long run is not lost for them."""
+    """Prepares; returns 0 even if images were left out: they are listed, and the rest of a long run is still good."""
     _check(args)
 
     import torch
@@ -122,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """What can be refused from the arguments alone."""
+    """Refuses arguments that are wrong whatever the data are."""
     if bool(args.inputs) == bool(args.hub):
         raise UserError("give either image folders (PATH ...) or one data set (--hub NAME)")
     if args.hub and args.caption_files:
@@ -185,7 +217,7 @@ def _source(args: argparse.Namespace) -> Any:
 
 
 def _plan(args: argparse.Namespace, source: Any, settings: dict[str, Any]) -> str:
-    """Settings, then space for as many images as there are and for the paper's 95,000."""
+    """The settings, then the space for these images and for the paper's 95,000."""
     import json
     import shutil
 
@@ -196,7 +228,7 @@ def _plan(args: argparse.Namespace, source: Any, settings: dict[str, Any]) -> st
     parts = [json.dumps(settings, indent=2, ensure_ascii=False)]
     if source.length is not None and not args.grid:
         crops = source.length * args.crops_per_image
-        # The number of distinct captions shows only in the end: as many as images, a model writes one per crop.
+        # The number of distinct captions is not known yet: at most one per image, or one per crop from a model.
         per_image = args.crops_per_image if args.caption_model else 1
         captions = source.length * per_image if storage.embeddings else 0
         if not (args.caption_files or args.caption_column or args.caption_model):

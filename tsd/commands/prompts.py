@@ -12,32 +12,36 @@ if TYPE_CHECKING:
     from tsd.prompts.text_encoders import TextSide
 
 DESCRIPTION = """\
-Computes prompt embeddings from text with the model's own text encoders and writes them as OUT/default/ and OUT/null/,
-for --prompt-embeds of `tsd restore` and `tsd train`. Without --text these are the two prompts of the TSD-SR release:
-its fixed prompt and the empty one. OUT/prompts.json records texts, hashes of tensors and encoders, and versions.
+Computes prompt embeddings from text with the model's own text encoders and writes them to
+OUT/default/ and OUT/null/, for --prompt-embeds of `tsd restore` and `tsd train`. Without --text
+these are the two prompts of the TSD-SR release: its fixed prompt and the empty one.
+OUT/prompts.json records texts, hashes of tensors and encoders, and versions.
 """
 EPILOG = """\
 examples:
   tsd prompts --model stabilityai/stable-diffusion-3-medium-diffusers --out prompts/
   tsd prompts --model sd3/ --out prompts/ --device cuda --dtype bf16
-  tsd prompts --model sd3/ --out prompts/ --format pt --compare released/       released/default/, released/null/
+  tsd prompts --model sd3/ --out prompts/ --format pt \\
+              --compare released/                            which holds default/ and null/
   tsd prompts --model sd3/ --out mine/ --text "a sharp photograph" --no-null --no-t5
   tsd restore photo.png -o out/ --model sd3/ --lora tsdsr/ --prompt-embeds prompts/
 
 model:
-  A folder in diffusers layout with the text encoders (SD3: text_encoder, text_encoder_2, text_encoder_3; SD2:
-  text_encoder), their tokenizers and the denoiser's config.json, or a hub id, of which only these are fetched. The
-  weights of denoiser and VAE are not needed.
+  A folder in diffusers layout with the text encoders (SD3: text_encoder, text_encoder_2,
+  text_encoder_3; SD2: text_encoder), their tokenizers and the denoiser's config.json, or a hub id.
+  Only these files are fetched. The weights of denoiser and VAE are not needed.
 
 memory:
-  Each encoder is loaded, used and freed in turn, so the largest decides: T5-XXL, 4.76 billion parameters, 9.5 GB in
-  bf16, 11.5 GB in fp16 (some layers stay in fp32), 19 GB in fp32: a 24 GB card holds any of them. --no-t5 leaves it out
-  (zeros in its place, as in diffusers; other embeddings than the release's), and 1.4 GB to 2.8 GB suffice. SD2's
-  encoder takes 1.4 GB in fp32.
+  Each encoder is loaded, used and freed in turn, so the largest one decides. That is T5-XXL with
+  4.76 billion parameters: 9.5 GB in bf16, 11.5 GB in fp16 (some layers stay in fp32), 19 GB in
+  fp32. A GPU of 24 GB holds any of them. --no-t5 leaves it out and puts zeros in its place, as
+  diffusers does. The embeddings then differ from the release's, and 1.4 to 2.8 GB are enough.
+  SD2's encoder takes 1.4 GB in fp32.
 
 --compare:
-  Says for every tensor whether it is equal, close (relative difference at most 5 %, as between precisions) or
-  different from those in another folder; the exit status is 1 where one is different.
+  Says for every tensor whether it is equal to the one in another folder, close to it (relative
+  difference at most 5 %, as between precisions) or different from it. The exit status is 1 if any
+  is different.
 """
 
 
@@ -51,28 +55,38 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="folder in diffusers layout, or hub id")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the prompts")
+    parser.add_argument("--out", required=True, type=Path, metavar="OUT", help="folder for the prompts")
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--text", metavar="TEXT", help="text of the default prompt (default: the release's)")
-    text.add_argument("--text-file", type=Path, metavar="FILE", help="the same from a file in UTF-8")
+    text.add_argument(
+        "--text-file", type=Path, metavar="FILE", help="read the text of the default prompt from a UTF-8 file"
+    )
     parser.add_argument(
         "--null", action=argparse.BooleanOptionalAction, default=True,
         help="write null/, the empty prompt, beside default/ (default: yes)",
     )  # fmt: skip
     parser.add_argument(
         "--t5", action=argparse.BooleanOptionalAction, default=True,
-        help="use SD3's third encoder (default: yes)",
+        help="use SD3's third text encoder, T5-XXL (default: yes)",
     )  # fmt: skip
-    parser.add_argument("--format", choices=("safetensors", "pt"), default="safetensors", help="default: safetensors")
+    parser.add_argument(
+        "--format", choices=("safetensors", "pt"), default="safetensors",
+        help="file format of the tensors (default: safetensors)",
+    )  # fmt: skip
     parser.add_argument("--compare", type=Path, metavar="DIR", help="compare with the prompts of another folder")
-    parser.add_argument("--overwrite", action="store_true", help="replace prompts of other texts or settings")
-    parser.add_argument("--device", metavar="cpu|cuda", help="default: cuda where there is one, else cpu")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace prompts in OUT that were made from other texts or settings"
+    )
+    parser.add_argument("--device", metavar="cpu|cuda", help="where to run (default: cuda if there is one, else cpu)")
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32",
+        help="precision of the text encoders (default: fp32)",
+    )  # fmt: skip
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the prompts; returns 0, or 1 where --compare found a different one."""
+    """Writes the prompts; returns 0, or 1 if --compare found a different one."""
     texts = _texts(args)
     import diffusers
     import torch

@@ -1,4 +1,4 @@
-"""`tsd restore`: files and folders in, restored images out, each written whole or not at all."""
+"""`tsd restore`: restores files and folders of images; each result is written completely or not at all."""
 
 import argparse
 import json
@@ -11,37 +11,41 @@ from pathlib import Path
 from tsd.errors import UserError
 
 DESCRIPTION = """\
-Restores and enlarges images in one step. Folders are searched with their sub-folders, which are kept in OUT.
-Without --model the mini model shipped in the package is used: no download, no GPU.
+Restores and enlarges images in one step. Folders are searched recursively, and OUT gets the same
+sub-folders. Without --model the mini model shipped in the package is used: no download, no GPU.
 """
 EPILOG = """\
 examples:
-  tsd restore photo.jpg                                    the mini model; writes restored/photo.png
-  tsd restore photos/ scan.tif -o restored/ --skip-existing      go on after an interruption
+  tsd restore photo.jpg                                       writes restored/photo.png
+  tsd restore photos/ scan.tif -o restored/ --skip-existing   continue after an interruption
   tsd restore photo.jpg -o photo_x4.webp --color adain
-  tsd restore photo.png -o out/ --model sd3/ --lora tsdsr/ --prompt-embeds default/ --device cuda --dtype bf16
+  tsd restore photo.png -o out/ --model sd3/ --lora tsdsr/ --prompt-embeds default/ \\
+              --device cuda --dtype bf16
 
 files:
-  Reads PNG, JPEG, WebP, TIFF and BMP: gray, palette, alpha (enlarged with the picture), CMYK (converted to sRGB),
-  16 bit (kept in PNG and TIFF). EXIF orientation is applied, the colour profile kept, other metadata dropped.
-  Of several frames or pages the first is read, with a warning. A file that cannot be read is listed at the end, the
-  others are still done, and the exit status is 1.
+  Reads PNG, JPEG, WebP, TIFF and BMP: gray, palette, alpha (enlarged with the picture), CMYK
+  (converted to sRGB), 16 bit (kept in PNG and TIFF). EXIF orientation is applied, the colour
+  profile is kept, other metadata is dropped. If a file has several frames or pages, the first is
+  read, with a warning. A file that cannot be read is listed at the end; the others are still done,
+  and the exit status is 1.
 
 settings:
-  Explicit options win over what the LoRA folder's restore.json recommends, and that over the defaults, which are
-  those of the TSD-SR authors' script: wavelet colour, sampled posterior, 512 pixels least processing size, seed 42,
-  tiles of 64 latent positions with an overlap of 8. SD3-medium is the hub id
-  stabilityai/stable-diffusion-3-medium-diffusers (gated), or a folder with the same files.
+  Options on the command line win over what restore.json in the LoRA folder recommends, and that
+  wins over the defaults, which are those of the TSD-SR authors' script.
+
+models:
+  SD3-medium is the hub id stabilityai/stable-diffusion-3-medium-diffusers (gated), or a folder
+  with the same files.
 """
 SUFFIXES = ("png", "jpg", "webp", "tiff", "bmp")
 SETTINGS = ("scale", "color", "posterior", "process_size", "seed", "tile", "tile_overlap", "vae_tile")
 
-LARGE = 2048**2  # pixels worked at, from which on enlarging a small input costs more than a moment
+LARGE = 2048**2  # processed pixels above which enlarging a small input takes noticeable time
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image to restore. `name` is its path below the given input without suffix; it seeds the posterior draw."""
+    """One image to restore. `name` is its path inside the given input without suffix; it seeds the posterior sample."""
 
     source: Path
     name: str
@@ -60,38 +64,64 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="image files or folders")
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("restored"), metavar="OUT",
-        help="folder for the results, or a file name where the only input is a file (default: restored/)",
+        help="folder for the results, or a file name if the only input is a file (default: restored/)",
     )  # fmt: skip
     parser.add_argument("--format", choices=SUFFIXES, help="format of the results (default: png, or that of OUT)")
     exists = parser.add_mutually_exclusive_group()
     exists.add_argument("--overwrite", action="store_true", help="replace results that exist")
     exists.add_argument("--skip-existing", action="store_true", help="leave results that exist as they are")
     weights = parser.add_argument_group("weights")
-    weights.add_argument("--model", metavar="DIR", help="model folder in diffusers layout, or hub id (default: mini)")
+    weights.add_argument(
+        "--model", metavar="DIR",
+        help="model folder in diffusers layout, or hub id (default: the mini model shipped in the package)",
+    )  # fmt: skip
     weights.add_argument("--lora", metavar="DIR", help="student folder (default: lora/tsdsr of the model folder)")
-    weights.add_argument("--prompt-embeds", metavar="DIR", help="prompt tensors (default: the student's)")
+    weights.add_argument(
+        "--prompt-embeds", metavar="DIR", help="folder with the prompt embeddings (default: the student's own)"
+    )
     settings = parser.add_argument_group("settings")
     settings.add_argument("--scale", type=int, metavar="N", help="enlargement (default: 4)")
-    settings.add_argument("--color", choices=("wavelet", "adain", "none"), help="colour alignment with the input")
-    settings.add_argument("--posterior", choices=("sample", "mode"), help="how the input is encoded")
-    settings.add_argument("--process-size", type=int, metavar="N", help="least short side worked at; 0: no least")
-    settings.add_argument("--seed", type=int, metavar="N", help="with the image's name, seeds --posterior sample")
-    settings.add_argument("--tile", type=int, metavar="N", help="side of the denoiser's tiles, in latents; 0: no tiles")
-    settings.add_argument("--tile-overlap", type=int, metavar="N", help="overlap of the tiles, in latents")
+    settings.add_argument(
+        "--color", choices=("wavelet", "adain", "none"),
+        help="how colours are aligned with the input (default: wavelet)",
+    )  # fmt: skip
+    settings.add_argument(
+        "--posterior", choices=("sample", "mode"),
+        help="encode the input as a sample of the encoder's distribution (sample), or as its mean (mode) "
+        "(default: sample)",
+    )  # fmt: skip
+    settings.add_argument(
+        "--process-size", type=int, metavar="N",
+        help="smallest short side to work at, in output pixels; smaller images are enlarged first; 0: no minimum "
+        "(default: 512)",
+    )  # fmt: skip
+    settings.add_argument(
+        "--seed", type=int, metavar="N",
+        help="seed of --posterior sample, together with the image's name (default: 42)",
+    )  # fmt: skip
+    settings.add_argument(
+        "--tile", type=int, metavar="N",
+        help="side of the denoiser's tiles, in latent positions; 0: no tiles (default: 64)",
+    )  # fmt: skip
+    settings.add_argument(
+        "--tile-overlap", type=int, metavar="N", help="overlap of the tiles, in latent positions (default: 8)"
+    )
     settings.add_argument(
         "--vae-tile", action=argparse.BooleanOptionalAction, default=None,
         help="tile the VAE too: less memory for very large images, slightly different results (default: no)",
     )  # fmt: skip
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", metavar="cpu|cuda", help="default: cuda where there is one, else cpu")
-    machine.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
+    machine.add_argument("--device", metavar="cpu|cuda", help="where to run (default: cuda if there is one, else cpu)")
+    machine.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision of the networks (default: fp32)"
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write settings, weight hashes and results as JSON")
     parser.add_argument("--verbose", action="store_true", help="print settings and weight hashes before starting")
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Restores every input; 0 when all are done, 1 when some failed."""
+    """Restores every input; returns 0, or 1 if some failed."""
     jobs = _plan(args)
     if args.report is not None and args.report.exists() and not args.overwrite:
         raise UserError(f"the report {args.report} exists; name another file or give --overwrite")
@@ -169,7 +199,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> list[Job]:
-    """Pairs inputs and outputs and refuses, before any work, what could not end well."""
+    """Pairs inputs with outputs, and refuses bad combinations before any work."""
     jobs = _named_file(args) or _in_folder(args)
     by_target: dict[Path, list[Path]] = {}
     for job in jobs:
@@ -181,9 +211,11 @@ def _plan(args: argparse.Namespace) -> list[Job]:
                 f"into different folders"
             )
     resolved = {job.source.resolve() for job in jobs}
-    own = [job.target for job in jobs if job.target.resolve() in resolved]
-    if own:
-        raise UserError(f"{own[0]} is one of the inputs and would be replaced by a result; choose another output (-o)")
+    inputs = [job.target for job in jobs if job.target.resolve() in resolved]
+    if inputs:
+        raise UserError(
+            f"{inputs[0]} is one of the inputs and would be replaced by a result; choose another output (-o)"
+        )
     existing = [job for job in jobs if job.target.exists()]
     if args.skip_existing:
         if existing:
@@ -198,7 +230,7 @@ def _plan(args: argparse.Namespace) -> list[Job]:
 
 
 def _named_file(args: argparse.Namespace) -> list[Job]:
-    """The one job whose output is named as a file; none where the output is a folder."""
+    """The one job whose output is a file name; no job if the output is a folder."""
     from tsd.images import READABLE
 
     out, (source, *others) = args.output, args.inputs

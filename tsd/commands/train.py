@@ -13,31 +13,80 @@ from tsd.presets import PRESETS, TEACHER_PRESETS
 from tsd.train.settings import RunSettings
 from tsd.train.stopping import seconds_from_text
 
+DESCRIPTION = """\
+Distils a base model into a one-step student by Algorithm 1 of the paper, or tunes the teacher
+before that (--stage teacher).
+"""
 EPILOG = """\
 examples:
   tsd train --preset mini --data photos/ --output run/ --val-data held-out/
-  tsd train --preset mini --data photos/ --output run/ --resume          continue after a kill, bit for bit on the CPU
+  tsd train --preset mini --data photos/ --output run/ --resume      continue after a kill; on
+                                                                     the CPU, bit for bit
   tsd train --preset paper --model stable-diffusion-3-medium-diffusers/ --prompt-embeds prompts/ \\
             --data LSDIR/ DIV2K/ --output run/
-  tsd train --preset paper --model … --data prepared/ --output run/      what `tsd prepare` wrote: captions, latents
-  tsd train --preset mini --data photos/ --output x --print-config       show every setting and stop
-  tsd train --preset paper --model … --data … --output x --dry-run       check everything, plan memory, and stop
-  tsd train --preset release --model stabilityai/stable-diffusion-3-medium-diffusers --dry-run      will it fit my card?
+  tsd train --preset paper --model … --data prepared/ --output run/  data that `tsd prepare` wrote
+  tsd train --preset mini --data photos/ --output x --print-config   show every setting and stop
+  tsd train --preset paper --model … --data … --output x --dry-run   check, plan memory, and stop
+  tsd train --preset release --model stabilityai/stable-diffusion-3-medium-diffusers \\
+            --dry-run                                                will it fit my GPU?
   tensorboard --logdir run/logs
 
 the teacher first (optional), then the student against it:
   tsd train --stage teacher --preset release --model … --data prepared/ --output tuned/
   tsd train --preset release --model … --data prepared/ --output run/ --teacher-lora tuned/teacher
 
-several processes, by accelerate (its configuration files are in the folder that --accelerate-configs prints):
+several processes, by accelerate (--accelerate-configs prints the folder of its configurations):
   accelerate launch --config_file gpu-8x-ddp.yaml $(which tsd) train --preset paper …
-  accelerate launch --config_file gpu-8x-fsdp.yaml $(which tsd) train --preset paper …      base and adapters sharded
-  accelerate launch --config_file gpu-8x-zero2.yaml $(which tsd) train --preset paper …     DeepSpeed, moments divided
+                                                       DDP: every GPU holds base and adapters
+  accelerate launch --config_file gpu-8x-fsdp.yaml $(which tsd) train --preset paper …
+                                                       FSDP: base and adapters sharded
+  accelerate launch --config_file gpu-8x-zero2.yaml $(which tsd) train --preset paper …
+                                                       DeepSpeed ZeRO-2: optimiser state sharded
   accelerate launch --config_file cpu-2x.yaml $(which tsd) train --device cpu --preset mini …
-on a cluster: --time-limit 23:45 stops cleanly in time; submit the same command with --resume until it is done.
-one card of 24 GB: --batch-size 1 --gradient-accumulation 16 --gradient-checkpointing --optimizer adamw8bit
+
+on a cluster:
+  --time-limit 23:45 stops cleanly in time; submit the same command with --resume until it is done.
+
+on one GPU of 24 GB:
+  --batch-size 1 --gradient-accumulation 16 --gradient-checkpointing --optimizer adamw8bit
 """
 _NOT_FLAGS = ("steps",)  # --max-train-steps serves both stages
+_SETTINGS_HELP = {
+    "batch_size": "samples per process and micro-batch",
+    "gradient_accumulation": "micro-batches per step",
+    "crop": "side of the square target crops in pixels",
+    "usm": "sharpen the targets",
+    "rank": "rank of the denoiser's LoRA",
+    "lr": "learning rate",
+    "lr_schedule": "course of the learning rate",
+    "warmup_steps": "steps until the learning rate is reached",
+    "optimizer": "adamw8bit needs bitsandbytes and keeps a state of 2 instead of 8 bytes a parameter",
+    "weight_decay": "weight decay of the optimizer",
+    "max_grad_norm": "clip gradients to this norm",
+    "posterior": "encode images as a sample of the encoder's distribution (sample), or as its mean (mode)",
+    "seed": "seed of everything random",
+    "mixed_precision": "precision of the computation",
+    "base_dtype": "precision in which the frozen base is held",
+    "gradient_checkpointing": "compute activations again in the backward pass: less memory, more time",
+    "checkpoint_every": "steps between checkpoints",
+    "validate_every": "steps between validations",
+    "abort_grad_norm": "gradient norm above which the training counts as diverged",
+    "degradation": "parameter set of the degradation",
+    "degrade_anew": "degrade the crops of prepared data again at every visit, instead of reading the stored results",
+    "vae_rank": "rank of the LoRA of the student's encoder",
+    "critic_rank": "rank of the critic's LoRA",
+    "critic_lr": "learning rate of the critic",
+    "lambda_tsd": "λ of Eq. 5",
+    "stride": "step s along the trajectory, in units of t",
+    "random_bias": "move the end of the trajectory at random by up to s/2",
+    "residual": "parameterisation in which Eq. 3–5 take differences",
+    "weighting": "weight w(t) of the times",
+    "guidance_scale": "classifier-free guidance of teacher and critic",
+    "pixel_loss": "pixel term of Eq. 7",
+    "ema_decay": "decay of the average of the student's weights that is saved and validated; 0: no average",
+    "caption_dropout": "share of the samples whose caption is replaced by the null prompt",
+    "t_density": "distribution of t; family: the one that the base was trained with",
+}
 
 
 def add_parser(verbs: Any) -> None:
@@ -45,57 +94,93 @@ def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "train",
         help="distil a base model into a one-step student (Algorithm 1)",
+        usage="%(prog)s --data DIR [DIR ...] --output DIR [options]",
+        description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--stage", choices=("student", "teacher"), default="student", help="default: student")
-    parser.add_argument("--preset", choices=("paper", "release", "mini"), default="mini", help="default: mini")
+    parser.add_argument(
+        "--stage", choices=("student", "teacher"), default="student", help="what is trained (default: student)"
+    )
+    parser.add_argument(
+        "--preset", choices=("paper", "release", "mini"), default="mini",
+        help="which settings to start from (default: mini)",
+    )  # fmt: skip
     parser.add_argument(
         "--data", nargs="+", type=Path, metavar="DIR", help="folders of high-quality images, or one prepared data set"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="run folder")
     parser.add_argument(
-        "--model", metavar="DIR", help="base model in diffusers layout, or hub id (default: mini model)"
+        "--model", metavar="DIR", help="base model in diffusers layout, or hub id (default: the mini model)"
     )
-    parser.add_argument("--prompt-embeds", type=Path, metavar="DIR", help="folder with default/ and null/ prompts")
+    parser.add_argument(
+        "--prompt-embeds", type=Path, metavar="DIR",
+        help="folder with default/ and null/ prompts (default: those of the model folder)",
+    )  # fmt: skip
     parser.add_argument("--init-lora", type=Path, metavar="DIR", help="start from an existing student")
-    parser.add_argument("--teacher-lora", type=Path, metavar="DIR", help="the tuned teacher (default: the bare base)")
-    parser.add_argument("--val-data", type=Path, metavar="DIR", help="held-out photographs, validated as it goes")
+    parser.add_argument(
+        "--teacher-lora", type=Path, metavar="DIR",
+        help="LoRA folder of a tuned teacher (default: the base as it is)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--val-data", type=Path, metavar="DIR",
+        help="held-out photographs on which the run is validated (default: no validation)",
+    )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in --output")
-    parser.add_argument("--max-train-steps", type=int, metavar="N", help="scale all phases to N steps in all")
-    parser.add_argument("--stop-after", type=int, metavar="N", help="stop cleanly after step N, to be resumed")
+    parser.add_argument(
+        "--max-train-steps", type=int, metavar="N",
+        help="shorten or lengthen all phases in proportion, to N steps in all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--stop-after", type=int, metavar="N", help="stop after step N with a checkpoint, to be resumed later"
+    )
     parser.add_argument(
         "--time-limit", metavar="HH:MM", help="stop cleanly before this time is up (HH:MM[:SS], or minutes)"
     )
     parser.add_argument(
-        "--keep", type=int, default=2, metavar="N", help="checkpoints to keep besides the best (default 2)"
+        "--keep", type=int, default=2, metavar="N", help="how many checkpoints to keep besides the best (default: 2)"
     )
     parser.add_argument(
-        "--tracker", default="tensorboard", metavar="NAME", help="tensorboard (default), wandb, …, or none"
-    )
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="data-loading processes (default 0)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+        "--tracker", default="tensorboard", metavar="NAME",
+        help="where losses are logged: tensorboard, wandb, … of accelerate, or none (default: tensorboard)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N",
+        help="data-loading processes; 0: the training process loads (default: 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto",
+        help="where to train (default: auto, the GPU if there is one)",
+    )  # fmt: skip
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check everything but the weights, plan memory, stop; without --data, plan memory only",
+        help="check everything but the weights, plan the memory, and stop. Without --data only the memory is planned",
     )
     parser.add_argument(
         "--accelerate-configs", action="store_true", help="print the folder of ready launcher configurations and stop"
     )
-    group = parser.add_argument_group("settings (default: the preset's)")
-    for name, (convert, choices, _) in _flags().items():
-        flag = f"--{name.replace('_', '-')}"
+    groups = {
+        stages: parser.add_argument_group(title)
+        for stages, title in (
+            (("student", "teacher"), "settings (default: those of the preset; --print-config shows them)"),
+            (("student",), "settings of --stage student"),
+            (("teacher",), "settings of --stage teacher"),
+        )
+    }
+    for name, (convert, choices, stages) in _flags().items():
+        flag, text = f"--{name.replace('_', '-')}", _SETTINGS_HELP[name]
         if convert is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
+            groups[stages].add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
-            group.add_argument(flag, type=convert, choices=choices, default=None, metavar=None if choices else "X")
+            metavar = None if choices else "N" if convert is int else "VALUE"
+            groups[stages].add_argument(flag, type=convert, choices=choices, default=None, metavar=metavar, help=text)
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains; returns 0, or 1 where training diverged (the last good checkpoint is kept and named)."""
+    """Trains; returns 0, or 1 if training diverged (the last good checkpoint is kept and named)."""
     if args.accelerate_configs:
         print(Path(__file__).parents[1] / "assets" / "accelerate")
         return 0
@@ -138,7 +223,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def resolve_config(args: argparse.Namespace) -> TrainConfig | TeacherConfig:
-    """The preset of the stage with the flags' overrides.
+    """Takes the stage's preset and overrides it with the flags.
 
     Raises:
         UserError: a flag of the other stage, or an impossible value.
@@ -156,7 +241,7 @@ def resolve_config(args: argparse.Namespace) -> TrainConfig | TeacherConfig:
 
 
 def resolve_settings(args: argparse.Namespace) -> RunSettings:
-    """Where the run reads and writes, and how it is carried out, by the flags.
+    """Reads from the flags the paths of the run and how it is carried out.
 
     Raises:
         UserError: an impossible value.
@@ -181,9 +266,9 @@ def resolve_settings(args: argparse.Namespace) -> RunSettings:
 
 
 def dry_run(settings: RunSettings, config: RunConfig) -> int:
-    """Everything that can be checked without weights, and the memory plan; prints and returns 0.
+    """Prints everything that can be checked without weights, and the memory plan; returns 0.
 
-    Without data nothing is checked: the plan needs but the model's configuration, which for SD3-medium is built in.
+    Without data nothing is checked: the plan needs only the model's configuration, which is built in for SD3-medium.
     """
     import os
 
@@ -225,7 +310,7 @@ def _is_main_process() -> bool:
 
 
 def _flags() -> dict[str, tuple[Any, tuple[str, ...] | None, tuple[str, ...]]]:
-    """Every setting that is one value: its converter, its choices, and the stages that have it."""
+    """For every setting of one value: its converter, its choices, and the stages that have it."""
 
     flags: dict[str, tuple[Any, tuple[str, ...] | None, tuple[str, ...]]] = {}
     for stage, config in (("student", TrainConfig), ("teacher", TeacherConfig)):

@@ -1,4 +1,4 @@
-"""Uploading a finished folder to the hub: checked first, quick to fail, and never the loss of what lies on disk."""
+"""Uploads a finished folder to the hub. Checks come first, and a failed upload leaves the folder on disk as it is."""
 
 import shlex
 from pathlib import Path
@@ -12,7 +12,7 @@ from tsd.model.loading import probe_hub
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Refuses what is no name of a repository, before any work.
+    """Refuses a wrong repository name before any work.
 
     Raises:
         UserError: not of the form owner/name.
@@ -26,10 +26,10 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def upload(folder: Path, repo_id: str, *, private: bool = False) -> str:
-    """Creates the model repository where there is none and uploads the folder as one commit; returns its address.
+    """Creates the model repository if there is none, uploads the folder as one commit, and returns its address.
 
     Raises:
-        UserError: no token, no network, or the hub refuses; says that `folder` is whole and how to upload it later.
+        UserError: no token, no network, or the hub refuses; says that `folder` is complete and how to upload it later.
     """
     later = f"hf upload {repo_id} {shlex.quote(str(folder))} .{' --private' if private else ''}"
     kept = f"Everything is in {folder}; upload it later with `{later}`."

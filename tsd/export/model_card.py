@@ -1,4 +1,4 @@
-"""The model card of an exported student: what is known of it, in the hub's form; what is not known is said to be so."""
+"""The model card of an exported student in the hub's form: the known facts, with unknown ones marked as unknown."""
 
 import json
 import re
@@ -19,7 +19,7 @@ _LICENCE = re.compile(r"^[a-z0-9][a-z0-9.+-]*$")
 
 
 class Licence(NamedTuple):
-    """A licence by the hub's identifier, with name and link where the hub has none of its own."""
+    """A licence by the hub's identifier, with name and link if the hub has no identifier of its own for it."""
 
     id: str
     title: str
@@ -45,7 +45,7 @@ LICENCES = {
 
 
 class Base(NamedTuple):
-    """What is known of a base model: its hub id (the mini models have a name only), and its licence."""
+    """The known facts of a base model: its hub id (the mini models have only a name) and its licence."""
 
     name: str | None
     on_hub: bool
@@ -54,13 +54,13 @@ class Base(NamedTuple):
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a training run folder tells.
+    """The facts read from the folder of a training run.
 
     Attributes:
-        student: its best student where it validated, else its last.
+        student: folder of the best student if the run validated, else of the last.
         config: the run's settings (`config.json`).
-        step: steps after which this student was taken, where the log tells.
-        validation: its validation numbers by name, without the log's `val_`; empty where it did not validate.
+        step: the step of this student; None if the log does not have it.
+        validation: its validation numbers by name, without the log's `val_`; empty if the run did not validate.
     """
 
     student: Path
@@ -71,14 +71,14 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card may say beyond what the weights tell; everything left out is called unknown.
+    """Facts for a card that the weights do not contain; whatever is left out is listed as unknown.
 
     Attributes:
         title: heading, and the model's name.
-        repo_id: where it will lie on the hub, for the commands.
+        repo_id: its future hub id, for the commands on the card.
         licence: the hub's identifier; by default that of a known base.
-        training_data: in words.
-        run: the training run it comes from.
+        training_data: description in words.
+        run: the training run that the student comes from.
     """
 
     title: str
@@ -96,9 +96,9 @@ class CardFacts:
 
 
 def known_base(model: str | Path, hub_id: str | None = None) -> Base:
-    """What is known of a base model by its hub id, its place in the hub's cache, or as the mini model.
+    """Recognises a base model by its hub id, by its place in the hub's cache, or as the mini model.
 
-    A folder's name proves nothing: for any other local folder everything is unknown.
+    Nothing is concluded from a folder's name: for any other local folder everything is unknown.
     """
     path = Path(model).expanduser()
     if hub_id is None and path.is_dir():
@@ -113,7 +113,7 @@ def known_base(model: str | Path, hub_id: str | None = None) -> Base:
 
 
 def licence_of(facts: CardFacts, base: Base) -> Licence | None:
-    """The licence to state: the one given, else that of the base, else none."""
+    """The licence to state: the given one, else the base's, else None."""
     if facts.licence is None:
         return base.licence
     known = (licence for licence in (base.licence, OPENRAIL, APACHE) if licence is not None)
@@ -141,7 +141,7 @@ def read_run(run: str | Path) -> RunFacts:
     rows = _log_rows(run / "log.jsonl")
     validated = [row for row in rows if "val_psnr_y" in row]
     if students[0].name == "best":
-        row = max(validated, key=lambda row: row["val_psnr_y"], default={})  # the rule `best/` is kept by
+        row = max(validated, key=lambda row: row["val_psnr_y"], default={})  # the rule by which the run keeps `best/`
     else:
         row = rows[-1] if rows else {}
     validation = {name.removeprefix("val_"): value for name, value in row.items() if name.startswith("val_")}
@@ -166,12 +166,12 @@ def model_card(
     sha256: Mapping[str, str],
     facts: CardFacts,
 ) -> ModelCard:
-    """The card of an export.
+    """Builds the card of an export.
 
     Args:
         description: content of its `tsd_student.json`.
         settings: its recommended settings for `tsd restore`.
-        sha256: of every other file, by name.
+        sha256: hash of every other file, by name.
     """
     licence = licence_of(facts, base)
     merged = description["what"] != "lora"
@@ -187,7 +187,7 @@ def model_card(
         license_link=licence.link if licence else None,
         pipeline_tag="image-to-image",
         tags=["super-resolution", "image-restoration", "one-step-diffusion", "tsd-sr", *([] if merged else ["lora"])],
-        model_name=facts.title if results else None,  # part of the results' form
+        model_name=facts.title if results else None,  # required with results
         eval_results=results or None,
         metrics=["psnr"] if results else None,
         **extra,
@@ -290,7 +290,7 @@ def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:
 
 
 def _eval_results(run: RunFacts | None) -> list[EvalResult]:
-    """PSNR on luma in the hub's form; the bicubic reference is no result of this model and stays in the text."""
+    """PSNR on luma in the hub's form. The bicubic reference is no result of this model: only the text has it."""
     if run is None or "psnr_y" not in run.validation:
         return []
     return [

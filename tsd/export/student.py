@@ -1,7 +1,7 @@
 """A trained student with its base model, found and checked without loading weights.
 
-What loading would refuse, a LoRA of another family, size or layout, a damaged file, a missing prompt, is refused here
-within a moment: the architecture is built on tensors without data, and files are read by their headers.
+A LoRA of another family, size or layout, a damaged file and a missing prompt are refused here at once, before loading
+would refuse them: the architecture is built on tensors without data, and only the headers of files are read.
 """
 
 from dataclasses import dataclass
@@ -25,15 +25,17 @@ _HEADER_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Student:
-    """A student and all that is known of it but its weights.
+    """A student and all its facts, without its weights.
 
     Attributes:
-        model: the base model as given, `folder` where it lies, `base` what is known of it.
+        model: the base model as given.
+        folder: the base model's local folder.
+        base: the known facts of the base model.
         lora: folder of the LoRA files.
-        prompts: by name, `default` among them; fp32.
-        settings: what the student's `restore.json` recommends.
+        prompts: fp32 prompts by name, including `default`.
+        settings: the settings that the student's `restore.json` recommends.
         ranks: LoRA ranks by part (`transformer` or `unet`, and `vae`).
-        dtypes: precision the base's weights are stored in, by part; `lora_dtypes` likewise.
+        dtypes: stored precision of the base's weights, by part; `lora_dtypes` is that of the LoRA files.
         sizes: numbers of values in the base's weights, by part.
     """
 
@@ -74,10 +76,10 @@ def open_student(
         lora: folder with the student in the released layout; by default the model folder's `lora/tsdsr`.
         prompt_embeds: folder with the student's prompt tensors; by default those beside its weights, else the model
             folder's `prompts/`.
-        base_model: hub id of the base model, where `model` is a local folder; it is noted in what is written.
+        base_model: hub id of the base model, if `model` is a local folder; it is recorded in the export.
 
     Raises:
-        UserError: anything missing, damaged or not fitting together; says what to give.
+        UserError: something is missing, damaged or does not fit; says what to give.
     """
     model, found = find_student(model, lora)
     if is_merged(found):
@@ -98,7 +100,7 @@ def open_student(
         part: sum(tensor.numel() for tensor in module.state_dict().values())
         for part, module in zip(parts, (backbone.denoiser, backbone.vae), strict=True)
     }
-    load_student(backbone, found, merge=False)  # strict, and without weights: nothing but names and shapes
+    load_student(backbone, found, merge=False)  # strict, and without weights: checks names and shapes
     ranks = check_student(found, family)
     files = (found / denoiser_file(family), found / VAE_FILE)
     return Student(
@@ -117,7 +119,7 @@ def open_student(
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors that `from_pretrained` reads: one file or shards, no fp16 variants beside them."""
+    """The safetensors files that `from_pretrained` reads: one file or shards, without fp16 variants."""
     files = [*folder.glob("diffusion_pytorch_model.safetensors"), *folder.glob("diffusion_pytorch_model-*.safetensors")]
     if not files:
         raise UserError(f"{folder} has no weights; expected diffusion_pytorch_model.safetensors, whole or in shards")
@@ -125,7 +127,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _stored_dtype(files: list[Path]) -> torch.dtype:
-    """The precision of weight files by their headers; several are fp32, which holds them all."""
+    """The precision of weight files by their headers; fp32 if there are several, since fp32 holds them all."""
     found = set()
     for path in files:
         try:

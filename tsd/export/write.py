@@ -1,12 +1,12 @@
-"""A trained student as a folder for others: merged into its base model, as LoRA files, or both.
+"""Writes a trained student as a folder for others: merged into its base model, as LoRA files, or both.
 
 `merged` is a model folder in diffusers layout whose weights already contain the LoRA of VAE encoder and denoiser;
-`lora` is the released layout of LoRA files. Every export says what it is in `tsd_student.json`, by which
+`lora` is the released layout of LoRA files. Every export describes itself in `tsd_student.json`, from which
 `tsd restore --model` knows that no LoRA is needed. Equal inputs give equal bytes.
 
-A weight is merged in fp32 and rounded once. Where base and export have the same precision, the base is therefore held
-in it (SD3-medium in fp16: 2.11 billion parameters, 4.2 GB), else in fp32 (8.4 GB), once; beside it stand the LoRA in
-fp32, one layer's product B·A, and while writing nothing more, since files are written from the weights' own memory.
+A weight is merged in fp32 and rounded once. If base and export have the same precision, the base is held once in that
+precision (SD3-medium in fp16: 2.11 billion parameters, 4.2 GB), otherwise once in fp32 (8.4 GB). The LoRA in fp32 and
+one layer's product B·A come on top. Writing needs no more, since files are written from the weights' own memory.
 """
 
 import json
@@ -48,19 +48,20 @@ def export(
     overwrite: bool = False,
     report: Report = lambda message: None,
 ) -> Path:
-    """Writes a student to `out`, which appears whole or not at all; returns it.
+    """Writes a student to `out`, which appears complete or not at all; returns `out`.
 
     Args:
-        what: `merged`: a model folder, LoRA merged; `lora`: LoRA files; `both`: the former, with the latter in `lora/`.
+        what: `merged`: a model folder with the LoRA merged in; `lora`: LoRA files; `both`: the model folder with the
+            LoRA files in `lora/`.
         dtype: precision of the weights written; by default that of the base's files, and for LoRA files their own.
         text_encoders: also copy the base's text encoders and tokenizers, and its `model_index.json`, with which a
-            `DiffusionPipeline` loads. Without them there is no such index: it would promise a pipeline that fails.
-        card: what the model card may say beyond the weights; None writes no card.
+            `DiffusionPipeline` loads. Without text encoders that index is left out, since the pipeline would fail.
+        card: facts for the model card that the weights do not contain; None writes no card.
         overwrite: replace an `out` that is an earlier export.
         report: called with one line per stage.
 
     Raises:
-        UserError: see `check_target`; too little room on the disk; or weights that `dtype` cannot hold.
+        UserError: see `check_target`; too little disk space; or weights that `dtype` cannot hold.
     """
     out = Path(out).expanduser()
     if what not in get_args(What):
@@ -87,7 +88,7 @@ def export(
                 (place / RECOMMENDED_FILE).write_text(json.dumps(student.settings, indent=2) + "\n")
         for path in sorted(student.folder.iterdir()):
             if path.is_file() and path.name.upper().startswith(("LICENSE", "NOTICE")):
-                shutil.copyfile(path, folder / path.name)  # the base's terms hold for what is derived from it
+                shutil.copyfile(path, folder / path.name)  # the base's terms also hold for derived weights
         report("hashing the files")
         description = _describe(student, what, dtypes if merged else {}, lora_dtypes if lora else {})
         (folder / EXPORT_FILE).write_text(json.dumps(description, indent=2) + "\n")
@@ -102,7 +103,7 @@ def export(
 
 
 def check_target(out: Path, sources: tuple[Path, ...], overwrite: bool) -> None:
-    """Refuses a place for the export that would cost something else.
+    """Refuses an output folder that would overwrite something else.
 
     Raises:
         UserError: `out` is a file, holds one of the `sources`, exists (without `overwrite`), or is no earlier export.
@@ -147,10 +148,10 @@ def _write_merged(student: Student, folder: Path, dtypes: Mapping[str, torch.dty
         report(f"writing {part}/ in {_name(dtypes[part])}")
         if dtypes[part] != held:
             module.to(dtypes[part])
-        _refuse_overflow(module.state_dict(), part, dtypes[part])
+        _check_finite(module.state_dict(), part, dtypes[part])
         module.save_pretrained(folder / part, max_shard_size=SHARD)
         config = read_config(folder / part / "config.json")
-        config.pop("_name_or_path", None)  # where the base lay on this machine is nobody else's business
+        config.pop("_name_or_path", None)  # the base's path on this machine is private
         (folder / part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "scheduler").mkdir()
     name = "scheduler_config.json"
@@ -163,7 +164,7 @@ def _write_lora(student: Student, folder: Path, dtypes: Mapping[str, torch.dtype
             f"{student.family.denoiser_folder}.{name}": tensor.to(dtypes[part])
             for name, tensor in read_lora(path, student.family).items()
         }
-        _refuse_overflow(state, path.name, dtypes[part])
+        _check_finite(state, path.name, dtypes[part])
         facts = {
             "format": "pt",
             "family": student.family.name,
@@ -172,13 +173,13 @@ def _write_lora(student: Student, folder: Path, dtypes: Mapping[str, torch.dtype
             "alpha": student.ranks[part],
             "base_model": student.base.name or "unknown",
         }
-        # One key: safetensors writes several in an order that changes from run to run, and equal exports are equal.
+        # One key: safetensors writes several keys in an order that differs from run to run.
         metadata = {METADATA_KEY: json.dumps(facts)}
         write_safetensors(folder / path.name, state, metadata)
 
 
 def _text_components(student: Student) -> list[Path]:
-    """The folders that the base's `model_index.json` names beside those of the student."""
+    """The folders that the base's `model_index.json` names besides those of the student."""
     path = student.folder / "model_index.json"
     if not path.is_file():
         raise UserError(
@@ -211,7 +212,7 @@ def _describe(
     dtypes: Mapping[str, torch.dtype],
     lora_dtypes: Mapping[str, torch.dtype],
 ) -> dict[str, Any]:
-    """The content of `tsd_student.json`: what this is and what it was made from."""
+    """The content of `tsd_student.json`: the kind of export and what it was made from."""
     base = {f"{part}/{path.name}": path for part in student.parts for path in weight_files(student.folder / part)}
     return {
         "format": 1,
@@ -229,11 +230,11 @@ def _describe(
     }
 
 
-def _refuse_overflow(tensors: Mapping[str, Tensor], what: str, dtype: torch.dtype) -> None:
+def _check_finite(tensors: Mapping[str, Tensor], label: str, dtype: torch.dtype) -> None:
     odd = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if odd:
         raise UserError(
-            f"{what}: {odd[0]} has values that are not finite in {_name(dtype)}"
+            f"{label}: {odd[0]} has values that are not finite in {_name(dtype)}"
             + (f", and {len(odd) - 1} more" if len(odd) > 1 else "")
             + ("; choose --dtype bf16 or fp32" if dtype == torch.float16 else "; the LoRA or the base is damaged")
         )

@@ -1,9 +1,9 @@
-"""How many bytes of tensors are alive, and at most were: a meter for devices that keep no count of their own.
+"""A meter of the bytes of live tensors and of their peak, for devices that do not count them.
 
-CUDA's allocator counts itself (`torch.cuda.max_memory_allocated`); the CPU's does not, and on tensors without data
-(fake or on the meta device) there is nothing to allocate. Here every operation's outputs are noted by their storage,
-so views and tensors saved for backward count once, and leave the count when Python and autograd let go of them.
-What a kernel allocates and frees inside itself is not seen.
+CUDA's allocator counts (`torch.cuda.max_memory_allocated`); the CPU's does not, and tensors without data (fake or on
+the meta device) allocate nothing. The meter registers the storage of every operation's outputs, so views and tensors
+saved for backward count once, and leave the count when Python and autograd release them. It does not see what a kernel
+allocates and frees internally.
 """
 
 import weakref
@@ -20,7 +20,7 @@ class LiveBytes(TorchDispatchMode):
     """Inside `with LiveBytes(...) as meter`, `meter.live` and `meter.peak` are bytes of distinct tensor storages.
 
     Args:
-        held: modules and tensors that exist beforehand and belong to the account (weights, optimiser state, a batch).
+        held: modules and tensors that exist before and count too (weights, optimiser state, a batch).
     """
 
     def __init__(self, *held: nn.Module | Tensor) -> None:
@@ -31,7 +31,7 @@ class LiveBytes(TorchDispatchMode):
             self.hold(item)
 
     def hold(self, item: nn.Module | Tensor) -> None:
-        """Counts a module's parameters, their gradients and its buffers, or a tensor, from now on."""
+        """Counts from now on a tensor, or a module's parameters, their gradients and its buffers."""
         tensors: Iterable[Tensor] = [item] if isinstance(item, Tensor) else [*item.parameters(), *item.buffers()]
         for tensor in tensors:
             self._note(tensor)

@@ -1,12 +1,12 @@
-"""What a training run will need in memory, before any weight is loaded.
+"""The memory that a training run will need, computed before any weight is loaded.
 
 The real modules are built from their `config.json` on tensors without data (torch's fake tensors: the meta device,
 with the CPU's or CUDA's choice of kernels kept), and the two turns of `tsd.algorithm.turns` are run on them, forward
-and backward, under the meter of `tsd.memory.live_bytes`. Activations are thus counted, not estimated by formula; what
-is computed is the adapters' optimiser state, which no iteration needs to run for.
+and backward, under the meter of `tsd.memory.live_bytes`. So activations are counted and not estimated by formula. Only
+the size of the adapters' optimiser state is computed, since that needs no iteration.
 
-Not counted: what kernels allocate for themselves (cuDNN's workspaces), the CUDA context and fragmentation. `RESERVE`
-stands for them in the verdict.
+Kernels' own allocations (cuDNN's workspaces), the CUDA context and fragmentation are not counted. `RESERVE` stands for
+them in the verdict.
 """
 
 import contextlib
@@ -46,14 +46,14 @@ def memory_plan(
     cuda: bool = True,
     tokens: int | None = None,
 ) -> MemoryPlan:
-    """The plan of distilling `model` under `config`; reads configurations only, runs for seconds to minutes.
+    """Plans the memory of distilling `model` under `config`; reads configurations only, takes seconds to minutes.
 
     Args:
         model: a folder in diffusers layout (the `config.json` files are enough), or one of `PUBLIC_CONFIGS`.
-        processes: how many processes share the work (DDP repeats what is held, FSDP divides it).
-        batch_sizes, checkpointing: which iterations to run.
+        processes: how many processes share the work (DDP replicates the weights, FSDP shards them).
+        batch_sizes, checkpointing: the iterations to run.
         cuda: follow CUDA's autocast rules, which keep normalisations in fp32, instead of the CPU's.
-        tokens: length of the prompts; by default the family's.
+        tokens: length of the prompts in tokens; by default the family's.
 
     Raises:
         UserError: the model's configuration is neither on disk nor known; or the crop does not fit the model.
@@ -86,12 +86,12 @@ def memory_plan(
 def parameters_of(
     family: Family, configs: Mapping[str, Mapping[str, Any]], config: TrainConfig
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Parameter counts by name, and the bytes that are held for the whole run, by name; runs nothing."""
+    """Returns the parameter counts and the bytes held for the whole run, both by name; runs nothing."""
     return _held(_build(family, configs, config, "", tokens=1), config)
 
 
 def model_configs(model: str | Path) -> tuple[Family, dict[str, dict[str, Any]]]:
-    """The family and the configurations of `denoiser`, `vae` and `scheduler`."""
+    """Returns the family and the configurations of `denoiser`, `vae` and `scheduler`."""
     folder = Path(model).expanduser()
     if folder.is_dir():
         return read_configs(folder)
@@ -110,7 +110,7 @@ def model_configs(model: str | Path) -> tuple[Family, dict[str, dict[str, Any]]]
 def _build(
     family: Family, configs: Mapping[str, Mapping[str, Any]], config: TrainConfig, source: str, tokens: int
 ) -> Backbone:
-    """The backbone with its adapters on the meta device."""
+    """Builds the backbone with its adapters on the meta device."""
     dtype = DTYPES[config.base_dtype]
     width, pooled = family.prompt_widths(configs["denoiser"])
     with torch.device("meta"):
@@ -126,9 +126,9 @@ def _build(
 
 
 def _make_fake(backbone: Backbone) -> None:
-    """Turns meta tensors into fake ones "on the CPU" (inside `FakeTensorMode`), so that kernels are chosen as there.
+    """Turns meta tensors into fake CPU tensors (inside `FakeTensorMode`), so that the CPU's kernels are chosen.
 
-    On the meta device itself attention would fall back to the formula that writes out the whole attention matrix.
+    On the meta device attention would fall back to the formula that stores the full attention matrix.
     """
     for model in (backbone.denoiser, backbone.vae):
         for module in model.modules():
@@ -150,7 +150,7 @@ def _zeros_like(meta: Tensor) -> Tensor:
 
 
 def _normalise_in_fp32(*models: nn.Module) -> None:
-    """CUDA's autocast runs normalisations in fp32 and hands on fp32; the CPU's, which fake tensors follow, does not."""
+    """Makes normalisations run in fp32 with fp32 outputs, as under CUDA's autocast; fake tensors follow the CPU's."""
     for model in models:
         for module in model.modules():
             if isinstance(module, nn.LayerNorm | nn.GroupNorm):
@@ -159,7 +159,7 @@ def _normalise_in_fp32(*models: nn.Module) -> None:
 
 
 def _held(backbone: Backbone, config: TrainConfig) -> tuple[dict[str, int], dict[str, int]]:
-    """Parameter counts and the bytes that stay, by name."""
+    """Returns the parameter counts and the bytes held for the whole run, both by name."""
     denoiser, vae = backbone.denoiser, backbone.vae
     roles: tuple[tuple[str, Any, Role], ...] = (
         ("student's adapter, denoiser", denoiser, "student"),
@@ -182,7 +182,7 @@ def _held(backbone: Backbone, config: TrainConfig) -> tuple[dict[str, int], dict
 
 
 def _state_bytes(parameter: nn.Parameter, eight_bit: bool) -> int:
-    """AdamW's two moments: fp32, or bitsandbytes' 8 bits with an fp32 scale per block of 256 (small tensors: fp32)."""
+    """Bytes of AdamW's two moments: fp32, or 8 bits with an fp32 scale per block of 256 (small tensors stay fp32)."""
     count = parameter.numel()
     if eight_bit and count >= 4096:
         return 2 * (count + 4 * -(-count // 256))
@@ -194,7 +194,7 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
 
 
 class _Metered(Backbone):
-    """A backbone that notes the bytes alive at the ends of the student turn's parts."""
+    """A backbone that records the live bytes at the end of each part of the student's turn."""
 
     meter: LiveBytes
     encoded = stepped = teacher = before_decoder = 0
@@ -216,7 +216,7 @@ class _Metered(Backbone):
 
 
 class _WithoutData(TorchDispatchMode):
-    """Answers what the turns ask of data: every sample is inside the trajectory; draws need no generator."""
+    """Replaces operations that need data: every sample is inside the trajectory, and draws need no generator."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.nonzero.default:
@@ -226,7 +226,7 @@ class _WithoutData(TorchDispatchMode):
 
 
 def _iterate(backbone: Backbone, config: TrainConfig, batch: int, checkpointing: bool) -> Iteration:
-    """Both turns on fake tensors; the trajectory's points are alike: one stands for all."""
+    """Runs both turns on fake tensors; all points of the trajectory need the same memory, so one is enough."""
     dtype, side = DTYPES[config.base_dtype], config.crop // backbone.vae_factor
     channels = backbone.vae.config["latent_channels"]
     x = torch.zeros(batch, 3, config.crop, config.crop, dtype=dtype)

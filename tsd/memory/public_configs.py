@@ -1,7 +1,7 @@
 """The published configurations of the base models that training is planned for: numbers only, no weights.
 
-They let `tsd train --dry-run` speak about a model that is not on this machine. Keys and values are those of the
-`config.json` files of the models' own repositories, as far as they differ from the defaults of diffusers' classes.
+With them `tsd train --dry-run` can plan for a model that is not on this machine. Keys and values are those of the
+`config.json` files in the models' own repositories, where they differ from the defaults of diffusers' classes.
 """
 
 from typing import Any

@@ -1,10 +1,10 @@
-"""What a memory plan says: bytes held, bytes of an iteration, and whether that fits a GPU; see `tsd.memory.plan`."""
+"""The result of a memory plan: bytes held, bytes of an iteration, and whether they fit a GPU; see `tsd.memory.plan`."""
 
 from dataclasses import dataclass
 
 GIB = 2**30
 GPU_GIB = (24, 80)
-"""The memories of graphics processors for which a plan gives its verdict."""
+"""The sizes of GPU memory, in GiB, for which a plan gives its verdict."""
 
 RESERVE = int(1.5 * GIB)
 """Bytes that stand for what is not counted: kernels' workspaces, the CUDA context, fragmentation."""
@@ -16,12 +16,12 @@ class Iteration:
 
     Attributes:
         batch: samples per process and micro-batch.
-        checkpointing: whether activations are forgotten and computed again.
-        encoder_graph, student_graph, decoder_graph: what the backward pass will need of the VAE's encoder, of the
-            denoiser's step and of decoder and pixel loss, as it stands before the backward pass.
-        teacher: the most that a guided forward of the teacher on ẑ_t and z_t (4B) allocates, without a graph; the
-            critic's (2B) is smaller.
-        student_turn, critic_turn: the most alive at once in either turn, gradients included.
+        checkpointing: whether activations are dropped and computed again.
+        encoder_graph, student_graph, decoder_graph: bytes that the VAE's encoder, the denoiser's step, and decoder and
+            pixel loss keep for the backward pass, measured before it.
+        teacher: peak of a guided forward pass of the teacher on ẑ_t and z_t (4B), without a graph; the critic's (2B)
+            is smaller.
+        student_turn, critic_turn: peak of live bytes in either turn, gradients included.
     """
 
     batch: int
@@ -40,17 +40,17 @@ class Iteration:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Numbers of one process; see `to_text`.
+    """The numbers of one process; see `to_text`.
 
     Attributes:
-        model: as it was asked for.
+        model: the folder or hub id that was given.
         base_dtype: precision of the frozen weights.
         optimizer: `adamw` or `adamw8bit`.
-        processes: how many share the work.
-        parameters: of denoiser, VAE and of the adapters, by name.
-        fixed: bytes that stay for the whole run, by name: base weights, adapters, optimiser state, EMA.
-        iterations: by batch size and checkpointing.
-        notes: what the numbers leave out.
+        processes: how many processes share the work.
+        parameters: parameter counts of denoiser, VAE and adapters, by name.
+        fixed: bytes held for the whole run, by name: base weights, adapters, optimiser state, EMA.
+        iterations: one for each batch size and checkpointing.
+        notes: remarks on what the numbers leave out.
     """
 
     model: str
@@ -66,14 +66,14 @@ class MemoryPlan:
         """Bytes of one process at the iteration's worst moment, `RESERVE` included.
 
         Args:
-            sharded: FSDP's share, each process holding its part of weights, adapters and optimiser state. The block
-                that is being computed is gathered whole, which is left out.
+            sharded: whether FSDP shards weights, adapters and optimiser state. The block that is being computed is
+                gathered completely, which is not counted.
         """
         fixed = sum(self.fixed.values())
         return (-(-fixed // self.processes) if sharded else fixed) + iteration.peak + RESERVE
 
     def fits(self, iteration: Iteration, gpu_gib: int, *, sharded: bool = False) -> bool:
-        """Whether the iteration's worst moment fits into a GPU of so many GiB."""
+        """Whether the iteration's worst moment fits into a GPU with `gpu_gib` GiB."""
         return self.total(iteration, sharded=sharded) <= gpu_gib * GIB
 
     def to_text(self) -> str:

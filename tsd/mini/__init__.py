@@ -1,1 +1,1 @@
-"""The recipes that train the two mini models from nothing."""
+"""The recipes that train the two mini models from scratch."""

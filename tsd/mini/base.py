@@ -1,10 +1,10 @@
-"""The mini bases: small denoisers trained from nothing as diffusion models of VAE latents; each is its own teacher.
+"""The mini bases: small denoisers trained from scratch as diffusion models of VAE latents; each is its own teacher.
 
-The first is an `SD3Transformer2DModel`, made here; the second, a UNet, is made in `tsd.mini.unet`. Both are trained
-alike.
+The first is an `SD3Transformer2DModel`, made here; the second, a UNet, is made in `tsd.mini.unet`. Both are trained in
+the same way.
 
-Two prompts stand in for text, both fixed random vectors: `default` always goes with clean latents, `null` with a
-mixture of clean and spoilt ones, so that classifier-free guidance points from "any image" to "clean image".
+Two fixed random vectors replace the text prompts: `default` always goes with clean latents, `null` with a mixture of
+clean and spoilt ones, so that classifier-free guidance points from "any image" to "clean image".
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from tsd.seeds import generator_for
 
 @dataclass(frozen=True)
 class BaseTraining:
-    """What the bases of both families are trained with."""
+    """The training settings that the bases of both families share."""
 
     prompt_tokens: int = 8
     prompt_width: int = 64
@@ -59,7 +59,7 @@ class BaseSettings(BaseTraining):
 
 
 def new_base(settings: BaseSettings, latent_channels: int) -> Any:
-    """The untrained library model; every modulation and the last projection start at 0, so every block as identity."""
+    """The untrained library model: modulations and the last projection start at 0, so every block is the identity."""
     model = SD3Transformer2DModel(
         sample_size=settings.position_table,
         patch_size=settings.patch,
@@ -97,10 +97,10 @@ def new_scheduler(settings: BaseSettings) -> FlowMatchEulerDiscreteScheduler:
 
 @torch.no_grad()
 def encode_images(vae: Any, images: Sequence[Tensor], turns: int, device: torch.device) -> list[Tensor]:
-    """Scaled latents (c, h/4, w/4), fp16, of uint8 images (3, H, W) under the first `turns` of the eight symmetries.
+    """Scaled latents (c, H/4, W/4), fp16, of uint8 images (3, H, W) under the first `turns` of the eight symmetries.
 
-    Whole images are encoded once and latents cropped afterwards: with anchored norms a latent hardly depends on the
-    crop it lies in.
+    Full images are encoded once, and latents are cropped afterwards: with anchored norms a latent hardly depends on
+    its crop.
     """
     latents = []
     for image in images:
@@ -115,7 +115,7 @@ def encode_images(vae: Any, images: Sequence[Tensor], turns: int, device: torch.
 
 
 def spoil(image: Tensor, seed: int) -> Tensor:
-    """A plainly bad version of a uint8 image (3, H, W): shrunk fourfold, noised, enlarged. For the null prompt only."""
+    """A degraded version of a uint8 image (3, H, W): shrunk fourfold, noised, enlarged. For the null prompt only."""
     x = image[None].float()
     small = F.interpolate(x, scale_factor=0.25, mode="area")
     small = small + 8 * torch.randn(small.shape, generator=generator_for(seed, "spoil"))
@@ -137,9 +137,9 @@ def latent_crops(
 
 
 class ShiftedPositions:
-    """Rolls the position table so that the crop the model takes from its middle starts elsewhere at every step.
+    """Rolls the position table, so that the crop that the model takes from its middle starts elsewhere at every step.
 
-    Training crops are smaller than the tiles of inference; without this the outer positions would stay unseen.
+    Training crops are smaller than the tiles of inference; without the shift the outer positions are never trained.
     """
 
     def __init__(self, model: Any, jitter: int) -> None:
@@ -173,7 +173,7 @@ def train_base(
     position_jitter: int = 0,
     validate_every: int = 250,
 ) -> dict[str, PromptEmbeds]:
-    """Trains `model` (or resumes) in `folder`; returns the prompts it knows. Images are uint8 (3, H, W)."""
+    """Trains `model` (or resumes) in `folder`; returns its prompts. Images are uint8 (3, H, W)."""
     model.to(device)
     prompts = new_prompts(settings, seed, pooled=family.prompt_widths(model.config)[1] is not None)
     both = PromptEmbeds.cat(prompts["default"], prompts["null"]).to(device)

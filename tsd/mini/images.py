@@ -1,6 +1,6 @@
-"""What the mini model learns from: the Kodak photographs, found by manifest, and images drawn by a seeded program.
+"""The images that the mini model learns from: the Kodak photographs of a manifest, and images drawn from a seed.
 
-Twenty-four photographs are few, and they hold little text and few hard edges. The drawn images add occlusion
+Twenty-four photographs are few, and they contain little text and few hard edges. The drawn images add occlusion
 edges of every orientation (dead leaves: Lee, Mumford and Huang, 2001), lettering and line work, and textures with
 the 1/f spectrum of natural images. Everything here is a pure function of its seed.
 """
@@ -28,11 +28,13 @@ _SUPERSAMPLING = 2
 
 
 def load_photos(manifest: Path, data_root: Path | None = None) -> dict[str, Tensor]:
-    """The photographs a manifest names, by stem: uint8 tensors (3, H, W), each verified by its sha256.
+    """Loads the photographs of a manifest, by stem: uint8 tensors (3, H, W), each verified by its sha256.
 
-    `manifest` is a JSON file with `images`: a list of `{"name": "kodim01.png", "sha256": ...}`. The files are looked
-    for in `data_root` and in `data_root/kodak`; without `data_root`, in `$TSD_DATA`.
-    Raises `UserError` naming every file that is missing or differs.
+    `manifest` is a JSON file with `images`: a list of `{"name": "kodim01.png", "sha256": ...}`. The files are searched
+    in `data_root` and in `data_root/kodak`; without `data_root`, in `$TSD_DATA`.
+
+    Raises:
+        UserError: names every file that is missing or differs.
     """
     root = Path(data_root or os.environ.get("TSD_DATA", ""))
     entries = json.loads(manifest.read_text())["images"]
@@ -92,7 +94,7 @@ def _shape(rng: np.random.Generator, centre: np.ndarray, radius: float) -> list[
 
 
 def _draw_leaves(rng: np.random.Generator, canvas: Image.Image) -> None:
-    """Opaque shapes with radii from a power law, laid one over the other."""
+    """Draws opaque shapes with radii from a power law, one over the other."""
     draw, size = ImageDraw.Draw(canvas), canvas.width
     base = _colour(rng)
     smallest, largest = size / 60, size / 3
@@ -105,7 +107,7 @@ def _draw_leaves(rng: np.random.Generator, canvas: Image.Image) -> None:
 
 
 def _draw_text(rng: np.random.Generator, canvas: Image.Image) -> None:
-    """Lines of letters of several sizes and slants, rules and frames on a plain ground."""
+    """Draws straight lines and lines of text of several sizes and slants on a plain ground."""
     draw, size = ImageDraw.Draw(canvas), canvas.width
     for _ in range(int(rng.integers(4, 9))):
         ink = tuple(_colour(rng).astype(int).tolist())
@@ -140,7 +142,7 @@ def _gratings(rng: np.random.Generator, size: int) -> np.ndarray:
 def procedural_image(seed: int, index: int, size: int = 256) -> Tensor:
     """Drawn image number `index` of the series `seed`: uint8 (3, size, size).
 
-    Of every four images two are dead leaves, one is text and one a grating; all carry shading and 1/f texture.
+    Two of every four images are dead leaves, one is text and one a grating; all have shading and 1/f texture.
     """
     rng = np.random.default_rng(seed_for(seed, "procedural", index))
     kind = index % 4
@@ -167,8 +169,8 @@ def random_crops(
 ) -> Tensor:
     """A batch of square crops, flipped and turned at random: float (batch, 3, size, size) in [-1, 1].
 
-    A share `drawn_share` of the crops comes from `drawn`, the others from `photos`. `seed` names the draw
-    (for example `(seed, "vae", step)`): the same name gives the same crops whatever was drawn before.
+    A share `drawn_share` of the crops comes from `drawn`, the others from `photos`. `seed` identifies the draw (for
+    example `(seed, "vae", step)`): the same `seed` gives the same crops, whatever was drawn before.
     """
     generator = generator_for(*seed)
 

@@ -27,7 +27,7 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised, times sqrt(max(1, rows / columns)); for parameters of two dimensions up."""
+    """Orthogonalised Nesterov momentum times sqrt(max(1, rows / columns)), for parameters of two or more dimensions."""
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -62,7 +62,7 @@ def split_optimisers(
 
 
 def set_learning_rates(optimisers: list[torch.optim.Optimizer], base: list[float], factor: float) -> None:
-    """Multiply each optimiser's base learning rate by `factor` (the schedule's value at this step)."""
+    """Multiplies each optimiser's base learning rate by `factor` (the schedule's value at this step)."""
     for optimiser, rate in zip(optimisers, base, strict=True):
         for group in optimiser.param_groups:
             group["lr"] = rate * factor

@@ -1,13 +1,13 @@
-"""The mini model from nothing, end to end: VAE, teacher, the encoder's head start, and the two students.
+"""Trains the mini model from scratch, end to end: VAE, teacher, the encoder's head start, and the two students.
 
     python -m tsd.mini.recipe --data-root DIR --output DIR
 
-`DIR/model` becomes the folder that the package ships as `tsd/assets/mini`; `DIR/work` holds checkpoints and logs.
-Stopped and started again, every stage continues from its last checkpoint. `--quick` runs every stage for a few steps
-at toy size.
+`DIR/model` becomes the folder that the package ships as `tsd/assets/mini`; `DIR/work` holds checkpoints and logs. If
+the recipe is stopped and started again, every stage continues from its last checkpoint. `--quick` runs every stage for
+a few steps at toy size.
 
-The students share a warm-up on the data alone (`tsd.mini.warmup`); then TSD-SR adds Eq. 5 along the trajectory, and the
-OSEDiff recipe adds Eq. 3 (VSD: λ = 1, one point). Everything else is the same for both.
+The students share a head start on the data alone (`tsd.mini.warmup`). Then TSD-SR adds Eq. 5 along the trajectory, and
+the OSEDiff recipe adds Eq. 3 (VSD: λ = 1, one point). Everything else is the same for both.
 """
 
 import argparse
@@ -50,7 +50,7 @@ from tsd.train.student import train
 
 STAGES = ("vae", "teacher", "encoder", "student", "tsdsr", "vsd")
 RESTORE_SETTINGS = {"color": "none", "posterior": "mode", "process_size": 0}
-"""How the students are run: no colour transfer, since a degraded input's colours are what they learn to mend."""
+"""The settings that the students are run with: no colour transfer, since they learn to correct the input's colours."""
 
 TSD_SR = dataclasses.replace(
     PRESETS["mini"],
@@ -73,7 +73,7 @@ class Recipe:
 
     seed: int = 0
     drawn_images: int = 160
-    photo_repeats: int = 24  # in the students' data: 480 photographs to 160 drawn images in every round
+    photo_repeats: int = 24  # in the students' data: 480 photographs and 160 drawn images in every epoch
     turns: int = 8
     vae: VaeSettings = field(default_factory=VaeSettings)
     teacher: BaseSettings = field(default_factory=BaseSettings)
@@ -101,7 +101,7 @@ def quick_recipe() -> Recipe:
 
 
 class RecipeRun:
-    """One run of the recipe in `output`: the data, read once, and a method for every stage."""
+    """One run of the recipe in `output`: it holds the data and has a method for every stage."""
 
     def __init__(self, recipe: Recipe, photos: dict[str, Tensor], output: Path, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
@@ -124,7 +124,7 @@ class RecipeRun:
         publish(self.model / "vae", lambda folder: vae.half().save_pretrained(folder))
 
     def load_vae(self) -> Any:
-        """The VAE as shipped: later stages build on the rounded weights."""
+        """Loads the VAE as it is shipped: later stages build on the rounded weights."""
         return AutoencoderKL.from_pretrained(self.model / "vae", torch_dtype=torch.float32)
 
     def teacher(self) -> None:
@@ -145,7 +145,7 @@ class RecipeRun:
         *,
         position_jitter: int = 0,
     ) -> None:
-        """Trains a base's denoiser and puts it, its scheduler and its prompts in their places."""
+        """Trains a base's denoiser and writes it, its scheduler and its prompts to the model folder."""
         process = family.process({"_class_name": type(scheduler).__name__, **scheduler.config})
         prompts = train_base(
             self.work, model, family, process, vae, self.photos, self.drawn, list(self.validation.values()),
@@ -162,7 +162,7 @@ class RecipeRun:
         publish(self.model / "prompts", write_prompts)
 
     def pairs_to_validate(self) -> tuple[Tensor, Tensor]:
-        """(enlarged low-quality, original) crops of the held-out photographs, two degradations of each."""
+        """Crops (enlarged low-quality, original) of the held-out photographs, each with two degradations."""
         high = validation_crops(self.validation).repeat(2, 1, 1, 1)
         low = [
             degrade((x + 1) / 2, FULL, seed_for(self.recipe.seed, "validation", index)) for index, x in enumerate(high)
@@ -170,7 +170,7 @@ class RecipeRun:
         return F.interpolate(torch.stack(low), scale_factor=4, mode="bicubic").clamp(0, 1) * 2 - 1, high
 
     def pool(self, vae: Any, name: str, count: int, crop: int, seed: int) -> Pool:
-        """A pool of the warm-up, of photographs only."""
+        """Makes a pool for the head start, from photographs only."""
         arrays = [image.permute(1, 2, 0).contiguous().numpy() for image in self.photos]
         low, high = make_pairs(self.work / f"pairs-{name}.pt", arrays, count, crop, seed)
         vae = vae.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
@@ -224,7 +224,7 @@ class RecipeRun:
         return train(settings, config).lora
 
     def ship(self, name: str, student: Path) -> None:
-        """The student's adapters in fp16 and how to run them; its log becomes a table beside the other stages'."""
+        """Writes the student's adapters in fp16, its `restore.json`, and its log as a table like the other stages'."""
         rows = [json.loads(line) for line in (self.work / name / "log.jsonl").read_text().splitlines()]
         (self.work / f"{name}.csv").unlink(missing_ok=True)
         columns = sorted({key for row in rows for key in row} - {"step"})
@@ -240,7 +240,7 @@ class RecipeRun:
 
 
 def publish(folder: Path, write: Callable[[Path], object]) -> None:
-    """Fill a new folder beside `folder` and put it in its place: readers never see half of it."""
+    """Fills a new folder beside `folder` and moves it into place: readers never see an incomplete one."""
     fresh = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -250,7 +250,7 @@ def publish(folder: Path, write: Callable[[Path], object]) -> None:
 
 
 def run_stages(run: RecipeRun, stages: Sequence[str]) -> Path:
-    """Runs the named stages of a run in order, its settings and logs beside the model; returns the model folder."""
+    """Runs the named stages in order, writes settings and logs beside the model, and returns the model folder."""
     for stage in stages:
         getattr(run, stage)()
         write_text(run.model / "recipe.json", json.dumps(dataclasses.asdict(run.recipe), indent=2, default=str) + "\n")
@@ -265,13 +265,13 @@ def run_command(
     stages: Sequence[str],
     new_run: Callable[[argparse.Namespace, dict[str, Tensor]], RecipeRun],
 ) -> int:
-    """The command of a recipe: the flags that all recipes share, and its stages.
+    """Runs the command of a recipe, with the flags that all recipes share.
 
     Args:
         new_run: makes the run from the flags and the photographs.
 
     Returns:
-        0, or 2 where the user can put something right.
+        The exit status: 0, or 2 after bad input.
     """
     parser.add_argument("--data-root", type=Path, help="folder with the Kodak photographs (default: $TSD_DATA)")
     parser.add_argument("--manifest", type=Path, default=Path("datasets/kodak/manifest.json"))
@@ -293,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe = quick_recipe() if args.quick else Recipe()
         return RecipeRun(recipe, photos, args.output, torch.device(args.device))
 
-    parser = argparse.ArgumentParser(prog="python -m tsd.mini.recipe", description="Train the mini model from nothing.")
+    parser = argparse.ArgumentParser(prog="python -m tsd.mini.recipe", description="Train the mini model from scratch.")
     return run_command(parser, arguments, STAGES, new_run)
 
 

@@ -1,11 +1,11 @@
-"""The second mini base, of SD2's family, and its two students: for the paper's Table 5, one recipe against another.
+"""Trains the second mini base, of SD2's family, and its two students, which the paper's Table 5 compares.
 
     python -m tsd.mini.recipe_sd2 --data-root DIR --output DIR [--sd3 DIR]
 
 `DIR/model` becomes the folder that the package ships as `tsd/assets/mini-sd2`. The VAE is that of the first mini model
-(`--sd3`, by default the shipped one), and so is the students' first encoder: the encoder of its `lora/tsdsr`, which
-learned to restore into the very latents that this base works on. Then as there: a teacher from nothing, a head start on
-the data alone (`tsd.mini.unet`), and from this common start TSD-SR and the OSEDiff recipe.
+(`--sd3`, by default the shipped one). The students start with the encoder of its `lora/tsdsr`, which learned to restore
+into the latents that this base works on. The rest follows the first recipe: a teacher from scratch, a head start on the
+data alone (`tsd.mini.unet`), and from this common start TSD-SR and the OSEDiff recipe.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def quick_recipe() -> SD2Recipe:
 
 
 class SD2Run(RecipeRun):
-    """The first recipe's run with another base: `first` is the model whose VAE and encoder are taken over."""
+    """The first recipe's run with another base; `first` is the model that the VAE and the encoder come from."""
 
     recipe: SD2Recipe  # pyright: ignore[reportIncompatibleVariableOverride]
 

@@ -1,7 +1,7 @@
-"""The flat loop both pre-training stages share: schedule, log, checkpoint, resumption.
+"""The training loop that the pre-training stages share: schedule, log, checkpoint, resumption.
 
-A step's data and noise depend on the stage's seed and the step number alone, so a run stopped anywhere and started
-again passes through the same weights as one that was never stopped.
+A step's data and noise depend only on the stage's seed and the step number, so a run that was stopped and started again
+passes through the same weights as one that was never stopped.
 """
 
 import csv
@@ -33,7 +33,7 @@ def save_atomically(state: object, path: Path) -> None:
 
 
 def append_row(path: Path, row: dict[str, object]) -> None:
-    """Append one row to a CSV log; the first row of a file writes the header."""
+    """Appends one row to a CSV log; the first row of a file also writes the header."""
     new = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(row))
@@ -56,10 +56,12 @@ def run_stage(
     save_every: int = 250,
     max_norm: float | None = None,
 ) -> None:
-    """Train `module` for `steps` steps of `loss_at(step)`; resume from `folder/<name>.pt` where that exists.
+    """Trains `module` for `steps` steps of `loss_at(step)`; resumes from `folder/<name>.pt` if that exists.
 
-    Losses go to `folder/<name>.csv`, one row per validation. Raises `FloatingPointError` when a loss is not finite;
-    the last checkpoint then still holds the last good weights.
+    Losses go to `folder/<name>.csv`, one row per validation.
+
+    Raises:
+        FloatingPointError: a loss is not finite; the last checkpoint still holds good weights.
     """
     checkpoint, log = folder / f"{name}.pt", folder / f"{name}.csv"
     base = [optimiser.param_groups[0]["lr"] for optimiser in optimisers]
@@ -105,7 +107,7 @@ def run_stage(
 
 
 def psnr_luma(first: Tensor, second: Tensor) -> float:
-    """Mean PSNR in dB of BT.601 luma over a batch, (B, 3, H, W) in [-1, 1], clamped, a border of 4 pixels cut."""
+    """Mean PSNR in dB of BT.601 luma over a batch (B, 3, H, W) in [-1, 1], clamped, without a border of 4 pixels."""
     weights = torch.tensor([65.481, 128.553, 24.966], device=first.device).view(1, 3, 1, 1) / 255
     lumas = [((image.clamp(-1, 1) + 1) / 2 * weights).sum(1)[:, 4:-4, 4:-4] for image in (first, second)]
     error = (lumas[0] - lumas[1]).square().mean(dim=(1, 2))
@@ -113,6 +115,6 @@ def psnr_luma(first: Tensor, second: Tensor) -> float:
 
 
 def in_batches(function: Callable[[Tensor], Tensor], tensor: Tensor, batch: int) -> Tensor:
-    """`function` over `tensor` in batches along dimension 0, to bound memory."""
+    """Applies `function` to `tensor` in batches along dimension 0, to limit memory."""
     parts: Iterable[Tensor] = tensor.split(batch)
     return torch.cat([function(part) for part in parts])

@@ -1,13 +1,13 @@
 """The second mini base: a small `UNet2DConditionModel`, SD2's architecture, and its student's head start.
 
-Same latents as the first (the VAE is shared), SD2's own noise schedule, v prediction: at t = 999 an error of a noise
-prediction would count 1/α = 14.6 times in ẑ, which the pre-trained SD2 can afford and a network trained for a quarter
-of an hour cannot.
+It works on the same latents as the first (the VAE is shared), with SD2's own noise schedule and v prediction. At
+t = 999 an error of a noise prediction would count 1/α = 14.6 times in ẑ, which the pre-trained SD2 can afford and a
+network trained for a quarter of an hour cannot.
 
-The student's start. At t = 999 the teacher expects noise and predicts next to nothing, so ẑ begins as 0.07 z_L. Its
-features still hold z_L: the last convolution is set by least squares to the readout of them that comes closest to the
-originals' latents, in closed form, and written as that layer's LoRA pair (a map to 12 channels has rank 12). The
-adapters are then trained together, on latents alone.
+The student's head start: at t = 999 the teacher expects noise and predicts next to nothing, so ẑ begins as 0.07 z_L.
+The teacher's features still contain z_L. So the last convolution is set to the least-squares readout of these features
+that comes closest to the originals' latents, computed in closed form, and written as that layer's LoRA pair (a map to
+12 channels has rank 12). The adapters are then trained together, on latents alone.
 """
 
 import math
@@ -63,12 +63,12 @@ class UNetStartSettings:
 
 
 def new_unet(settings: UNetSettings, latent_channels: int) -> Any:
-    """The untrained library model, two levels, attention on the second.
+    """The untrained library model, with two levels and attention on the second.
 
-    Residual branches and the last convolution start at 0. A latent can pass: z and −z go in and, by the outermost skip,
-    reach the last normalisation, so that silu(z) − silu(−z) = z is there to be read. Two constant channels per
-    normalised tensor keep its statistics from following the image's contrast (see `tsd.mini.vae`; here they are a start
-    only, not held).
+    Residual branches and the last convolution start at 0. A latent can pass through: z and −z go in and reach the last
+    normalisation by the outermost skip, where silu(z) − silu(−z) = z can be read. Two constant channels per normalised
+    tensor keep its statistics from following the image's contrast (see `tsd.mini.vae`; here they are only the start
+    and are trained).
     """
     narrow, wide = settings.channels
     model = UNet2DConditionModel(
@@ -135,7 +135,7 @@ def new_sd2_scheduler(settings: UNetSettings) -> DDPMScheduler:
 
 @torch.no_grad()
 def encode_pairs(path: Path, backbone: Backbone, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """(z_L, z) of the pairs of `make_pairs`, fp16 (N, c, h, w); kept in `path`. z_L is by the student's encoder."""
+    """(z_L, z) of the pairs of `make_pairs`, fp16 (N, c, h, w), cached in `path`. z_L is from the student's encoder."""
     if path.exists():
         z_low, z = torch.load(path, weights_only=True)
         return z_low, z
@@ -156,11 +156,11 @@ def encode_pairs(path: Path, backbone: Backbone, low: Tensor, high: Tensor) -> t
 def fit_readout(backbone: Backbone, z_low: Tensor, z: Tensor, generator: torch.Generator, ridge: float = 1e-4) -> float:
     """Sets the student adapter of `conv_out` to the least-squares readout of ẑ ≈ z at the last time.
 
-    Wanted is a prediction p with α z_L − σ p = z (v prediction), that is p = (α z_L − z)/σ; the normal equations are
-    summed over the pairs in float64, with `ridge` times the mean diagonal added.
+    The target is a prediction p with α z_L − σ p = z (v prediction), that is p = (α z_L − z)/σ. The normal equations
+    are summed over the pairs in float64, and `ridge` times the mean diagonal is added.
 
     Returns:
-        The root-mean-square error of ẑ over the pairs that were fitted.
+        The root-mean-square error of ẑ over the fitted pairs.
     """
     denoiser, process, device = backbone.denoiser, backbone.process, backbone.device
     t = torch.full((1,), process.last_time, device=device)
@@ -209,8 +209,10 @@ def train_unet_student(
 ) -> None:
     """Attaches the UNet's student adapter and trains it (or resumes) in `folder`, on latents; the VAE's is frozen.
 
-    latents: (z_L, z) of `encode_pairs`; originals: uint8 images for the pixel metric; validation: (low-quality
-    enlarged, original) images in [-1, 1].
+    Args:
+        latents: (z_L, z) of `encode_pairs`.
+        originals: uint8 images for the pixel metric.
+        validation: images (enlarged low-quality, original) in [-1, 1].
     """
     denoiser, device = backbone.denoiser, backbone.device
     attach(

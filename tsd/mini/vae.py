@@ -1,16 +1,16 @@
-"""The mini VAE: a real `AutoencoderKL`, four pixels to a latent, that starts as a linear PCA codec.
+"""The mini VAE: an `AutoencoderKL` with a downsampling factor of 4 that starts as a linear PCA codec.
 
-A small VAE of this class trained from the library's initialisation stays under a linear PCA of the same size:
+A small VAE of this class trained from the library's initialisation stays below a linear PCA of the same size:
 GroupNorm divides every crop by its own contrast, and the network spends its capacity on carrying contrast and colour
-around the normalisation. Two measures remove that obstacle without leaving the class:
+around the normalisation. Two measures remove that obstacle without changing the class:
 
 Anchors. Two channels of every normalised tensor hold the constants +A and -A (biases of the convolutions that
-produce the tensor; their weights are zero and stay zero). With A large the group statistics are nearly constant, so
-GroupNorm is nearly a fixed scale: contrast passes, and what a pixel becomes does not depend on what else is in the crop
-(which is also what makes decoding in tiles safe).
+produce the tensor; their weights are zero and stay zero). With a large A the group statistics are nearly constant, so
+GroupNorm is nearly a fixed scale: contrast passes, and a pixel's result does not depend on the rest of the crop (which
+also makes decoding in tiles safe).
 
-Linear start. Residual branches end in zeros; the strided convolutions of the encoder start as the 4x4 block PCA of the
-training crops; the SiLU before the encoder's last convolution is crossed in pairs, since silu(x) - silu(-x) = x.
+Linear start. Residual branches end in zeros. The strided convolutions of the encoder start as the 4x4 block PCA of the
+training crops. Values pass the SiLU before the encoder's last convolution in pairs, since silu(x) - silu(-x) = x.
 """
 
 import math
@@ -74,7 +74,7 @@ def new_vae(settings: VaeSettings) -> Any:
 
 
 def _stream_convs(vae: Any) -> tuple[list[nn.Conv2d], list[nn.Conv2d]]:
-    """(those that produce a residual stream, those that read one without a normalisation before them)."""
+    """The convolutions that produce a residual stream, and those that read one without a normalisation before them."""
     producers = [vae.encoder.conv_in, vae.decoder.conv_in]
     readers: list[nn.Conv2d] = []
     for name, module in vae.named_modules():
@@ -86,11 +86,11 @@ def _stream_convs(vae: Any) -> tuple[list[nn.Conv2d], list[nn.Conv2d]]:
 
 @torch.no_grad()
 def anchor(vae: Any, scale: float) -> None:
-    """Set the anchors and residual zeros, and mask the gradients that would move an anchor.
+    """Sets the anchors and residual zeros, and masks the gradients that would move an anchor.
 
     The anchors of a tensor of n channels are ±scale·sqrt(n/2), so its group standard deviation is about `scale`; the
-    norms' gains start at `scale` and undo it. Call again after loading weights to train on (it does not touch
-    what is not an anchor once `initialise` has run).
+    norms' gains start at `scale` and undo it. Call this again after loading weights to train them further: after
+    `initialise` it changes only anchors.
     """
     masks: dict[nn.Parameter, Tensor] = {}
 
@@ -138,7 +138,7 @@ def block_pca(crops: Tensor, factor: int = 4) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def initialise(vae: Any, crops: Tensor, settings: VaeSettings) -> None:
-    """Turn a fresh VAE into the linear start described above; `crops` (B, 3, H, W) in [-1, 1] give the PCA."""
+    """Turns a new VAE into the linear start described above; `crops` (B, 3, H, W) in [-1, 1] give the PCA."""
     for module in vae.modules():
         if isinstance(module, nn.GroupNorm):
             module.weight.fill_(settings.anchor_scale)
@@ -186,9 +186,9 @@ def initialise(vae: Any, crops: Tensor, settings: VaeSettings) -> None:
 
 
 def vae_loss(vae: Any, x: Tensor, settings: VaeSettings, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-    """L1 on pixels and on their differences, a trace of KL, and a pull of every latent channel's mean to 0.
+    """L1 on pixels and on their differences, a small KL term, and a pull of every latent channel's mean to 0.
 
-    x is (B, 3, H, W) in [-1, 1]. The last term matters to the student: its one step starts by undoing the
+    x is (B, 3, H, W) in [-1, 1]. The last term helps the student, whose one step starts by undoing the
     teacher's mean prediction.
     """
     posterior = vae.encode(x).latent_dist
@@ -214,7 +214,7 @@ def train_vae(
     device: torch.device,
     validate_every: int = 200,
 ) -> Any:
-    """Train (or resume) in `folder`; returns the VAE with `scaling_factor` set so that latents have unit deviation."""
+    """Trains (or resumes) in `folder`; returns the VAE with a `scaling_factor` that gives latents unit deviation."""
     torch.manual_seed(seed_for(seed, "vae", "weights"))
     vae = new_vae(settings)
 

@@ -1,14 +1,14 @@
-"""A head start for the student's adapters: the encoder learns to restore, then encoder and denoiser together.
+"""The head start of the student's adapters: the encoder learns to restore, then encoder and denoiser together.
 
-The student's start z_L − v(z_L, t = 1000) is useless on a teacher trained from nothing: at t = 1000 it predicts noise
-minus the mean image. Three steps replace that start by a good one, in the released layout, the base untouched:
+The student's start z_L − v(z_L, t = 1000) is useless on a teacher trained from scratch: at t = 1000 it predicts noise
+minus the mean image. Three steps replace that start by a good one, in the released layout, and leave the base as it is:
 
 - The quarter-resolution convolutions of the encoder (they work on the grid of the low-quality pixels) are trained to
-  map an enlarged low-quality image to the latent of its original. The layers below stay as they are, so what they give
-  for a fixed pool of pairs is computed once: a step costs an eighth of one through the whole encoder.
-- The denoiser's adapters start at B = 0 except that of `proj_out`, which starts at B·A = −W: the student's step begins
-  as the identity, ẑ = z_L − bias, and learns a correction instead of unlearning a prediction. Both are then trained
-  together.
+  map an enlarged low-quality image to the latent of its original. The layers below are frozen, so their output for a
+  fixed pool of pairs is computed once: a step costs an eighth of a step through the full encoder.
+- The denoiser's adapters start at B = 0, except that of `proj_out`, which starts at B·A = −W: the student's step begins
+  as the identity, ẑ = z_L − bias, and learns a correction instead of unlearning a prediction. Encoder and adapters are
+  then trained together.
 - The change of every encoder kernel is factorised (SVD) into a LoRA pair; at the mini preset's rank nothing is lost.
 """
 
@@ -48,10 +48,10 @@ class WarmUpSettings:
 
     Attributes:
         pairs, pair_seed, crop, batch: the pool of training pairs for the encoder alone, made once.
-        steps, lr: the encoder alone.
-        joint_pairs, joint_crop, joint_batch, joint_steps: encoder and denoiser together. The crops have the size of a
-            tile, so that attention and positions are those of inference.
-        joint_lr, adapter_lr: learning rates of the encoder and of the denoiser's adapter then.
+        steps, lr: for the encoder alone.
+        joint_pairs, joint_crop, joint_batch, joint_steps: for encoder and denoiser together. The crops have the size
+            of a tile, so that attention and positions are those of inference.
+        joint_lr, adapter_lr: learning rates of the encoder and of the denoiser's adapter in the joint training.
     """
 
     pairs: int = 10_000
@@ -70,10 +70,10 @@ class WarmUpSettings:
 
 @torch.no_grad()
 def pixel_metric(vae: Any, images: Tensor, generator: torch.Generator, step: float = 0.1) -> Tensor:
-    """How much a latent channel's error counts in pixels: (1, c, 1, 1), mean 1.
+    """Weights that tell how much a latent channel's error counts in pixels: (1, c, 1, 1), mean 1.
 
-    The squared change of the decoded `images` (B, 3, H, W) under a little noise on one channel at a time. Weighted with
-    it, the MSE of latents is that of pixels without running the decoder.
+    A weight is the squared change of the decoded `images` (B, 3, H, W) under a little noise on that channel. With these
+    weights the MSE of latents stands for that of pixels without running the decoder.
     """
     z = vae.encode(images).latent_dist.mode()
     decoded = vae.decode(z).sample
@@ -88,7 +88,7 @@ def pixel_metric(vae: Any, images: Tensor, generator: torch.Generator, step: flo
 
 
 def make_pairs(path: Path, sources: Sequence[np.ndarray], count: int, crop: int, seed: int) -> tuple[Tensor, Tensor]:
-    """A pool: low-quality and original crops, uint8 (N, 3, crop/4, crop/4) and (N, 3, crop, crop); kept in `path`."""
+    """Low-quality and original crops, uint8 (N, 3, crop/4, crop/4) and (N, 3, crop, crop), cached in `path`."""
     if path.exists():
         low, high = torch.load(path, weights_only=True)
         return low, high
@@ -125,10 +125,10 @@ def _upper_kernels(encoder: Any) -> list[Tensor]:
 
 
 class Pool:
-    """What training reads: features of the frozen layers and latents of the originals, for every pair of the pool."""
+    """The training data: features of the frozen layers and latents of the originals, for a pool of pairs."""
 
     def __init__(self, vae: Any, low: Tensor, high: Tensor, path: Path, device: torch.device, seed: int) -> None:
-        """Encode the pairs of `make_pairs`, or read what an earlier run with this VAE left in `path`."""
+        """Encodes the pairs of `make_pairs`, or reads the result of an earlier run with this VAE from `path`."""
         self.scale, self.device = float(vae.config["scaling_factor"]), device
         if not path.exists():
             save_atomically(self._encode(vae, low, high), path)
@@ -160,7 +160,8 @@ class Pool:
 def latent_loss(z_hat: Tensor, z: Tensor, metric: Tensor) -> tuple[Tensor, dict[str, float]]:
     """Minus PSNR up to a constant: 10·log10 of each crop's error, so an easy crop counts as much as a hard one.
 
-    metric: the weight of a latent channel, as of `pixel_metric`.
+    Args:
+        metric: weights of the latent channels from `pixel_metric`.
     """
     errors = (metric * (z_hat.float() - z).square()).mean(dim=(1, 2, 3))
     loss = 10 * (errors + 1e-3).log10().mean()
@@ -177,9 +178,10 @@ def train_encoder(
     seed: int,
     validate_every: int = 500,
 ) -> Any:
-    """Train (or resume) in `folder` a copy of the VAE's encoder to restore; returns it. `vae` is left as it is.
+    """Trains (or resumes) in `folder` a copy of the VAE's encoder to restore; returns it. `vae` is left as it is.
 
-    validation: (low-quality images enlarged, originals), both (B, 3, H, W) in [-1, 1].
+    Args:
+        validation: images (enlarged low-quality, original), both (B, 3, H, W) in [-1, 1].
     """
     device = pool.device
     encoder = copy.deepcopy(vae.encoder).requires_grad_(False).to(device, memory_format=torch.channels_last)
@@ -214,7 +216,7 @@ def train_student(
     seed: int,
     validate_every: int = 150,
 ) -> Any:
-    """Train (or resume) the restoring `encoder` and the denoiser's student adapter together; returns the encoder.
+    """Trains (or resumes) the restoring `encoder` and the denoiser's student adapter together; returns the encoder.
 
     The adapter is attached to `backbone.denoiser` and stays there, trained.
     """
@@ -254,7 +256,7 @@ def train_student(
 
 @torch.no_grad()
 def start_as_identity(denoiser: Any, generator: torch.Generator) -> None:
-    """Set the student adapter of `proj_out` to B·A = −W, so that the network predicts its last bias alone."""
+    """Sets the student adapter of `proj_out` to B·A = −W, so that the network predicts only its last bias."""
     layer = dict(denoiser.named_modules())["proj_out"]
     parameters = adapter_parameters(denoiser, STUDENT)
     a, b = parameters["proj_out.lora_A.weight"], parameters["proj_out.lora_B.weight"]
@@ -266,10 +268,13 @@ def start_as_identity(denoiser: Any, generator: torch.Generator) -> None:
 
 
 def factorise(change: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(A, B) of a LoRA pair with B·A = `change` as nearly as `rank` allows; shapes as peft holds them.
+    """(A, B) of a LoRA pair with B·A as close to `change` as `rank` allows, in peft's shapes.
 
-    change: (out, in) of a linear layer or (out, in, k, k) of a convolution. The singular values are shared evenly
-    between the factors. Directions beyond the change's own rank start as LoRA's do: A Gaussian (1 / rank), B zero.
+    The singular values are shared evenly between the factors. Directions beyond the change's own rank start like those
+    of a new LoRA: A Gaussian (1 / rank), B zero.
+
+    Args:
+        change: (out, in) of a linear layer or (out, in, k, k) of a convolution.
     """
     matrix = change.reshape(change.shape[0], -1).double()
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
@@ -284,7 +289,7 @@ def factorise(change: Tensor, rank: int, generator: torch.Generator) -> tuple[Te
 
 
 def write_adapters(folder: Path, backbone: Backbone, encoder: Any, *, vae_rank: int, seed: int) -> None:
-    """Write a warm student in the released layout: the denoiser's adapter and the factorised change of the encoder."""
+    """Writes the student in the released layout: the denoiser's adapter and the factorised change of the encoder."""
     generator = generator_for(seed, "factors")
     restored = {f"encoder.{name}": module for name, module in encoder.named_modules()}
     base = dict(backbone.vae.named_modules())

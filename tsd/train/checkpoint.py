@@ -1,6 +1,6 @@
-"""Checkpoints: all resumable state is one named list, written as one folder that appears whole or not at all.
+"""Checkpoints: all resumable state in one place, written as one folder that appears complete or not at all.
 
-Randomness needs no saving: every draw is seeded by its sample's own number (`tsd.seeds`), so the step is enough.
+No random state is saved: every draw is seeded by its sample's own number (`tsd.seeds`), so the step is enough.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ _UNFINISHED = ".checkpoint-"
 
 @dataclass
 class TrainState:
-    """The one named list: whatever is not here does not survive a resumption.
+    """All resumable state: whatever is not here does not survive a resumption.
 
     Attributes:
         tensors: parameter groups by name — `student.denoiser`, `student.vae`, `critic.denoiser`, `ema.…`.
         stateful: objects with `state_dict` / `load_state_dict` — optimisers, learning-rate schedules, fp16's scaler.
         step: steps done.
         best: best validation PSNR so far, in dB, or None.
-        best_step: when that was; its checkpoint is kept.
+        best_step: the step of that validation; its checkpoint is kept.
     """
 
     tensors: dict[str, dict[str, torch.Tensor]]
@@ -45,11 +45,12 @@ class TrainState:
     best_step: int | None = None
 
     def save(self, folder: Path, config: RunConfig, record: dict[str, Any], *, write: bool = True) -> Path:
-        """Writes `<folder>/checkpoint-<step>`, whole or not at all; an existing one of that step is replaced.
+        """Writes `<folder>/checkpoint-<step>`, completely or not at all; replaces an existing one of that step.
 
         Args:
             record: what the run depends on besides its settings, see `check_same_run`.
-            write: False in all processes but one; all must call, since sharded tensors are gathered by all.
+            write: False in all processes but one. All processes must call this, because they gather sharded tensors
+                together.
         """
         state = {
             "tensors": {
@@ -86,8 +87,8 @@ class TrainState:
             raise UserError(
                 f"{checkpoint / STATE_FILE} is damaged ({error}); remove {checkpoint} and resume"
             ) from error
-        younger = {"scaler"}  # not in checkpoints of the first release: fp16 then finds its scale anew
-        stateful = set(self.stateful) - (younger - set(state["stateful"]))
+        newer = {"scaler"}  # not in checkpoints of the first release: fp16 then searches its scale again
+        stateful = set(self.stateful) - (newer - set(state["stateful"]))
         if set(state["tensors"]) != set(self.tensors) or set(state["stateful"]) != stateful:
             raise UserError(f"{checkpoint} holds {sorted(state['tensors'])}; this run has {sorted(self.tensors)}")
         for name, group in self.tensors.items():
@@ -109,7 +110,7 @@ def checkpoint_folder(output: str | Path) -> Path:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints in `folder`, oldest first (by step, never by file time)."""
+    """The complete checkpoints in `folder`, oldest first (by step, never by file time)."""
     if not folder.is_dir():
         return []
     return sorted(entry for entry in folder.iterdir() if _NAME.match(entry.name))
@@ -122,7 +123,7 @@ def latest(folder: Path) -> Path | None:
 
 
 def prune(folder: Path, keep: int, best_step: int | None = None) -> None:
-    """Removes all but the newest `keep` checkpoints and that of the best validation."""
+    """Removes all checkpoints except the newest `keep` and that of the best validation."""
     for old in checkpoints(folder)[:-keep]:
         if best_step is None or old.name != f"checkpoint-{best_step:07d}":
             shutil.rmtree(old)
@@ -135,11 +136,11 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def check_same_run(checkpoint: Path, config: RunConfig, record: dict[str, Any]) -> None:
-    """A checkpoint may only be resumed with the settings, model and data it was made with.
+    """Refuses to resume a checkpoint with other settings, another model or other data than it was made with.
 
-    Free are how often is validated and saved, and how the global batch is split over processes and micro-batches.
-    Checkpoints of the first release have no record: of them only the settings are compared, and settings that are
-    younger than they are count as their defaults.
+    Two things may change: how often the run validates and saves, and how the global batch is split over processes and
+    micro-batches. Checkpoints of the first release have no record: only their settings are compared, and settings that
+    did not exist yet count as their defaults.
 
     Args:
         record: `stage`, `global_batch`, and fingerprints of `model`, `data`, `init_lora`, `teacher_lora`.

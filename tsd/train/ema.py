@@ -12,27 +12,27 @@ STUDENT_GROUPS = ("student.denoiser", "student.vae")
 
 
 def start_ema(state: TrainState) -> None:
-    """Adds the average, equal to the present student, to the resumable state."""
+    """Adds the average to the resumable state; it starts equal to the current student."""
     for name in STUDENT_GROUPS:
         state.tensors[f"ema.{name}"] = {key: value.detach().clone() for key, value in state.tensors[name].items()}
 
 
 def update_ema(state: TrainState, decay: float) -> None:
-    """Moves the average towards the present student; over the first steps it is shorter, so it never lags at B = 0.
+    """Moves the average towards the current student. It is shorter over the first steps, so it does not lag at B = 0.
 
-    Does nothing where no average was started.
+    Does nothing if no average was started.
     """
     decay = min(decay, (1 + state.step) / (10 + state.step))
     for name in STUDENT_GROUPS:
         if average := state.tensors.get(f"ema.{name}"):
             now = state.tensors[name]
-            parts = [local(value) for value in average.values()]  # element by element: shards need no gathering
+            parts = [local(value) for value in average.values()]  # elementwise: shards need not be gathered
             torch._foreach_lerp_(parts, [local(now[key]) for key in average], 1 - decay)
 
 
 @contextmanager
 def averaged(state: TrainState) -> Iterator[None]:
-    """Inside the block the adapters hold their average (where there is one); afterwards the trained values again."""
+    """Inside the block the adapters hold their average (if there is one), afterwards the trained values again."""
     names = [name for name in STUDENT_GROUPS if f"ema.{name}" in state.tensors]
     kept = {name: {key: value.detach().clone() for key, value in state.tensors[name].items()} for name in names}
     try:

@@ -1,4 +1,4 @@
-"""What a run reads: its data set, the samples' running numbers, and batches as the turns want them.
+"""The data of a run: its data set, the numbers of its samples, and batches in the form that the turns take.
 
 A sample's number decides everything random about it. Step s of a run with a global batch of n reads the numbers
 s·n … s·n + n − 1, however many processes and micro-batches share them.
@@ -23,8 +23,8 @@ from tsd.model.prompt import PromptEmbeds
 from tsd.train import fingerprint
 
 
-class RunningCount(Sampler[int]):
-    """The sample numbers of this process, from `first_step` on: a count, not a shuffle (the data set shuffles)."""
+class SampleNumbers(Sampler[int]):
+    """The sample numbers of this process from `first_step` on, in order (the data set shuffles)."""
 
     def __init__(self, config: RunConfig, first_step: int, process: int, processes: int) -> None:
         self.config, self.first_step, self.process, self.processes = config, first_step, process, processes
@@ -48,10 +48,10 @@ def degradation_of(config: TrainConfig) -> DegradationConfig:
 
 
 def open_data(sources: Sequence[ImageInput], config: RunConfig, processes: int) -> Dataset[dict[str, Any]]:
-    """Folders of images, files or arrays as crops; or one folder that `tsd prepare` wrote.
+    """Opens folders of images, files or arrays as crops, or one folder that `tsd prepare` wrote.
 
     Raises:
-        UserError: nothing usable in them; a prepared set that is half-written, or one among other sources.
+        UserError: nothing usable in the sources; a prepared set that is incomplete, or one among other sources.
     """
     length = config.total_steps * config.global_batch(processes)
     folder = prepared_folder(sources)
@@ -84,7 +84,7 @@ def prepared_folder(sources: Sequence[ImageInput]) -> Path | None:
 
 
 def data_fingerprint(data: Dataset[dict[str, Any]], sources: Sequence[ImageInput]) -> str:
-    """What identifies the data on resumption."""
+    """A fingerprint by which the data are recognised on resumption."""
     if isinstance(data, PairDataset):
         return fingerprint.of_images(data.images)
     folder = prepared_folder(sources)
@@ -104,11 +104,11 @@ def batches(
     workers: int,
     device: torch.device,
 ) -> Iterator[Batch]:
-    """This process's micro-batches from a step on, on `device`."""
+    """Yields this process's micro-batches from `first_step` on, on `device`."""
     loader = DataLoader(
         data,
         batch_size=config.batch_size,
-        sampler=RunningCount(config, first_step, process, processes),
+        sampler=SampleNumbers(config, first_step, process, processes),
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
@@ -118,7 +118,7 @@ def batches(
 
 
 def to_batch(item: dict[str, Tensor], device: torch.device) -> Batch:
-    """A collated item; captions and stored posteriors of prepared data where there are any.
+    """Makes a batch of a collated item, with the captions and stored posteriors of prepared data if there are any.
 
     Without low-quality images (the teacher's data) `x_L` is `x_H`.
     """

@@ -1,8 +1,9 @@
-"""Fingerprints of models, LoRA folders and data: is this what the checkpoint was made with?
+"""Fingerprints of models, LoRA folders and data, which tell whether a checkpoint was made with them.
 
-They are compared on resumption, before anything heavy loads, so they must be cheap for a model of many gigabytes:
-small files are hashed whole, large ones by their size and sixteen evenly spaced samples, the safetensors header among
-them. Retraining changes weights everywhere, so it changes every sample. Paths do not count: a run may be moved.
+They are compared on resumption, before anything heavy is loaded, so they must be cheap for a model of many gigabytes:
+small files are hashed completely, large ones by their size and sixteen evenly spaced samples, which include the
+safetensors header. Retraining changes weights everywhere, so it changes every sample. Absolute paths are not hashed: a
+run may be moved.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ SAMPLE_BYTES = 2**16
 
 
 def of_files(files: Iterable[tuple[str, Path]]) -> str:
-    """A short hash over files, each with the name it counts by."""
+    """A short hash over files, given as pairs of the name to hash and the path."""
     digest = hashlib.blake2b(digest_size=8)
     for name, path in sorted(files):
         size = path.stat().st_size
@@ -45,7 +46,8 @@ def of_folder(folder: Path, parts: Sequence[str] = ("",)) -> str:
 
 
 def of_images(images: Sequence[Path | np.ndarray]) -> str:
-    """A short hash over images in their order. Files count by name and size: reading a data set would take an hour."""
+    """A short hash over images in their order. Only names and sizes of files are
+    hashed: reading a data set would take an hour."""
     digest = hashlib.blake2b(digest_size=8)
     for image in images:
         if isinstance(image, np.ndarray):

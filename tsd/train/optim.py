@@ -1,4 +1,4 @@
-"""Optimisers of the adapters: which, one update, what is saved of them, and when training has diverged."""
+"""The adapters' optimisers: how they are made, one update, their resumable state, and the check for divergence."""
 
 import math
 from pathlib import Path
@@ -16,11 +16,11 @@ from tsd.train.parallel import average_gradients, clip_gradients
 from tsd.train.zero import ZeroOptimizer, zero_requested
 
 MAX_OVERFLOWS = 20
-"""fp16 steps left out in a row before that counts as divergence: the scale falls by 2^20 meanwhile."""
+"""So many fp16 steps skipped in a row count as divergence: the scale falls by 2^20 meanwhile."""
 
 
 class DivergenceError(RuntimeError):
-    """Training left the finite or the reasonable; the message names step, numbers and the last good checkpoint."""
+    """A number of the training is not finite or too large; the message names step, numbers and last good checkpoint."""
 
 
 def require_optimizer(config: RunConfig) -> None:
@@ -51,13 +51,13 @@ def new_optimizer(config: RunConfig, parameters: list[nn.Parameter], lr: float) 
 
 
 RoleOptimizer = AcceleratedOptimizer | ZeroOptimizer
-"""One role's optimiser, student's, critic's or teacher's, as the launcher wants it."""
+"""The optimiser of one role (student, critic or teacher) in the form that the launcher needs."""
 
 
-def accelerated(
+def wrap_optimizer(
     accelerator: Accelerator, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], config: RunConfig
 ) -> RoleOptimizer:
-    """The optimiser behind accelerate's loss scaling, or DeepSpeed's. Schedules are made from the bare one, before."""
+    """Wraps the optimiser for accelerate's loss scaling or for DeepSpeed. Make schedules from `optimizer` before."""
     if zero_requested() and accelerator.num_processes > 1:
         return ZeroOptimizer(optimizer, parameters, config)
     wrapped = accelerator.prepare_optimizer(optimizer)
@@ -66,7 +66,10 @@ def accelerated(
 
 
 def backward(accelerator: Accelerator, optimizer: RoleOptimizer, loss: Tensor) -> None:
-    """The backward pass of one micro-batch of the turn that `optimizer` ends; divides by the accumulation count."""
+    """Runs the backward pass of one micro-batch of the turn that ends with `optimizer`'s step.
+
+    The loss is divided by the number of micro-batches per step.
+    """
     if isinstance(optimizer, ZeroOptimizer):
         optimizer.backward(loss)
     else:
@@ -78,11 +81,11 @@ def update(
 ) -> dict[str, float]:
     """Averages gradients over processes, clips, steps, clears.
 
-    Averaged first, unscaled second: an overflow in one process must make all of them leave the step out.
+    Gradients are averaged before they are unscaled: an overflow in one process must make all of them skip the step.
 
     Returns:
-        `grad_norm` before clipping. Under fp16's loss scaling an overflow is how the scale is found: such a step is
-        left out by the scaler, and counted as `overflow` instead of a norm.
+        `grad_norm` before clipping. fp16's loss scaling finds its scale by overflows: the scaler skips such a step,
+        and `overflow` is returned instead of a norm.
     """
     if isinstance(optimizer, ZeroOptimizer):
         return {"grad_norm": optimizer.step()}
@@ -96,10 +99,15 @@ def update(
     return {"overflow": 1.0} if scaled and not math.isfinite(norm) else {"grad_norm": norm}
 
 
-def refuse_divergence(
-    logs: dict[str, float], overflows: int, config: RunConfig, step: int, good: Path | None, accelerator: Accelerator
+def check_divergence(
+    logs: dict[str, float],
+    overflows: int,
+    config: RunConfig,
+    step: int,
+    last_good: Path | None,
+    accelerator: Accelerator,
 ) -> None:
-    """Stops at the first number that is not finite, a gradient norm beyond the limit, or 20 overflows in a row.
+    """Raises at the first number that is not finite, a gradient norm beyond the limit, or 20 overflows in a row.
 
     The numbers are the same in all processes, so all of them stop together.
     """
@@ -112,21 +120,21 @@ def refuse_divergence(
         numbers = ", ".join(f"{name} = {value:g}" for name, value in odd.items())
         raise DivergenceError(
             f"training diverged at step {step}: {numbers} (limit of gradient norms: {config.abort_grad_norm:g}). "
-            f"Last good checkpoint: {good or 'none yet'}. Try smaller learning rates, or a smaller gamma2."
+            f"Last good checkpoint: {last_good or 'none yet'}. Try smaller learning rates, or a smaller gamma2."
         )
 
 
 class OptimizerState:
-    """An optimiser's resumable state with whole moments, whether its parameters are sharded or not.
+    """An optimiser's resumable state with unsharded moments, whether its parameters are sharded or not.
 
-    So a checkpoint written by N processes, under FSDP or not, is read by M.
+    So a checkpoint that N processes wrote, with FSDP or without, can be read by M processes.
     """
 
     def __init__(self, optimizer: RoleOptimizer) -> None:
         self.optimizer = optimizer
 
     def state_dict(self) -> dict[str, Any]:
-        """A collective under FSDP and DeepSpeed."""
+        """Returns the state; under FSDP and DeepSpeed all processes must call this together."""
         state = self.optimizer.state_dict()
         return {"state": _gathered(state["state"]), "param_groups": state["param_groups"]}
 
@@ -147,7 +155,7 @@ class OptimizerState:
 
 
 def _gathered(value: Any) -> Any:
-    """Every tensor inside, whole and on the CPU; bitsandbytes nests its quantised moments one level deeper."""
+    """Returns `value` with every tensor unsharded and on the CPU; bitsandbytes nests its quantised moments deeper."""
     if isinstance(value, dict):
         return {name: _gathered(inner) for name, inner in value.items()}
     return full_tensor(value).cpu() if isinstance(value, Tensor) else value

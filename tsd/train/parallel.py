@@ -1,16 +1,18 @@
 """Several processes by accelerate: how they start, what is sharded, and how gradients and numbers are averaged.
 
-Three ways, chosen by the launcher's configuration alone (`tsd/assets/accelerate/`):
+The launcher's configuration (`tsd/assets/accelerate/`) chooses one of three ways:
 
 - **DDP**: every process holds the frozen base and the adapters; the adapters' gradients are averaged explicitly, in
   one collective per turn. A base that plays three roles per step cannot be wrapped in `DistributedDataParallel`,
   whose reducer expects one forward per backward.
-- **FSDP** (version 2, `fully_shard`): base and adapters of the denoiser and of the VAE's encoder are sharded, so are
-  the optimiser's moments; FSDP itself averages the gradients. Parameters are `DTensor`s then, and a whole value is
-  gathered by all processes together (`tsd.model.sharded.full_tensor`).
-- **DeepSpeed** ZeRO-2: whole parameters, divided gradients and moments, one engine per optimiser (`tsd.train.zero`).
+- **FSDP** (version 2, `fully_shard`): base and adapters of the denoiser and of the VAE's encoder are sharded, and so
+  are the optimiser's moments; FSDP itself averages the gradients. Parameters are then `DTensor`s, and all processes
+  together gather a full value (`tsd.model.sharded.full_tensor`).
+- **DeepSpeed** ZeRO-2: parameters are replicated, gradients and moments are sharded, and each optimiser has its own
+  engine (`tsd.train.zero`).
 
-Sample numbers are global (`tsd.train.feed`), the adapters start from the same seeds everywhere: nothing is broadcast.
+Nothing is broadcast: sample numbers are global (`tsd.train.feed`), and the adapters start from the same seeds in every
+process.
 """
 
 import os
@@ -31,15 +33,15 @@ from tsd.model.sharded import full_tensor
 from tsd.train.zero import SWITCH, zero_requested, zero_settings
 
 BUCKET_BYTES = 2**30
-"""Gradients are averaged in flat buckets of this size: one for every model in sight."""
+"""Gradients are averaged in flat buckets of this size; the adapters of every known model fit into one."""
 
 
-def refuse_launcher(config: RunConfig) -> None:
-    """Refuses, before a process group exists, what the launcher asks for and this code cannot do.
+def check_launcher(config: RunConfig) -> None:
+    """Refuses launcher settings that this code does not support, before a process group exists.
 
     Raises:
-        UserError: FSDP's first version, parameters offloaded to the CPU, 8-bit moments under FSDP, or what
-            `tsd.train.zero` does not cover of DeepSpeed.
+        UserError: FSDP's first version, parameters offloaded to the CPU, 8-bit moments under FSDP, or a DeepSpeed
+            setting that `tsd.train.zero` does not support.
     """
     if zero_requested():
         zero_settings(config)
@@ -54,12 +56,12 @@ def refuse_launcher(config: RunConfig) -> None:
 
 
 def fsdp_requested() -> bool:
-    """Whether the launcher asks for FSDP. accelerate itself ignores that on CPUs, where it works as well (gloo)."""
+    """Whether the launcher asks for FSDP. accelerate ignores that on CPUs, but FSDP works there too (gloo)."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
-def start(config: RunConfig, output: Path, *, tracker: str, cpu: bool) -> Accelerator:
-    """The accelerator of this run; `tracker` is one of accelerate's names, or `none`."""
+def new_accelerator(config: RunConfig, output: Path, *, tracker: str, cpu: bool) -> Accelerator:
+    """Makes the accelerator of this run; `tracker` is one of accelerate's names, or `none`."""
     AcceleratorState._reset_state()  # a singleton: a second run in this process may have another precision
     asked = os.environ.pop(SWITCH, None)  # accelerate's own DeepSpeed mode wants one engine for everything
     try:
@@ -84,9 +86,9 @@ def is_sharded(accelerator: Accelerator) -> bool:
 def shard(accelerator: Accelerator, *modules: nn.Module) -> None:
     """Shards each module over all processes and moves it to this process's device, block by block.
 
-    Blocks are diffusers' own `_no_split_modules`. FSDP's mixed precision stays off: autocast casts inside the layers,
-    while FSDP would also round timesteps and average gradients in half precision. Adapters must be attached before;
-    collect parameters afterwards, they are other objects then.
+    Blocks are those of diffusers' `_no_split_modules`. FSDP's mixed precision stays off: autocast casts inside the
+    layers, while FSDP would also round timesteps and average gradients in half precision. Attach the adapters before
+    the call, and collect parameters after it, since sharding replaces the parameter objects.
     """
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
@@ -94,14 +96,14 @@ def shard(accelerator: Accelerator, *modules: nn.Module) -> None:
         for parameter in module.parameters():
             parameter.data = parameter.data.contiguous()  # FSDP takes no other layout, channels-last included
         blocks = set(getattr(module, "_no_split_modules", None) or ())
-        # Inner blocks first: a UNet's blocks hold others, and FSDP wants no parameter that is cut up already.
+        # Inner blocks first: a UNet's blocks contain others, and FSDP accepts no parameter that is sharded already.
         for block in reversed([inner for inner in module.modules() if type(inner).__name__ in blocks]):
             fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
         fully_shard(module, mesh=mesh, reshard_after_forward=reshard)
 
 
 def average_gradients(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
-    """Averages over processes what FSDP has not averaged, flattened into one collective (per `BUCKET_BYTES`)."""
+    """Averages the gradients that FSDP has not averaged over processes, in one collective per `BUCKET_BYTES`."""
     if accelerator.num_processes == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
@@ -114,7 +116,7 @@ def average_gradients(accelerator: Accelerator, parameters: list[nn.Parameter]) 
 
 
 def _buckets(gradients: list[Tensor]) -> list[list[Tensor]]:
-    """The gradients in their order, in groups of one dtype and at most `BUCKET_BYTES` (a larger gradient is alone)."""
+    """Groups the gradients, in order, by dtype and up to `BUCKET_BYTES` (a larger gradient gets its own group)."""
     buckets: list[list[Tensor]] = []
     room = 0
     for gradient in gradients:
@@ -127,13 +129,13 @@ def _buckets(gradients: list[Tensor]) -> list[list[Tensor]]:
 
 
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> float:
-    """Clips to a total norm over all parameters, shards included; returns the norm before, the same everywhere."""
+    """Clips to a total norm over all parameters and shards; returns the norm before, equal in all processes."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     return float(full_tensor(norm))
 
 
 def mean(accelerator: Accelerator, numbers: dict[str, float]) -> dict[str, float]:
-    """The numbers' means over processes, in one collective; every process calls it with the same names."""
+    """Averages the numbers over processes in one collective; every process must pass the same names."""
     if accelerator.num_processes == 1 or not numbers:
         return numbers
     packed = torch.tensor(list(numbers.values()), dtype=torch.float64, device=accelerator.device)
@@ -141,6 +143,6 @@ def mean(accelerator: Accelerator, numbers: dict[str, float]) -> dict[str, float
     return dict(zip(numbers, (packed / accelerator.num_processes).tolist(), strict=True))
 
 
-def anyone(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether any process says so: what one process must not decide alone."""
+def any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether `flag` is set in any process, for decisions that all processes must take alike."""
     return mean(accelerator, {"flag": float(flag)})["flag"] > 0

@@ -1,6 +1,6 @@
-"""Everything that can be known to be wrong before weights are loaded; and what identifies a run on resumption.
+"""Checks of a run before weights are loaded, and the record by which a run is recognised on resumption.
 
-Models are built on the meta device from their configurations, LoRA files are judged by their headers.
+Models are built on the meta device from their configurations; only the headers of LoRA files are read.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from tsd.train import fingerprint
 from tsd.train.checkpoint import check_same_run, checkpoint_folder, latest
 from tsd.train.feed import data_fingerprint, degradation_of, open_data, prepared_folder
 from tsd.train.optim import require_optimizer
-from tsd.train.parallel import refuse_launcher
+from tsd.train.parallel import check_launcher
 from tsd.train.settings import RunSettings
 
 SCALE = 4
@@ -38,9 +38,9 @@ class Checked:
     Attributes:
         folder: the model's local folder.
         data: the opened data set.
-        record: what a checkpoint of this run is recognised by, see `tsd.train.checkpoint.check_same_run`.
-        teacher_targets: modules the given teacher LoRA adapts; empty without one.
-        summary: lines for a reader.
+        record: what identifies this run in its checkpoints, see `tsd.train.checkpoint.check_same_run`.
+        teacher_targets: modules that the given teacher's LoRA adapts; empty without one.
+        summary: lines to print.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ def check_run(settings: RunSettings, config: RunConfig, processes: int) -> Check
     """Checks launcher, packages, model, prompts, data, LoRA files and checkpoint against each other and `config`.
 
     Raises:
-        UserError: the first thing that is wrong.
+        UserError: names the first fault.
     """
     model, sources = settings.model, settings.sources
     init_lora, teacher_lora = settings.init_lora, settings.teacher_lora
@@ -63,7 +63,7 @@ def check_run(settings: RunSettings, config: RunConfig, processes: int) -> Check
             f"--mixed-precision no with --base-dtype {config.base_dtype}: without autocast the base must be fp32; use "
             f"--base-dtype fp32, or --mixed-precision bf16"
         )
-    refuse_launcher(config)
+    check_launcher(config)
     require_optimizer(config)
     require_tracker(settings.tracker)
     folder = resolve_model(model)
@@ -134,10 +134,10 @@ def check_run(settings: RunSettings, config: RunConfig, processes: int) -> Check
 
 
 def require_tracker(name: str) -> None:
-    """Refuses a tracker accelerate does not know, or whose package is missing.
+    """Refuses a tracker that accelerate does not know, or whose package is missing.
 
     Raises:
-        UserError: lists what there is.
+        UserError: lists the trackers that there are.
     """
     if name not in TRACKERS:
         raise UserError(f"there is no tracker {name!r}; choose one of {', '.join(TRACKERS)}")
@@ -150,7 +150,7 @@ def require_tracker(name: str) -> None:
 
 
 def _check_initial(folder: Path, backbone: Backbone, config: TrainConfig) -> None:
-    """The student to start from must be of this family and these ranks, and adapt what this run adapts."""
+    """Checks that the student to start from has this family and these ranks, and adapts the modules of this run."""
     family = backbone.family
     ranks = check_student(folder, family)
     for file, flag, found, wanted in (
@@ -165,7 +165,7 @@ def _check_initial(folder: Path, backbone: Backbone, config: TrainConfig) -> Non
 
 
 def _check_teacher(folder: Path, backbone: Backbone) -> list[str]:
-    """The modules that a teacher's LoRA adapts: whichever it likes, if the denoiser has them."""
+    """Checks a teacher's LoRA and returns the modules it adapts: any of the denoiser's."""
     family = backbone.family
     path = folder / denoiser_file(family)
     others = [f for f in FAMILIES.values() if (folder / denoiser_file(f)).is_file()]
@@ -181,7 +181,7 @@ def _check_teacher(folder: Path, backbone: Backbone) -> list[str]:
 
 
 def _check_shapes(path: Path, module: nn.Module, family: Family, targets: list[str] | None) -> list[str]:
-    """Whether a LoRA file's tensors fit the module, and adapt just `targets` (None: any); the adapted modules."""
+    """Checks that a LoRA file fits the module and adapts exactly `targets` (None: any); returns the adapted modules."""
     with safe_open(path, framework="pt") as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     prefix = f"{family.denoiser_folder}."

@@ -1,6 +1,6 @@
-"""What the loops of both stages share: set-up, resumption, and the end of a step (log, validate, save, stop).
+"""The part that the loops of both stages share: set-up, resumption, and the end of a step (log, validate, save, stop).
 
-The loops themselves (`tsd.train.student`, `tsd.train.teacher`) hold nothing but their algorithm.
+The loops themselves (`tsd.train.student`, `tsd.train.teacher`) contain only their algorithm.
 """
 
 import sys
@@ -25,7 +25,7 @@ from tsd.model.loading import DTYPES
 from tsd.train.checkpoint import TrainState, checkpoint_folder, latest, prune, remove_unfinished
 from tsd.train.ema import averaged
 from tsd.train.feed import batches
-from tsd.train.parallel import anyone, is_sharded, mean, shard, start
+from tsd.train.parallel import any_process, is_sharded, mean, new_accelerator, shard
 from tsd.train.preflight import Checked, check_run
 from tsd.train.run_log import RunLog, peak_mib
 from tsd.train.settings import FinishedRun, RunSettings
@@ -34,7 +34,14 @@ from tsd.train.stopping import Stopper
 
 @dataclass(frozen=True)
 class Validation:
-    """A validation's result: `score` (higher is better) decides on `best/`; `numbers` to log; a strip to look at."""
+    """A validation's result.
+
+    Attributes:
+        score: higher is better; the best one is kept in `best/`.
+        numbers: to log.
+        strip: images to look at, uint8 (3, H, W).
+        title: what the strip shows.
+    """
 
     score: float
     numbers: dict[str, float]
@@ -43,13 +50,13 @@ class Validation:
 
 
 class Run:
-    """One training run in one process; a context manager that ends it in order.
+    """One training run in one process; a context manager that closes trackers and progress bar.
 
     Args:
-        shown: names of the numbers in the progress bar.
+        shown: names of the numbers to show in the progress bar.
 
     Raises:
-        UserError: anything `tsd.train.preflight` finds, or an `output` that is missing or holds another run.
+        UserError: a fault that `tsd.train.preflight` finds, or an `output` that is missing or holds another run.
     """
 
     def __init__(self, settings: RunSettings, config: RunConfig, *, shown: Sequence[str]) -> None:
@@ -69,7 +76,7 @@ class Run:
             raise UserError(
                 "fp16 cannot be trained on a CPU: give --mixed-precision bf16 --base-dtype bf16 (or no and fp32)"
             )
-        self.accelerator: Accelerator = start(config, self.output, tracker=settings.tracker, cpu=settings.cpu)
+        self.accelerator: Accelerator = new_accelerator(config, self.output, tracker=settings.tracker, cpu=settings.cpu)
         self.checked: Checked = check_run(settings, config, self.accelerator.num_processes)
         self.log = RunLog(self.output, self.accelerator)
         self.end = min(config.total_steps, settings.stop_after or config.total_steps)
@@ -78,11 +85,11 @@ class Run:
         self._bar: Any = None
 
     def load(self, attach: Callable[[Backbone], None]) -> Backbone:
-        """The backbone with this stage's adapters (`attach`), checkpointed and sharded as asked for, on its device."""
+        """Loads the backbone with this stage's adapters (`attach`), sharded and checkpointed as configured."""
         sharded, device = is_sharded(self.accelerator), self.accelerator.device
         backbone = load_backbone(
             self.checked.folder,
-            device="cpu" if sharded else device,  # a sharded base never lies on one device as a whole
+            device="cpu" if sharded else device,  # a sharded base may not fit on one device
             dtype=DTYPES[self.config.base_dtype],
             prompt_embeds=self.settings.prompt_embeds,
         )
@@ -99,14 +106,14 @@ class Run:
         return backbone
 
     def begin(self, state: TrainState) -> Iterator[Batch]:
-        """Resumes `state` where there is a checkpoint, starts the trackers; returns this process's batches."""
+        """Resumes `state` if there is a checkpoint, starts the trackers, and returns this process's batches."""
         accelerator, config = self.accelerator, self.config
         if accelerator.scaler is not None:
             state.stateful["scaler"] = accelerator.scaler
         if self.newest is not None:
             state.load(self.newest)
-            self.log.cut(state.step)
-            self.say(f"resumed from {self.newest} at step {state.step}")
+            self.log.truncate(state.step)
+            self.print_on_main(f"resumed from {self.newest} at step {state.step}")
         if accelerator.is_main_process:
             remove_unfinished(self.folder)
             write_text(self.output / "config.json", config.to_json())
@@ -126,11 +133,11 @@ class Run:
         )
 
     def last_good(self) -> Path | None:
-        """The newest checkpoint, to name where training diverged."""
+        """The newest checkpoint, for the message that training diverged."""
         return latest(self.folder)
 
     def done(self, state: TrainState) -> bool:
-        """Whether the last step was made, or something stopped the run."""
+        """Whether the last step is done, or something stopped the run."""
         return state.step >= self.end or self.stopped_by is not None
 
     def mean(self, micro_batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
@@ -146,11 +153,11 @@ class Run:
         validate: Callable[[], Validation] | None,
         save: Callable[[Path, bool], None],
     ) -> None:
-        """Counts, logs, validates and saves as due, and decides, all processes together, whether to stop."""
+        """Ends a step: logs it, validates and saves when due, and decides with all processes whether to stop."""
         config, accelerator = self.config, self.accelerator
         state.step += 1
         seconds = time.monotonic() - self._step_began
-        self.stopper.took("step", seconds)
+        self.stopper.record("step", seconds)
         logs |= {
             "seconds": seconds,
             "images_per_second": config.global_batch(accelerator.num_processes) / seconds,
@@ -160,7 +167,7 @@ class Run:
         self._bar.set_postfix({name: f"{logs[name]:.4f}" for name in self.shown if name in logs})
         reason = self.stopper.reason()
         last = state.step == self.end
-        if not last and anyone(accelerator, reason is not None):
+        if not last and any_process(accelerator, reason is not None):
             self.stopped_by = reason or "another process"
         better = False
         if validate is not None and self.stopped_by is None and (last or state.step % config.validate_every == 0):
@@ -182,11 +189,11 @@ class Run:
         self._step_began = time.monotonic()
 
     def finish(self, state: TrainState, folder: Path, save: Callable[[Path, bool], None]) -> FinishedRun:
-        """Writes the weights that users want, tells why the run stopped early, and returns its paths."""
+        """Writes the final weights, prints why the run stopped early if it did, and returns the run's paths."""
         with averaged(state):
             save(folder, self.accelerator.is_main_process)
         if self.stopped_by is not None:
-            self.say(
+            self.print_on_main(
                 f"stopped by {self.stopped_by} after step {state.step} of {self.config.total_steps}, with a "
                 f"checkpoint: the same command with --resume continues"
             )
@@ -194,8 +201,8 @@ class Run:
         best = self.output / "best" if state.best is not None else None
         return FinishedRun(self.output, folder, best, self.log.path, state.step, self.stopped_by)
 
-    def say(self, text: str) -> None:
-        """Prints a line to stderr, in one of the processes."""
+    def print_on_main(self, text: str) -> None:
+        """Prints a line to stderr in the main process only."""
         if self.accelerator.is_main_process:
             print(text, file=sys.stderr)
 

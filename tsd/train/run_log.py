@@ -1,4 +1,4 @@
-"""What a run leaves to read: `log.jsonl`, the trackers of accelerate, and validation images."""
+"""The log of a run: `log.jsonl`, the trackers of accelerate, and validation images."""
 
 import contextlib
 import json
@@ -14,11 +14,11 @@ from torch import Tensor
 from tsd.files import atomic_path, write_text
 
 TIMING = ("seconds", "images_per_second", "peak_mib")
-"""Columns that no two runs share; every other number of a run is repeatable."""
+"""Columns that differ from run to run; every other number is reproducible."""
 
 
 def peak_mib(device: torch.device) -> float:
-    """Most memory this process has held so far: allocated on a CUDA device, else resident in main memory."""
+    """The peak memory of this process so far in MiB: allocated on a CUDA device, else resident in main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10
@@ -26,14 +26,14 @@ def peak_mib(device: torch.device) -> float:
 
 
 class RunLog:
-    """Writes rows and images of the main process; in all others every method does nothing."""
+    """Writes rows and images in the main process; in all other processes every method does nothing."""
 
     def __init__(self, output: Path, accelerator: Accelerator) -> None:
         self.output, self.accelerator = output, accelerator
         self.path = output / "log.jsonl"
 
-    def cut(self, step: int) -> None:
-        """Drops what a killed run logged after the checkpoint that is being resumed, a half-written line included."""
+    def truncate(self, step: int) -> None:
+        """Drops the rows that a killed run logged after `step`, the step of the resumed checkpoint, and a torn line."""
         if self.accelerator.is_main_process and self.path.is_file():
             rows = []
             for line in self.path.read_text().splitlines():
@@ -49,7 +49,7 @@ class RunLog:
                 file.write(json.dumps({"step": step, **numbers}) + "\n")
 
     def images(self, step: int, title: str, strip: Tensor) -> None:
-        """A strip, uint8 (3, H, W), as `validation/step-….png` and to every tracker that takes images."""
+        """Writes a strip, uint8 (3, H, W), to `validation/step-….png` and to every tracker that takes images."""
         if not self.accelerator.is_main_process:
             return
         pixels = strip.permute(1, 2, 0).numpy()

@@ -1,6 +1,6 @@
-"""What a training run is asked for beside its `RunConfig`, and what it leaves behind: paths, and how it is carried out.
+"""The settings of a training run besides its `RunConfig`, and its result: paths, and how the run is carried out.
 
-This module imports no torch: the settings are refused before anything heavy is imported.
+This module imports no torch, so that wrong settings are refused before anything heavy is imported.
 """
 
 from collections.abc import Sequence
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What a run reads, where it writes and how it is carried out. What changes its result is its `RunConfig`.
+    """The paths that a run reads and writes, and how it is carried out. Its numerical settings are in `RunConfig`.
 
     Attributes:
         model: base model, a folder in diffusers layout or a hub id; by default the mini model of the package.
         data: image folders, files or uint8 arrays (see `PairDataset`), or one folder that `tsd prepare` wrote.
         output: run folder: `config.json`, `log.jsonl`, `checkpoints/`, `student/` or `teacher/` (last), `best/`,
             `logs/`, `validation/`. None is allowed for `check_run` only, which writes nothing.
-        resume: continue from the newest checkpoint in `output`; without it an `output` that has some is an error.
+        resume: continue from the newest checkpoint in `output`; without it an `output` with checkpoints is an error.
         init_lora: folder of an existing student (released layout) to start from, instead of B = 0; distillation only.
         teacher_lora: folder of the teacher's LoRA (of `train_teacher`, or any of that layout), which stays frozen;
-            by default the teacher is the bare base. Distillation only.
+            by default the teacher is the base as it is. Distillation only.
         prompt_embeds: folder with `default/` and `null/` prompts; by default the model folder's own.
         val_data: folder of held-out photographs; without it nothing is validated and there is no `best/`.
         workers: data-loading processes; 0 loads in the training process.
-        stop_after: stop cleanly after this many steps in all (a checkpoint is written), to be resumed later.
-        time_limit_seconds: stop cleanly before so much time has passed (see `tsd.train.stopping`).
-        keep: how many of the newest checkpoints are kept, besides that of the best validation; 1 or more.
+        stop_after: stop after this many steps in all with a checkpoint, to be resumed later.
+        time_limit_seconds: stop with a checkpoint before this time has passed (see `tsd.train.stopping`).
+        keep: how many of the newest checkpoints to keep, besides that of the best validation; 1 or more.
         tracker: one of accelerate's names, or `none`.
-        cpu: train on the CPU even where there is an accelerator.
+        cpu: train on the CPU even if there is an accelerator.
 
     Raises:
         UserError: a number out of range, or an `output` that is a file.
@@ -66,19 +66,19 @@ class RunSettings:
 
     @property
     def sources(self) -> "Sequence[ImageInput]":
-        """`data` as a sequence, also where it is one path."""
+        """`data` as a sequence, even if it is one path."""
         return [self.data] if isinstance(self.data, str | Path) else self.data
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run left behind.
+    """The result of a run.
 
     Attributes:
         output: the run folder.
         lora: folder of the LoRA files as they stand after the last step, `student/` or `teacher/` in `output`. Give it
             to `Restorer.load(lora=…)`, or as `teacher_lora` to the distillation.
-        best: folder of the LoRA files of the best validation; None where nothing was validated.
+        best: folder of the LoRA files of the best validation; None if nothing was validated.
         log: `log.jsonl`, one JSON object a step.
         step: steps done in all.
         stopped_by: what ended the run before its last step (`the time limit`, `SIGTERM`, `Ctrl-C`, `another process`),

@@ -1,9 +1,9 @@
 """Stopping in time: a clean end with a checkpoint before a cluster's limit, on SIGTERM, and on Ctrl-C.
 
-A cluster ends a job without asking. `--time-limit` stops as soon as another step, with the validation and the
-checkpoint that may follow it, would not fit any more, as judged by the slowest of each seen so far; SIGTERM (what
-`scancel`, Slurm's grace time, Kubernetes and accelerate's own launcher send) and Ctrl-C stop after the step in
-progress; a second Ctrl-C stops at once.
+With `--time-limit` a run stops when another step, with the validation and the checkpoint that may follow it, would not
+fit any more. The slowest step, validation and checkpoint so far decide that. SIGTERM (which `scancel`, Slurm's grace
+time, Kubernetes and accelerate's launcher send) and Ctrl-C stop a run after the step in progress; a second Ctrl-C stops
+it at once.
 """
 
 import re
@@ -17,7 +17,7 @@ from typing import Any
 from tsd.errors import UserError
 
 FIRST_RESERVE = 0.05
-"""Share of the limit, at most two minutes, that is kept free besides: for the first checkpoint, and for the exit."""
+"""Share of the limit, at most two minutes, that is also kept free, for the first checkpoint and for the exit."""
 
 
 def seconds_from_text(text: str) -> float:
@@ -41,10 +41,10 @@ def seconds_from_text(text: str) -> float:
 
 
 class Stopper:
-    """Knows how long things take and whether it is time to stop; a context manager while signals are caught.
+    """Records how long things take and decides whether to stop; as a context manager it catches signals.
 
     Args:
-        limit_seconds: from the making of this object on; None is without limit.
+        limit_seconds: counted from the creation of this object; None for no limit.
     """
 
     def __init__(self, limit_seconds: float | None) -> None:
@@ -70,15 +70,15 @@ class Stopper:
         self.signal = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
 
     @contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        """Remembers how long the block took."""
+    def timed(self, kind: str) -> Iterator[None]:
+        """Records how long the block takes."""
         began = time.monotonic()
         yield
-        self.took(what, time.monotonic() - began)
+        self.record(kind, time.monotonic() - began)
 
-    def took(self, what: str, seconds: float) -> None:
-        """Remembers a duration; the slowest of each kind counts."""
-        self.slowest[what] = max(self.slowest.get(what, 0.0), seconds)
+    def record(self, kind: str, seconds: float) -> None:
+        """Records a duration; only the slowest of each kind is kept."""
+        self.slowest[kind] = max(self.slowest.get(kind, 0.0), seconds)
 
     def reason(self) -> str | None:
         """Why to stop now, or None."""

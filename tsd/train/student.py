@@ -1,8 +1,8 @@
 """Stage two, the distillation: Algorithm 1 as one flat loop on accelerate.
 
-Student's turn, critic's turn, average, end of the step. Student, critic and teacher are adapters on one copy of the
-base (`tsd.model.lora`). How several processes share the work is in `tsd.train.parallel`, everything that is not the
-algorithm in `tsd.train.run`.
+A step is the student's turn, the critic's turn, and the update of the average. Student, critic and teacher are adapters
+on one copy of the base (`tsd.model.lora`). `tsd.train.parallel` shares the work among processes, and `tsd.train.run`
+does everything that is not the algorithm.
 """
 
 from pathlib import Path
@@ -25,11 +25,11 @@ from tsd.train.feed import degradation_of
 from tsd.train.optim import (
     DivergenceError,
     OptimizerState,
-    accelerated,
     backward,
+    check_divergence,
     new_optimizer,
-    refuse_divergence,
     update,
+    wrap_optimizer,
 )
 from tsd.train.run import Run, Validation
 from tsd.train.settings import FinishedRun, RunSettings
@@ -47,7 +47,7 @@ def train(settings: RunSettings, config: TrainConfig) -> FinishedRun:
     >>> restorer = Restorer.load(lora=run.lora)
 
     Args:
-        settings: what is read and written, and how the run is carried out.
+        settings: the paths to read and write, and how the run is carried out.
         config: everything that changes the result.
 
     Returns:
@@ -76,32 +76,32 @@ def train(settings: RunSettings, config: TrainConfig) -> FinishedRun:
             return Validation(numbers["psnr_y"], numbers, strip, "input, student, ground truth")
 
         widths = backbone.family.prompt_widths(backbone.denoiser.config)
-        prompts = load_prompts(run.checked.folder, settings.prompt_embeds, widths)  # as they were given, unrounded
+        prompts = load_prompts(run.checked.folder, settings.prompt_embeds, widths)  # not rounded to the base's dtype
 
         def save(folder: Path, write: bool) -> None:
             save_student(backbone, folder, write=write)
-            if write:  # a student is of little use without the prompt it was trained with
+            if write:  # a student needs the prompt it was trained with
                 write_prompt(folder / "prompts" / "default", prompts["default"], "safetensors")
 
         overflows, critic_overflows = 0, 0
         while not run.done(state):
             phase, gamma1 = config.phase_at(state.step), config.gamma1_at(state.step)
-            done, micro_logs = [], []
+            turns, micro_logs = [], []
             for _ in range(config.gradient_accumulation):
                 batch = next(batches)
                 with accelerator.autocast():
                     turn = student_turn(backbone, batch, config, phase, gamma1, pixel_loss)
                 backward(accelerator, optimizer, turn.loss)
-                done.append((turn.z_hat, batch))
+                turns.append((turn.z_hat, batch))
                 micro_logs.append(turn.logs)
             logs = run.mean(micro_logs)
             logs |= update(accelerator, optimizer, student, config.max_grad_norm)
             overflows = overflows + 1 if "overflow" in logs else 0
-            refuse_divergence(logs, overflows, config, state.step, run.last_good(), accelerator)
+            check_divergence(logs, overflows, config, state.step, run.last_good(), accelerator)
             state.stateful["schedule"].step()
             if phase.gamma2 > 0:
                 micro_logs = []
-                for z_hat, batch in done:
+                for z_hat, batch in turns:
                     with accelerator.autocast():
                         loss = critic_turn(backbone, z_hat, batch.indices, config, batch.prompt)
                     backward(accelerator, critic_optimizer, loss)
@@ -110,7 +110,7 @@ def train(settings: RunSettings, config: TrainConfig) -> FinishedRun:
                 critic_logs = update(accelerator, critic_optimizer, critic, config.max_grad_norm)
                 critic_overflows = critic_overflows + 1 if "overflow" in critic_logs else 0
                 logs |= {f"critic_{name}": value for name, value in critic_logs.items()}
-                refuse_divergence(logs, critic_overflows, config, state.step, run.last_good(), accelerator)
+                check_divergence(logs, critic_overflows, config, state.step, run.last_good(), accelerator)
                 state.stateful["critic_schedule"].step()
             update_ema(state, config.ema_decay)
             logs |= {"lr": optimizer.param_groups[0]["lr"], "gamma1": gamma1}
@@ -119,10 +119,10 @@ def train(settings: RunSettings, config: TrainConfig) -> FinishedRun:
 
 
 def load_pairs(val_data: str | Path | None, config: TrainConfig) -> list[ValidationPair]:
-    """The held-out pairs of a run, two crops of every photograph; none without `val_data`.
+    """Loads the held-out pairs of a run, two crops of every photograph; none without `val_data`.
 
     Raises:
-        UserError: no photographs there, or one smaller than the crop.
+        UserError: no photographs in the folder, or one that is smaller than the crop.
     """
     if val_data is None:
         return []
@@ -132,7 +132,11 @@ def load_pairs(val_data: str | Path | None, config: TrainConfig) -> list[Validat
 def optimizers(
     backbone: Backbone, config: TrainConfig, accelerator: Accelerator
 ) -> tuple[TrainState, list[torch.nn.Parameter], list[torch.nn.Parameter]]:
-    """The optimisers and their schedules inside the resumable state; then the student's and the critic's parameters."""
+    """Makes the optimisers and schedules.
+
+    Returns:
+        The resumable state that holds them, the student's parameters, and the critic's.
+    """
     adapters = {
         "student.denoiser": adapter_parameters(backbone.denoiser, "student"),
         "student.vae": adapter_parameters(backbone.vae, "student"),
@@ -148,7 +152,7 @@ def optimizers(
         stateful[f"{prefix}schedule"] = get_scheduler(
             config.lr_schedule, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps
         )
-        stateful[f"{prefix}optimizer"] = OptimizerState(accelerated(accelerator, optimizer, parameters, config))
+        stateful[f"{prefix}optimizer"] = OptimizerState(wrap_optimizer(accelerator, optimizer, parameters, config))
     state = TrainState({name: dict(group) for name, group in adapters.items()}, stateful)
     if config.ema_decay:
         start_ema(state)

@@ -2,8 +2,8 @@
 
     t ~ the family's training distribution,   z_t = noise(z, ε, t),   loss = ‖ψ(z_t, t, caption) − target(z, ε, t)‖²
 
-The release tunes SD3 so before it distils; the paper takes the pre-trained model. The result feeds the distillation
-by `--teacher-lora`, where it is attached frozen.
+The release tunes SD3 in this way before it distils; the paper takes the pre-trained model. The distillation reads the
+result with `--teacher-lora` and keeps it frozen.
 """
 
 from pathlib import Path
@@ -21,22 +21,22 @@ from tsd.model.lora import adapter_parameters, attach, denoiser_file, denoiser_t
 from tsd.model.prompt import PromptEmbeds
 from tsd.seeds import generator_for, seed_for
 from tsd.train.checkpoint import TrainState
-from tsd.train.optim import OptimizerState, accelerated, backward, new_optimizer, refuse_divergence, update
+from tsd.train.optim import OptimizerState, backward, check_divergence, new_optimizer, update, wrap_optimizer
 from tsd.train.parallel import mean
 from tsd.train.run import Run, Validation
 from tsd.train.settings import FinishedRun, RunSettings
-from tsd.train.validate import ValidationPair, image_strip, load_validation, shared_out
+from tsd.train.validate import ValidationPair, image_strip, load_validation, pairs_of_process
 
 VALIDATION_CROP = 256
 VALIDATION_TIMES = (0.2, 0.4, 0.6, 0.8)
-"""Shares of the last time at which the held-out loss is taken."""
+"""Times of the held-out loss, as shares of the last time."""
 
 
 def train_teacher(settings: RunSettings, config: TeacherConfig) -> FinishedRun:
     """Tunes the denoiser of a base model by a LoRA.
 
-    Of prepared data the stored moments and captions are used; of plain images the default prompt stands for every
-    caption (the null prompt where the model has none). Errors are those of `tsd.train.student.train`.
+    Prepared data give moments and captions. With plain images the default prompt is every image's caption (the null
+    prompt if the model has no default). Errors are those of `tsd.train.student.train`.
 
     Returns:
         The paths of the run; `lora` holds the teacher's one file (`transformer.` or `unet.safetensors`).
@@ -51,7 +51,7 @@ def train_teacher(settings: RunSettings, config: TeacherConfig) -> FinishedRun:
         schedule = get_scheduler(
             config.lr_schedule, inner, num_warmup_steps=config.warmup_steps, num_training_steps=config.steps
         )
-        optimizer = accelerated(accelerator, inner, parameters, config)
+        optimizer = wrap_optimizer(accelerator, inner, parameters, config)
         state = TrainState(
             {"teacher.denoiser": dict(adapter)}, {"schedule": schedule, "optimizer": OptimizerState(optimizer)}
         )
@@ -77,7 +77,7 @@ def train_teacher(settings: RunSettings, config: TeacherConfig) -> FinishedRun:
             logs = run.mean(micro_logs)
             logs |= update(accelerator, optimizer, parameters, config.max_grad_norm)
             overflows = overflows + 1 if "overflow" in logs else 0
-            refuse_divergence(logs, overflows, config, state.step, run.last_good(), accelerator)
+            check_divergence(logs, overflows, config, state.step, run.last_good(), accelerator)
             schedule.step()
             logs |= {"lr": optimizer.param_groups[0]["lr"]}
             run.finish_step(state, logs, validation if pairs else None, save)
@@ -85,13 +85,13 @@ def train_teacher(settings: RunSettings, config: TeacherConfig) -> FinishedRun:
 
 
 def attach_teacher(backbone: Backbone, config: TeacherConfig) -> None:
-    """The adapter to train: the attention projections, as diffusers' LoRA examples and the critic."""
+    """Attaches the adapter to train, on the attention projections, as in diffusers' LoRA examples and the critic."""
     targets = denoiser_targets(backbone.denoiser, backbone.family.critic_targets)
     attach(backbone.denoiser, "teacher", targets, config.rank, seed_for(config.seed, "teacher"))
 
 
 def teacher_loss(backbone: Backbone, batch: Batch, config: TeacherConfig) -> Tensor:
-    """The diffusion loss of a micro-batch, a scalar in fp32; every draw is the sample's own."""
+    """The diffusion loss of a micro-batch, a scalar in fp32; each sample has its own generator for every draw."""
     process = backbone.process
     z = ground_truth_latents(backbone, batch, config)
     noise = noise_for(config.seed, "noise of the teacher", batch.indices, z)
@@ -103,7 +103,7 @@ def teacher_loss(backbone: Backbone, batch: Batch, config: TeacherConfig) -> Ten
 
 
 def times(backbone: Backbone, config: TeacherConfig, indices: list[int]) -> Tensor:
-    """(B,) times on the CPU, drawn from the configured density over [0, last time], each from its sample's generator.
+    """Draws times (B,) on the CPU from the configured density over [0, last time], each with its sample's generator.
 
     Logit-normal: t = T · sigmoid(n), n standard normal, before the schedule's shift, as diffusers draws its index.
     """
@@ -119,7 +119,7 @@ def times(backbone: Backbone, config: TeacherConfig, indices: list[int]) -> Tens
 
 
 def captions_with_dropout(backbone: Backbone, batch: Batch, config: TeacherConfig) -> PromptEmbeds:
-    """The samples' captions, a share of them replaced by the null prompt (B, L, D)."""
+    """The samples' captions (B, L, D), of which a share is replaced by the null prompt."""
     size = len(batch.indices)
     null = backbone.prompts["null"]
     prompt = (batch.prompt or backbone.prompts.get("default", null)).expand(size)
@@ -133,18 +133,18 @@ def captions_with_dropout(backbone: Backbone, batch: Batch, config: TeacherConfi
 
 
 def _padded(embeds: Tensor, length: int) -> Tensor:
-    """Zeros behind a shorter prompt."""
+    """Pads a shorter prompt with zeros at its end."""
     return F.pad(embeds, (0, 0, 0, length - embeds.shape[1]))
 
 
 @torch.no_grad()
 def validate_teacher(backbone: Backbone, pairs: list[ValidationPair], run: Run) -> tuple[float, Tensor]:
-    """The loss on held-out crops at fixed times and fixed noise; and a strip: noised, estimate, original."""
+    """Returns the loss on held-out crops at fixed times with fixed noise, and a strip: noised, estimate, original."""
     process, accelerator = backbone.process, run.accelerator
     prompt = backbone.prompts.get("default", backbone.prompts["null"])
     sums = {"loss": 0.0, "count": 0.0}
     rows: list[Tensor] = []
-    for pair, counts in shared_out(pairs, accelerator):
+    for pair, counts in pairs_of_process(pairs, accelerator):
         z = ground_truth_latents(backbone, Batch(pair.lr_up, pair.hr.to(backbone.device), [0]), run.config)
         noise = noise_for(seed_for("validation", pair.name), "noise", [0], z)
         for share in VALIDATION_TIMES:

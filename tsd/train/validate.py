@@ -1,4 +1,4 @@
-"""Validation during training: PSNR-Y against bicubic on held-out photographs, and a strip one can look at."""
+"""Validation during training: PSNR-Y against bicubic on held-out photographs, and a strip of images to look at."""
 
 import math
 from collections import defaultdict
@@ -47,7 +47,7 @@ def luma_psnr(a: Tensor, b: Tensor) -> float:
 def load_validation(
     folder: str | Path, size: int, degradation: DegradationConfig, seed: int, crops_per_image: int = 1
 ) -> list[ValidationPair]:
-    """Centre crops (and, if more are asked for, seeded ones) of every photograph, degraded once with fixed seeds."""
+    """Crops every photograph (at its centre, then at seeded places) and degrades each crop once with a fixed seed."""
     folder = Path(folder)
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
     if not files:
@@ -78,15 +78,15 @@ def validate(
     """Restores every pair with the student's active weights (posterior mean); the processes share the pairs.
 
     Args:
-        perceptual: LPIPS, where training has loaded it anyway; reported as `lpips`.
+        perceptual: LPIPS, if training has loaded it; reported as `lpips`.
 
     Returns:
         `psnr_y`, `psnr_y_bicubic` and `gain_db`, means over the pairs in dB; and the strip of this process's first
-        four: input, result, ground truth per row, uint8 (3, H, W).
+        four pairs, uint8 (3, H, W): input, result and ground truth in each row.
     """
     sums: dict[str, float] = defaultdict(float)
     rows: list[Tensor] = []
-    for pair, counts in shared_out(pairs, accelerator):
+    for pair, counts in pairs_of_process(pairs, accelerator):
         x_L, x_H = pair.lr_up.to(backbone.device), pair.hr.to(backbone.device)
         with role(backbone.vae, STUDENT), role(backbone.denoiser, STUDENT):
             x_hat = backbone.decode(backbone.one_step(backbone.encode(x_L, posterior="mode"))).clamp(-1, 1)
@@ -102,16 +102,18 @@ def validate(
     return numbers | {"gain_db": numbers["psnr_y"] - numbers["psnr_y_bicubic"]}, image_strip(rows)
 
 
-def shared_out(pairs: list[ValidationPair], accelerator: Accelerator) -> Iterator[tuple[ValidationPair, bool]]:
-    """This process's pairs, and whether each counts: where they do not divide evenly some are restored twice, since
-    all processes must run a sharded model equally often."""
+def pairs_of_process(pairs: list[ValidationPair], accelerator: Accelerator) -> Iterator[tuple[ValidationPair, bool]]:
+    """Yields this process's pairs, and whether each counts.
+
+    All processes must run a sharded model equally often, so some pairs are restored twice if they do not divide evenly.
+    """
     processes = accelerator.num_processes
     for number in range(accelerator.process_index, math.ceil(len(pairs) / processes) * processes, processes):
         yield pairs[number % len(pairs)], number < len(pairs)
 
 
 def image_strip(images: list[Tensor], columns: int = 3) -> Tensor:
-    """Images (3, S, S) in [-1, 1] as one grid, uint8 (3, H, W)."""
+    """Arranges images (3, S, S) in [-1, 1] as one grid, uint8 (3, H, W)."""
     stacked = torch.stack([image.float().cpu() for image in images])
     grid = make_grid(stacked, nrow=columns, value_range=(-1, 1), normalize=True)
     return (grid * 255).round().to(torch.uint8)

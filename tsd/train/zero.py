@@ -1,9 +1,9 @@
-"""DeepSpeed's ZeRO-2 under the adapters' optimisers: gradients and moments divided over the processes.
+"""DeepSpeed's ZeRO-2 for the adapters' optimisers: gradients and moments are sharded over the processes.
 
-DeepSpeed expects one engine to own a model and its optimiser. Here two optimisers, student's and critic's, train
-adapters of one model, so each gets an engine of its own, over nothing but its adapters' parameters: the forward pass
-stays ours, the engine's hooks collect the gradients. Processes and autocast are accelerate's as under DDP. Parameters
-stay whole in every process, so checkpoints are those of every other launcher.
+DeepSpeed expects one engine to own a model and its optimiser. Here two optimisers, the student's and the critic's,
+train adapters of one model, so each gets its own engine over its adapters' parameters only. This code runs the forward
+pass, and the engine's hooks collect the gradients. Processes and autocast are accelerate's, as under DDP. Parameters
+are replicated in every process, so checkpoints are the same as with every other launcher.
 """
 
 import json
@@ -26,17 +26,17 @@ def zero_requested() -> bool:
 
 
 def zero_settings(config: RunConfig) -> dict[str, Any]:
-    """DeepSpeed's `zero_optimization` section as the launcher asks for it.
+    """DeepSpeed's `zero_optimization` section from the launcher's settings.
 
     Raises:
-        UserError: a stage, an offload, a precision or an optimiser that this does not cover; or no deepspeed.
+        UserError: a stage, an offload, a precision or an optimiser that is not supported; or deepspeed is missing.
     """
     settings: dict[str, Any] = {"stage": int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))}
     file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
     if file.lower() != "none":
         settings |= json.loads(Path(file).read_text()).get("zero_optimization", {})
     offloads = [
-        os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE", "none") for what in ("OPTIMIZER", "PARAM")
+        os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{state}_DEVICE", "none") for state in ("OPTIMIZER", "PARAM")
     ]
     offloaded = any(device != "none" for device in offloads) or any("offload" in name for name in settings)
     if settings["stage"] not in (1, 2) or offloaded:
@@ -53,10 +53,10 @@ def zero_settings(config: RunConfig) -> dict[str, Any]:
 
 
 class ZeroOptimizer:
-    """One engine: an AdamW over some adapters whose gradients and moments are divided.
+    """One engine: AdamW over some adapters, with sharded gradients and moments.
 
     Args:
-        optimizer: made over `parameters`; learning-rate schedules made from it keep working.
+        optimizer: an optimiser of `parameters`; learning-rate schedules made from it keep working.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], config: RunConfig) -> None:
@@ -84,7 +84,7 @@ class ZeroOptimizer:
     def backward(self, loss: Tensor) -> None:
         """Runs the backward pass of one micro-batch; DeepSpeed divides by the accumulation count itself."""
         if self._open:
-            self.engine.step()  # counts the micro-batch before; only the last one moves anything
+            self.engine.step()  # counts the previous micro-batch; only the last one updates parameters
         self.engine.backward(loss)
         self._open = True
 
@@ -95,7 +95,7 @@ class ZeroOptimizer:
         return float(self.engine.get_global_grad_norm())
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state in the form of torch's AdamW over `parameters`, with whole moments; a collective."""
+        """Returns the state in the form of torch's AdamW over `parameters`, with unsharded moments; a collective."""
         from deepspeed.utils import safe_get_full_optimizer_state  # pyright: ignore[reportMissingImports]
 
         stepped = [part["step"] for part in self._inner.state.values()]  # none before the first step
@@ -114,13 +114,13 @@ class ZeroOptimizer:
         from deepspeed.utils import safe_set_full_optimizer_state  # pyright: ignore[reportMissingImports]
 
         zero = self.engine.optimizer
-        zero.refresh_fp32_params()  # its own copy of this process's part
+        zero.refresh_fp32_params()  # DeepSpeed's own copy of this process's part
         if state["state"]:
             step = next(iter(state["state"].values()))["step"]
             (part,) = self.param_groups[0]["params"]
             moments = {name: torch.zeros_like(part) for name in ("exp_avg", "exp_avg_sq")}
             self._inner.state[part] = {"step": torch.as_tensor(float(step)), **moments}
-            zero._lazy_init_hp_params_optimizer_state()  # as its first step does: where each parameter's part is
+            zero._lazy_init_hp_params_optimizer_state()  # maps each parameter to its part, as the first step does
             for number, saved in state["state"].items():
                 for name in moments:
                     safe_set_full_optimizer_state(self.parameters[number], saved[name].to(part), name)

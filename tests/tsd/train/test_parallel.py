@@ -20,7 +20,7 @@ import tsd
 from tsd.errors import UserError
 from tsd.presets import MINI
 from tsd.train import parallel
-from tsd.train.parallel import _buckets, refuse_launcher
+from tsd.train.parallel import _buckets, check_launcher
 
 SCENARIOS = Path(__file__).with_name("process_scenarios.py")
 CONFIGS = Path(tsd.__file__).parent / "assets" / "accelerate"
@@ -133,30 +133,30 @@ def test_gradients_travel_in_few_flat_buckets(monkeypatch: pytest.MonkeyPatch) -
 def test_launchers_that_cannot_work_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match="fsdp_version: 2"):
-        refuse_launcher(MINI)
+        check_launcher(MINI)
     monkeypatch.setenv("FSDP_VERSION", "2")
-    refuse_launcher(MINI)
+    check_launcher(MINI)
     monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
     with pytest.raises(UserError, match="offload"):
-        refuse_launcher(MINI)
+        check_launcher(MINI)
 
 
 def test_what_is_not_covered_of_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
     with pytest.raises(UserError, match="use FSDP"):
-        refuse_launcher(MINI)
+        check_launcher(MINI)
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     with pytest.raises(UserError, match="bf16"):
-        refuse_launcher(dataclasses.replace(MINI, mixed_precision="fp16"))
+        check_launcher(dataclasses.replace(MINI, mixed_precision="fp16"))
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     with pytest.raises(UserError, match="pip install deepspeed"):
-        refuse_launcher(MINI)
+        check_launcher(MINI)
     settings = tmp_path / "zero.json"
     settings.write_text(json.dumps({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}))
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(settings))
     with pytest.raises(UserError, match="without offloading"):
-        refuse_launcher(MINI)
+        check_launcher(MINI)
 
 
 def test_clipping_is_torchs_own() -> None:

@@ -27,7 +27,7 @@ def test_room_is_left_for_the_slowest_of_each(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     stopper = Stopper(1000.0)  # 5 % of it, 50 s, are kept free in any case
     for what, seconds in (("step", 3.0), ("step", 10.0), ("step", 2.0), ("validation", 100.0), ("checkpoint", 40.0)):
-        stopper.took(what, seconds)
+        stopper.record(what, seconds)
     now[0] = 1000.0 + 1000.0 - 50 - 150
     assert stopper.reason() is None
     now[0] += 1
