@@ -9,20 +9,23 @@ EPILOG = """\
 examples:
   bench list
   bench list methods --weights-root weights
-  bench list sinsr                                    its paper, code, weights, environment, command, settings
-  bench list lpips                                    its protocol, and where its weights come from and go
+  bench list sinsr           its paper, code, weights, environment, command and settings
+  bench list lpips           its protocol, the source of its weights, and where they are kept
   bench list testsets --data-root data
 
-In a terminal long texts of `bench list methods` are cut to its width; `bench list NAME` has them whole.
-A method may also be a path: spandrel:weights/net.pth, folder:outputs, python:FILE.py:FUNCTION, card:my-method.toml.
+In a terminal, `bench list methods` cuts long texts to its width; `bench list NAME` shows them in
+full.
+A method may also be a path: spandrel:weights/net.pth, folder:outputs, python:FILE.py:FUNCTION,
+card:my-method.toml.
 """
 
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "list",
-        help="methods, test sets, metrics: what there is, and what of it is here",
-        description="Lists what can be measured, and for what cannot, what is missing. Looks at file names only.",
+        help="list methods, test sets and metrics, and what is missing for them",
+        description="Lists methods, test sets, metrics and tables, and says what is missing for those that cannot\n"
+        "be used here. It looks at file names only.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -33,8 +36,15 @@ def add_parser(subparsers) -> None:
         help=f"{', '.join(KINDS)}, or the name of a method or a metric (default: all kinds)",
     )
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of test sets (default: $TSD_DATA)")
-    parser.add_argument("--weights-root", type=Path, metavar="DIR", help="folder of weights (default: $TSD_WEIGHTS)")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder of environments (default: $TSD_CACHE)")
+    parser.add_argument(
+        "--weights-root", type=Path, metavar="DIR", help="folder of weights (default: $TSD_WEIGHTS, else ./weights)"
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="folder of checkouts and environments (default: $TSD_CACHE, else ~/.cache/tsd-sr-bench)",
+    )
     parser.set_defaults(func=run)
 
 
