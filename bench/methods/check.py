@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bench.methods.base import FolderMethod, Method
-from bench.methods.global_random import kept_generators, states
+from bench.methods.global_random import preserved_random_states, random_states
 from bench.options import MIN_SIDE, SCALE, SEED_LIMIT
 from tsd.errors import UserError
 
@@ -98,7 +98,7 @@ def check_method(
         ("earlier results unchanged", lambda: _check_results_unchanged(method)),
         ("provenance", lambda: _check_provenance(method)),
     ]
-    with kept_generators():
+    with preserved_random_states():
         return _run(clauses, progress, UserError)
 
 
@@ -231,9 +231,9 @@ def _check_random_state(method: Method, tolerance: float) -> Finding:
         random.seed(global_seed)
         np.random.seed(global_seed)
         torch.manual_seed(global_seed)
-        before = states()
+        before = random_states()
         results.append(method.restore(lr.clone(), 1).clone())
-        touched = [name for name, state in states().items() if state != before[name]]
+        touched = [name for name, state in random_states().items() if state != before[name]]
     if touched:
         expected = "left as found; draw from a torch.Generator (or numpy Generator) made from the seed"
         return Finding(clause, False, expected, f"the call changes the global state of {', '.join(touched)}")

@@ -104,12 +104,12 @@ def attach(network: Any, part: Part, where: str) -> None:
     from peft import LoraConfig
     from torch import nn
 
-    from bench.methods.global_random import kept_generators
+    from bench.methods.global_random import preserved_random_states
 
     layers = {name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
     for adapter, modules in part.adapters.items():
         _refuse(where, f"adapts in {adapter} what this base does not have", set(modules) - layers)
-    with kept_generators(), warnings.catch_warnings():  # what is drawn here is overwritten below
+    with preserved_random_states(), warnings.catch_warnings():  # what is drawn here is overwritten below
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         for adapter, modules in part.adapters.items():
             config = LoraConfig(r=part.rank, lora_alpha=ALPHA, target_modules=sorted(set(modules)))

@@ -77,10 +77,10 @@ class Tagger:
         return captions[0].replace(" | ", ", ")
 
     def _load(self, device: str, dtype: "torch.dtype") -> Any:
-        from bench.methods.global_random import kept_generators
+        from bench.methods.global_random import preserved_random_states
 
         # The package prints while it loads; stdout is for results.
-        with contextlib.redirect_stdout(sys.stderr), kept_generators():
+        with contextlib.redirect_stdout(sys.stderr), preserved_random_states():
             try:
                 ram = importlib.import_module(f"{PACKAGE}.models.ram_lora").ram
                 model = ram(
