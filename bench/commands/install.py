@@ -88,7 +88,7 @@ def _card(name: str) -> "Card":
 def _plan(card: "Card", options: "RunOptions") -> str:
     """Says in two lines what will be done for a method."""
     from bench.methods.external import environment, repository
-    from bench.methods.external.repository import checkout_place
+    from bench.methods.external.repository import checkout_path
 
     assert card.environment is not None
     count = len(card.environment.requirements)
@@ -97,9 +97,9 @@ def _plan(card: "Card", options: "RunOptions") -> str:
     patches = f", {len(card.patches)} patches" if card.patches else ""
     built = "built" if environment.ready(card, options) else "to be built"
     return (
-        f"{card.name}: {card.repository} at {card.commit[:12]}{patches} -> {checkout_place(card, options)} ({state})\n"
+        f"{card.name}: {card.repository} at {card.commit[:12]}{patches} -> {checkout_path(card, options)} ({state})\n"
         f"{'':{len(card.name)}}  Python {card.environment.python}, {count} requirements -> "
-        f"{environment.environment_place(card, options)} ({built})"
+        f"{environment.environment_path(card, options)} ({built})"
     )
 
 

@@ -29,7 +29,7 @@ class Attempt:
         self.seeds, self.job = folder / "seeds.json", folder / "job.json"
         self.log = folder.with_name(f"{folder.name}.log")
 
-    def log_in_words(self) -> str:
+    def log_display_path(self) -> str:
         """The path of the log below the folder of results."""
         parts = self.log.parts
         start = parts.index(".work") - 1 if ".work" in parts else len(parts) - 2

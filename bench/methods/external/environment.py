@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.cards.card import Card, Environment, argument_of
 from bench.errors import without_paths
-from bench.methods.external.place import ENVIRONMENTS, exclusive, in_words
+from bench.methods.external.cache import ENVIRONMENTS, display_path, exclusive
 from bench.methods.external.process import require, run_tool
 from tsd.errors import UserError
 from tsd.files import write_atomic
@@ -51,7 +51,7 @@ def pins_sha256(environment: Environment) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def environment_place(card: Card, options: "RunOptions") -> Path:
+def environment_path(card: Card, options: "RunOptions") -> Path:
     """Where the card's environment lies or will lie."""
     assert card.environment is not None
     return options.cache() / ENVIRONMENTS / pins_sha256(card.environment)[:16]
@@ -63,7 +63,7 @@ def python_of(place: Path) -> Path:
 
 def ready(card: Card, options: "RunOptions") -> bool:
     """Whether the card's environment is built; looks at files only."""
-    place = environment_place(card, options)
+    place = environment_path(card, options)
     return (place / MARKER).is_file() and python_of(place).exists()
 
 
@@ -86,7 +86,7 @@ def build(card: Card, options: "RunOptions") -> Path:
         UserError: no uv; no such Python; a requirement that cannot be installed, with the last lines of uv's output.
     """
     assert card.environment is not None
-    place = environment_place(card, options)
+    place = environment_path(card, options)
     if ready(card, options):
         return place
     uv = uv_program()
@@ -102,7 +102,7 @@ def build(card: Card, options: "RunOptions") -> Path:
             _install(card.environment, card.display, uv, place, log)
         except UserError as error:
             text = without_paths(str(error), {place: "environment", options.cache(): "cache"})
-            raise UserError(f"{text}\nthe whole output is in {in_words(options, log)}") from None
+            raise UserError(f"{text}\nthe whole output is in {display_path(options, log)}") from None
         finally:
             if not (place / MARKER).is_file():
                 shutil.rmtree(place, ignore_errors=True)
@@ -117,7 +117,7 @@ def described(card: Card, options: "RunOptions") -> dict[str, Any]:
     """
     if not ready(card, options):
         raise UserError(f"the environment of {card.display} is not built: `bench install {argument_of(card)}`")
-    return json.loads((environment_place(card, options) / MARKER).read_text(encoding="utf-8"))
+    return json.loads((environment_path(card, options) / MARKER).read_text(encoding="utf-8"))
 
 
 def _install(environment: Environment, display: str, uv: str, place: Path, log: Path) -> None:

@@ -177,12 +177,12 @@ class ExternalMethod:
         if result.further or (ending.exit_code != 0 and not result.faults):
             further = f"; {len(result.further)} files belong to no image" if result.further else ""
             tqdm.write(
-                f"{self.card.display}: {ending.words()}{further}; log: {attempt.log_in_words()}", file=sys.stderr
+                f"{self.card.display}: {ending.words()}{further}; log: {attempt.log_display_path()}", file=sys.stderr
             )
 
     def _reason(self, name: str, attempt: Attempt, installed: Installed, ending: Ending, result: Collected) -> str:
         """Why an image did not come, in one line that may be recorded and published."""
-        log = f"log: {attempt.log_in_words()}"
+        log = f"log: {attempt.log_display_path()}"
         if result.faults[name]:
             return f"{result.faults[name]} ({log})"
         lines = last_lines(attempt.log, 1, mentioning=name) if ending.exit_code == 0 else []

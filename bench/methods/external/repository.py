@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from bench.cards.card import Card, Patch
 from bench.errors import some, without_paths
+from bench.methods.external.cache import REPOSITORIES, display_path, exclusive
 from bench.methods.external.git import git, git_program, last_message, variables
-from bench.methods.external.place import REPOSITORIES, exclusive, in_words
 from bench.methods.external.process import require, run_tool
 from tsd.errors import UserError
 from tsd.files import write_atomic
@@ -47,7 +47,7 @@ class Origin:
     shown: str
 
 
-def checkout_place(card: Card, options: "RunOptions") -> Path:
+def checkout_path(card: Card, options: "RunOptions") -> Path:
     """Where the card's checkout lies or will lie."""
     patched = f"-{patches_sha256(card.patches)[:8]}" if card.patches else ""
     return options.cache() / REPOSITORIES / f"{card.name}-{card.commit[:12]}{patched}"
@@ -60,7 +60,7 @@ def patches_sha256(patches: Sequence[Patch]) -> str:
 
 def is_made(card: Card, options: "RunOptions") -> bool:
     """Whether the checkout is there; looks at a file name only."""
-    return (checkout_place(card, options) / ".git" / MARKER).is_file()
+    return (checkout_path(card, options) / ".git" / MARKER).is_file()
 
 
 def find_origin(card: Card, options: "RunOptions") -> Origin:
@@ -117,7 +117,7 @@ def checkout(card: Card, options: "RunOptions") -> Path:
     Raises:
         UserError: `check` fails, the commit is not in the repository, a patch does not apply, or there is no network.
     """
-    place = checkout_place(card, options)
+    place = checkout_path(card, options)
     with exclusive(place, f"the checkout of {card.display}"):
         check(card, options)
         if is_made(card, options):
@@ -175,7 +175,7 @@ def _check_origin(card: Card, origin: Origin) -> None:
 
 
 def _check_unchanged(card: Card, options: "RunOptions") -> None:
-    place = checkout_place(card, options)
+    place = checkout_path(card, options)
     changed = git(place, "diff", "--name-only").stdout.split()
     recorded = json.loads((place / ".git" / MARKER).read_text(encoding="utf-8"))
     same = (git(place, "rev-parse", "HEAD").stdout.strip(), git(place, "write-tree").stdout.strip()) == (
@@ -185,7 +185,7 @@ def _check_unchanged(card: Card, options: "RunOptions") -> None:
     if changed or not same:
         raise UserError(
             f"the checkout of {card.display} was changed since it was made ({some(changed) or 'its index'}): delete "
-            f"{in_words(options, place)}, and it is made again"
+            f"{display_path(options, place)}, and it is made again"
         )
 
 

@@ -9,7 +9,7 @@ import PIL
 import pytest
 
 from bench.methods.external import environment
-from bench.methods.external.environment import build, described, environment_place, pins_sha256, python_of, ready
+from bench.methods.external.environment import build, described, environment_path, pins_sha256, python_of, ready
 from tsd.errors import UserError
 
 
@@ -77,7 +77,7 @@ print(build(read_card(Path(sys.argv[1])), RunOptions(cache_root=Path(sys.argv[2]
     pipe = subprocess.PIPE
     processes = [subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, cwd=tmp_path) for _ in range(3)]
     answers = [process.communicate(timeout=120) for process in processes]
-    assert {said.strip() for said, _ in answers} == {str(environment_place(make_card(requirements=()), own))}
+    assert {said.strip() for said, _ in answers} == {str(environment_path(make_card(requirements=()), own))}
     log = next((own.cache() / "environments").glob("*.log")).read_text()
     assert log.count("Creating virtual environment") == 1
 
@@ -108,7 +108,7 @@ def test_no_such_python(make_card, own, monkeypatch) -> None:
 
 def test_what_a_killed_build_left_is_no_environment(built, make_card, own) -> None:
     card = make_card(requirements=())
-    place = environment_place(card, own)
+    place = environment_path(card, own)
     place.mkdir(parents=True)
     (place / "half").write_text("")
     assert not ready(card, own)

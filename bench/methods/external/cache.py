@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 REPOSITORIES, ENVIRONMENTS = "repositories", "environments"
 
 
-def in_words(options: "RunOptions", place: Path) -> str:
+def display_path(options: "RunOptions", place: Path) -> str:
     """Names `place` below $TSD_CACHE, for messages that may be recorded and published."""
     return f"$TSD_CACHE/{place.relative_to(options.cache()).as_posix()} (or under --cache, else ~/.cache/tsd-sr-bench)"
 
