@@ -92,10 +92,10 @@ def _plan(card: "Card", options: "RunOptions") -> str:
 
     assert card.environment is not None
     count = len(card.environment.requirements)
-    made = repository.is_made(card, options)
+    made = repository.is_checked_out(card, options)
     state = "checked out" if made else f"from {_source(card, options)}"
     patches = f", {len(card.patches)} patches" if card.patches else ""
-    built = "built" if environment.ready(card, options) else "to be built"
+    built = "built" if environment.is_built(card, options) else "to be built"
     return (
         f"{card.name}: {card.repository} at {card.commit[:12]}{patches} -> {checkout_path(card, options)} ({state})\n"
         f"{'':{len(card.name)}}  Python {card.environment.python}, {count} requirements -> "

@@ -96,9 +96,9 @@ def _images(card: Card | None, options: RunOptions) -> str:
 def _environment(card: Card | None, options: RunOptions) -> str:
     if card is None or card.run != "external":
         return "-"
-    from bench.methods.external.environment import ready
+    from bench.methods.external.environment import is_built
 
-    return "ready" if ready(card, options) else "not built"
+    return "ready" if is_built(card, options) else "not built"
 
 
 def description(name: str, spec: MethodSpec, options: RunOptions) -> str:

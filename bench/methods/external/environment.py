@@ -61,7 +61,7 @@ def python_of(place: Path) -> Path:
     return place / "bin" / "python"
 
 
-def ready(card: Card, options: "RunOptions") -> bool:
+def is_built(card: Card, options: "RunOptions") -> bool:
     """Whether the card's environment is built; looks at files only."""
     place = environment_path(card, options)
     return (place / MARKER).is_file() and python_of(place).exists()
@@ -87,13 +87,13 @@ def build(card: Card, options: "RunOptions") -> Path:
     """
     assert card.environment is not None
     place = environment_path(card, options)
-    if ready(card, options):
+    if is_built(card, options):
         return place
     uv = uv_program()
     if uv is None:
         raise UserError(f"{card.display} needs an environment of its own, and there is no uv here: `pip install uv`")
     with exclusive(place, f"the environment of {card.display}"):
-        if ready(card, options):
+        if is_built(card, options):
             return place
         shutil.rmtree(place, ignore_errors=True)
         log = place.with_name(f"{place.name}.log")
@@ -115,7 +115,7 @@ def described(card: Card, options: "RunOptions") -> dict[str, Any]:
     Raises:
         UserError: it is not built.
     """
-    if not ready(card, options):
+    if not is_built(card, options):
         raise UserError(f"the environment of {card.display} is not built: `bench install {argument_of(card)}`")
     return json.loads((environment_path(card, options) / MARKER).read_text(encoding="utf-8"))
 

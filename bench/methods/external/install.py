@@ -35,4 +35,4 @@ def install(card: Card, options: "RunOptions") -> Installed:
 
 def is_installed(card: Card, options: "RunOptions") -> bool:
     """Whether checkout and environment are made. Looks at file names only."""
-    return repository.is_made(card, options) and environment.ready(card, options)
+    return repository.is_checked_out(card, options) and environment.is_built(card, options)

@@ -223,11 +223,11 @@ def _obstacles(card: Card, options: RunOptions) -> Iterator[Obstacle]:
         yield Obstacle(card.display, "runs on Linux and macOS only")
     if card.command.cuda and not (options.device.startswith("cuda") and has_nvidia_driver()):
         yield _no_gpu(card, options)
-    if environment.uv_program() is None and not environment.ready(card, options):
+    if environment.uv_program() is None and not environment.is_built(card, options):
         yield Obstacle(card.display, "needs uv, which builds its environment: `pip install uv`")
     try:
         git_program()
-        if not repository.is_made(card, options):
+        if not repository.is_checked_out(card, options):
             repository.find_origin(card, options)
     except UserError as error:
         yield Obstacle(card.display, f"needs its repository: {error}")

@@ -58,7 +58,7 @@ def patches_sha256(patches: Sequence[Patch]) -> str:
     return hashlib.sha256(json.dumps([[p.file, p.find, p.replace] for p in patches]).encode()).hexdigest()
 
 
-def is_made(card: Card, options: "RunOptions") -> bool:
+def is_checked_out(card: Card, options: "RunOptions") -> bool:
     """Whether the checkout is there; looks at a file name only."""
     return (checkout_path(card, options) / ".git" / MARKER).is_file()
 
@@ -98,7 +98,7 @@ def check(card: Card, options: "RunOptions") -> None:
             a checkout of ours that was changed.
     """
     git_program()
-    made = is_made(card, options)
+    made = is_checked_out(card, options)
     if options.repo_dir is not None:
         try:
             origin = find_origin(card, options)
@@ -120,7 +120,7 @@ def checkout(card: Card, options: "RunOptions") -> Path:
     place = checkout_path(card, options)
     with exclusive(place, f"the checkout of {card.display}"):
         check(card, options)
-        if is_made(card, options):
+        if is_checked_out(card, options):
             return place
         part = place.with_name(f".{place.name}.part")
         for leftover in (part, place):

@@ -9,7 +9,7 @@ import PIL
 import pytest
 
 from bench.methods.external import environment
-from bench.methods.external.environment import build, described, environment_path, pins_sha256, python_of, ready
+from bench.methods.external.environment import build, described, environment_path, is_built, pins_sha256, python_of
 from tsd.errors import UserError
 
 
@@ -37,7 +37,7 @@ def test_it_is_built_again_only_when_the_pins_change(built, make_card, options) 
     assert build(make_card(name="another-card-with-the-same-pins"), options) == built
     assert (built / environment.MARKER).stat().st_mtime_ns == before
     other = make_card(requirements=("pillow==10.3.0",))
-    assert not ready(other, options)
+    assert not is_built(other, options)
     place = build(other, options)
     assert place != built
     assert installed_pillow(place) == "10.3.0"
@@ -91,7 +91,7 @@ def test_a_requirement_that_does_not_exist(built, make_card, own) -> None:
     assert "pillow==0.0.999" in message
     assert "$TSD_CACHE/environments/" in message
     assert str(own.cache()) not in message
-    assert not ready(card, own)
+    assert not is_built(card, own)
     folder = own.cache() / "environments"
     assert [path for path in folder.iterdir() if path.is_dir()] == []
     with pytest.raises(UserError, match=r"`bench install card:tiny\.toml`"):
@@ -111,14 +111,14 @@ def test_what_a_killed_build_left_is_no_environment(built, make_card, own) -> No
     place = environment_path(card, own)
     place.mkdir(parents=True)
     (place / "half").write_text("")
-    assert not ready(card, own)
+    assert not is_built(card, own)
     build(card, own)
     assert not (place / "half").exists()
     (place / "bin" / "python").unlink()  # as when the interpreter it was made from was removed
     (place / "bin" / "python").symlink_to("/nowhere/python")
-    assert not ready(card, own)
+    assert not is_built(card, own)
     build(card, own)
-    assert ready(card, own)
+    assert is_built(card, own)
 
 
 def test_without_uv(make_card, own, monkeypatch) -> None:

@@ -247,7 +247,7 @@ def test_what_a_killed_build_left_is_removed(make_card, own) -> None:
     for leftover in (place, place.with_name(f".{place.name}.part")):
         leftover.mkdir(parents=True)
         (leftover / "half").write_text("")
-    assert not repository.is_made(card, own)
+    assert not repository.is_checked_out(card, own)
     checkout(card, own)
     assert not (place / "half").exists()
     assert not place.with_name(f".{place.name}.part").exists()
