@@ -109,7 +109,7 @@ def build(card: Card, options: "RunOptions") -> Path:
     return place
 
 
-def described(card: Card, options: "RunOptions") -> dict[str, Any]:
+def describe(card: Card, options: "RunOptions") -> dict[str, Any]:
     """Describes a built environment: interpreter, packages, the hash of its pins, the uv that built it.
 
     Raises:

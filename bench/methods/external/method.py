@@ -83,7 +83,7 @@ class ExternalMethod:
         }
 
     def environment(self) -> dict[str, object]:
-        return environment.described(self.card, self.options)
+        return environment.describe(self.card, self.options)
 
     def restore_folder(
         self, images: Mapping[str, Path], seeds: Mapping[str, int], work: Path
@@ -166,7 +166,7 @@ class ExternalMethod:
         """Sums the run up in the log; prints on stderr what a reader should know of a run that succeeded."""
         from tqdm import tqdm
 
-        lines = [f"{ending.words()}, after {ending.seconds:.0f} s"]
+        lines = [f"{ending.describe()}, after {ending.seconds:.0f} s"]
         lines.append(f"{len(result.files)} images are complete, {len(result.faults)} are not")
         lines += [f"{name}: {fault or 'no output'}" for name, fault in result.faults.items()]
         if result.further:
@@ -177,7 +177,7 @@ class ExternalMethod:
         if result.further or (ending.exit_code != 0 and not result.faults):
             further = f"; {len(result.further)} files belong to no image" if result.further else ""
             tqdm.write(
-                f"{self.card.display}: {ending.words()}{further}; log: {attempt.log_display_path()}", file=sys.stderr
+                f"{self.card.display}: {ending.describe()}{further}; log: {attempt.log_display_path()}", file=sys.stderr
             )
 
     def _reason(self, name: str, attempt: Attempt, installed: Installed, ending: Ending, result: Collected) -> str:
@@ -196,7 +196,7 @@ class ExternalMethod:
         words = without_paths(" ".join(lines), known)
         quoted = f": {words[:QUOTED_CHARACTERS]}{'…' if len(words) > QUOTED_CHARACTERS else ''}" if words else ""
         partial = "partial result: no output for this image, though " if ending.exit_code == 0 else "no output, "
-        return f"{partial}{ending.words()} ({log}){quoted}"
+        return f"{partial}{ending.describe()} ({log}){quoted}"
 
 
 def external_spec(card: Card) -> MethodSpec:

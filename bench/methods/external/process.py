@@ -33,7 +33,7 @@ class Ending:
     limit_seconds: float | None = None
     error: str = ""
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """Says in a clause how it ended: "the process ended with exit code 1"."""
         if self.error:
             return f"the process could not be started ({self.error})"
@@ -129,4 +129,4 @@ def require(ending: Ending, log: Path, what: str, hint: str) -> None:
     """Raises UserError, with the last lines of `log`, unless the tool succeeded."""
     if ending.exit_code != 0:
         tail = "".join(f"\n  {line}" for line in last_lines(log, 6))
-        raise UserError(f"{what}: {ending.words()}; {hint}{tail}")
+        raise UserError(f"{what}: {ending.describe()}; {hint}{tail}")

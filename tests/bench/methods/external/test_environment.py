@@ -9,7 +9,7 @@ import PIL
 import pytest
 
 from bench.methods.external import environment
-from bench.methods.external.environment import build, described, environment_path, is_built, pins_sha256, python_of
+from bench.methods.external.environment import build, describe, environment_path, is_built, pins_sha256, python_of
 from tsd.errors import UserError
 
 
@@ -25,7 +25,7 @@ def installed_pillow(place) -> str:
 
 def test_it_has_the_conflicting_pin_and_the_harness_keeps_its_own(built, make_card, options) -> None:
     assert installed_pillow(built) == "10.4.0" != PIL.__version__
-    found = described(make_card(), options)
+    found = describe(make_card(), options)
     assert found["packages"] == {"pillow": "10.4.0"}
     assert found["requirements"] == ["pillow==10.4.0"]
     assert found["uv"].startswith("uv ")
@@ -95,7 +95,7 @@ def test_a_requirement_that_does_not_exist(built, make_card, own) -> None:
     folder = own.cache() / "environments"
     assert [path for path in folder.iterdir() if path.is_dir()] == []
     with pytest.raises(UserError, match=r"`bench install card:tiny\.toml`"):
-        described(card, own)
+        describe(card, own)
 
 
 def test_no_such_python(make_card, own, monkeypatch) -> None:
