@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.methods.external.collect import Names, collect
+from bench.methods.external.collect import OutputNames, collect
 from bench.methods.external.command import SEED_LIMIT
 from tsd.files import write_atomic
 
@@ -50,7 +50,7 @@ class Attempt:
         self,
         account: Mapping[str, Any],
         images: Mapping[str, Mapping[str, Any]],
-        names: Names,
+        names: OutputNames,
         sizes: Mapping[str, tuple[int, int]],
     ) -> dict[str, Path]:
         """The complete outputs of this attempt that were made by the same account, input and seed, by name."""
@@ -61,7 +61,7 @@ class Attempt:
         if job["account"] != account:
             return {}
         same = {name: sizes[name] for name, image in images.items() if job["images"].get(name) == image}
-        return collect(self.sr, names.among(job["images"]), same).files
+        return collect(self.sr, names.with_others(job["images"]), same).files
 
 
 def attempts(work: Path) -> list[Attempt]:

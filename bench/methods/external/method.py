@@ -20,7 +20,7 @@ from bench.errors import without_paths
 from bench.methods.base import MethodSpec, spec_of
 from bench.methods.external import environment, repository
 from bench.methods.external.attempt import Attempt, attempts, next_attempt, remove_attempts
-from bench.methods.external.collect import Collected, Names, collect
+from bench.methods.external.collect import Collected, OutputNames, collect
 from bench.methods.external.command import arguments, values, variables, visible_gpu, write_inputs
 from bench.methods.external.git import git_program
 from bench.methods.external.install import Installed, install
@@ -98,7 +98,7 @@ class ExternalMethod:
         }
         made_by = {key: value for key, value in self.provenance().items() if key not in DESCRIPTIONS}
         account = json.loads(json.dumps({**made_by, "device": self.options.device, "seed": self.options.seed}))
-        names = Names(self.command.outputs, self.command.ignore, jobs)
+        names = OutputNames(self.command.outputs, self.command.ignore, jobs)
         done: dict[str, Path] = {}
         for earlier in attempts(work):
             done |= earlier.resume(account, jobs, names, sizes)
@@ -110,7 +110,9 @@ class ExternalMethod:
             attempt.begin(account, {name: jobs[name] for name in pending})
             with self._bar(len(jobs), len(done)) as bar:
                 write_inputs(pending, attempt.lr, self.command.upscale)
-                ending = self._run(installed, attempt, Names(self.command.outputs, self.command.ignore, pending), bar)
+                ending = self._run(
+                    installed, attempt, OutputNames(self.command.outputs, self.command.ignore, pending), bar
+                )
             result = collect(attempt.sr, names, {name: sizes[name] for name in pending})
             reasons = {name: self._reason(name, attempt, installed, ending, result) for name in result.faults}
             self._remark(attempt, ending, result)
@@ -128,7 +130,7 @@ class ExternalMethod:
             f"{self.card.display} handles inputs of {expected[0]}x{expected[1]} only; this one is {size[0]}x{size[1]}"
         )
 
-    def _run(self, installed: Installed, attempt: Attempt, names: Names, bar: "tqdm") -> Ending:
+    def _run(self, installed: Installed, attempt: Attempt, names: OutputNames, bar: "tqdm") -> Ending:
         """Runs the script to its end or its time limit; meanwhile the bar counts the outputs that are there."""
         weights = self.options.weights()
         filled = values(lr=attempt.lr, sr=attempt.sr, weights=weights, seed=self.options.seed)
@@ -169,13 +171,13 @@ class ExternalMethod:
         lines = [f"{ending.describe()}, after {ending.seconds:.0f} s"]
         lines.append(f"{len(result.files)} images are complete, {len(result.faults)} are not")
         lines += [f"{name}: {fault or 'no output'}" for name, fault in result.faults.items()]
-        if result.further:
-            lines.append(f"files that belong to no image: {', '.join(result.further)}")
+        if result.unmatched:
+            lines.append(f"files that belong to no image: {', '.join(result.unmatched)}")
         if ending.exit_code != 0 and not result.faults:
             lines.append("every image is complete, so the run counts as a success")
         note(attempt.log, *lines)
-        if result.further or (ending.exit_code != 0 and not result.faults):
-            further = f"; {len(result.further)} files belong to no image" if result.further else ""
+        if result.unmatched or (ending.exit_code != 0 and not result.faults):
+            further = f"; {len(result.unmatched)} files belong to no image" if result.unmatched else ""
             tqdm.write(
                 f"{self.card.display}: {ending.describe()}{further}; log: {attempt.log_display_path()}", file=sys.stderr
             )
