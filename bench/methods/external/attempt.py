@@ -1,6 +1,6 @@
 """One run of a script over a folder: its inputs, outputs and log, and what it was made by.
 
-    <work>/attempt-3/job.json    the method's account, and the inputs and seeds by name
+    <work>/attempt-3/job.json    the method's provenance, and the inputs and seeds by name
     <work>/attempt-3/seeds.json  what `bench_seed` reads
     <work>/attempt-3/lr/, sr/    the folders that the script is given
     <work>/attempt-3.log         what it said; kept
@@ -35,7 +35,7 @@ class Attempt:
         start = parts.index(".work") - 1 if ".work" in parts else len(parts) - 2
         return "/".join(parts[start:])
 
-    def begin(self, account: Mapping[str, Any], images: Mapping[str, Mapping[str, Any]]) -> None:
+    def begin(self, provenance: Mapping[str, Any], images: Mapping[str, Mapping[str, Any]]) -> None:
         """Makes the folder of outputs and records what they will be made by.
 
         Args:
@@ -44,21 +44,21 @@ class Attempt:
         self.sr.mkdir(parents=True)
         seeds = {name: image["seed"] % SEED_LIMIT for name, image in images.items()}
         write_atomic(self.seeds, json.dumps(seeds).encode())
-        write_atomic(self.job, json.dumps({"account": account, "images": images}).encode())
+        write_atomic(self.job, json.dumps({"account": provenance, "images": images}).encode())
 
     def resume(
         self,
-        account: Mapping[str, Any],
+        provenance: Mapping[str, Any],
         images: Mapping[str, Mapping[str, Any]],
         names: OutputNames,
         sizes: Mapping[str, tuple[int, int]],
     ) -> dict[str, Path]:
-        """The complete outputs of this attempt that were made by the same account, input and seed, by name."""
+        """The complete outputs of this attempt that were made by the same provenance, input and seed, by name."""
         try:
             job = json.loads(self.job.read_bytes())
         except (OSError, ValueError):
             return {}
-        if job["account"] != account:
+        if job["account"] != provenance:
             return {}
         same = {name: sizes[name] for name, image in images.items() if job["images"].get(name) == image}
         return collect(self.sr, names.with_others(job["images"]), same).files

@@ -97,17 +97,17 @@ class ExternalMethod:
             if name not in refused
         }
         made_by = {key: value for key, value in self.provenance().items() if key not in DESCRIPTIONS}
-        account = json.loads(json.dumps({**made_by, "device": self.options.device, "seed": self.options.seed}))
+        provenance = json.loads(json.dumps({**made_by, "device": self.options.device, "seed": self.options.seed}))
         names = OutputNames(self.command.outputs, self.command.ignore, jobs)
         done: dict[str, Path] = {}
         for earlier in attempts(work):
-            done |= earlier.resume(account, jobs, names, sizes)
+            done |= earlier.resume(provenance, jobs, names, sizes)
         pending = {name: images[name] for name in jobs if name not in done}
         installed = install(self.card, self.options) if jobs else None
         yield from done.items()
         if installed and pending:
             attempt = next_attempt(work)
-            attempt.begin(account, {name: jobs[name] for name in pending})
+            attempt.begin(provenance, {name: jobs[name] for name in pending})
             with self._bar(len(jobs), len(done)) as bar:
                 write_inputs(pending, attempt.lr, self.command.upscale)
                 ending = self._run(
