@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from tsd.errors import UserError
 
     options = RunOptions(data_root=args.data_root, weights_root=args.weights_root)
-    known = items() | _own_cards(args.names)
+    known = items() | _cards_by_path(args.names)
     if args.list:
         for item in known.values():
             _show(item, options)
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if any(item.missing(options) for item in wanted) else 0
 
 
-def _own_cards(asked: list[str]) -> "dict[str, Item]":
+def _cards_by_path(asked: list[str]) -> "dict[str, Item]":
     """The items of cards that were given by path, by the argument as it was typed.
 
     Raises:

@@ -41,18 +41,18 @@ from tsd.errors import UserError
 
 __all__ = ["FORMS", "METHODS", "FolderMethod", "Method", "MethodSpec", "get_method"]
 
-OF_CARD = {"tsd-sr": release_spec, "osediff": osediff_spec, "spandrel": gan_spec, "external": external_spec}
+SPEC_BUILDERS = {"tsd-sr": release_spec, "osediff": osediff_spec, "spandrel": gan_spec, "external": external_spec}
 """What makes the row of a card, by the card's `run`."""
 
 
-def _rows_of_cards() -> dict[str, MethodSpec]:
+def _card_specs() -> dict[str, MethodSpec]:
     """The rows of the cards that come with the harness, by name, in the order in which the paper's tables have them."""
     order = [row.method for table in TABLES.values() for profile in table.profiles.values() for row in profile.rows]
 
     def place(card: Card) -> int:
         return order.index(card.name) if card.name in order else len(order)
 
-    return {card.name: OF_CARD[card.run](card) for card in sorted(cards().values(), key=place)}
+    return {card.name: SPEC_BUILDERS[card.run](card) for card in sorted(cards().values(), key=place)}
 
 
 METHODS: dict[str, MethodSpec] = {
@@ -65,7 +65,7 @@ METHODS: dict[str, MethodSpec] = {
     "tsd-sr-mini-sd2": TSD_SR_MINI_SD2,
     "tsd-sr-sd2": TSD_SR_SD2,
     "tsd-sr-sd21": TSD_SR_SD21,
-    **_rows_of_cards(),
+    **_card_specs(),
 }
 METHODS |= {spec.name: spec for spec in published_specs(cards())}
 
@@ -165,7 +165,7 @@ def _teacher(argument: str, label: str) -> MethodSpec:
 
 def _card(argument: str, label: str) -> MethodSpec:
     card = read_card(_path(argument, "card:PATH.toml"))
-    spec = OF_CARD[card.run](card)
+    spec = SPEC_BUILDERS[card.run](card)
     return replace(spec, name=label, display=label) if label else spec
 
 
