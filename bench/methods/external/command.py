@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
 SEED_LIMIT = 2**32
 # What torchrun, accelerate, MPI and Slurm tell a process about its place among others: the script is none of them.
-LAUNCHERS = re.compile(
+LAUNCHER_VARIABLES = re.compile(
     r"(LOCAL_|GROUP_|ROLE_|NODE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|GROUP_WORLD_SIZE"
     r"|(TORCHELASTIC|ACCELERATE|FSDP|PET|OMPI|PMI|PMIX|MV2|SLURM)_.*"
 )
-PYTHONS_OWN = re.compile(r"PYTHON(PATH|HOME|SAFEPATH|STARTUP|OPTIMIZE|WARNINGS)|VIRTUAL_ENV.*|CONDA_.*|UV_.*|PIP_.*")
+PYTHON_VARIABLES = re.compile(
+    r"PYTHON(PATH|HOME|SAFEPATH|STARTUP|OPTIMIZE|WARNINGS)|VIRTUAL_ENV.*|CONDA_.*|UV_.*|PIP_.*"
+)
 
 
 def arguments(command: "Command", values: Mapping[str, str]) -> list[str]:
@@ -42,7 +44,7 @@ def variables(
     kept = {
         key: value
         for key, value in os.environ.items()
-        if not LAUNCHERS.fullmatch(key) and not PYTHONS_OWN.fullmatch(key)
+        if not LAUNCHER_VARIABLES.fullmatch(key) and not PYTHON_VARIABLES.fullmatch(key)
     }
     own = {
         "PATH": os.pathsep.join([str(python.parent), os.environ.get("PATH", os.defpath)]),

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 MARKER = "environment.json"
-NOT_OURS = ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH")
-UV_NOT_OURS = (
+PYTHON_VARIABLES = ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH")
+UV_VARIABLES = (
     "UV_EXCLUDE_NEWER",
     "UV_PYTHON",
     "UV_CONSTRAINT",
@@ -122,7 +122,7 @@ def describe(card: Card, options: "RunOptions") -> dict[str, Any]:
 
 def _install(environment: Environment, display: str, uv: str, place: Path, log: Path) -> None:
     """Builds in place, since scripts of an environment name its path, and writes the marker last."""
-    variables = {key: value for key, value in os.environ.items() if key not in (*NOT_OURS, *UV_NOT_OURS)}
+    variables = {key: value for key, value in os.environ.items() if key not in (*PYTHON_VARIABLES, *UV_VARIABLES)}
     python = python_of(place)
 
     def step(argv: list[str], what: str) -> None:

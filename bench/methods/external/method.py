@@ -37,7 +37,7 @@ from tsd.files import sha256_file
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 QUOTED_CHARACTERS = 140
 
 
@@ -151,7 +151,7 @@ class ExternalMethod:
         note(attempt.log, head, argv=argv, variables=changed)
         before = bar.n
         with Process(argv, cwd=installed.checkout, env=env, log=attempt.log) as process:
-            while (ending := process.wait(LOOK_SECONDS)) is None:
+            while (ending := process.wait(POLL_SECONDS)) is None:
                 bar.n = before + len(names.found(attempt.sr)[0])
                 bar.refresh()
                 if process.seconds() > limit:

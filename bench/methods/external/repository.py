@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 MARKER = "tsd-bench.json"
 PROBE_SECONDS = 20.0
-STALLED = ("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=30")
-ELSEWHERE = "give a clone or bundle of it with --repo-dir"
+GIVE_UP_ON_STALL = ("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=30")
+REPO_DIR_HINT = "give a clone or bundle of it with --repo-dir"
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _take_commit(card: Card, origin: Origin, part: Path) -> None:
             ways: list[tuple[str, ...]] = [("bundle", "unbundle", origin.place)]
         else:
             every = ("+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*")
-            fetch = (*STALLED, "fetch", "--no-auto-gc", "--progress")
+            fetch = (*GIVE_UP_ON_STALL, "fetch", "--no-auto-gc", "--progress")
             ways = [(*fetch, "--depth", "1", "--no-tags", origin.place, card.commit), (*fetch, origin.place, *every)]
         for way in ways:  # not every server gives a single commit away
             ending = run_tool(
@@ -213,7 +213,7 @@ def _take_commit(card: Card, origin: Origin, part: Path) -> None:
             if ending.exit_code == 0 and _has(part, card.commit):
                 break
         else:
-            require(ending, log, f"{card.display}: {origin.shown} could not be read", ELSEWHERE)
+            require(ending, log, f"{card.display}: {origin.shown} could not be read", REPO_DIR_HINT)
             raise UserError(f"{origin.shown} does not contain the commit {card.commit} of {card.display}")
         git(part, "config", "core.autocrlf", "false")
         done = git(part, "checkout", "--quiet", "--detach", card.commit)
@@ -232,7 +232,7 @@ def _probe(card: Card, origin: Origin) -> None:
     done = git(Path.home(), "ls-remote", "--quiet", origin.place, "HEAD", limit=PROBE_SECONDS)
     if done.returncode:
         why = last_message(done.stderr, Path.home())
-        raise UserError(f"{card.display}: {origin.shown} cannot be reached ({why}); without network, {ELSEWHERE}")
+        raise UserError(f"{card.display}: {origin.shown} cannot be reached ({why}); without network, {REPO_DIR_HINT}")
 
 
 def _patch(card: Card, part: Path) -> None:

@@ -22,9 +22,9 @@ import time
 from collections.abc import Callable
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-GRACE_SECONDS = 2.0
+TERMINATE_SECONDS = 2.0
 GIVE_UP_SECONDS = 30.0
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 
 
 def main() -> int:
@@ -78,7 +78,7 @@ def _linux_only() -> Callable[[], None] | None:
 
 def _end_with_lifeline(parent: int, child: int) -> None:
     while os.getppid() == parent:  # another process may hold a copy of the lifeline's other end
-        if select.select([0], [], [], LOOK_SECONDS)[0] and not os.read(0, 4096):
+        if select.select([0], [], [], POLL_SECONDS)[0] and not os.read(0, 4096):
             break
     _end(child)
 
@@ -93,7 +93,7 @@ def _end(child: int) -> None:
         alive = [process for process in psutil.Process().children(recursive=True) if not _is_over(process, child)]
         if not alive:
             return
-        grace = time.monotonic() - started < GRACE_SECONDS
+        grace = time.monotonic() - started < TERMINATE_SECONDS
         if not grace:
             with contextlib.suppress(OSError):
                 os.killpg(child, signal.SIGKILL)

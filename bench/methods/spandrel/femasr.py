@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WINDOW = 16  # 8 // scale * 8, for x4
-WHOLE_PIXELS = 600**2  # from here on the official script works in tiles
+TILED_FROM_PIXELS = 600**2  # from here on the official script works in tiles
 TILE = 240
 TILE_PAD = 16
 
@@ -37,7 +37,7 @@ def enlarge(network: Callable[["Tensor"], "Tensor"], image: "Tensor", scale: int
     Images of 600 x 600 pixels or more go in tiles of 240 with 16 pixels of context, each padded as a whole image.
     """
     height, width = image.shape[-2:]
-    if height * width < WHOLE_PIXELS:
+    if height * width < TILED_FROM_PIXELS:
         return network(mirrored(image))[..., : scale * height, : scale * width]
     output = image.new_zeros(*image.shape[:2], scale * height, scale * width)
     for row in range(math.ceil(height / TILE)):
