@@ -18,7 +18,7 @@ def display_path(options: "RunOptions", place: Path) -> str:
 
 
 @contextmanager
-def exclusive(place: Path, what: str) -> Iterator[None]:
+def locked(place: Path, what: str) -> Iterator[None]:
     """Locks `place` against other processes, which wait. The kernel unlocks it however this process ends."""
     from filelock import FileLock, Timeout
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from bench.cards.card import Card, Environment, argument_of
 from bench.errors import without_paths
-from bench.methods.external.cache import ENVIRONMENTS, display_path, exclusive
-from bench.methods.external.process import require, run_tool
+from bench.methods.external.cache import ENVIRONMENTS, display_path, locked
+from bench.methods.external.process import require_success, run_tool
 from tsd.errors import UserError
 from tsd.files import write_atomic
 
@@ -92,7 +92,7 @@ def build(card: Card, options: "RunOptions") -> Path:
     uv = uv_program()
     if uv is None:
         raise UserError(f"{card.display} needs an environment of its own, and there is no uv here: `pip install uv`")
-    with exclusive(place, f"the environment of {card.display}"):
+    with locked(place, f"the environment of {card.display}"):
         if is_built(card, options):
             return place
         shutil.rmtree(place, ignore_errors=True)
@@ -127,7 +127,9 @@ def _install(environment: Environment, display: str, uv: str, place: Path, log: 
 
     def step(argv: list[str], what: str) -> None:
         ending = run_tool(argv, title=f"{display}: {what}", log=log, cwd=place.parent, env=variables)
-        require(ending, log, f"the environment of {display} could not be built: {what}", "uv's last lines were:")
+        require_success(
+            ending, log, f"the environment of {display} could not be built: {what}", "uv's last lines were:"
+        )
 
     step([uv, "venv", "--no-project", "--python", environment.python, str(place)], f"Python {environment.python}")
     pins = place / "requirements.txt"

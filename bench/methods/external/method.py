@@ -115,7 +115,7 @@ class ExternalMethod:
                 )
             result = collect(attempt.sr, names, {name: sizes[name] for name in pending})
             reasons = {name: self._reason(name, attempt, installed, ending, result) for name in result.faults}
-            self._remark(attempt, ending, result)
+            self._log_outcome(attempt, ending, result)
             for name in pending:
                 yield name, result.files[name] if name in result.files else reasons[name]
         yield from refused.items()
@@ -164,7 +164,7 @@ class ExternalMethod:
         title = f"{self.card.display} (own environment)"
         return tqdm(total=total, initial=done, desc=title, unit="image", leave=False, file=sys.stderr)
 
-    def _remark(self, attempt: Attempt, ending: Ending, result: Collected) -> None:
+    def _log_outcome(self, attempt: Attempt, ending: Ending, result: Collected) -> None:
         """Sums the run up in the log; prints on stderr what a reader should know of a run that succeeded."""
         from tqdm import tqdm
 

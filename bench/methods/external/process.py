@@ -125,7 +125,7 @@ def run_tool(
     return ending
 
 
-def require(ending: Ending, log: Path, what: str, hint: str) -> None:
+def require_success(ending: Ending, log: Path, what: str, hint: str) -> None:
     """Raises UserError, with the last lines of `log`, unless the tool succeeded."""
     if ending.exit_code != 0:
         tail = "".join(f"\n  {line}" for line in last_lines(log, 6))

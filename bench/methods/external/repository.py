@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from bench.cards.card import Card, Patch
 from bench.errors import some, without_paths
-from bench.methods.external.cache import REPOSITORIES, display_path, exclusive
+from bench.methods.external.cache import REPOSITORIES, display_path, locked
 from bench.methods.external.git import git, git_program, last_message, variables
-from bench.methods.external.process import require, run_tool
+from bench.methods.external.process import require_success, run_tool
 from tsd.errors import UserError
 from tsd.files import write_atomic
 
@@ -118,7 +118,7 @@ def checkout(card: Card, options: "RunOptions") -> Path:
         UserError: `check` fails, the commit is not in the repository, a patch does not apply, or there is no network.
     """
     place = checkout_path(card, options)
-    with exclusive(place, f"the checkout of {card.display}"):
+    with locked(place, f"the checkout of {card.display}"):
         check(card, options)
         if is_checked_out(card, options):
             return place
@@ -126,7 +126,7 @@ def checkout(card: Card, options: "RunOptions") -> Path:
         for leftover in (part, place):
             shutil.rmtree(leftover, ignore_errors=True)
         try:
-            _take_commit(card, find_origin(card, options), part)
+            _fetch_commit(card, find_origin(card, options), part)
             _patch(card, part)
             tree = git(part, "write-tree").stdout.strip()
             content = {"repository": card.repository, "commit": card.commit, "tree": tree}
@@ -189,7 +189,7 @@ def _check_unchanged(card: Card, options: "RunOptions") -> None:
         )
 
 
-def _take_commit(card: Card, origin: Origin, part: Path) -> None:
+def _fetch_commit(card: Card, origin: Origin, part: Path) -> None:
     """Makes a repository at `part` and checks the commit out."""
     part.mkdir(parents=True)
     log = part.with_suffix(".log")
@@ -213,7 +213,7 @@ def _take_commit(card: Card, origin: Origin, part: Path) -> None:
             if ending.exit_code == 0 and _has(part, card.commit):
                 break
         else:
-            require(ending, log, f"{card.display}: {origin.shown} could not be read", REPO_DIR_HINT)
+            require_success(ending, log, f"{card.display}: {origin.shown} could not be read", REPO_DIR_HINT)
             raise UserError(f"{origin.shown} does not contain the commit {card.commit} of {card.display}")
         git(part, "config", "core.autocrlf", "false")
         done = git(part, "checkout", "--quiet", "--detach", card.commit)

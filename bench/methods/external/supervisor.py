@@ -49,7 +49,7 @@ def main() -> int:
             print(json.dumps({"error": f"{error.strerror}: {os.path.basename(error.filename or spec['argv'][0])}"}))
             return 0
     signal.signal(signal.SIGTERM, lambda number, frame: _end(child.pid))
-    threading.Thread(target=_end_with_lifeline, args=(parent, child.pid), daemon=True).start()
+    threading.Thread(target=_end_when_stdin_closes, args=(parent, child.pid), daemon=True).start()
     code = child.wait()
     _end(child.pid)  # what the command left running behind
     print(json.dumps({"exit": code}))
@@ -76,7 +76,7 @@ def _linux_only() -> Callable[[], None] | None:
     return lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _end_with_lifeline(parent: int, child: int) -> None:
+def _end_when_stdin_closes(parent: int, child: int) -> None:
     while os.getppid() == parent:  # another process may hold a copy of the lifeline's other end
         if select.select([0], [], [], POLL_SECONDS)[0] and not os.read(0, 4096):
             break
@@ -90,7 +90,7 @@ def _end(child: int) -> None:
     started = time.monotonic()
     asked: set[int] = set()
     while time.monotonic() - started < GIVE_UP_SECONDS:
-        alive = [process for process in psutil.Process().children(recursive=True) if not _is_over(process, child)]
+        alive = [process for process in psutil.Process().children(recursive=True) if not _has_ended(process, child)]
         if not alive:
             return
         grace = time.monotonic() - started < TERMINATE_SECONDS
@@ -107,7 +107,7 @@ def _end(child: int) -> None:
         time.sleep(0.02)
 
 
-def _is_over(process, child: int) -> bool:
+def _has_ended(process, child: int) -> bool:
     """Whether a descendant has ended; an adopted one is taken leave of, so that its number becomes free."""
     import psutil
 

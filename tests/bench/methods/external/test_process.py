@@ -12,7 +12,7 @@ import pytest
 
 from bench.errors import without_paths
 from bench.methods.external.log import last_lines, note
-from bench.methods.external.process import Ending, Process, require, run_tool
+from bench.methods.external.process import Ending, Process, require_success, run_tool
 from tsd.errors import UserError
 
 
@@ -130,7 +130,7 @@ def test_tools_have_a_limit_and_their_failure_is_told_with_what_they_said(tmp_pa
     argv = [sys.executable, "-c", "import time; print('hello', flush=True); time.sleep(60)"]
     ending = run_tool(argv, title="tool", log=log, cwd=tmp_path, env=dict(os.environ), limit=1.0)
     with pytest.raises(UserError, match=r"made nothing: timed out: .* after 1 s, its time limit; try again\n  hello"):
-        require(ending, log, "made nothing", "try again")
+        require_success(ending, log, "made nothing", "try again")
 
 
 def test_last_lines_of_progress_bars_and_without_the_harness_s_own(tmp_path: Path) -> None:
