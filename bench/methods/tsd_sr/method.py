@@ -25,8 +25,8 @@ from bench.methods.tsd_sr.weights import (
     ModelFolders,
     SD2Base,
     missing_sd2_student,
-    release,
-    sd2_student,
+    release_folders,
+    sd2_student_folders,
 )
 from bench.options import SCALE, RunOptions
 from bench.store.missing import describe
@@ -187,12 +187,12 @@ def load_sd2(base: SD2Base, options: RunOptions) -> OneStepMethod:
     if absent:
         raise UserError(f"TSD-SR on {base.display} cannot run here:\n{describe(absent)}")
     verified_files((base.weight,), options, licence="", needed_by=f"TSD-SR ({base.display})", fetch=base.asset)
-    return load_student(sd2_student(base, options), options, {"color": "adain"})
+    return load_student(sd2_student_folders(base, options), options, {"color": "adain"})
 
 
 def load_release(card: "Card", options: RunOptions) -> OneStepMethod:
     verified_weights(card, options)
-    return load_student(release(options), options, {"color": "adain"})
+    return load_student(release_folders(options), options, {"color": "adain"})
 
 
 def load_teacher(weights: ModelFolders | None, settings: TeacherSettings, options: RunOptions) -> TeacherMethod:

@@ -80,13 +80,13 @@ class ModelFolders:
         return {name: cached_sha256(path) for name, path in bar}
 
 
-def release(options: RunOptions) -> ModelFolders:
+def release_folders(options: RunOptions) -> ModelFolders:
     """The folders in which the real model is looked for."""
     root = options.weights()
     return ModelFolders(root / assets()[SD3_BASE].file, root / ADAPTERS, root / PROMPT)
 
 
-def sd2_student(base: SD2Base, options: RunOptions) -> ModelFolders:
+def sd2_student_folders(base: SD2Base, options: RunOptions) -> ModelFolders:
     """The folders in which a base and its student are looked for."""
     root = options.weights()
     return ModelFolders(root / base.weight.file, root / base.student, root / base.student / "prompts")
