@@ -30,7 +30,7 @@ def add_parser(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "what",
+        "names",
         nargs="*",
         metavar="KIND|NAME",
         help=f"{', '.join(KINDS)}, or the name of a method or a metric (default: all kinds)",
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     device = resolve_device("auto")
     options = RunOptions(device, data_root=args.data_root, weights_root=args.weights_root, cache_root=args.cache)
-    asked = args.what or list(KINDS)
+    asked = args.names or list(KINDS)
     for name in asked:
         near = difflib.get_close_matches(name, KINDS, n=1, cutoff=0.75)
         if near and name not in KINDS:
@@ -102,10 +102,10 @@ def _methods(options) -> str:
     from tabulate import tabulate
 
     from bench.methods import METHODS
-    from bench.methods.describe import HEADERS, fitted, overview
+    from bench.methods.describe import HEADERS, fit_to_width, overview
 
     rows = [overview(name, spec, options) for name, spec in METHODS.items()]
-    rows = fitted(rows, shutil.get_terminal_size((0, 0)).columns)  # no terminal: nothing is cut
+    rows = fit_to_width(rows, shutil.get_terminal_size((0, 0)).columns)  # no terminal: nothing is cut
     return tabulate(rows, headers=HEADERS, tablefmt="plain", disable_numparse=True)
 
 

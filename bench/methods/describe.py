@@ -15,8 +15,8 @@ from bench.testsets.manifest import TESTSETS
 from tsd.files import human_size
 
 HEADERS = ("method", "table", "steps", "runs", "weights", "licence", "forbids", "last verified")
-LONG = (5, 6, 7)  # the columns of sentences, which may be cut
-SHORTEST = 12
+TEXT_COLUMNS = (5, 6, 7)  # the columns of sentences, which may be cut
+MIN_WIDTH = 12
 GAP = 2  # tabulate's, between columns and beside a title
 SEEDING = {
     "image": "every image from a seed of its own",
@@ -40,7 +40,7 @@ def overview(name: str, spec: MethodSpec, options: RunOptions) -> tuple[str, ...
     )
 
 
-def fitted(rows: Sequence[tuple[str, ...]], width: int) -> list[tuple[str, ...]]:
+def fit_to_width(rows: Sequence[tuple[str, ...]], width: int) -> list[tuple[str, ...]]:
     """Rows under `HEADERS` with the longest texts cut, so that a line has at most `width` characters where that can be.
 
     Args:
@@ -49,8 +49,8 @@ def fitted(rows: Sequence[tuple[str, ...]], width: int) -> list[tuple[str, ...]]
     widths = [max(len(title) + GAP, *map(len, texts)) for title, *texts in zip(HEADERS, *rows, strict=True)]
     over = sum(widths) + GAP * (len(widths) - 1) - width if width else 0
     for _ in range(over):
-        longest = max(LONG, key=lambda column: widths[column])
-        widths[longest] = max(widths[longest] - 1, SHORTEST)
+        longest = max(TEXT_COLUMNS, key=lambda column: widths[column])
+        widths[longest] = max(widths[longest] - 1, MIN_WIDTH)
     return [tuple(_cut(text, most) for text, most in zip(row, widths, strict=True)) for row in rows]
 
 
