@@ -110,7 +110,7 @@ T = TypeVar("T")
 
 
 def _build(cls: type[T], raw: Any, where: str) -> T:
-    """Makes a dataclass of a TOML table, tables inside likewise. Keys must be known and values of their types."""
+    """Makes a dataclass of a TOML table and of the tables in it. Keys must be known, and values of their types."""
     if not isinstance(raw, dict):
         raise UserError(f"{where}: expected a table, found {raw!r}")
     hints = typing.get_type_hints(cls)

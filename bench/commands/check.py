@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
             findings = check_folder(method, load_testset(args.testset, args.data_root), bar.update)
         else:
-            assert isinstance(method, Method)  # what runs a folder at once comes from a card, and was checked above
+            assert isinstance(method, Method)  # a `FolderRunner` comes from a card and was checked above
             findings = check_method(method, device=args.device, progress=bar.update)
     kept = all(finding.passed is not False for finding in findings)
     if args.json:

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
                 item.get(options)
             for line in item.record_first_hashes(options):
                 print(f"  {line}")
-        except UserError as error:  # what failed keeps nothing else from being fetched
+        except UserError as error:  # the other items are still fetched
             failures.append(str(error))
             if not item.missing(options):
                 print(f"{item.name}: not to be used as it is")

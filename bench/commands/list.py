@@ -1,4 +1,4 @@
-"""`bench list`: methods, test sets, metrics, tables, a line each. `bench list NAME`: all of one method or metric."""
+"""`bench list`: methods, test sets, metrics, tables, one line each. `bench list NAME`: one of them in full."""
 
 import argparse
 import difflib
@@ -75,10 +75,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _description(name: str, options) -> str:
-    """All of one metric or one method.
+    """Describes one metric or one method in full.
 
     Raises:
-        UserError: neither has that name; lists the methods, and the likeliest meant.
+        UserError: neither has that name; lists the methods, and suggests the closest name.
     """
     from bench.methods import get_method
     from bench.methods.describe import description as describe_method

@@ -1,4 +1,4 @@
-"""`bench run`: restore, score, summarize, render; whatever is recorded already is not done again."""
+"""`bench run`: restore, score, summarize, render; what is already recorded is not done again."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""`bench score`: any two folders of images, by file name."""
+"""`bench score`: scores any two folders of images, paired by file name."""
 
 import argparse
 from pathlib import Path
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_device(name: str) -> None:
-    """Raises UserError for a device that is none, or a GPU that torch does not find."""
+    """Raises UserError for a name that is no device, or a GPU that torch does not find."""
     import torch
 
     from tsd.errors import UserError

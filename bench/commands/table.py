@@ -1,4 +1,4 @@
-"""`bench table`: a table again from its records alone, without torch, images or data."""
+"""`bench table`: writes a table again from its records, without torch, images or data."""
 
 import argparse
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Reads and restores the process-wide random generators of Python, numpy and torch.
 
-A method must leave them alone (bench/methods/base.py), and trying whether it does must not move them either.
+A method must leave them alone (bench/methods/base.py), and checking that must not change them either.
 """
 
 import pickle

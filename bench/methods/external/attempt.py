@@ -1,11 +1,11 @@
-"""One run of a script over a folder: its inputs, outputs and log, and what it was made by.
+"""One run of a script over a folder: its inputs, outputs and log, and the provenance of the outputs.
 
-    <work>/attempt-3/job.json    the method's provenance, and the inputs and seeds by name
+    <work>/attempt-3/job.json    the method's provenance ("account"), and the inputs and seeds by name
     <work>/attempt-3/seeds.json  what `bench_seed` reads
     <work>/attempt-3/lr/, sr/    the folders that the script is given
-    <work>/attempt-3.log         what it said; kept
+    <work>/attempt-3.log         its output; kept
 
-Attempts are numbered on, so that no log is overwritten and nothing that is still being killed writes into a new one.
+Every attempt gets a new number, so that no log is overwritten and a process that is still ending cannot write into it.
 """
 
 import json
@@ -53,7 +53,7 @@ class Attempt:
         names: OutputNames,
         sizes: Mapping[str, tuple[int, int]],
     ) -> dict[str, Path]:
-        """The complete outputs of this attempt that were made by the same provenance, input and seed, by name."""
+        """The complete outputs of this attempt that have the same provenance, input and seed, by name."""
         try:
             job = json.loads(self.job.read_bytes())
         except (OSError, ValueError):

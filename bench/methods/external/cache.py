@@ -1,4 +1,4 @@
-"""Places in the cache. One process at a time makes one, and messages name them without this machine's paths."""
+"""Folders of the cache: one process at a time makes one, and messages name them without this machine's paths."""
 
 import sys
 from collections.abc import Iterator

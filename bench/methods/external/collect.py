@@ -1,7 +1,7 @@
 """Collects the outputs of a script: files decide, not exit codes.
 
 Four of the official scripts swallow errors and end with 0; others crash after the last image. So every expected image
-is looked for by name, and its reason says how the process ended only where the image did not come.
+is looked for by name, and how the process ended is reported only for images that are missing.
 """
 
 import fnmatch
@@ -18,8 +18,8 @@ class Collected:
     """The outputs of a run.
 
     Attributes:
-        files: by name, the images that are whole, 8-bit, of the right size, and there once.
-        faults: by name, why there is none; an empty text where simply nothing came.
+        files: by name, the images that are complete, 8-bit, of the right size, and there once.
+        faults: by name, why there is none; an empty text if there is no output at all.
         further: files that belong to no image and that the card does not ignore, as paths under the folder.
     """
 
@@ -29,12 +29,12 @@ class Collected:
 
 
 class OutputNames:
-    """Which image a file under the folder of outputs belongs to.
+    """Finds the image to which a file under the folder of outputs belongs.
 
     Args:
         pattern: as `bench.cards.card.Command.outputs`; "*" and "?" stand for parts of one path component.
         ignore: patterns of files that are no outputs, on the path under the folder or on the file's name.
-        names: of the expected images. Where two fit a file, the longer is meant: "a_b_0.png" of "{name}_*.png" is the
+        names: of the expected images. If two fit a file, the longer one counts: "a_b_0.png" of "{name}_*.png" is the
             output of "a_b", not of "a".
     """
 
@@ -43,7 +43,7 @@ class OutputNames:
         self._lengths = sorted({len(name) for name in self._names}, reverse=True)
         self._pattern = pattern
         self._ignore = tuple(ignore)
-        self._known: dict[str, str | None] = {}  # the same files are asked for again and again while they come
+        self._known: dict[str, str | None] = {}  # the same files are looked up again and again during a run
 
     def name_of(self, path: str) -> str | None:
         """The name of the image, or None for a file that is none of the outputs; `path` is under the folder."""

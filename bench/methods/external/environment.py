@@ -1,4 +1,4 @@
-"""The environment of a method: an interpreter and the card's pins, made by uv, addressed by what they are.
+"""The environment of a method: an interpreter and the card's pins, installed by uv.
 
 It lies in the cache under a hash of Python version, requirements and platform, so that other pins are another
 environment and the same pins are built once for all methods, runs and processes. `environment.json` is written last:
@@ -80,7 +80,7 @@ def uv_program() -> str | None:
 
 
 def build(card: Card, options: "RunOptions") -> Path:
-    """Builds the card's environment unless it is there. Several processes wait for the one that builds it.
+    """Builds the card's environment unless it is there. Other processes wait for the one that builds it.
 
     Raises:
         UserError: no uv; no such Python; a requirement that cannot be installed, with the last lines of uv's output.

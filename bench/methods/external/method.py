@@ -1,8 +1,7 @@
-"""Competitors that run as they were published: a folder goes through the official repository in its own environment.
+"""Competitors that run as they were published: the official repository, in its own environment, restores a folder.
 
-One mechanism for all of them (`bench/methods/external/`); what differs is in the card. The harness checks what came
-out, image by image: a crash costs the images that are not there, a hung process is stopped, an exit code proves
-nothing.
+All of them share the mechanism in this folder; the differences are in the cards. The harness checks every output: a
+crash costs only the images that are missing, a process that hangs is stopped, and an exit code proves nothing.
 """
 
 import hashlib
@@ -88,7 +87,7 @@ class ExternalMethod:
     def restore_folder(
         self, images: Mapping[str, Path], seeds: Mapping[str, int], work: Path
     ) -> Iterator[tuple[str, Path | str]]:
-        """Restores as `FolderRunner` says. Images are yielded after the process has ended: before, they may change."""
+        """Restores as `FolderRunner` says. Images are yielded after the process has ended; they may change before."""
         sizes = {name: _size(path) for name, path in images.items()}
         refused = {name: reason for name, size in sizes.items() if (reason := self._refusal(size))}
         jobs = {
@@ -183,7 +182,7 @@ class ExternalMethod:
             )
 
     def _reason(self, name: str, attempt: Attempt, installed: Installed, ending: Ending, result: Collected) -> str:
-        """Why an image did not come, in one line that may be recorded and published."""
+        """Why an image is missing, in one line that may be recorded and published."""
         log = f"log: {attempt.log_display_path()}"
         if result.faults[name]:
             return f"{result.faults[name]} ({log})"
@@ -219,7 +218,7 @@ def external_spec(card: Card) -> MethodSpec:
 
 
 def _obstacles(card: Card, options: RunOptions) -> Iterator[Obstacle]:
-    """Yields what keeps the card from running here, beside absent weights. Looks at names only."""
+    """Yields what keeps the card from running here, besides absent weights. Looks at names only."""
     assert card.command is not None
     if os.name != "posix":
         yield Obstacle(card.display, "runs on Linux and macOS only")

@@ -1,4 +1,4 @@
-"""Runs a command. It and everything it starts end with the harness at the latest, however that ends."""
+"""Runs a command. When the harness ends, for any reason, the command and everything it started are ended too."""
 
 import json
 import signal
@@ -24,7 +24,7 @@ class Ending:
     Attributes:
         exit_code: negative for the signal that ended it; None where it never started or was stopped.
         seconds: how long it ran.
-        limit_seconds: the time limit, where that is why it was stopped.
+        limit_seconds: the time limit, if it was stopped for that.
         error: why it could not be started.
     """
 
@@ -106,7 +106,7 @@ class Process:
 def run_tool(
     argv: Sequence[str], *, title: str, log: Path, cwd: Path, env: Mapping[str, str], limit: float | None = None
 ) -> Ending:
-    """Runs git or uv to its end, with the time and the last line of its output on stderr meanwhile.
+    """Runs git or uv to its end, and shows the time and the last line of its output on stderr meanwhile.
 
     Args:
         title: what the line on stderr begins with.

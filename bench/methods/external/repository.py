@@ -1,8 +1,8 @@
 """The official repository at the pinned commit, as a checkout of our own with the card's patches.
 
 It comes from the card's address, or from a clone or bundle under --repo-dir where there is no network. Only the commit
-is taken, never the work tree of somebody's clone. The checkout is made beside its place and renamed once it is whole.
-What was patched stands in its index, so that git itself says whether anything was changed since.
+is used, never the work tree of a clone. The checkout is made beside its place and renamed once it is complete. The
+patched files are in its index, so that git tells whether anything was changed since.
 """
 
 import hashlib
@@ -95,7 +95,7 @@ def check(card: Card, options: "RunOptions") -> None:
 
     Raises:
         UserError: no git; --repo-dir without this repository, or with a work tree whose state is not what would be run;
-            a checkout of ours that was changed.
+            a checkout that was changed.
     """
     git_program()
     made = is_checked_out(card, options)
@@ -138,7 +138,7 @@ def checkout(card: Card, options: "RunOptions") -> Path:
 
 
 def _kind(path: Path) -> str:
-    """ "clone", "bundle" or "" for what lies at `path`."""
+    """Tells what lies at `path`: "clone", "bundle", or "" for neither."""
     if path.is_file():
         return "bundle" if path.suffix == ".bundle" else ""
     bare = (path / "HEAD").is_file() and (path / "objects").is_dir()
@@ -206,7 +206,7 @@ def _fetch_commit(card: Card, origin: Origin, part: Path) -> None:
             every = ("+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*")
             fetch = (*GIVE_UP_ON_STALL, "fetch", "--no-auto-gc", "--progress")
             ways = [(*fetch, "--depth", "1", "--no-tags", origin.place, card.commit), (*fetch, origin.place, *every)]
-        for way in ways:  # not every server gives a single commit away
+        for way in ways:  # some servers do not send a single commit
             ending = run_tool(
                 [git_program(), *way], title=f"{card.display}: repository", log=log, cwd=part, env=variables()
             )
@@ -252,12 +252,12 @@ def _patch(card: Card, part: Path) -> None:
 
 
 def apply_patch(content: bytes, patch: Patch) -> tuple[bytes, int]:
-    """Applies a patch to a file's content, if what it looks for stands there exactly once.
+    """Applies a patch to a file's content, if the text that it looks for occurs there exactly once.
 
-    In a file with Windows' line ends those of the patch are Windows' too.
+    In a file with Windows line ends, the patch gets Windows line ends too.
 
     Returns:
-        The content, and how often what the patch looks for stood in it.
+        The content, and how often the text occurred in it.
     """
     find, replace = patch.find.encode(), patch.replace.encode()
     if b"\r\n" in content and find not in content:
@@ -267,7 +267,7 @@ def apply_patch(content: bytes, patch: Patch) -> tuple[bytes, int]:
 
 
 def link(card: Card, options: "RunOptions", place: Path) -> None:
-    """Puts the links into the checkout that the card asks for, to files of the weight store.
+    """Puts the card's links to files of the weight store into the checkout.
 
     Several processes may do so at once: a link is replaced in one step.
 

@@ -1,9 +1,9 @@
-"""How FeMaSR's own test code feeds its network: mirrored beyond the right and lower edge, in tiles where large.
+"""Feeds FeMaSR's network as its own test code does: mirrored beyond the right and lower edge, large images in tiles.
 
 Read from `FeMaSRNet.test`, `test_tile` and `inference_femasr.py` (chaofengc/FeMaSR at 1ca4295). Every side is padded to
-the *next* multiple of 16, a side of 128 to 144 as well, and the mirror repeats the edge itself. Group normalisation and
-attention spread over the whole image, so that an image without this padding comes out slightly different everywhere.
-Geometry only, no network inside.
+the *next* multiple of 16, a side of 128 to 144 too, and the mirror image repeats the edge itself. Group normalisation
+and attention spread over the whole image, so that an image without this padding comes out slightly different
+everywhere. This module has geometry only, no network.
 """
 
 import math
@@ -22,7 +22,7 @@ TILE_PAD = 16
 def mirrored(image: "Tensor") -> "Tensor":
     """Continues `image` (B, C, h, w) by its mirror image to the next multiple of 16, which is never its own size.
 
-    A side of less than 8 has no mirror long enough; the harness has none under 16.
+    A side of less than 8 is too short for that; the harness has none under 16.
     """
     import torch
 

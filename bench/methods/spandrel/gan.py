@@ -1,8 +1,8 @@
-"""Networks of the cards with `run = "spandrel"`: the authors' weights through spandrel, nothing guessed.
+"""Networks of the cards with `run = "spandrel"`: spandrel loads the authors' weights, and nothing is guessed.
 
 The card says which entry of the checkpoint holds the parameters, which network they must turn out to be, and how the
-authors' own test code pads. Where two entries would do, as in checkpoints with and without moving average, spandrel
-would take the average; LDL's authors do not.
+authors' own test code pads. If a checkpoint has parameters with and without moving average, spandrel takes the average;
+LDL's authors do not.
 """
 
 import importlib.util
@@ -31,14 +31,14 @@ NO_SIZE_RULES = {"minimum": 0, "multiple_of": 1, "square": False}
 class GanMethod(SpandrelMethod):
     """The network of a card, under the method contract.
 
-    The weights are verified at once, the network built when it is first needed.
+    The weights are verified at once; the network is built when it is first needed.
 
     Raises:
         UserError: weights that are missing or not verified.
     """
 
     def __init__(self, card: Card, options: RunOptions) -> None:
-        assert card.network is not None  # `bench.cards.card` sees to that for run = "spandrel"
+        assert card.network is not None  # `bench.cards.faults` checks it for run = "spandrel"
         options.require_dtype()
         self.card = card
         self.card_network: Network = card.network

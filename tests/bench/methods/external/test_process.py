@@ -104,7 +104,7 @@ def test_the_command_dies_with_a_killed_supervisor(tmp_path: Path) -> None:
     assert not psutil.pid_exists(pid)
 
 
-def test_a_fork_of_the_harness_that_holds_the_lifeline_does_not_keep_it_alive(tmp_path: Path) -> None:
+def test_a_fork_of_the_harness_that_holds_its_standard_input_does_not_keep_it_alive(tmp_path: Path) -> None:
     program = f"""
 import os, sys, time
 from pathlib import Path
