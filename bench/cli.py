@@ -11,19 +11,21 @@ from tsd.errors import UserError
 
 EPILOG = """\
 examples:
-  bench run --table table1 --profile mini             the paper's Table 1 at mini scale, on any machine
-  bench run --methods spandrel:weights/net.pth        one more row in that table
-  bench table                                         print it again, from records alone
-  bench score outputs/ --hr ground_truth/             score any two folders
-  bench list                                          methods, test sets, metrics: available, or what is missing
-`bench VERB --help` has more.
+  bench run --table table1 --profile mini         the paper's Table 1 at mini scale, on any machine
+  bench run --methods spandrel:weights/net.pth    one more row in that table
+  bench table                                     print it again, from its records alone
+  bench score outputs/ --hr ground_truth/         score any two folders
+  bench list                                      methods, test sets, metrics, and what is missing
+
+Run `bench VERB --help` for the options of a verb.
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bench",
-        description="Measures super-resolution methods: methods × test sets × metrics → tables with their evidence.",
+        description="Measures super-resolution methods with many metrics on many test sets, and writes tables\n"
+        "from the records of every image.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

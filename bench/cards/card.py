@@ -50,7 +50,7 @@ def read_card(path: Path) -> Card:
         UserError: no such file, not TOML, an unknown key, a missing one, a value of the wrong type, or parts that do
             not fit together; names the file and the key.
     """
-    raw = _over_another(path, _read_toml(path))
+    raw = _with_inherited_keys(path, _read_toml(path))
     if "name" in raw:
         raise UserError(f"{path}: `name` is the file's name ({path.stem!r}) and is not written in the card")
     card = _build(Card, {"name": path.stem, **raw}, str(path))
@@ -65,7 +65,7 @@ def read_card(path: Path) -> Card:
     return card
 
 
-def _over_another(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
+def _with_inherited_keys(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
     """Completes a card that is `like` another: its own keys count, and its patches come after the other's.
 
     The outputs that the other's authors published are left out: they are not this method's.
@@ -110,7 +110,7 @@ T = TypeVar("T")
 
 
 def _build(cls: type[T], raw: Any, where: str) -> T:
-    """Makes a dataclass of a TOML table, tables inside likewise. Keys must be known and values of their types."""
+    """Makes a dataclass of a TOML table and of the tables in it. Keys must be known, and values of their types."""
     if not isinstance(raw, dict):
         raise UserError(f"{where}: expected a table, found {raw!r}")
     hints = typing.get_type_hints(cls)

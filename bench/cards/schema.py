@@ -21,13 +21,13 @@ class Weight:
         hub: places on the Hugging Face hub in the order to be tried: "owner/name" for a folder, "owner/name:path" for
             a file, both with "@revision" after the name where it is pinned.
         manual: for what only a browser can fetch: where it is and what to do with it; empty where a program can.
-        contains: of a folder, the files that must be there; from the hub only these are fetched. Of what a browser
-            fetches, "*" may stand for what is not known of a name.
+        contains: of a folder, the files that must be there; from the hub only these are fetched. If only a browser can
+            fetch them, "*" may stand for an unknown part of a name.
         size_bytes, sha256: as published, or as found by others (`sha256_source` says by whom); None where nobody
-            states them: then the first fetch records the hash in the store, and any other content is refused after.
+            states them: then the first fetch records the hash in the store, and any other content is refused later.
         git_sha1: of a file that lies in a git repository, its blob's id there, instead of `sha256`.
         hashes: of a folder, sha256 by the file's path inside.
-        alternatives: other files of the store that serve as well, sha256 by name. One that is there is taken.
+        alternatives: other files of the store that serve as well, sha256 by name. One that is there is used.
         licence: where it differs from the card's.
         restriction: what that licence forbids, or that the file is gated; empty where nothing.
     """
@@ -81,7 +81,7 @@ class Environment:
     Attributes:
         python: version of the interpreter, "3.10".
         requirements: as for `uv pip install`, every direct dependency pinned.
-        before: "2024-02-01": what the pins leave open is taken from what was published before that day
+        before: "2024-02-01": packages without a pin are taken from those published before that day
             (`uv --exclude-newer`), so that the environment stays the one its authors had; empty for no bound.
         note: where the pins differ from the repository's own statement, and why.
     """
@@ -166,7 +166,7 @@ class Card:
             fetched only with `--accept-license`.
         citation: authors, title, venue, arXiv number.
         repository, commit: the official code.
-        settings: what makes it the paper's row, and what the tables leave open; one line each.
+        settings: the settings that make it the paper's row, and those that the tables leave open; one line each.
         verified: how the card was last checked, with the date.
         seeding: "image" where every image is made from a seed of its own (by the script, or by a patch that calls
             `bench_seed`), "deterministic" where no random number is drawn, "none" where the seed cannot be set.

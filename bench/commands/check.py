@@ -1,4 +1,4 @@
-"""`bench check METHOD`: the method contract, tried on synthetic images."""
+"""`bench check METHOD`: checks the method contract on synthetic images."""
 
 import argparse
 import json
@@ -16,39 +16,44 @@ examples:
   bench check spandrel:weights/realesr-general-x4v3.pth
   bench check python:my_method.py:restore --device cuda
   bench check folder:outputs/my-method --testset realsr --data-root data
-  bench check sinsr --repo-dir clones          a card against clones/SinSR (or .git, .bundle)
+  bench check sinsr --repo-dir clones      its card against clones/SinSR (or .git, .bundle)
   bench check card:mine.toml --repo-dir clones
 
-exit status: 0 the contract is kept, 1 a clause is broken, 2 the method could not be loaded
+exit status: 0 if the contract is kept; 1 if a clause is broken; 2 if the method could not be loaded
 """
 
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "check",
-        help="try a method against the contract on synthetic images",
-        description="Tries a method against the contract of bench/methods/base.py: shapes, range, odd sizes, "
-        "determinism, independence of other images and of global random state. Published outputs are checked for "
-        "completeness and size against a test set. The card of a method that runs its authors' repository is checked "
-        "against that repository: commit, flags, links and patches; nothing is installed or run.",
+        help="check that a method keeps the contract",
+        description="Checks on synthetic images that a method keeps the contract of bench/methods/base.py:\n"
+        "shapes, range, odd sizes, determinism, independence of other images and of the global random\n"
+        "state. Published outputs are compared with a test set: is every image there, and of the right\n"
+        "size? For a method that runs its authors' repository, its card is checked against the\n"
+        "repository (commit, flags, links, patches); nothing is installed or run.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "method", metavar="METHOD", help="a name of `bench list`, spandrel:PATH, python:FILE:FUNCTION, ..."
+        "method",
+        metavar="METHOD",
+        help="a name of `bench list methods`, or spandrel:PATH, folder:PATH, python:FILE.py:FUNCTION, card:PATH.toml",
     )
-    parser.add_argument("--device", default="cpu", help="where the method runs (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     parser.add_argument(
-        "--dtype", default="fp32", choices=("fp32", "bf16", "fp16"), help="its precision (default: fp32)"
+        "--dtype", default="fp32", choices=("fp32", "bf16", "fp16"), help="precision of the networks (default: fp32)"
     )
-    parser.add_argument("--weights-root", type=Path, help="folder of weights (default: $TSD_WEIGHTS, else ./weights)")
-    parser.add_argument("--data-root", type=Path, help="folder of test sets (default: $TSD_DATA)")
-    parser.add_argument("--testset", help="for published outputs: the test set they belong to")
+    parser.add_argument(
+        "--weights-root", type=Path, metavar="DIR", help="folder of weights (default: $TSD_WEIGHTS, else ./weights)"
+    )
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of test sets (default: $TSD_DATA)")
+    parser.add_argument("--testset", metavar="NAME", help="for published outputs: the test set they belong to")
     parser.add_argument(
         "--repo-dir",
         type=Path,
         metavar="DIR",
-        help="for a card: a clone or bundle of its repository, or a folder of such",
+        help="for a card: a clone or bundle of its repository, or a folder that holds it",
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.set_defaults(func=run)
@@ -80,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
             findings = check_folder(method, load_testset(args.testset, args.data_root), bar.update)
         else:
-            assert isinstance(method, Method)  # what runs a folder at once comes from a card, and was checked above
+            assert isinstance(method, Method)  # a `FolderRunner` comes from a card and was checked above
             findings = check_method(method, device=args.device, progress=bar.update)
     kept = all(finding.passed is not False for finding in findings)
     if args.json:

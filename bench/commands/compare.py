@@ -1,4 +1,4 @@
-"""`bench compare`: fails when a change moved a number."""
+"""`bench compare`: compares two runs, and fails where a value moved."""
 
 import argparse
 from pathlib import Path
@@ -9,15 +9,16 @@ examples:
   bench compare reports/mini new/mini-first4 --subset
   bench compare reports/mini new/mini --tolerance psnr=0.05 ssim=0.002
 
-exit status: 0 every value of OLD is in NEW within its tolerance, 1 one moved or disappeared, 2 bad input
+exit status: 0 if every value of OLD is in NEW within its tolerance; 1 if one moved or disappeared;
+2 for bad input
 """
 
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "compare",
-        help="fail when a per-image number moved",
-        description="Compares the records of two runs value by value: a change beyond the metric's tolerance, another "
+        help="compare two runs, and fail where a value moved",
+        description="Compares the records of two runs value by value. A change beyond the metric's tolerance, another\n"
         "protocol, or a missing value is a failure. New rows and columns are not.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -25,12 +26,18 @@ def add_parser(subparsers) -> None:
     parser.add_argument("old", type=Path, metavar="OLD", help="--out folder of the run that is taken as right")
     parser.add_argument("new", type=Path, metavar="NEW", help="--out folder of the run to judge")
     parser.add_argument(
-        "--tolerance", nargs="+", default=[], metavar="METRIC=VALUE", help="allowed absolute change of a value"
+        "--tolerance",
+        nargs="+",
+        default=[],
+        metavar="METRIC=VALUE",
+        help="largest absolute change of a value that is allowed, by metric",
     )
     parser.add_argument(
-        "--subset", action="store_true", help="NEW measured only some methods or images (--limit): compare those"
+        "--subset",
+        action="store_true",
+        help="compare only the methods, images and metrics that NEW has (for instance after --limit)",
     )
-    parser.add_argument("--show", type=int, default=20, metavar="N", help="failures to list (default: 20)")
+    parser.add_argument("--show", type=int, default=20, metavar="N", help="how many failures to list (default: 20)")
     parser.set_defaults(func=run)
 
 

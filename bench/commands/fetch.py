@@ -1,4 +1,4 @@
-"""`bench fetch`: gets, on request only, what metrics, test sets and methods need and this project cannot ship."""
+"""`bench fetch`: downloads what metrics, test sets and methods need and this project cannot ship."""
 
 import argparse
 from pathlib import Path
@@ -10,18 +10,21 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
-  bench fetch --list                                 everything there is: size, licence, what is here already
+  bench fetch --list                                 every NAME with its size, licence and state
   bench fetch lpips niqe                             weights of two metrics
   bench fetch metrics                                weights of all metrics
   bench fetch realsr --data-root data --accept-license
   bench fetch sinsr resshift --weights-root weights --accept-license
   bench fetch card:mine.toml --weights-root weights  a card of your own
-  bench fetch ldl --weights-root weights             again, once a browser has put its file there: records the hash
+  bench fetch ldl --weights-root weights             to record the hash of a file fetched by hand
 
-Weights of metrics go to $TORCH_HOME/hub (default ~/.cache/torch/hub), where pyiqa and torchvision look for them.
-An interrupted download is continued by the same command. Hashes are checked before a file gets its name; of files
-whose hash nobody publishes, the first one found is recorded in the store (hashes.json) and any other refused after.
-Exit status: 0 all is here; 1 something remains to be done by hand; 2 failed, or a licence has to be accepted.
+Weights of metrics go to $TORCH_HOME/hub (default: ~/.cache/torch/hub), where pyiqa and torchvision
+look for them. After an interruption the same command continues. Hashes are checked before a file
+gets its name. If nobody publishes the hash of a file, the hash of the first one found is recorded
+in the store (hashes.json), and any other file is refused from then on.
+
+exit status: 0 if everything is here; 1 if something remains to be done by hand; 2 if a download
+failed or a licence has to be accepted
 """
 ALL_METRICS = "metrics"
 
@@ -30,17 +33,22 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "fetch",
         help="download what a metric, a test set or a method needs",
-        description="Downloads what is missing of NAME: a metric, a test set or a method (see --list).",
+        description="Downloads what a metric, a test set or a method needs and what is not here yet. Published\n"
+        "outputs and shared base models have names of their own; --list shows every NAME.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", metavar="NAME", nargs="*", help="what to fetch; `metrics` is all weights of metrics")
+    parser.add_argument(
+        "names", metavar="NAME", nargs="*", help="what to fetch; `metrics` stands for the weights of all metrics"
+    )
     parser.add_argument("--list", action="store_true", help="list what can be fetched, and fetch nothing")
     parser.add_argument(
         "--accept-license", action="store_true", help="you have read and accept the licences of what you name"
     )
-    parser.add_argument("--data-root", type=Path, help="where test sets go (default: $TSD_DATA)")
-    parser.add_argument("--weights-root", type=Path, help="where weights go (default: $TSD_WEIGHTS, else ./weights)")
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help="where test sets go (default: $TSD_DATA)")
+    parser.add_argument(
+        "--weights-root", type=Path, metavar="DIR", help="where weights go (default: $TSD_WEIGHTS, else ./weights)"
+    )
     parser.set_defaults(func=run)
 
 
@@ -50,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from tsd.errors import UserError
 
     options = RunOptions(data_root=args.data_root, weights_root=args.weights_root)
-    known = items() | _own_cards(args.names)
+    known = items() | _cards_by_path(args.names)
     if args.list:
         for item in known.values():
             _show(item, options)
@@ -72,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
                 item.get(options)
             for line in item.record_first_hashes(options):
                 print(f"  {line}")
-        except UserError as error:  # what failed keeps nothing else from being fetched
+        except UserError as error:  # the other items are still fetched
             failures.append(str(error))
             if not item.missing(options):
                 print(f"{item.name}: not to be used as it is")
@@ -83,8 +91,8 @@ def run(args: argparse.Namespace) -> int:
     return 1 if any(item.missing(options) for item in wanted) else 0
 
 
-def _own_cards(asked: list[str]) -> "dict[str, Item]":
-    """The items of cards that were given by path, by what was typed.
+def _cards_by_path(asked: list[str]) -> "dict[str, Item]":
+    """The items of cards that were given by path, by the argument as it was typed.
 
     Raises:
         UserError: no such card, or it has nothing to fetch.

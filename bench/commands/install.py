@@ -1,4 +1,4 @@
-"""`bench install`: makes the checkout and the environment of methods that run in one of their own, before a run."""
+"""`bench install`: makes the checkouts and environments of methods that run in their official repository."""
 
 import argparse
 from pathlib import Path
@@ -12,28 +12,32 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
-  bench install sinsr resshift                      repositories from their addresses, packages from the index
-  bench install sinsr --repo-dir clones             from clones/SinSR, clones/SinSR.git or clones/SinSR.bundle
+  bench install sinsr resshift           repositories from the network, packages from the index
+  bench install sinsr --repo-dir clones  from clones/SinSR, clones/SinSR.git or clones/SinSR.bundle
   bench install card:cards/mine.toml --cache /scratch/bench
 
-`bench run` does the same when it comes to a method; beforehand it can be done where there is a network and no GPU.
-What is there already is checked and kept. uv takes packages from where its own settings say (UV_INDEX_URL, ...).
-exit status: 0 all is ready, 1 a method could not be installed, 2 bad input
+`bench run` does the same when it reaches a method. Install beforehand on a machine that has a
+network but no GPU. What is already there is checked and kept. uv takes packages from the index in
+its own settings (UV_INDEX_URL, ...).
+
+exit status: 0 if everything is ready; 1 if a method could not be installed; 2 for bad input
 """
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "install",
-        help="prepare methods that run their official repository: checkout and environment",
-        description="Checks out the official repository of each METHOD at its pinned commit, applies the patches of "
+        help="check out the official repositories of methods and build their environments",
+        description="Checks out the official repository of each METHOD at its pinned commit, applies the patches of\n"
         "its card, and builds its environment with uv.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("methods", nargs="+", metavar="METHOD", help="names of `bench list methods`, card:PATH.toml")
+    parser.add_argument("methods", nargs="+", metavar="METHOD", help="names of `bench list methods`, or card:PATH.toml")
     add_environments(parser)
-    parser.add_argument("--weights-root", type=Path, metavar="DIR", help="folder of weights (default: $TSD_WEIGHTS)")
+    parser.add_argument(
+        "--weights-root", type=Path, metavar="DIR", help="folder of weights (default: $TSD_WEIGHTS, else ./weights)"
+    )
     parser.set_defaults(func=run)
 
 
@@ -84,18 +88,18 @@ def _card(name: str) -> "Card":
 def _plan(card: "Card", options: "RunOptions") -> str:
     """Says in two lines what will be done for a method."""
     from bench.methods.external import environment, repository
-    from bench.methods.external.repository import checkout_place
+    from bench.methods.external.repository import checkout_path
 
     assert card.environment is not None
     count = len(card.environment.requirements)
-    made = repository.is_made(card, options)
+    made = repository.is_checked_out(card, options)
     state = "checked out" if made else f"from {_source(card, options)}"
     patches = f", {len(card.patches)} patches" if card.patches else ""
-    built = "built" if environment.ready(card, options) else "to be built"
+    built = "built" if environment.is_built(card, options) else "to be built"
     return (
-        f"{card.name}: {card.repository} at {card.commit[:12]}{patches} -> {checkout_place(card, options)} ({state})\n"
+        f"{card.name}: {card.repository} at {card.commit[:12]}{patches} -> {checkout_path(card, options)} ({state})\n"
         f"{'':{len(card.name)}}  Python {card.environment.python}, {count} requirements -> "
-        f"{environment.environment_place(card, options)} ({built})"
+        f"{environment.environment_path(card, options)} ({built})"
     )
 
 

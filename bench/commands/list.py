@@ -1,4 +1,4 @@
-"""`bench list`: methods, test sets, metrics, tables, a line each. `bench list NAME`: all of one method or metric."""
+"""`bench list`: methods, test sets, metrics, tables, one line each. `bench list NAME`: one of them in full."""
 
 import argparse
 import difflib
@@ -9,32 +9,42 @@ EPILOG = """\
 examples:
   bench list
   bench list methods --weights-root weights
-  bench list sinsr                                    its paper, code, weights, environment, command, settings
-  bench list lpips                                    its protocol, and where its weights come from and go
+  bench list sinsr           its paper, code, weights, environment, command and settings
+  bench list lpips           its protocol, the source of its weights, and where they are kept
   bench list testsets --data-root data
 
-In a terminal long texts of `bench list methods` are cut to its width; `bench list NAME` has them whole.
-A method may also be a path: spandrel:weights/net.pth, folder:outputs, python:FILE.py:FUNCTION, card:my-method.toml.
+In a terminal, `bench list methods` cuts long texts to its width; `bench list NAME` shows them in
+full.
+A method may also be a path: spandrel:weights/net.pth, folder:outputs, python:FILE.py:FUNCTION,
+card:my-method.toml.
 """
 
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "list",
-        help="methods, test sets, metrics: what there is, and what of it is here",
-        description="Lists what can be measured, and for what cannot, what is missing. Looks at file names only.",
+        help="list methods, test sets and metrics, and what is missing for them",
+        description="Lists methods, test sets, metrics and tables, and says what is missing for those that cannot\n"
+        "be used here. It looks at file names only.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "what",
+        "names",
         nargs="*",
         metavar="KIND|NAME",
         help=f"{', '.join(KINDS)}, or the name of a method or a metric (default: all kinds)",
     )
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of test sets (default: $TSD_DATA)")
-    parser.add_argument("--weights-root", type=Path, metavar="DIR", help="folder of weights (default: $TSD_WEIGHTS)")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder of environments (default: $TSD_CACHE)")
+    parser.add_argument(
+        "--weights-root", type=Path, metavar="DIR", help="folder of weights (default: $TSD_WEIGHTS, else ./weights)"
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="folder of checkouts and environments (default: $TSD_CACHE, else ~/.cache/tsd-sr-bench)",
+    )
     parser.set_defaults(func=run)
 
 
@@ -45,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     device = resolve_device("auto")
     options = RunOptions(device, data_root=args.data_root, weights_root=args.weights_root, cache_root=args.cache)
-    asked = args.what or list(KINDS)
+    asked = args.names or list(KINDS)
     for name in asked:
         near = difflib.get_close_matches(name, KINDS, n=1, cutoff=0.75)
         if near and name not in KINDS:
@@ -65,10 +75,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _description(name: str, options) -> str:
-    """All of one metric or one method.
+    """Describes one metric or one method in full.
 
     Raises:
-        UserError: neither has that name; lists the methods, and the likeliest meant.
+        UserError: neither has that name; lists the methods, and suggests the closest name.
     """
     from bench.methods import get_method
     from bench.methods.describe import description as describe_method
@@ -92,10 +102,10 @@ def _methods(options) -> str:
     from tabulate import tabulate
 
     from bench.methods import METHODS
-    from bench.methods.describe import HEADERS, fitted, overview
+    from bench.methods.describe import HEADERS, fit_to_width, overview
 
     rows = [overview(name, spec, options) for name, spec in METHODS.items()]
-    rows = fitted(rows, shutil.get_terminal_size((0, 0)).columns)  # no terminal: nothing is cut
+    rows = fit_to_width(rows, shutil.get_terminal_size((0, 0)).columns)  # no terminal: nothing is cut
     return tabulate(rows, headers=HEADERS, tablefmt="plain", disable_numparse=True)
 
 

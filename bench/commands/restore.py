@@ -6,20 +6,21 @@ from bench.commands.run import add_common, request_of, status_of
 
 EPILOG = """\
 examples:
-  bench restore --methods tsd-sr --testsets realsr --data-root data --device cuda --out reports/paper
+  bench restore --methods tsd-sr --testsets realsr --data-root data --out reports/paper
   bench restore --methods lanczos --limit 3 --out out
 
 `bench run` with the same --out scores what is there and adds the rest.
-exit status: 0 every image is restored by every method that can run here (the others are named), 1 a method failed on
-some image, 2 bad input or a missing requirement
+exit status: 0 if every method that can run here restored every image (the others are named); 1 if
+one failed on some image; 2 for bad input or a missing requirement
 """
 
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "restore",
-        help="only restore: images and their rows, no scores",
-        description="Restores the test sets with the methods named: images under DIR/images, rows under DIR/records.",
+        help="restore the test sets without scoring the images",
+        description="Restores the test sets with the given methods, without scoring. In the folder of the results,\n"
+        "the images are in images/ and their rows in records/.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""`bench score`: any two folders of images, by file name."""
+"""`bench score`: scores any two folders of images, paired by file name."""
 
 import argparse
 from pathlib import Path
@@ -9,9 +9,12 @@ examples:
   bench score outputs --hr ground_truth --metrics psnr ssim niqe --json > scores.json
   bench score outputs --metrics niqe musiq            # no ground truth: no-reference metrics
 
-Files are paired by stem (a.png with a.jpg). 8-bit RGB or gray only. Metrics whose weights are not on this machine
-are listed with the file that is missing; nothing is downloaded (`bench fetch NAME` does).
-Exit status: 0, or 2 where the input cannot be scored, or 1 where no metric at all could be measured.
+Files are paired by stem (a.png with a.jpg). Images must be 8-bit RGB or gray. Metrics whose weights
+are not on this machine are listed with the file that is missing. Nothing is downloaded;
+`bench fetch NAME` gets the weights.
+
+exit status: 0 if at least one metric was measured; 1 if none could be; 2 if the input cannot be
+scored
 """
 
 
@@ -19,21 +22,21 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "score",
         help="score a folder of images against a folder of ground truth",
-        description="Scores the images of SR_DIR with the paper's metrics, against HR_DIR where one is given.",
+        description="Scores the images of SR_DIR with the paper's metrics, against HR_DIR if it is given.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("sr_dir", metavar="SR_DIR", type=Path, help="folder of the images to score")
-    parser.add_argument("--hr", metavar="HR_DIR", type=Path, help="folder of the ground truth, same names")
+    parser.add_argument("--hr", metavar="HR_DIR", type=Path, help="folder of the ground truth, with the same names")
     parser.add_argument(
         "--metrics",
         nargs="+",
         metavar="NAME",
-        help="psnr ssim lpips dists fid niqe musiq maniqa clipiqa, and kid (default: the nine of the paper)",
+        help="any of psnr ssim lpips dists fid niqe musiq maniqa clipiqa kid (default: all but kid, as in the paper)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
-    parser.add_argument("--limit", type=int, metavar="N", help="score the first N images only")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     parser.set_defaults(func=run)
 
 
@@ -56,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_device(name: str) -> None:
-    """Raises UserError for a device that is none, or a GPU that torch does not find."""
+    """Raises UserError for a name that is no device, or a GPU that torch does not find."""
     import torch
 
     from tsd.errors import UserError

@@ -1,11 +1,11 @@
-"""`bench table`: a table again from its records alone, without torch, images or data."""
+"""`bench table`: writes a table again from its records, without torch, images or data."""
 
 import argparse
 from pathlib import Path
 
 EPILOG = """\
 examples:
-  bench table                                  Table 1 of reports/mini, printed; its files are written again
+  bench table                                  Table 1 of reports/mini
   bench table --out reports/realsr --no-timing
   bench table --out reports/mini --reference lanczos
 """
@@ -14,17 +14,28 @@ examples:
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "table",
-        help="render a table again from its records",
-        description="Renders TABLE.md, TABLE.csv and TABLE.tex from the records in DIR and prints the table.",
+        help="write a table again from its records",
+        description="Writes TABLE.md, TABLE.csv and TABLE.tex again from the records of a run, and prints the table.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--table", default="table1", help="table of the paper (default: table1)")
-    parser.add_argument("--out", type=Path, default=Path("reports/mini"), metavar="DIR", help="default: reports/mini")
     parser.add_argument(
-        "--timing", action=argparse.BooleanOptionalAction, default=True, help="with the column of seconds per image"
+        "--out",
+        type=Path,
+        default=Path("reports/mini"),
+        metavar="DIR",
+        help="folder of the results (default: reports/mini)",
     )
-    parser.add_argument("--reference", metavar="METHOD", help="row for paired differences (default: as measured)")
+    parser.add_argument(
+        "--timing",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="show the seconds per image (default: yes)",
+    )
+    parser.add_argument(
+        "--reference", metavar="METHOD", help="row that paired differences refer to (default: that of the run)"
+    )
     parser.set_defaults(func=run)
 
 

@@ -16,8 +16,8 @@ class Item:
         summary: one line: what it is and from where.
         licence: licence of the content.
         size_bytes: size of the download where it is known.
-        restricted: not for every use, so that `--accept-license` is asked for.
-        missing: returns what of it is not on this machine. It looks at file names only.
+        restricted: whether the licence restricts the use, so that `--accept-license` is required.
+        missing: returns the files of it that are not on this machine. It looks at file names only.
         get: fetches what is missing and leaves the rest alone; None where no program can fetch anything.
         by_hand: what a person has to do beyond or instead of `get`.
         unknown: returns the files that are there and whose hash is not known yet.

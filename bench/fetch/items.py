@@ -1,8 +1,8 @@
 """What `bench fetch` can get: weights of the metrics, test sets, published outputs, weights of the methods.
 
-The name to fetch is the name of what needs it: a metric, a test set or a method. Each item knows what of it is missing
-on this machine, so that a second call costs nothing, and each goes where the code that needs it looks. Nothing else in
-this project opens a connection unasked.
+The name to fetch is the name of what needs it: a metric, a test set or a method. Each item knows which of its files are
+missing on this machine, so that a second call costs nothing, and puts them where the code that needs them looks.
+Nothing in this project opens a connection unasked.
 """
 
 from bench.fetch.item import Item

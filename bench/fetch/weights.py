@@ -91,10 +91,10 @@ def _item(
 
 
 def get_weights(weights: Sequence[Weight], options: RunOptions) -> None:
-    """Fetches those of `weights` that are absent and that a program can fetch. If one fails, the others still come.
+    """Fetches those of `weights` that are absent and that a program can fetch, even if some fail.
 
     Raises:
-        UserError: says for each that failed what was tried.
+        UserError: some could not be fetched; says for each what was tried.
     """
     store = Store(options)
     failures = []

@@ -1,9 +1,9 @@
 """What a method is, all methods by name, and the check of the contract.
 
-Here they are by name, in the order of the tables' rows, with the forms that make a method from a path.
+This module lists them by name, in the order of the tables' rows, with the forms that make a method from a path.
 
-Adding one: a published method is a card in `bench/cards/`, nothing else; code of one's own is a module in this folder
-with a `MethodSpec`, one line in `METHODS`, one test.
+To add a published method, write a card in `bench/cards/`, nothing else. To add code of your own, write a module in this
+folder with a `MethodSpec`, one line in `METHODS` and one test.
 """
 
 import difflib
@@ -41,18 +41,18 @@ from tsd.errors import UserError
 
 __all__ = ["FORMS", "METHODS", "FolderMethod", "Method", "MethodSpec", "get_method"]
 
-OF_CARD = {"tsd-sr": release_spec, "osediff": osediff_spec, "spandrel": gan_spec, "external": external_spec}
-"""What makes the row of a card, by the card's `run`."""
+SPEC_BUILDERS = {"tsd-sr": release_spec, "osediff": osediff_spec, "spandrel": gan_spec, "external": external_spec}
+"""The functions that make the spec of a card, by the card's `run`."""
 
 
-def _rows_of_cards() -> dict[str, MethodSpec]:
-    """The rows of the cards that come with the harness, by name, in the order in which the paper's tables have them."""
+def _card_specs() -> dict[str, MethodSpec]:
+    """The specs of the cards that come with the harness, by name, in the order of the paper's tables."""
     order = [row.method for table in TABLES.values() for profile in table.profiles.values() for row in profile.rows]
 
     def place(card: Card) -> int:
         return order.index(card.name) if card.name in order else len(order)
 
-    return {card.name: OF_CARD[card.run](card) for card in sorted(cards().values(), key=place)}
+    return {card.name: SPEC_BUILDERS[card.run](card) for card in sorted(cards().values(), key=place)}
 
 
 METHODS: dict[str, MethodSpec] = {
@@ -65,7 +65,7 @@ METHODS: dict[str, MethodSpec] = {
     "tsd-sr-mini-sd2": TSD_SR_MINI_SD2,
     "tsd-sr-sd2": TSD_SR_SD2,
     "tsd-sr-sd21": TSD_SR_SD21,
-    **_rows_of_cards(),
+    **_card_specs(),
 }
 METHODS |= {spec.name: spec for spec in published_specs(cards())}
 
@@ -77,7 +77,7 @@ def get_method(name: str) -> MethodSpec:
     made from the form and the file ("spandrel-net"). Nothing is loaded, and no file but a card is opened.
 
     Raises:
-        UserError: no such name or form; lists what there is, and the likeliest meant.
+        UserError: no such name or form; lists all of them, and suggests the closest.
     """
     if name in METHODS:
         return METHODS[name]
@@ -165,11 +165,11 @@ def _teacher(argument: str, label: str) -> MethodSpec:
 
 def _card(argument: str, label: str) -> MethodSpec:
     card = read_card(_path(argument, "card:PATH.toml"))
-    spec = OF_CARD[card.run](card)
+    spec = SPEC_BUILDERS[card.run](card)
     return replace(spec, name=label, display=label) if label else spec
 
 
-# Form -> (how it is written, what builds its spec from the text after the colon and the user's own name for it).
+# Form -> (how it is written, the function that builds its spec from the text after the colon and the label).
 FORMS: dict[str, tuple[str, Callable[[str, str], MethodSpec]]] = {
     "spandrel": ("spandrel:PATH", _spandrel),
     "folder": ("folder:PATH", _folder),

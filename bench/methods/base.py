@@ -1,7 +1,6 @@
-"""What a super-resolution method is to the harness: one small contract, and a light description of who offers it.
+"""What a super-resolution method is to the harness: a small contract, and a description that loads nothing.
 
-The contract, clause by clause; `bench check METHOD` tries every one of them on synthetic images
-(bench/methods/check.py).
+This is the contract. `bench check METHOD` checks every clause on synthetic images (bench/methods/check.py).
 
     sr = method.restore(lr, seed)
 
@@ -16,9 +15,9 @@ The contract, clause by clause; `bench check METHOD` tries every one of them on 
                   the state of the global random generators (torch, numpy, random).
     no traces     lr is not modified, the global random generators are left as they were found, and a returned sr
                   keeps its values when the method is called again.
-    provenance    method.provenance() is a JSON-able dict with the sha256 of every weight file and every setting
-                  that changes a number; names of files, no absolute paths. What only a reader needs to know goes
-                  under "remarks", a list of short texts: tables show them, and other words do not make records stale.
+    provenance    method.provenance() is a JSON-able dict with the sha256 of every weight file and every setting that
+                  changes a number; names of files, no absolute paths. Facts for readers alone go under "remarks", a
+                  list of short texts: tables show them, and a change of their words does not make records stale.
 
 Published outputs have no `restore`: a `FolderMethod` names one finished image per test image instead. A method that
 runs as a process over a whole folder is a `FolderRunner`; seeds, checks and records are the same.
@@ -78,13 +77,13 @@ class FolderRunner(Protocol):
     ) -> Iterator[tuple[str, Path | str]]:
         """Restores `images` (name -> file of the low-resolution image) and yields every name exactly once.
 
-        With it comes the file of the output, or the reason in one line why there is none. A file is yielded as soon as
-        it is known to be whole; the process may still be running.
+        With each name comes the file of the output, or one line that says why there is none. A file is yielded as soon
+        as it is known to be complete; the process may still be running.
 
         Args:
             seeds: by name; for a method that cannot be seeded they are ignored.
-            work: a folder of this method's own for inputs, outputs and logs. What an interrupted call left there may
-                be resumed, if it was made by the same settings. After the last name nothing but logs remains.
+            work: a folder of this method's own for inputs, outputs and logs. What an interrupted call left there may be
+                used again if it was made with the same settings. After the last name only logs remain.
 
         Raises:
             UserError: nothing could be started at all: no environment, a checkout that was changed.
@@ -92,7 +91,7 @@ class FolderRunner(Protocol):
         ...
 
     def provenance(self) -> dict[str, object]:
-        """As that of `Method`; it builds and starts nothing."""
+        """Like `Method.provenance`; it builds and starts nothing."""
         ...
 
     def environment(self) -> dict[str, object]:
@@ -103,7 +102,7 @@ class FolderRunner(Protocol):
         ...
 
     def seeded(self) -> bool:
-        """Whether every image is made from its own seed; else its row records no seed."""
+        """Whether every image is made from its own seed. If not, its row records no seed."""
         ...
 
 
@@ -123,10 +122,10 @@ class MethodSpec:
         restriction: what the licence forbids; empty where nothing is forbidden.
         verified: how this row was last checked, in words.
         card: the card it comes from, for the paper's competitors.
-        load: makes the method, may raise `tsd.errors.UserError`. Every run calls it and `provenance`, also when all
-            work is done, so both hash files but leave building a network to the first `restore`.
-        missing: what is not on this machine, by looking at file names only: fast, no network, no hashing. Files,
-            and obstacles that no file mends (a GPU).
+        load: makes the method; it may raise `tsd.errors.UserError`. Every run calls it and `provenance`, even if all
+            work is done, so both hash files, and the first `restore` builds the network.
+        missing: returns the files that are not on this machine, and obstacles that no file removes (no GPU). It looks
+            at file names only and needs no network.
         testsets: the only test sets it can serve; None for all.
     """
 
@@ -151,7 +150,7 @@ def spec_of(
     missing: "Callable[[RunOptions], Sequence[Missing | Obstacle]]",
     how: str = "in process",
 ) -> MethodSpec:
-    """The row of a card, in the card's own words."""
+    """The spec of a card; its facts are the card's."""
     return MethodSpec(
         name=card.name,
         display=card.display,

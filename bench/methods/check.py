@@ -1,8 +1,8 @@
-"""Tries whether a method keeps the contract of bench/methods/base.py, clause by clause, on synthetic images.
+"""Checks, clause by clause on synthetic images, that a method keeps the contract of bench/methods/base.py.
 
-A method that breaks a clause gives numbers that depend on the order of images, on what ran before, or on who runs it;
-tables made from it cannot be measured again. The images are small and made here, so a check needs no data and takes
-about a dozen calls of the method.
+A method that breaks a clause gives numbers that depend on the order of images, on what ran before, or on who runs it,
+so its tables cannot be reproduced. The images are small and made here, so a check needs no data and takes about a dozen
+calls of the method.
 """
 
 import json
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bench.methods.base import FolderMethod, Method
-from bench.methods.global_random import kept_generators, states
+from bench.methods.global_random import preserved_random_states, random_states
 from bench.options import MIN_SIDE, SCALE, SEED_LIMIT
 from tsd.errors import UserError
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 SIZES = ((MIN_SIDE, MIN_SIDE), (33, 47), (64, 40))
 RANGE_TOLERANCE = 1e-6
-# A GPU may sum in another order from call to call; one level of 8 bit is what a PNG could show of it.
+# A GPU may sum in another order in every call; a PNG would show one 8-bit level of that at most.
 GPU_TOLERANCE = 1 / 255
 MIN_CORRELATION = 0.5
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one clause of the contract came to.
+    """The result of checking one clause of the contract.
 
     Attributes:
         clause: its name.
-        passed: False breaks the contract; None is a fact worth knowing that breaks nothing.
+        passed: False if the contract is broken; None for a fact that is worth knowing and breaks nothing.
         expected, found: in words.
     """
 
@@ -75,14 +75,14 @@ def synthetic_image(height: int, width: int, seed: int = 0) -> Tensor:
 def check_method(
     method: Method, *, device: str = "cpu", progress: Callable[[], object] = lambda: None
 ) -> list[Finding]:
-    """Tries every clause on a method that restores images; a clause the method crashes on fails with the exception.
+    """Checks every clause on a method that restores images; a clause fails if the method raises an exception.
 
     Args:
-        device: where the method runs; off the CPU repeated calls may differ by one 8-bit level.
+        device: where the method runs; on a GPU repeated calls may differ by one 8-bit level.
         progress: called after every clause.
 
     Raises:
-        UserError: the method cannot be built here (weights, device): nothing was found out about the contract.
+        UserError: the method cannot be built here (weights, device), so the contract was not checked.
     """
     tolerance = 0.0 if device == "cpu" else GPU_TOLERANCE
     clauses: list[tuple[str, Callable[[], Finding]]] = [
@@ -98,14 +98,14 @@ def check_method(
         ("earlier results unchanged", lambda: _check_results_unchanged(method)),
         ("provenance", lambda: _check_provenance(method)),
     ]
-    with kept_generators():
+    with preserved_random_states():
         return _run(clauses, progress, UserError)
 
 
 def check_folder(
     method: FolderMethod, testset: "TestSet", progress: Callable[[], object] = lambda: None
 ) -> list[Finding]:
-    """Tries the clauses for published outputs: every image of the test set by name and size, and provenance."""
+    """Checks published outputs: every image of the test set is there by name and size, and the provenance."""
 
     def outputs() -> Finding:
         found = method.outputs(testset)
@@ -129,7 +129,7 @@ def _run(
             findings.append(run())
         except fatal:
             raise
-        except Exception as error:  # any fault of the method under test is a finding, never an end of the check
+        except Exception as error:  # a fault of the method is a finding; the check goes on
             findings.append(Finding(clause, False, "no exception", f"{type(error).__name__}: {error}"))
         progress()
     return findings
@@ -170,7 +170,7 @@ def _faults(sr: object, lr: Tensor) -> list[str]:
 
 
 def _check_flat(method: Method) -> Finding:
-    """All black and all white: where a statistic of the image is divided by, its deviation is zero."""
+    """Checks an all-black and an all-white image: a method that divides by their deviation divides by zero."""
     faults = []
     for name, level in (("black", 0.0), ("white", 1.0)):
         lr = torch.full((1, 3, MIN_SIDE, MIN_SIDE), level)
@@ -179,7 +179,7 @@ def _check_flat(method: Method) -> Finding:
 
 
 def _check_content(method: Method) -> Finding:
-    """An image and its negative, of one size: a result kept from before cannot pass for both."""
+    """Checks an image and its negative of the same size: one cached result cannot pass for both."""
     image = synthetic_image(64, 40)
     correlations = []
     for lr in (image, 1 - image):
@@ -215,7 +215,7 @@ def _check_largest_seed(method: Method) -> Finding:
 
 
 def _check_independence(method: Method, tolerance: float) -> Finding:
-    """The result for A before and after B, which has another size, content and seed."""
+    """Compares the results for A before and after B, which has another size, content and seed."""
     a, b = synthetic_image(33, 47), 1 - synthetic_image(64, 40, seed=1)
     before = method.restore(a.clone(), 1).clone()
     method.restore(b, 2)
@@ -224,16 +224,16 @@ def _check_independence(method: Method, tolerance: float) -> Finding:
 
 
 def _check_random_state(method: Method, tolerance: float) -> Finding:
-    """The result must not depend on the global generators, nor may they be changed."""
+    """Checks that the result does not depend on the global generators and that they are not changed."""
     clause, lr = "global random state", synthetic_image(33, 47)
     results, touched = [], []
     for global_seed in (1, 2):
         random.seed(global_seed)
         np.random.seed(global_seed)
         torch.manual_seed(global_seed)
-        before = states()
+        before = random_states()
         results.append(method.restore(lr.clone(), 1).clone())
-        touched = [name for name, state in states().items() if state != before[name]]
+        touched = [name for name, state in random_states().items() if state != before[name]]
     if touched:
         expected = "left as found; draw from a torch.Generator (or numpy Generator) made from the seed"
         return Finding(clause, False, expected, f"the call changes the global state of {', '.join(touched)}")

@@ -1,4 +1,4 @@
-"""Methods in words: one line each for an overview, and everything there is to know about one."""
+"""Describes methods: one line each for an overview, and everything about one of them."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -15,9 +15,9 @@ from bench.testsets.manifest import TESTSETS
 from tsd.files import human_size
 
 HEADERS = ("method", "table", "steps", "runs", "weights", "licence", "forbids", "last verified")
-LONG = (5, 6, 7)  # the columns of sentences, which may be cut
-SHORTEST = 12
-GAP = 2  # tabulate's, between columns and beside a title
+TEXT_COLUMNS = (5, 6, 7)  # the columns of sentences, which may be cut
+MIN_WIDTH = 12
+GAP = 2  # spaces that tabulate puts between columns and beside a title
 SEEDING = {
     "image": "every image from a seed of its own",
     "deterministic": "no random number is drawn",
@@ -40,17 +40,17 @@ def overview(name: str, spec: MethodSpec, options: RunOptions) -> tuple[str, ...
     )
 
 
-def fitted(rows: Sequence[tuple[str, ...]], width: int) -> list[tuple[str, ...]]:
-    """Rows under `HEADERS` with the longest texts cut, so that a line has at most `width` characters where that can be.
+def fit_to_width(rows: Sequence[tuple[str, ...]], width: int) -> list[tuple[str, ...]]:
+    """Cuts the longest texts of rows under `HEADERS`, so that a line has at most `width` characters if possible.
 
     Args:
-        width: 0 for rows as they are.
+        width: 0 to leave the rows as they are.
     """
     widths = [max(len(title) + GAP, *map(len, texts)) for title, *texts in zip(HEADERS, *rows, strict=True)]
     over = sum(widths) + GAP * (len(widths) - 1) - width if width else 0
     for _ in range(over):
-        longest = max(LONG, key=lambda column: widths[column])
-        widths[longest] = max(widths[longest] - 1, SHORTEST)
+        longest = max(TEXT_COLUMNS, key=lambda column: widths[column])
+        widths[longest] = max(widths[longest] - 1, MIN_WIDTH)
     return [tuple(_cut(text, most) for text, most in zip(row, widths, strict=True)) for row in rows]
 
 
@@ -68,7 +68,7 @@ def tables_of(method: str) -> list[str]:
 
 
 def _forbidden(spec: MethodSpec) -> list[str]:
-    """What the method's licence forbids, then those of the files it needs."""
+    """What the method's licence forbids, then what the licences of its files forbid."""
     own = [spec.restriction] if spec.restriction else []
     files = spec.card.weights if spec.card and spec.kind != "published" else ()
     return own + [f"{weight.restriction} ({weight.file})" for weight in files if weight.restriction not in ("", *own)]
@@ -96,9 +96,9 @@ def _images(card: Card | None, options: RunOptions) -> str:
 def _environment(card: Card | None, options: RunOptions) -> str:
     if card is None or card.run != "external":
         return "-"
-    from bench.methods.external.environment import ready
+    from bench.methods.external.environment import is_built
 
-    return "ready" if ready(card, options) else "not built"
+    return "ready" if is_built(card, options) else "not built"
 
 
 def description(name: str, spec: MethodSpec, options: RunOptions) -> str:
@@ -133,7 +133,7 @@ def _facts(name: str, spec: MethodSpec, options: RunOptions) -> Iterator[tuple[s
 
 
 def _here(spec: MethodSpec, options: RunOptions) -> list[str]:
-    """Whether it can run, and what is in the way; of published outputs, for which test sets they are there."""
+    """Whether it can run, or what prevents that; for published outputs, the test sets they are there for."""
     lines = [f"cannot run: {item.line()}" for item in spec.missing(options)]
     if spec.card is not None and spec.kind != "published" and Store(options).unknown(spec.card.weights):
         lines.append(f"cannot run: `bench fetch {argument_of(spec.card)}` has to pick up the weights first")

@@ -59,7 +59,7 @@ def load_function(path: Path, name: str) -> FunctionMethod:
     if path.suffix != ".py" or spec is None or spec.loader is None:
         raise UserError(f"{path} is not a Python file; expected python:FILE.py:FUNCTION")
     module = importlib.util.module_from_spec(spec)
-    # Registered, since dataclasses and pickling inside the file look their module up by name.
+    # Dataclasses and pickling inside the file look their module up by name.
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)

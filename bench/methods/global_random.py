@@ -1,6 +1,6 @@
 """Reads and restores the process-wide random generators of Python, numpy and torch.
 
-A method must leave them alone (bench/methods/base.py), and trying whether it does must not move them either.
+A method must leave them alone (bench/methods/base.py), and checking that must not change them either.
 """
 
 import pickle
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 
-def states() -> dict[str, bytes]:
+def random_states() -> dict[str, bytes]:
     """The state of every generator, by the library's name, in a form that can be compared."""
     found = {
         "random": pickle.dumps(random.getstate()),
@@ -25,7 +25,7 @@ def states() -> dict[str, bytes]:
 
 
 @contextmanager
-def kept_generators() -> Iterator[None]:
+def preserved_random_states() -> Iterator[None]:
     """Restores the generators at the end of the block, whatever happened to them inside."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []

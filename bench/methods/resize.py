@@ -1,12 +1,12 @@
-"""Bicubic and Lanczos: the two baselines that know nothing about images.
+"""Bicubic and Lanczos resizing, the two baselines without a network.
 
-Which bicubic is a decision, since three are in use and they differ by up to 17 levels of 255 at a pixel. PSNR-Y on
+Three kinds of bicubic resizing are in use, and they differ by up to 17 levels of 255 at a pixel. PSNR-Y on
 the 100 RealSR test crops: torch without antialiasing (Keys' kernel, a = -0.75) 27.152 dB; torch with antialiasing,
 which is Pillow's kernel in floating point (a = -0.5), 27.114 dB; Pillow on 8-bit images, which rounds and clips
 between its two passes, 27.113 dB. MATLAB's imresize has Pillow's kernel.
 
 The row "Bicubic" is the first. It is the resize that TSD-SR, ResShift and SinSR apply to their own input, so the row
-shows exactly what these networks start from; it needs no 8-bit detour; and it is the stronger baseline.
+shows exactly what these networks start from; it does not round to 8 bits; and it is the stronger baseline.
 
 "Lanczos" is Pillow's Lanczos (a = 3) on 32-bit float channels, so that, as above, the only rounding is the harness's.
 On RealSR: 27.243 dB.

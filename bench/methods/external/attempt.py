@@ -1,11 +1,11 @@
-"""One run of a script over a folder: its inputs, outputs and log, and what it was made by.
+"""One run of a script over a folder: its inputs, outputs and log, and the provenance of the outputs.
 
-    <work>/attempt-3/job.json    the method's account, and the inputs and seeds by name
+    <work>/attempt-3/job.json    the method's provenance ("account"), and the inputs and seeds by name
     <work>/attempt-3/seeds.json  what `bench_seed` reads
     <work>/attempt-3/lr/, sr/    the folders that the script is given
-    <work>/attempt-3.log         what it said; kept
+    <work>/attempt-3.log         its output; kept
 
-Attempts are numbered on, so that no log is overwritten and nothing that is still being killed writes into a new one.
+Every attempt gets a new number, so that no log is overwritten and a process that is still ending cannot write into it.
 """
 
 import json
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.methods.external.collect import Names, collect
+from bench.methods.external.collect import OutputNames, collect
 from bench.methods.external.command import SEED_LIMIT
 from tsd.files import write_atomic
 
@@ -29,13 +29,13 @@ class Attempt:
         self.seeds, self.job = folder / "seeds.json", folder / "job.json"
         self.log = folder.with_name(f"{folder.name}.log")
 
-    def log_in_words(self) -> str:
+    def log_display_path(self) -> str:
         """The path of the log below the folder of results."""
         parts = self.log.parts
         start = parts.index(".work") - 1 if ".work" in parts else len(parts) - 2
         return "/".join(parts[start:])
 
-    def begin(self, account: Mapping[str, Any], images: Mapping[str, Mapping[str, Any]]) -> None:
+    def begin(self, provenance: Mapping[str, Any], images: Mapping[str, Mapping[str, Any]]) -> None:
         """Makes the folder of outputs and records what they will be made by.
 
         Args:
@@ -44,24 +44,24 @@ class Attempt:
         self.sr.mkdir(parents=True)
         seeds = {name: image["seed"] % SEED_LIMIT for name, image in images.items()}
         write_atomic(self.seeds, json.dumps(seeds).encode())
-        write_atomic(self.job, json.dumps({"account": account, "images": images}).encode())
+        write_atomic(self.job, json.dumps({"account": provenance, "images": images}).encode())
 
     def resume(
         self,
-        account: Mapping[str, Any],
+        provenance: Mapping[str, Any],
         images: Mapping[str, Mapping[str, Any]],
-        names: Names,
+        names: OutputNames,
         sizes: Mapping[str, tuple[int, int]],
     ) -> dict[str, Path]:
-        """The complete outputs of this attempt that were made by the same account, input and seed, by name."""
+        """The complete outputs of this attempt that have the same provenance, input and seed, by name."""
         try:
             job = json.loads(self.job.read_bytes())
         except (OSError, ValueError):
             return {}
-        if job["account"] != account:
+        if job["account"] != provenance:
             return {}
         same = {name: sizes[name] for name, image in images.items() if job["images"].get(name) == image}
-        return collect(self.sr, names.among(job["images"]), same).files
+        return collect(self.sr, names.with_others(job["images"]), same).files
 
 
 def attempts(work: Path) -> list[Attempt]:

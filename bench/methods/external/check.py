@@ -1,7 +1,7 @@
 """Checks the flags, patches and links of a card against the files of its repository at the pinned commit.
 
-The files are read out of the git directory; nothing is checked out, installed or run. What this cannot see is whether
-the command does what the card's settings claim: that takes the weights and a GPU.
+The files are read out of the git directory; nothing is checked out, installed or run. Whether the command does what the
+card's settings claim cannot be checked here: that takes the weights and a GPU.
 """
 
 import argparse
@@ -121,7 +121,7 @@ def _checks(card: Card, command: Command, commit: _Commit) -> Iterator[CardCheck
 
 @dataclass(frozen=True)
 class _Declaration:
-    """One `add_argument` of a parser: the line of each of its flags, and what of its keywords is plain data."""
+    """One `add_argument` of a parser: the line of each of its flags, and those of its keywords that are literals."""
 
     lines: Mapping[str, int]
     keywords: Mapping[str, Any]

@@ -1,7 +1,7 @@
 """Collects the outputs of a script: files decide, not exit codes.
 
 Four of the official scripts swallow errors and end with 0; others crash after the last image. So every expected image
-is looked for by name, and its reason says how the process ended only where the image did not come.
+is looked for by name, and how the process ended is reported only for images that are missing.
 """
 
 import fnmatch
@@ -18,23 +18,23 @@ class Collected:
     """The outputs of a run.
 
     Attributes:
-        files: by name, the images that are whole, 8-bit, of the right size, and there once.
-        faults: by name, why there is none; an empty text where simply nothing came.
+        files: by name, the images that are complete, 8-bit, of the right size, and there once.
+        faults: by name, why there is none; an empty text if there is no output at all.
         further: files that belong to no image and that the card does not ignore, as paths under the folder.
     """
 
     files: dict[str, Path] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
-    further: list[str] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
 
 
-class Names:
-    """Which image a file under the folder of outputs belongs to.
+class OutputNames:
+    """Finds the image to which a file under the folder of outputs belongs.
 
     Args:
         pattern: as `bench.cards.card.Command.outputs`; "*" and "?" stand for parts of one path component.
         ignore: patterns of files that are no outputs, on the path under the folder or on the file's name.
-        names: of the expected images. Where two fit a file, the longer is meant: "a_b_0.png" of "{name}_*.png" is the
+        names: of the expected images. If two fit a file, the longer one counts: "a_b_0.png" of "{name}_*.png" is the
             output of "a_b", not of "a".
     """
 
@@ -43,17 +43,17 @@ class Names:
         self._lengths = sorted({len(name) for name in self._names}, reverse=True)
         self._pattern = pattern
         self._ignore = tuple(ignore)
-        self._known: dict[str, str | None] = {}  # the same files are asked for again and again while they come
+        self._known: dict[str, str | None] = {}  # the same files are looked up again and again during a run
 
-    def of(self, path: str) -> str | None:
+    def name_of(self, path: str) -> str | None:
         """The name of the image, or None for a file that is none of the outputs; `path` is under the folder."""
         if path not in self._known:
             self._known[path] = None if self.ignored(path) else next(self._fitting(path), None)
         return self._known[path]
 
-    def among(self, others: Iterable[str]) -> "Names":
+    def with_others(self, others: Iterable[str]) -> "OutputNames":
         """These names together with `others`, whose files may lie in the same folder."""
-        return Names(self._pattern, self._ignore, self._names.union(others))
+        return OutputNames(self._pattern, self._ignore, self._names.union(others))
 
     def _fitting(self, path: str) -> Iterator[str]:
         """Yields the names with which the pattern matches `path`, longer ones first."""
@@ -70,24 +70,24 @@ class Names:
     def found(self, folder: Path) -> tuple[dict[str, list[str]], list[str]]:
         """The files under `folder` by image, and the further ones; paths under the folder, sorted."""
         by_name: dict[str, list[str]] = {}
-        further = []
+        unmatched = []
         for path in sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()):
-            name = self.of(path)
+            name = self.name_of(path)
             if name is not None:
                 by_name.setdefault(name, []).append(path)
             elif not self.ignored(path):
-                further.append(path)
-        return by_name, further
+                unmatched.append(path)
+        return by_name, unmatched
 
 
-def collect(folder: Path, names: Names, sizes: Mapping[str, tuple[int, int]]) -> Collected:
+def collect(folder: Path, names: OutputNames, sizes: Mapping[str, tuple[int, int]]) -> Collected:
     """Looks at every file under `folder` and decodes every output.
 
     Args:
         sizes: (width, height) of each expected image's input.
     """
-    by_name, further = names.found(folder)
-    result = Collected(further=further)
+    by_name, unmatched = names.found(folder)
+    result = Collected(unmatched=unmatched)
     for name, size in sizes.items():
         paths = by_name.get(name, [])
         if len(paths) > 1:

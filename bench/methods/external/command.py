@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from bench.cards.card import Command
 
 SEED_LIMIT = 2**32
-# What torchrun, accelerate, MPI and Slurm tell a process about its place among others: the script is none of them.
-LAUNCHERS = re.compile(
+# Variables by which torchrun, accelerate, MPI and Slurm number their processes; the script is not one of those.
+LAUNCHER_VARIABLES = re.compile(
     r"(LOCAL_|GROUP_|ROLE_|NODE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|GROUP_WORLD_SIZE"
     r"|(TORCHELASTIC|ACCELERATE|FSDP|PET|OMPI|PMI|PMIX|MV2|SLURM)_.*"
 )
-PYTHONS_OWN = re.compile(r"PYTHON(PATH|HOME|SAFEPATH|STARTUP|OPTIMIZE|WARNINGS)|VIRTUAL_ENV.*|CONDA_.*|UV_.*|PIP_.*")
+PYTHON_VARIABLES = re.compile(
+    r"PYTHON(PATH|HOME|SAFEPATH|STARTUP|OPTIMIZE|WARNINGS)|VIRTUAL_ENV.*|CONDA_.*|UV_.*|PIP_.*"
+)
 
 
 def arguments(command: "Command", values: Mapping[str, str]) -> list[str]:
@@ -37,12 +39,12 @@ def variables(
     """The environment variables of the process: the harness's own without those of its Python and its launcher.
 
     The script finds the module `bench_seed`, sees one GPU or none, and does not reach the model hub: it loads what was
-    verified. A card's variables come last and may say otherwise; its PYTHONPATH is added.
+    verified. A card's variables come last and may override these; its PYTHONPATH is added.
     """
     kept = {
         key: value
         for key, value in os.environ.items()
-        if not LAUNCHERS.fullmatch(key) and not PYTHONS_OWN.fullmatch(key)
+        if not LAUNCHER_VARIABLES.fullmatch(key) and not PYTHON_VARIABLES.fullmatch(key)
     }
     own = {
         "PATH": os.pathsep.join([str(python.parent), os.environ.get("PATH", os.defpath)]),

@@ -1,4 +1,4 @@
-"""The environment of a method: an interpreter and the card's pins, made by uv, addressed by what they are.
+"""The environment of a method: an interpreter and the card's pins, installed by uv.
 
 It lies in the cache under a hash of Python version, requirements and platform, so that other pins are another
 environment and the same pins are built once for all methods, runs and processes. `environment.json` is written last:
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from bench.cards.card import Card, Environment, argument_of
 from bench.errors import without_paths
-from bench.methods.external.place import ENVIRONMENTS, exclusive, in_words
-from bench.methods.external.process import require, run_tool
+from bench.methods.external.cache import ENVIRONMENTS, display_path, locked
+from bench.methods.external.process import require_success, run_tool
 from tsd.errors import UserError
 from tsd.files import write_atomic
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 MARKER = "environment.json"
-NOT_OURS = ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH")
-UV_NOT_OURS = (
+PYTHON_VARIABLES = ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH")
+UV_VARIABLES = (
     "UV_EXCLUDE_NEWER",
     "UV_PYTHON",
     "UV_CONSTRAINT",
@@ -51,7 +51,7 @@ def pins_sha256(environment: Environment) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def environment_place(card: Card, options: "RunOptions") -> Path:
+def environment_path(card: Card, options: "RunOptions") -> Path:
     """Where the card's environment lies or will lie."""
     assert card.environment is not None
     return options.cache() / ENVIRONMENTS / pins_sha256(card.environment)[:16]
@@ -61,9 +61,9 @@ def python_of(place: Path) -> Path:
     return place / "bin" / "python"
 
 
-def ready(card: Card, options: "RunOptions") -> bool:
+def is_built(card: Card, options: "RunOptions") -> bool:
     """Whether the card's environment is built; looks at files only."""
-    place = environment_place(card, options)
+    place = environment_path(card, options)
     return (place / MARKER).is_file() and python_of(place).exists()
 
 
@@ -80,20 +80,20 @@ def uv_program() -> str | None:
 
 
 def build(card: Card, options: "RunOptions") -> Path:
-    """Builds the card's environment unless it is there. Several processes wait for the one that builds it.
+    """Builds the card's environment unless it is there. Other processes wait for the one that builds it.
 
     Raises:
         UserError: no uv; no such Python; a requirement that cannot be installed, with the last lines of uv's output.
     """
     assert card.environment is not None
-    place = environment_place(card, options)
-    if ready(card, options):
+    place = environment_path(card, options)
+    if is_built(card, options):
         return place
     uv = uv_program()
     if uv is None:
         raise UserError(f"{card.display} needs an environment of its own, and there is no uv here: `pip install uv`")
-    with exclusive(place, f"the environment of {card.display}"):
-        if ready(card, options):
+    with locked(place, f"the environment of {card.display}"):
+        if is_built(card, options):
             return place
         shutil.rmtree(place, ignore_errors=True)
         log = place.with_name(f"{place.name}.log")
@@ -102,32 +102,34 @@ def build(card: Card, options: "RunOptions") -> Path:
             _install(card.environment, card.display, uv, place, log)
         except UserError as error:
             text = without_paths(str(error), {place: "environment", options.cache(): "cache"})
-            raise UserError(f"{text}\nthe whole output is in {in_words(options, log)}") from None
+            raise UserError(f"{text}\nthe whole output is in {display_path(options, log)}") from None
         finally:
             if not (place / MARKER).is_file():
                 shutil.rmtree(place, ignore_errors=True)
     return place
 
 
-def described(card: Card, options: "RunOptions") -> dict[str, Any]:
+def describe(card: Card, options: "RunOptions") -> dict[str, Any]:
     """Describes a built environment: interpreter, packages, the hash of its pins, the uv that built it.
 
     Raises:
         UserError: it is not built.
     """
-    if not ready(card, options):
+    if not is_built(card, options):
         raise UserError(f"the environment of {card.display} is not built: `bench install {argument_of(card)}`")
-    return json.loads((environment_place(card, options) / MARKER).read_text(encoding="utf-8"))
+    return json.loads((environment_path(card, options) / MARKER).read_text(encoding="utf-8"))
 
 
 def _install(environment: Environment, display: str, uv: str, place: Path, log: Path) -> None:
     """Builds in place, since scripts of an environment name its path, and writes the marker last."""
-    variables = {key: value for key, value in os.environ.items() if key not in (*NOT_OURS, *UV_NOT_OURS)}
+    variables = {key: value for key, value in os.environ.items() if key not in (*PYTHON_VARIABLES, *UV_VARIABLES)}
     python = python_of(place)
 
     def step(argv: list[str], what: str) -> None:
         ending = run_tool(argv, title=f"{display}: {what}", log=log, cwd=place.parent, env=variables)
-        require(ending, log, f"the environment of {display} could not be built: {what}", "uv's last lines were:")
+        require_success(
+            ending, log, f"the environment of {display} could not be built: {what}", "uv's last lines were:"
+        )
 
     step([uv, "venv", "--no-project", "--python", environment.python, str(place)], f"Python {environment.python}")
     pins = place / "requirements.txt"

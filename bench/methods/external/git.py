@@ -34,7 +34,7 @@ def git(place: Path, *arguments: str, limit: float = GIT_SECONDS) -> subprocess.
 
 
 def git_program() -> str:
-    """Raises UserError where there is no git."""
+    """Returns the path of git. Raises UserError if there is none."""
     program = shutil.which("git")
     if program is None:
         raise UserError("git is not installed here, and a method's repository cannot be checked out without it")

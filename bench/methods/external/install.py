@@ -1,4 +1,4 @@
-"""Installs what a method's process needs, checkout and environment: for `bench install`, or for a run."""
+"""Installs what a method's process needs, its checkout and environment, for `bench install` or for a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ class Installed:
 
 
 def install(card: Card, options: "RunOptions") -> Installed:
-    """Makes checkout and environment where they are absent, and links the weights that are in the store.
+    """Makes checkout and environment where they are absent, and links the weights if all are in the store.
 
     Raises:
         UserError: one of them cannot be made; nothing half-done is left.
@@ -35,4 +35,4 @@ def install(card: Card, options: "RunOptions") -> Installed:
 
 def is_installed(card: Card, options: "RunOptions") -> bool:
     """Whether checkout and environment are made. Looks at file names only."""
-    return repository.is_made(card, options) and environment.ready(card, options)
+    return repository.is_checked_out(card, options) and environment.is_built(card, options)

@@ -1,8 +1,7 @@
-"""Competitors that run as they were published: a folder goes through the official repository in its own environment.
+"""Competitors that run as they were published: the official repository, in its own environment, restores a folder.
 
-One mechanism for all of them (`bench/methods/external/`); what differs is in the card. The harness checks what came
-out, image by image: a crash costs the images that are not there, a hung process is stopped, an exit code proves
-nothing.
+All of them share the mechanism in this folder; the differences are in the cards. The harness checks every output: a
+crash costs only the images that are missing, a process that hangs is stopped, and an exit code proves nothing.
 """
 
 import hashlib
@@ -20,7 +19,7 @@ from bench.errors import without_paths
 from bench.methods.base import MethodSpec, spec_of
 from bench.methods.external import environment, repository
 from bench.methods.external.attempt import Attempt, attempts, next_attempt, remove_attempts
-from bench.methods.external.collect import Collected, Names, collect
+from bench.methods.external.collect import Collected, OutputNames, collect
 from bench.methods.external.command import arguments, values, variables, visible_gpu, write_inputs
 from bench.methods.external.git import git_program
 from bench.methods.external.install import Installed, install
@@ -37,7 +36,7 @@ from tsd.files import sha256_file
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 QUOTED_CHARACTERS = 140
 
 
@@ -83,12 +82,12 @@ class ExternalMethod:
         }
 
     def environment(self) -> dict[str, object]:
-        return environment.described(self.card, self.options)
+        return environment.describe(self.card, self.options)
 
     def restore_folder(
         self, images: Mapping[str, Path], seeds: Mapping[str, int], work: Path
     ) -> Iterator[tuple[str, Path | str]]:
-        """Restores as `FolderRunner` says. Images are yielded after the process has ended: before, they may change."""
+        """Restores as `FolderRunner` says. Images are yielded after the process has ended; they may change before."""
         sizes = {name: _size(path) for name, path in images.items()}
         refused = {name: reason for name, size in sizes.items() if (reason := self._refusal(size))}
         jobs = {
@@ -97,23 +96,25 @@ class ExternalMethod:
             if name not in refused
         }
         made_by = {key: value for key, value in self.provenance().items() if key not in DESCRIPTIONS}
-        account = json.loads(json.dumps({**made_by, "device": self.options.device, "seed": self.options.seed}))
-        names = Names(self.command.outputs, self.command.ignore, jobs)
+        provenance = json.loads(json.dumps({**made_by, "device": self.options.device, "seed": self.options.seed}))
+        names = OutputNames(self.command.outputs, self.command.ignore, jobs)
         done: dict[str, Path] = {}
         for earlier in attempts(work):
-            done |= earlier.resume(account, jobs, names, sizes)
+            done |= earlier.resume(provenance, jobs, names, sizes)
         pending = {name: images[name] for name in jobs if name not in done}
         installed = install(self.card, self.options) if jobs else None
         yield from done.items()
         if installed and pending:
             attempt = next_attempt(work)
-            attempt.begin(account, {name: jobs[name] for name in pending})
+            attempt.begin(provenance, {name: jobs[name] for name in pending})
             with self._bar(len(jobs), len(done)) as bar:
                 write_inputs(pending, attempt.lr, self.command.upscale)
-                ending = self._run(installed, attempt, Names(self.command.outputs, self.command.ignore, pending), bar)
+                ending = self._run(
+                    installed, attempt, OutputNames(self.command.outputs, self.command.ignore, pending), bar
+                )
             result = collect(attempt.sr, names, {name: sizes[name] for name in pending})
             reasons = {name: self._reason(name, attempt, installed, ending, result) for name in result.faults}
-            self._remark(attempt, ending, result)
+            self._log_outcome(attempt, ending, result)
             for name in pending:
                 yield name, result.files[name] if name in result.files else reasons[name]
         yield from refused.items()
@@ -128,7 +129,7 @@ class ExternalMethod:
             f"{self.card.display} handles inputs of {expected[0]}x{expected[1]} only; this one is {size[0]}x{size[1]}"
         )
 
-    def _run(self, installed: Installed, attempt: Attempt, names: Names, bar: "tqdm") -> Ending:
+    def _run(self, installed: Installed, attempt: Attempt, names: OutputNames, bar: "tqdm") -> Ending:
         """Runs the script to its end or its time limit; meanwhile the bar counts the outputs that are there."""
         weights = self.options.weights()
         filled = values(lr=attempt.lr, sr=attempt.sr, weights=weights, seed=self.options.seed)
@@ -149,7 +150,7 @@ class ExternalMethod:
         note(attempt.log, head, argv=argv, variables=changed)
         before = bar.n
         with Process(argv, cwd=installed.checkout, env=env, log=attempt.log) as process:
-            while (ending := process.wait(LOOK_SECONDS)) is None:
+            while (ending := process.wait(POLL_SECONDS)) is None:
                 bar.n = before + len(names.found(attempt.sr)[0])
                 bar.refresh()
                 if process.seconds() > limit:
@@ -162,27 +163,27 @@ class ExternalMethod:
         title = f"{self.card.display} (own environment)"
         return tqdm(total=total, initial=done, desc=title, unit="image", leave=False, file=sys.stderr)
 
-    def _remark(self, attempt: Attempt, ending: Ending, result: Collected) -> None:
+    def _log_outcome(self, attempt: Attempt, ending: Ending, result: Collected) -> None:
         """Sums the run up in the log; prints on stderr what a reader should know of a run that succeeded."""
         from tqdm import tqdm
 
-        lines = [f"{ending.words()}, after {ending.seconds:.0f} s"]
+        lines = [f"{ending.describe()}, after {ending.seconds:.0f} s"]
         lines.append(f"{len(result.files)} images are complete, {len(result.faults)} are not")
         lines += [f"{name}: {fault or 'no output'}" for name, fault in result.faults.items()]
-        if result.further:
-            lines.append(f"files that belong to no image: {', '.join(result.further)}")
+        if result.unmatched:
+            lines.append(f"files that belong to no image: {', '.join(result.unmatched)}")
         if ending.exit_code != 0 and not result.faults:
             lines.append("every image is complete, so the run counts as a success")
         note(attempt.log, *lines)
-        if result.further or (ending.exit_code != 0 and not result.faults):
-            further = f"; {len(result.further)} files belong to no image" if result.further else ""
+        if result.unmatched or (ending.exit_code != 0 and not result.faults):
+            further = f"; {len(result.unmatched)} files belong to no image" if result.unmatched else ""
             tqdm.write(
-                f"{self.card.display}: {ending.words()}{further}; log: {attempt.log_in_words()}", file=sys.stderr
+                f"{self.card.display}: {ending.describe()}{further}; log: {attempt.log_display_path()}", file=sys.stderr
             )
 
     def _reason(self, name: str, attempt: Attempt, installed: Installed, ending: Ending, result: Collected) -> str:
-        """Why an image did not come, in one line that may be recorded and published."""
-        log = f"log: {attempt.log_in_words()}"
+        """Why an image is missing, in one line that may be recorded and published."""
+        log = f"log: {attempt.log_display_path()}"
         if result.faults[name]:
             return f"{result.faults[name]} ({log})"
         lines = last_lines(attempt.log, 1, mentioning=name) if ending.exit_code == 0 else []
@@ -196,7 +197,7 @@ class ExternalMethod:
         words = without_paths(" ".join(lines), known)
         quoted = f": {words[:QUOTED_CHARACTERS]}{'…' if len(words) > QUOTED_CHARACTERS else ''}" if words else ""
         partial = "partial result: no output for this image, though " if ending.exit_code == 0 else "no output, "
-        return f"{partial}{ending.words()} ({log}){quoted}"
+        return f"{partial}{ending.describe()} ({log}){quoted}"
 
 
 def external_spec(card: Card) -> MethodSpec:
@@ -217,17 +218,17 @@ def external_spec(card: Card) -> MethodSpec:
 
 
 def _obstacles(card: Card, options: RunOptions) -> Iterator[Obstacle]:
-    """Yields what keeps the card from running here, beside absent weights. Looks at names only."""
+    """Yields what keeps the card from running here, besides absent weights. Looks at names only."""
     assert card.command is not None
     if os.name != "posix":
         yield Obstacle(card.display, "runs on Linux and macOS only")
     if card.command.cuda and not (options.device.startswith("cuda") and has_nvidia_driver()):
         yield _no_gpu(card, options)
-    if environment.uv_program() is None and not environment.ready(card, options):
+    if environment.uv_program() is None and not environment.is_built(card, options):
         yield Obstacle(card.display, "needs uv, which builds its environment: `pip install uv`")
     try:
         git_program()
-        if not repository.is_made(card, options):
+        if not repository.is_checked_out(card, options):
             repository.find_origin(card, options)
     except UserError as error:
         yield Obstacle(card.display, f"needs its repository: {error}")

@@ -1,4 +1,4 @@
-"""Runs a command. It and everything it starts end with the harness at the latest, however that ends."""
+"""Runs a command. When the harness ends, for any reason, the command and everything it started are ended too."""
 
 import json
 import signal
@@ -24,7 +24,7 @@ class Ending:
     Attributes:
         exit_code: negative for the signal that ended it; None where it never started or was stopped.
         seconds: how long it ran.
-        limit_seconds: the time limit, where that is why it was stopped.
+        limit_seconds: the time limit, if it was stopped for that.
         error: why it could not be started.
     """
 
@@ -33,7 +33,7 @@ class Ending:
     limit_seconds: float | None = None
     error: str = ""
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """Says in a clause how it ended: "the process ended with exit code 1"."""
         if self.error:
             return f"the process could not be started ({self.error})"
@@ -106,7 +106,7 @@ class Process:
 def run_tool(
     argv: Sequence[str], *, title: str, log: Path, cwd: Path, env: Mapping[str, str], limit: float | None = None
 ) -> Ending:
-    """Runs git or uv to its end, with the time and the last line of its output on stderr meanwhile.
+    """Runs git or uv to its end, and shows the time and the last line of its output on stderr meanwhile.
 
     Args:
         title: what the line on stderr begins with.
@@ -125,8 +125,8 @@ def run_tool(
     return ending
 
 
-def require(ending: Ending, log: Path, what: str, hint: str) -> None:
+def require_success(ending: Ending, log: Path, what: str, hint: str) -> None:
     """Raises UserError, with the last lines of `log`, unless the tool succeeded."""
     if ending.exit_code != 0:
         tail = "".join(f"\n  {line}" for line in last_lines(log, 6))
-        raise UserError(f"{what}: {ending.words()}; {hint}{tail}")
+        raise UserError(f"{what}: {ending.describe()}; {hint}{tail}")

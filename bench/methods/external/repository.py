@@ -1,8 +1,8 @@
 """The official repository at the pinned commit, as a checkout of our own with the card's patches.
 
 It comes from the card's address, or from a clone or bundle under --repo-dir where there is no network. Only the commit
-is taken, never the work tree of somebody's clone. The checkout is made beside its place and renamed once it is whole.
-What was patched stands in its index, so that git itself says whether anything was changed since.
+is used, never the work tree of a clone. The checkout is made beside its place and renamed once it is complete. The
+patched files are in its index, so that git tells whether anything was changed since.
 """
 
 import hashlib
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from bench.cards.card import Card, Patch
 from bench.errors import some, without_paths
+from bench.methods.external.cache import REPOSITORIES, display_path, locked
 from bench.methods.external.git import git, git_program, last_message, variables
-from bench.methods.external.place import REPOSITORIES, exclusive, in_words
-from bench.methods.external.process import require, run_tool
+from bench.methods.external.process import require_success, run_tool
 from tsd.errors import UserError
 from tsd.files import write_atomic
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 MARKER = "tsd-bench.json"
 PROBE_SECONDS = 20.0
-STALLED = ("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=30")
-ELSEWHERE = "give a clone or bundle of it with --repo-dir"
+GIVE_UP_ON_STALL = ("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=30")
+REPO_DIR_HINT = "give a clone or bundle of it with --repo-dir"
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Origin:
     shown: str
 
 
-def checkout_place(card: Card, options: "RunOptions") -> Path:
+def checkout_path(card: Card, options: "RunOptions") -> Path:
     """Where the card's checkout lies or will lie."""
     patched = f"-{patches_sha256(card.patches)[:8]}" if card.patches else ""
     return options.cache() / REPOSITORIES / f"{card.name}-{card.commit[:12]}{patched}"
@@ -58,9 +58,9 @@ def patches_sha256(patches: Sequence[Patch]) -> str:
     return hashlib.sha256(json.dumps([[p.file, p.find, p.replace] for p in patches]).encode()).hexdigest()
 
 
-def is_made(card: Card, options: "RunOptions") -> bool:
+def is_checked_out(card: Card, options: "RunOptions") -> bool:
     """Whether the checkout is there; looks at a file name only."""
-    return (checkout_place(card, options) / ".git" / MARKER).is_file()
+    return (checkout_path(card, options) / ".git" / MARKER).is_file()
 
 
 def find_origin(card: Card, options: "RunOptions") -> Origin:
@@ -95,10 +95,10 @@ def check(card: Card, options: "RunOptions") -> None:
 
     Raises:
         UserError: no git; --repo-dir without this repository, or with a work tree whose state is not what would be run;
-            a checkout of ours that was changed.
+            a checkout that was changed.
     """
     git_program()
-    made = is_made(card, options)
+    made = is_checked_out(card, options)
     if options.repo_dir is not None:
         try:
             origin = find_origin(card, options)
@@ -117,16 +117,16 @@ def checkout(card: Card, options: "RunOptions") -> Path:
     Raises:
         UserError: `check` fails, the commit is not in the repository, a patch does not apply, or there is no network.
     """
-    place = checkout_place(card, options)
-    with exclusive(place, f"the checkout of {card.display}"):
+    place = checkout_path(card, options)
+    with locked(place, f"the checkout of {card.display}"):
         check(card, options)
-        if is_made(card, options):
+        if is_checked_out(card, options):
             return place
         part = place.with_name(f".{place.name}.part")
         for leftover in (part, place):
             shutil.rmtree(leftover, ignore_errors=True)
         try:
-            _take_commit(card, find_origin(card, options), part)
+            _fetch_commit(card, find_origin(card, options), part)
             _patch(card, part)
             tree = git(part, "write-tree").stdout.strip()
             content = {"repository": card.repository, "commit": card.commit, "tree": tree}
@@ -138,7 +138,7 @@ def checkout(card: Card, options: "RunOptions") -> Path:
 
 
 def _kind(path: Path) -> str:
-    """ "clone", "bundle" or "" for what lies at `path`."""
+    """Tells what lies at `path`: "clone", "bundle", or "" for neither."""
     if path.is_file():
         return "bundle" if path.suffix == ".bundle" else ""
     bare = (path / "HEAD").is_file() and (path / "objects").is_dir()
@@ -175,7 +175,7 @@ def _check_origin(card: Card, origin: Origin) -> None:
 
 
 def _check_unchanged(card: Card, options: "RunOptions") -> None:
-    place = checkout_place(card, options)
+    place = checkout_path(card, options)
     changed = git(place, "diff", "--name-only").stdout.split()
     recorded = json.loads((place / ".git" / MARKER).read_text(encoding="utf-8"))
     same = (git(place, "rev-parse", "HEAD").stdout.strip(), git(place, "write-tree").stdout.strip()) == (
@@ -185,11 +185,11 @@ def _check_unchanged(card: Card, options: "RunOptions") -> None:
     if changed or not same:
         raise UserError(
             f"the checkout of {card.display} was changed since it was made ({some(changed) or 'its index'}): delete "
-            f"{in_words(options, place)}, and it is made again"
+            f"{display_path(options, place)}, and it is made again"
         )
 
 
-def _take_commit(card: Card, origin: Origin, part: Path) -> None:
+def _fetch_commit(card: Card, origin: Origin, part: Path) -> None:
     """Makes a repository at `part` and checks the commit out."""
     part.mkdir(parents=True)
     log = part.with_suffix(".log")
@@ -204,16 +204,16 @@ def _take_commit(card: Card, origin: Origin, part: Path) -> None:
             ways: list[tuple[str, ...]] = [("bundle", "unbundle", origin.place)]
         else:
             every = ("+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*")
-            fetch = (*STALLED, "fetch", "--no-auto-gc", "--progress")
+            fetch = (*GIVE_UP_ON_STALL, "fetch", "--no-auto-gc", "--progress")
             ways = [(*fetch, "--depth", "1", "--no-tags", origin.place, card.commit), (*fetch, origin.place, *every)]
-        for way in ways:  # not every server gives a single commit away
+        for way in ways:  # some servers do not send a single commit
             ending = run_tool(
                 [git_program(), *way], title=f"{card.display}: repository", log=log, cwd=part, env=variables()
             )
             if ending.exit_code == 0 and _has(part, card.commit):
                 break
         else:
-            require(ending, log, f"{card.display}: {origin.shown} could not be read", ELSEWHERE)
+            require_success(ending, log, f"{card.display}: {origin.shown} could not be read", REPO_DIR_HINT)
             raise UserError(f"{origin.shown} does not contain the commit {card.commit} of {card.display}")
         git(part, "config", "core.autocrlf", "false")
         done = git(part, "checkout", "--quiet", "--detach", card.commit)
@@ -232,7 +232,7 @@ def _probe(card: Card, origin: Origin) -> None:
     done = git(Path.home(), "ls-remote", "--quiet", origin.place, "HEAD", limit=PROBE_SECONDS)
     if done.returncode:
         why = last_message(done.stderr, Path.home())
-        raise UserError(f"{card.display}: {origin.shown} cannot be reached ({why}); without network, {ELSEWHERE}")
+        raise UserError(f"{card.display}: {origin.shown} cannot be reached ({why}); without network, {REPO_DIR_HINT}")
 
 
 def _patch(card: Card, part: Path) -> None:
@@ -252,12 +252,12 @@ def _patch(card: Card, part: Path) -> None:
 
 
 def apply_patch(content: bytes, patch: Patch) -> tuple[bytes, int]:
-    """Applies a patch to a file's content, if what it looks for stands there exactly once.
+    """Applies a patch to a file's content, if the text that it looks for occurs there exactly once.
 
-    In a file with Windows' line ends those of the patch are Windows' too.
+    In a file with Windows line ends, the patch gets Windows line ends too.
 
     Returns:
-        The content, and how often what the patch looks for stood in it.
+        The content, and how often the text occurred in it.
     """
     find, replace = patch.find.encode(), patch.replace.encode()
     if b"\r\n" in content and find not in content:
@@ -267,7 +267,7 @@ def apply_patch(content: bytes, patch: Patch) -> tuple[bytes, int]:
 
 
 def link(card: Card, options: "RunOptions", place: Path) -> None:
-    """Puts the links into the checkout that the card asks for, to files of the weight store.
+    """Puts the card's links to files of the weight store into the checkout.
 
     Several processes may do so at once: a link is replaced in one step.
 

@@ -1,9 +1,9 @@
 """A script, started by process.py, that runs one command and ends it whatever happens to the harness.
 
-Its standard input is the lifeline. The first line says what to run (JSON: argv, cwd, env, log); after that nothing
-comes, and when the other end is closed, because the harness wants so or because it was killed, the command and
-everything that it started are killed. Processes that left their parent or their session are found as well: on Linux
-the supervisor adopts them (PR_SET_CHILD_SUBREAPER).
+The first line of its standard input says what to run (JSON: argv, cwd, env, log); nothing follows. When standard input
+is closed, by the harness or because the harness was killed, the supervisor ends the command and everything that the
+command started. It also finds processes that left their parent or their session: on Linux it adopts them
+(PR_SET_CHILD_SUBREAPER).
 
 The answer, on standard output, is one JSON object: `exit`, the command's exit code (negative: the signal that ended
 it), or `error`, why it could not be started.
@@ -22,9 +22,9 @@ import time
 from collections.abc import Callable
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-GRACE_SECONDS = 2.0
+TERMINATE_SECONDS = 2.0
 GIVE_UP_SECONDS = 30.0
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 
 
 def main() -> int:
@@ -49,15 +49,15 @@ def main() -> int:
             print(json.dumps({"error": f"{error.strerror}: {os.path.basename(error.filename or spec['argv'][0])}"}))
             return 0
     signal.signal(signal.SIGTERM, lambda number, frame: _end(child.pid))
-    threading.Thread(target=_end_with_lifeline, args=(parent, child.pid), daemon=True).start()
+    threading.Thread(target=_end_when_stdin_closes, args=(parent, child.pid), daemon=True).start()
     code = child.wait()
-    _end(child.pid)  # what the command left running behind
+    _end(child.pid)  # processes that the command left running
     print(json.dumps({"exit": code}))
     return 0
 
 
 def _first_line() -> bytes:
-    """Reads byte by byte, so that nothing of the lifeline is buffered where `select` does not see it."""
+    """Reads byte by byte, so that nothing of standard input lies in a buffer that `select` does not see."""
     line = b""
     while not line.endswith(b"\n"):
         byte = os.read(0, 1)
@@ -76,24 +76,24 @@ def _linux_only() -> Callable[[], None] | None:
     return lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _end_with_lifeline(parent: int, child: int) -> None:
-    while os.getppid() == parent:  # another process may hold a copy of the lifeline's other end
-        if select.select([0], [], [], LOOK_SECONDS)[0] and not os.read(0, 4096):
+def _end_when_stdin_closes(parent: int, child: int) -> None:
+    while os.getppid() == parent:  # another process may hold a copy of the pipe's other end
+        if select.select([0], [], [], POLL_SECONDS)[0] and not os.read(0, 4096):
             break
     _end(child)
 
 
 def _end(child: int) -> None:
-    """Ends the command and every descendant. It asks first, then kills, until none is left."""
+    """Ends the command and every descendant: first with SIGTERM, then with SIGKILL, until none is left."""
     import psutil
 
     started = time.monotonic()
     asked: set[int] = set()
     while time.monotonic() - started < GIVE_UP_SECONDS:
-        alive = [process for process in psutil.Process().children(recursive=True) if not _is_over(process, child)]
+        alive = [process for process in psutil.Process().children(recursive=True) if not _has_ended(process, child)]
         if not alive:
             return
-        grace = time.monotonic() - started < GRACE_SECONDS
+        grace = time.monotonic() - started < TERMINATE_SECONDS
         if not grace:
             with contextlib.suppress(OSError):
                 os.killpg(child, signal.SIGKILL)
@@ -107,8 +107,8 @@ def _end(child: int) -> None:
         time.sleep(0.02)
 
 
-def _is_over(process, child: int) -> bool:
-    """Whether a descendant has ended; an adopted one is taken leave of, so that its number becomes free."""
+def _has_ended(process, child: int) -> bool:
+    """Whether a descendant has ended; an adopted one is reaped, so that its number becomes free."""
     import psutil
 
     try:
@@ -116,7 +116,7 @@ def _is_over(process, child: int) -> bool:
             return False
     except psutil.Error:
         return True
-    if process.pid != child:  # whose exit code the main thread waits for
+    if process.pid != child:  # the main thread waits for the exit code of `child`
         with contextlib.suppress(OSError):
             os.waitpid(process.pid, os.WNOHANG)
     return True

@@ -1,9 +1,9 @@
-"""OSEDiff's checkpoint `osediff.pkl`: read without running anything, and put onto SD2.1-base strictly.
+"""Reads OSEDiff's checkpoint `osediff.pkl` without running anything in it, and puts it onto SD2.1-base strictly.
 
 Layout (cswry/OSEDiff at fcc4f09, `OSEDiff_gen.save_model` and `OSEDiff_test.load_ckpt`): for each of four adapters the
 list of modules it adapts, the two ranks, and two state dicts by peft's own names. Three adapters sit on the UNet, split
 by place, `default_encoder` (down blocks and conv_in), `default_decoder` (up blocks and conv_out) and `default_others`;
-one sits on the VAE's encoder and quant_conv. conv_in was trained itself as well: its base layer is in the file.
+one sits on the VAE's encoder and quant_conv. conv_in itself was trained too: its base layer is in the file.
 
 The authors left `lora_alpha` at peft's default of 8: at rank 4 an adapter counts twice.
 """
@@ -44,7 +44,7 @@ class Part:
     Attributes:
         adapters: modules by the adapter's name; a module may be listed twice.
         state: tensors by the network's parameter names once the adapters are attached.
-        trained: names containing one of these are in the checkpoint.
+        trained: parameters whose names contain one of these are in the checkpoint.
     """
 
     adapters: Mapping[str, list[str]]
@@ -104,12 +104,12 @@ def attach(network: Any, part: Part, where: str) -> None:
     from peft import LoraConfig
     from torch import nn
 
-    from bench.methods.global_random import kept_generators
+    from bench.methods.global_random import preserved_random_states
 
     layers = {name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
     for adapter, modules in part.adapters.items():
         _refuse(where, f"adapts in {adapter} what this base does not have", set(modules) - layers)
-    with kept_generators(), warnings.catch_warnings():  # what is drawn here is overwritten below
+    with preserved_random_states(), warnings.catch_warnings():  # the random weights are overwritten below
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         for adapter, modules in part.adapters.items():
             config = LoraConfig(r=part.rank, lora_alpha=ALPHA, target_modules=sorted(set(modules)))

@@ -1,17 +1,18 @@
 """OSEDiff in process: the authors' adapters on SD2.1-base, through this project's own SD2 backbone.
 
-The order of `test_osediff.py` and `OSEDiff_test` (cswry/OSEDiff at fcc4f09): the 8-bit input enlarged x4 by Pillow, a
-sample of the VAE's posterior, one call of the UNet at t = 999, the x0 it implies, decoding, AdaIN against the enlarged
-input. Three things differ, all on purpose:
+The steps are those of `test_osediff.py` and `OSEDiff_test` (cswry/OSEDiff at fcc4f09): enlarge the 8-bit input x4 with
+Pillow, sample the VAE's posterior, call the UNet once at t = 999, take the x0 that this implies, decode it, and apply
+AdaIN against the enlarged input. Three things differ on purpose:
 
 - The posterior is drawn from the image's own seed; the authors' script parses `--seed` and never uses it.
-- The script cuts to 8 bits after decoding and again after AdaIN. The first cut is kept, AdaIN would multiply what it
-  takes away; the second is the harness's one rounding. On the published RealSR outputs that is 0.0007 dB of PSNR.
-- An input whose working size is not four times its own (under 128 pixels, or odd multiples of 4) is resized to that in
-  the end; the script computes this and throws it away. No test set of the paper has one.
+- The script cuts to 8 bits after decoding and again after AdaIN. The first cut is kept, since AdaIN would multiply what
+  it removes; the second is the harness's only rounding. On the published RealSR outputs that is 0.0007 dB of PSNR.
+- An input whose working size is not four times its own (under 128 pixels, or odd multiples of 4) is resized to four
+  times its own at the end; the script computes this and discards it. No test set of the paper has such an input.
 
 The adapters are merged into the weights in fp32, before the model goes to its device and precision. The VAE works on
-the whole image; the script encodes images of more than 1088 pixels a side in tiles, and decodes those above 1968 so.
+the whole image; the script encodes images of more than 1088 pixels a side in tiles, and decodes those of more than 1968
+in tiles.
 """
 
 import functools
@@ -42,8 +43,9 @@ class OSEDiffSettings:
     """The script's defaults.
 
     Attributes:
-        process_size: least side in pixels the network works at; smaller inputs are enlarged to it.
-        tile, overlap: of latent tiles, in latent positions; used where the latent has more than tile² of them.
+        process_size: smallest side, in pixels, that the network works at; smaller inputs are enlarged to it.
+        tile, overlap: size and overlap of the tiles, in latent positions; used if the latent has more than tile²
+            positions.
     """
 
     process_size: int = 512
@@ -54,7 +56,7 @@ class OSEDiffSettings:
 class OSEDiffMethod:
     """OSEDiff under the method contract.
 
-    Weights are verified at once, the model is built by the first `restore`.
+    The weights are verified at once; the first `restore` builds the model.
 
     Raises:
         UserError: weights that are missing or not verified.
@@ -82,7 +84,7 @@ class OSEDiffMethod:
             attach(network, parts[name], f"state_dict_{name} of {CHECKPOINT}")
             merge(network, parts[name])
         backbone.to(self.options.device, self.options.torch_dtype())
-        # As for this project's students: half the VAE's time on the CPU, the same mathematics.
+        # As for this project's students: halves the VAE's time on the CPU and computes the same.
         backbone.vae.to(memory_format=torch.channels_last)
         use_two_pass_group_norm(backbone.vae)
         return backbone
@@ -102,7 +104,7 @@ class OSEDiffMethod:
             x = (image * 2 - 1).to(backbone.device, backbone.dtype)
             z = backbone.encode(x, posterior="sample", generator=generator)
             x0 = self._one_step(z, prompt).to(backbone.dtype)
-            # In the model's precision up to the first cut, as in the script.
+            # As in the script, everything up to the first cut is in the model's precision.
             decoded = backbone.decode(x0).clamp(-1, 1).cpu() * 0.5 + 0.5
             sr = adain(truncate_to_8_bits(decoded, decoded.shape[-2:]), image).clamp(0, 1)
             return resize(sr, target).clone()
@@ -182,7 +184,7 @@ def enlarged(lr: "Tensor", process_size: int) -> "Image.Image":
     """The input as the network gets it: 8 bit, enlarged by Pillow, sides cut to multiples of 8.
 
     Args:
-        lr: (1, 3, h, w) float in [0, 1], rounded to 8 bits, which a PNG's values are already.
+        lr: (1, 3, h, w) float in [0, 1]; it is rounded to 8 bits, which does not change the values of a PNG.
         process_size: an input with a side under process_size // 4 is first enlarged to that side, with the script's
             truncations.
     """

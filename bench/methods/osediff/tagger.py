@@ -1,10 +1,10 @@
 """Tags as a prompt: RAM with SeeSR's degradation-aware DAPE weights, through the authors' own package `ram`.
 
 The package is the folder `ram/` of the OSEDiff and SeeSR repositories; it is not on the package index and not part of
-this project. Who wants tags puts that folder on the path (PYTHONPATH) with its packages loralib, fairscale and timm,
-points `init_tokenizer` in `ram/models/utils.py` at a copy of bert-base-uncased (it names a folder of the authors' own
-machine), and puts `ram_swin_large_14m.pth` and `DAPE.pth` into the store. It imports up to transformers 4.55 (4.54 was
-tried, with random weights: the same tags as by the authors' script) and not from 4.56 on.
+this project. To get tags, put that folder on the path (PYTHONPATH) with its packages loralib, fairscale and timm, point
+`init_tokenizer` in `ram/models/utils.py` at a copy of bert-base-uncased (it names a folder of the authors' own
+machine), and put `ram_swin_large_14m.pth` and `DAPE.pth` into the store. The package can be imported up to transformers
+4.55 (4.54 was tried, with random weights: the tags were those of the authors' script), and not from 4.56 on.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ class Tagger:
     """Names what is in an image.
 
     Args:
-        card: of the method that asks, for messages.
+        card: of the method that uses the tags, for messages.
 
     Raises:
         UserError: weights that are not what they should be.
@@ -64,8 +64,8 @@ class Tagger:
         """The tags of an image as one text, "cat, dog, table"; empty where none is recognised.
 
         Args:
-            image: (1, 3, h, w) float in [0, 1]: the input already enlarged, as the authors tag it. It is resized to
-                384 x 384 bilinearly without antialiasing, torchvision's way with tensors at the authors' version.
+            image: (1, 3, h, w) float in [0, 1]: the enlarged input, which the authors tag too. It is resized to 384 x
+                384 bilinearly without antialiasing, as torchvision does with tensors in the authors' version.
         """
         import torch
         from torch.nn.functional import interpolate
@@ -77,10 +77,10 @@ class Tagger:
         return captions[0].replace(" | ", ", ")
 
     def _load(self, device: str, dtype: "torch.dtype") -> Any:
-        from bench.methods.global_random import kept_generators
+        from bench.methods.global_random import preserved_random_states
 
         # The package prints while it loads; stdout is for results.
-        with contextlib.redirect_stdout(sys.stderr), kept_generators():
+        with contextlib.redirect_stdout(sys.stderr), preserved_random_states():
             try:
                 ram = importlib.import_module(f"{PACKAGE}.models.ram_lora").ram
                 model = ram(

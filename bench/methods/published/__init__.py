@@ -1,1 +1,1 @@
-"""Images that somebody else made, as a row."""
+"""Finished images as a method: those that authors published, or any folder."""

@@ -1,10 +1,10 @@
-"""Published outputs: a folder of finished images takes part like any other method, without running anything.
+"""Published outputs: a folder of finished images is a method like any other, and nothing is run for it.
 
 `folder:PATH` looks for the images of test set T in PATH/T, where there is such a folder, else in PATH itself. Images
 are matched by name (stem), never by order; every image of the test set must be there, in the size of its ground truth
 (x4 of the input where there is none). Nothing is resized to fit: a wrong size means outputs of something else.
 
-What is known of the images that authors published is in the cards: bench/methods/published/published.py.
+The cards describe the images that authors published: bench/methods/published/published.py.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ class PublishedOutputs:
 
     Attributes:
         root: the folder.
-        testset: the test set about to be read, where known; decides which folder the provenance covers.
+        testset: the test set that will be read, if known; it decides which folder the provenance covers.
         origin: where the images were published, as recorded facts.
         suffix: what may follow the image's name in the file names ("_BSRGAN").
         images_sha256: what `sha256_of_files` must give for the folder; None where it is not known.

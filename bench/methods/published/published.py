@@ -1,4 +1,4 @@
-"""The outputs that authors published, as a row `METHOD-published` for which nothing is run.
+"""Outputs that authors published, as a row `METHOD-published`; nothing is run for it.
 
 The images of test set T lie in <data root>/<folder of T>/METHOD/, where <folder of T> is its name ("realsr") or one of
 the names it is published under ("RealSRVal_crop128"). A card says where they come from, how its authors name the
@@ -24,7 +24,7 @@ RAW = "https://raw.githubusercontent.com/"
 
 
 def published_specs(cards: Mapping[str, Card]) -> list[MethodSpec]:
-    """One row for every card that knows of published outputs."""
+    """One spec for every card that lists published outputs."""
     return [published_spec(card.name, card) for card in cards.values() if card.published]
 
 
@@ -33,7 +33,7 @@ def published_spec(method: str, card: Card | None = None, label: str = "") -> Me
 
     Args:
         method: name of the folder inside a test set's folder.
-        card: what is known of them; None where nothing is.
+        card: the card that describes them; None if there is none.
         label: the user's own name for the row.
     """
     name = label or f"{method}-published"
@@ -79,8 +79,8 @@ def absent_outputs(card: Card, options: RunOptions) -> list[Missing]:
 def fetch_published(card: Card, options: RunOptions) -> None:
     """Fetches the card's published outputs that are absent, image by image, from its repository into the data root.
 
-    Images get their folder's name once the hash over all of them is right; until then they lie beside it, and the
-    next call goes on from there.
+    The images are collected in a folder beside the final one and get its name once the hash over all of them is right.
+    The next call continues there.
 
     Raises:
         UserError: they are not in a GitHub repository, cannot be fetched, or are not the published ones.
@@ -137,7 +137,7 @@ def _only_set(method: str, card: Card | None) -> str:
 
 
 def _usual_suffix(card: Card | None) -> str:
-    """How the authors name files of the test sets that the card knows."""
+    """The suffix of the authors' file names, for the first test set that the card knows."""
     return card.published[0].suffix if card and card.published else ""
 
 

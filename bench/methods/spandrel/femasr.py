@@ -1,9 +1,9 @@
-"""How FeMaSR's own test code feeds its network: mirrored beyond the right and lower edge, in tiles where large.
+"""Feeds FeMaSR's network as its own test code does: mirrored beyond the right and lower edge, large images in tiles.
 
 Read from `FeMaSRNet.test`, `test_tile` and `inference_femasr.py` (chaofengc/FeMaSR at 1ca4295). Every side is padded to
-the *next* multiple of 16, a side of 128 to 144 as well, and the mirror repeats the edge itself. Group normalisation and
-attention spread over the whole image, so that an image without this padding comes out slightly different everywhere.
-Geometry only, no network inside.
+the *next* multiple of 16, a side of 128 to 144 too, and the mirror image repeats the edge itself. Group normalisation
+and attention spread over the whole image, so that an image without this padding comes out slightly different
+everywhere. This module has geometry only, no network.
 """
 
 import math
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WINDOW = 16  # 8 // scale * 8, for x4
-WHOLE_PIXELS = 600**2  # from here on the official script works in tiles
+TILED_FROM_PIXELS = 600**2  # from here on the official script works in tiles
 TILE = 240
 TILE_PAD = 16
 
@@ -22,7 +22,7 @@ TILE_PAD = 16
 def mirrored(image: "Tensor") -> "Tensor":
     """Continues `image` (B, C, h, w) by its mirror image to the next multiple of 16, which is never its own size.
 
-    A side of less than 8 has no mirror long enough; the harness has none under 16.
+    A side of less than 8 is too short for that; the harness has none under 16.
     """
     import torch
 
@@ -37,7 +37,7 @@ def enlarge(network: Callable[["Tensor"], "Tensor"], image: "Tensor", scale: int
     Images of 600 x 600 pixels or more go in tiles of 240 with 16 pixels of context, each padded as a whole image.
     """
     height, width = image.shape[-2:]
-    if height * width < WHOLE_PIXELS:
+    if height * width < TILED_FROM_PIXELS:
         return network(mirrored(image))[..., : scale * height, : scale * width]
     output = image.new_zeros(*image.shape[:2], scale * height, scale * width)
     for row in range(math.ceil(height / TILE)):

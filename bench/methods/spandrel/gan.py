@@ -1,8 +1,8 @@
-"""Networks of the cards with `run = "spandrel"`: the authors' weights through spandrel, nothing guessed.
+"""Networks of the cards with `run = "spandrel"`: spandrel loads the authors' weights, and nothing is guessed.
 
 The card says which entry of the checkpoint holds the parameters, which network they must turn out to be, and how the
-authors' own test code pads. Where two entries would do, as in checkpoints with and without moving average, spandrel
-would take the average; LDL's authors do not.
+authors' own test code pads. If a checkpoint has parameters with and without moving average, spandrel takes the average;
+LDL's authors do not.
 """
 
 import importlib.util
@@ -31,26 +31,26 @@ NO_SIZE_RULES = {"minimum": 0, "multiple_of": 1, "square": False}
 class GanMethod(SpandrelMethod):
     """The network of a card, under the method contract.
 
-    The weights are verified at once, the network built when it is first needed.
+    The weights are verified at once; the network is built when it is first needed.
 
     Raises:
         UserError: weights that are missing or not verified.
     """
 
     def __init__(self, card: Card, options: RunOptions) -> None:
-        assert card.network is not None  # `bench.cards.card` sees to that for run = "spandrel"
+        assert card.network is not None  # `bench.cards.faults` checks it for run = "spandrel"
         options.require_dtype()
         self.card = card
-        self.described: Network = card.network
+        self.card_network: Network = card.network
         self.hashes = verified_weights(card, options)
         store = Store(options)
-        (file,) = store.files(next(weight for weight in card.weights if weight.file == self.described.file))
+        (file,) = store.files(next(weight for weight in card.weights if weight.file == self.card_network.file))
         super().__init__(store.root / file, options, self.hashes[file])
 
     def parameters(self, state_dict: dict[str, object]) -> dict[str, object]:
-        if self.described.key == FOUND_BY_SPANDREL:
+        if self.card_network.key == FOUND_BY_SPANDREL:
             return super().parameters(state_dict)
-        return chosen(state_dict, self.described, self.path)
+        return select_parameters(state_dict, self.card_network, self.path)
 
     def check(self, network: "ImageModelDescriptor") -> None:
         found = architecture_facts(network)
@@ -59,7 +59,7 @@ class GanMethod(SpandrelMethod):
             raise UserError(f"{self.path} is not the network in the card of {self.card.display}: {'; '.join(wrong)}")
 
     def enlarge(self, image: "Tensor") -> "Tensor":
-        if self.described.padding == "femasr":
+        if self.card_network.padding == "femasr":
             from bench.methods.spandrel.femasr import enlarge
 
             return enlarge(self.network, image, SCALE)
@@ -67,20 +67,20 @@ class GanMethod(SpandrelMethod):
 
     def facts(self) -> dict[str, object]:
         """What spandrel must find in the file, as `architecture_facts` names it, from the card alone."""
-        described = self.described
+        described = self.card_network
         facts = {"architecture": described.architecture, "parameters": described.parameters, "scale": SCALE}
         if described.key == FOUND_BY_SPANDREL:
             facts |= {"tags": list(described.tags), "size_rules": NO_SIZE_RULES}
         return facts
 
     def provenance(self) -> dict[str, object]:
-        described = self.described
+        described = self.card_network
         settings = {"key": described.key, "dropped": list(described.drop), "padding": described.padding}
         read_as = {} if described.key == FOUND_BY_SPANDREL else {"settings": settings}
         return {"weights": self.hashes, **self.facts(), **read_as, "dtype": self.options.dtype}
 
 
-def chosen(state_dict: dict[str, object], network: Network, path: Path) -> dict[str, object]:
+def select_parameters(state_dict: dict[str, object], network: Network, path: Path) -> dict[str, object]:
     """Takes the network's parameters out of a checkpoint: the entry the card names, without the prefixes it drops.
 
     Raises:

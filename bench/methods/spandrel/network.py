@@ -1,9 +1,9 @@
 """Any network spandrel can load: a path to its weights is enough (ESRGAN, Compact, SwinIR, HAT, DAT, ...).
 
-spandrel recognises the architecture from the names and shapes in the state dict. The file is read here rather than
-by spandrel: once, so that the bytes that are hashed are the bytes that are loaded, and only as safetensors or with
-`weights_only=True`, so that nothing in it can run. Architectures with restrictive licences join in where the user
-has installed spandrel_extra_arches. The paper's GANs, which a card describes, are in gan.py.
+spandrel recognises the architecture from the names and shapes in the state dict. The file is read here, not by
+spandrel: once, so that the hashed bytes are the loaded bytes, and only as safetensors or with `weights_only=True`, so
+that nothing in it can run. Architectures with restrictive licences are available if the user has installed
+spandrel_extra_arches. The paper's GANs, which have cards, are in gan.py.
 """
 
 import functools
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class SpandrelMethod:
     """The network in a file, under the method contract.
 
-    The file is read and hashed at once, the network built when it is first needed. Images that break the network's
+    The file is read and hashed at once; the network is built when it is first needed. Images that break the network's
     size rules are padded by reflection and cropped back by spandrel.
 
     Args:
@@ -71,13 +71,13 @@ class SpandrelMethod:
         return network
 
     def parameters(self, state_dict: dict[str, object]) -> dict[str, object]:
-        """Takes the network's parameters out of the file, here by spandrel's own guess."""
+        """Takes the network's parameters out of the file; here spandrel guesses which they are."""
         from spandrel import canonicalize_state_dict
 
         return canonicalize_state_dict(state_dict)
 
     def check(self, network: "ImageModelDescriptor") -> None:
-        """Raises UserError where it is not the network that was to be expected; here any will do."""
+        """Raises UserError if it is not the expected network; here every network is accepted."""
 
     def enlarge(self, image: "Tensor") -> "Tensor":
         """Runs the network on one image that is on its device and in its precision."""

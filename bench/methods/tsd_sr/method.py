@@ -1,6 +1,6 @@
 """This project's own models as rows: one-step students and the multi-step teacher.
 
-This module and osediff.py are the only ones that import `tsd`.
+This folder and `bench/methods/osediff/` are the only ones that import more of `tsd` than its ground modules.
 
 - `tsd-sr-mini`, `osediff-mini`: the mini base shipped in the package with the adapters trained by TSD, or by OSEDiff's
   recipe (VSD alone, no TSM and no trajectory) on the same base.
@@ -25,8 +25,8 @@ from bench.methods.tsd_sr.weights import (
     ModelFolders,
     SD2Base,
     missing_sd2_student,
-    release,
-    sd2_student,
+    release_folders,
+    sd2_student_folders,
 )
 from bench.options import SCALE, RunOptions
 from bench.store.missing import describe
@@ -72,7 +72,7 @@ class OneStepMethod:
         )
 
     def restore(self, lr: "Tensor", seed: int) -> "Tensor":
-        # Cloned into an ordinary tensor: what is made in inference mode cannot be written to outside it.
+        # Cloned into an ordinary tensor: a tensor made in inference mode cannot be written to outside it.
         return self.restorer.restore_tensor(lr, seed).clone()
 
     def provenance(self) -> dict[str, object]:
@@ -87,13 +87,13 @@ class OneStepMethod:
 class TeacherSettings:
     """How the teacher samples.
 
-    The defaults were looked at on the mini model's validation crops (8 of Kodak, FULL degradation, never the test
-    set), where bicubic has a PSNR-Y of 22.39 dB: σ_0 = .15 gives 22.34, .3 gives 22.20, .5 gives 21.54. Every noise
-    level costs fidelity; .3 is the highest that costs little. Guidance 2 and 4 add .03 and .06 dB for twice the time.
+    The defaults were chosen on the mini model's validation crops (8 of Kodak, FULL degradation, never the test set),
+    where bicubic has a PSNR-Y of 22.39 dB: σ_0 = .15 gives 22.34, .3 gives 22.20, .5 gives 21.54. Every noise level
+    costs fidelity; .3 is the highest that costs little. Guidance 2 and 4 add .03 and .06 dB for twice the time.
 
     Attributes:
         steps: Euler steps; with guidance, each is two evaluations in one batch.
-        strength: the noise level σ_0 in (0, 1] the input is noised to.
+        strength: the noise level σ_0 in (0, 1] to which the input is noised.
         guidance: classifier-free guidance scale; 1 is none.
     """
 
@@ -124,7 +124,7 @@ class TeacherMethod:
             dtype=self.options.torch_dtype(),
             prompt_embeds=self.weights.prompts,
         )
-        # As for the students: half the VAE's time on the CPU, the same mathematics.
+        # As for the students: halves the VAE's time on the CPU and computes the same.
         backbone.vae.to(memory_format=torch.channels_last)
         use_two_pass_group_norm(backbone.vae)
         return backbone
@@ -187,12 +187,12 @@ def load_sd2(base: SD2Base, options: RunOptions) -> OneStepMethod:
     if absent:
         raise UserError(f"TSD-SR on {base.display} cannot run here:\n{describe(absent)}")
     verified_files((base.weight,), options, licence="", needed_by=f"TSD-SR ({base.display})", fetch=base.asset)
-    return load_student(sd2_student(base, options), options, {"color": "adain"})
+    return load_student(sd2_student_folders(base, options), options, {"color": "adain"})
 
 
 def load_release(card: "Card", options: RunOptions) -> OneStepMethod:
     verified_weights(card, options)
-    return load_student(release(options), options, {"color": "adain"})
+    return load_student(release_folders(options), options, {"color": "adain"})
 
 
 def load_teacher(weights: ModelFolders | None, settings: TeacherSettings, options: RunOptions) -> TeacherMethod:

@@ -1,4 +1,4 @@
-"""The folders this project's models are made of: hashed for the record, their settings read, the missing ones named.
+"""The folders of this project's models: their hashes, and what of them is missing.
 
 The real model is three folders under the weights folder: the base as published by Stability AI (gated), and from the
 TSD-SR authors' drive the adapters `tsdsr-mse/` behind the paper's numbers and the fixed prompt `default/`. On SD2-base
@@ -28,7 +28,7 @@ MODEL_FILES = (".safetensors", ".bin", ".pt", ".json")
 RELEASE_SETTINGS: dict[str, object] = {key: value for key, value in asdict(RestoreConfig()).items() if key != "seed"}
 """The released script's settings, all of them, so that a record states every one. The harness seeds each image itself.
 
-Weights may ask for others (`restore.json` in the LoRA folder), and a row for others still.
+`restore.json` in the LoRA folder may replace some of them, and a row may replace those.
 """
 
 
@@ -80,25 +80,25 @@ class ModelFolders:
         return {name: cached_sha256(path) for name, path in bar}
 
 
-def release(options: RunOptions) -> ModelFolders:
+def release_folders(options: RunOptions) -> ModelFolders:
     """The folders in which the real model is looked for."""
     root = options.weights()
     return ModelFolders(root / assets()[SD3_BASE].file, root / ADAPTERS, root / PROMPT)
 
 
-def sd2_student(base: SD2Base, options: RunOptions) -> ModelFolders:
+def sd2_student_folders(base: SD2Base, options: RunOptions) -> ModelFolders:
     """The folders in which a base and its student are looked for."""
     root = options.weights()
     return ModelFolders(root / base.weight.file, root / base.student, root / base.student / "prompts")
 
 
 def missing_sd2_base(base: SD2Base, options: RunOptions) -> list[Missing]:
-    """Names what of the base is not in the store."""
+    """Names the files of the base that are not in the store."""
     return missing_files((base.weight,), options, licence="", needed_by=f"TSD-SR ({base.display})", fetch=base.asset)
 
 
 def missing_sd2_student(base: SD2Base, options: RunOptions) -> list[Missing]:
-    """Names what is absent of the base and of the student, which has to be trained: none was ever published."""
+    """Names the absent files of the base and of the student, which has to be trained: none was published."""
     absent, folder = missing_sd2_base(base, options), options.weights() / base.student
     lacking = [name for name in ("unet.safetensors", "vae.safetensors") if not (folder / name).is_file()]
     if not any((folder / "prompts" / "default").glob("prompt_embeds.*")):

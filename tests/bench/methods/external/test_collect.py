@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.methods.external.collect import Names, collect
+from bench.methods.external.collect import OutputNames, collect
 
 
 @pytest.mark.parametrize(
@@ -29,17 +29,17 @@ from bench.methods.external.collect import Names, collect
     ],
 )
 def test_which_image_a_file_belongs_to(pattern: str, path: str, name: str | None) -> None:
-    assert Names(pattern, (), ["a", "a_b", "a.b", "x[1]"]).of(path) == name
+    assert OutputNames(pattern, (), ["a", "a_b", "a.b", "x[1]"]).name_of(path) == name
 
 
 def test_ignored_files_are_neither_outputs_nor_worth_a_word(tmp_path: Path) -> None:
     for path in ("a.png", "a_lq.png", "logs/x.txt", "grid.jpg"):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 4)).save(tmp_path / path, format="PNG")
-    names = Names("{name}*.png", ["*_lq.png", "logs/*"], ["a"])
+    names = OutputNames("{name}*.png", ["*_lq.png", "logs/*"], ["a"])
     result = collect(tmp_path, names, {"a": (2, 1)})
     assert result.files == {"a": tmp_path / "a.png"}
-    assert result.further == ["grid.jpg"]
+    assert result.unmatched == ["grid.jpg"]
     assert result.faults == {}
 
 
@@ -47,7 +47,7 @@ def test_grey_and_palette_images_are_8_bit_and_a_deep_one_is_not(tmp_path: Path)
     for mode in ("L", "P", "RGB", "I;16", "1"):
         Image.new(mode, (8, 4)).save(tmp_path / f"{mode[0]}.png")
     sizes = dict.fromkeys(["L", "P", "R", "I", "1"], (2, 1))
-    result = collect(tmp_path, Names("{name}.png", (), sizes), sizes)
+    result = collect(tmp_path, OutputNames("{name}.png", (), sizes), sizes)
     assert set(result.files) == {"L", "P", "R"}
     assert result.faults == {
         "I": "wrong format: I.png is I;16, expected 8-bit RGB",
@@ -60,9 +60,9 @@ def test_three_thousand_outputs_are_counted_fast_enough_for_a_progress_bar(tmp_p
     expected = [f"div2k_{number:04d}_crop" for number in range(3000)]
     for name in expected:
         (tmp_path / pattern.format(name=name).replace("*", "0")).touch()
-    names = Names(pattern, (), expected)
+    names = OutputNames(pattern, (), expected)
     start = time.perf_counter()
-    by_name, further = names.found(tmp_path)
+    by_name, unmatched = names.found(tmp_path)
     assert time.perf_counter() - start < 2
     assert set(by_name) == set(expected)
-    assert further == []
+    assert unmatched == []

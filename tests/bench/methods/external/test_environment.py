@@ -9,7 +9,7 @@ import PIL
 import pytest
 
 from bench.methods.external import environment
-from bench.methods.external.environment import build, described, environment_place, pins_sha256, python_of, ready
+from bench.methods.external.environment import build, describe, environment_path, is_built, pins_sha256, python_of
 from tsd.errors import UserError
 
 
@@ -25,7 +25,7 @@ def installed_pillow(place) -> str:
 
 def test_it_has_the_conflicting_pin_and_the_harness_keeps_its_own(built, make_card, options) -> None:
     assert installed_pillow(built) == "10.4.0" != PIL.__version__
-    found = described(make_card(), options)
+    found = describe(make_card(), options)
     assert found["packages"] == {"pillow": "10.4.0"}
     assert found["requirements"] == ["pillow==10.4.0"]
     assert found["uv"].startswith("uv ")
@@ -37,7 +37,7 @@ def test_it_is_built_again_only_when_the_pins_change(built, make_card, options) 
     assert build(make_card(name="another-card-with-the-same-pins"), options) == built
     assert (built / environment.MARKER).stat().st_mtime_ns == before
     other = make_card(requirements=("pillow==10.3.0",))
-    assert not ready(other, options)
+    assert not is_built(other, options)
     place = build(other, options)
     assert place != built
     assert installed_pillow(place) == "10.3.0"
@@ -77,7 +77,7 @@ print(build(read_card(Path(sys.argv[1])), RunOptions(cache_root=Path(sys.argv[2]
     pipe = subprocess.PIPE
     processes = [subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, cwd=tmp_path) for _ in range(3)]
     answers = [process.communicate(timeout=120) for process in processes]
-    assert {said.strip() for said, _ in answers} == {str(environment_place(make_card(requirements=()), own))}
+    assert {said.strip() for said, _ in answers} == {str(environment_path(make_card(requirements=()), own))}
     log = next((own.cache() / "environments").glob("*.log")).read_text()
     assert log.count("Creating virtual environment") == 1
 
@@ -91,11 +91,11 @@ def test_a_requirement_that_does_not_exist(built, make_card, own) -> None:
     assert "pillow==0.0.999" in message
     assert "$TSD_CACHE/environments/" in message
     assert str(own.cache()) not in message
-    assert not ready(card, own)
+    assert not is_built(card, own)
     folder = own.cache() / "environments"
     assert [path for path in folder.iterdir() if path.is_dir()] == []
     with pytest.raises(UserError, match=r"`bench install card:tiny\.toml`"):
-        described(card, own)
+        describe(card, own)
 
 
 def test_no_such_python(make_card, own, monkeypatch) -> None:
@@ -108,17 +108,17 @@ def test_no_such_python(make_card, own, monkeypatch) -> None:
 
 def test_what_a_killed_build_left_is_no_environment(built, make_card, own) -> None:
     card = make_card(requirements=())
-    place = environment_place(card, own)
+    place = environment_path(card, own)
     place.mkdir(parents=True)
     (place / "half").write_text("")
-    assert not ready(card, own)
+    assert not is_built(card, own)
     build(card, own)
     assert not (place / "half").exists()
     (place / "bin" / "python").unlink()  # as when the interpreter it was made from was removed
     (place / "bin" / "python").symlink_to("/nowhere/python")
-    assert not ready(card, own)
+    assert not is_built(card, own)
     build(card, own)
-    assert ready(card, own)
+    assert is_built(card, own)
 
 
 def test_without_uv(make_card, own, monkeypatch) -> None:

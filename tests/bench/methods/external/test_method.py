@@ -78,7 +78,7 @@ def test_it_ran_in_its_own_environment(make_card, options, make_images, tmp_path
         lines = (output.parents[1] / "settings.txt").read_text().splitlines()
         notes = dict(line.split(" ", 1) for line in lines)
     assert notes["pillow"] == "10.4.0" != PIL.__version__
-    assert Path(notes["prefix"]) == environment.environment_place(card, options)
+    assert Path(notes["prefix"]) == environment.environment_path(card, options)
     assert notes["seed"] == "5"
     assert notes["cuda"] == "''"
     assert notes["rank"] == "None"
@@ -335,7 +335,7 @@ def replace_cuda(card):
 def test_a_changed_checkout_is_not_run(make_card, options, make_images, tmp_path, cache) -> None:
     card = make_card(name="changed")
     restore(load(card, options), make_images("a"), tmp_path / "work")
-    place = repository.checkout_place(card, options)
+    place = repository.checkout_path(card, options)
     (place / "naming.py").write_text("")
     with pytest.raises(UserError, match=r"checkout of Tiny was changed .*naming\.py.*delete .*/changed-"):
         load(card, options)

@@ -12,7 +12,7 @@ import pytest
 
 from bench.errors import without_paths
 from bench.methods.external.log import last_lines, note
-from bench.methods.external.process import Ending, Process, require, run_tool
+from bench.methods.external.process import Ending, Process, require_success, run_tool
 from tsd.errors import UserError
 
 
@@ -28,15 +28,15 @@ def test_output_of_both_kinds_and_the_exit_code(tmp_path: Path) -> None:
     ending, said = run("import sys; print('out', flush=True); print('err', file=sys.stderr); sys.exit(7)", tmp_path)
     assert ending.exit_code == 7
     assert said == "out\nerr\n"
-    assert ending.words() == "crashed: the process ended with exit code 7"
-    assert run("pass", tmp_path)[0].words() == "the process ended with exit code 0"
+    assert ending.describe() == "crashed: the process ended with exit code 7"
+    assert run("pass", tmp_path)[0].describe() == "the process ended with exit code 0"
 
 
 def test_ended_by_a_signal(tmp_path: Path) -> None:
     ending, _ = run("import os; os.kill(os.getpid(), 9)", tmp_path)
-    assert ending.words() == "crashed: the process was ended by SIGKILL, as when memory runs out"
+    assert ending.describe() == "crashed: the process was ended by SIGKILL, as when memory runs out"
     ending, _ = run("import os; os.kill(os.getpid(), 11)", tmp_path)
-    assert ending.words() == "crashed: the process was ended by SIGSEGV"
+    assert ending.describe() == "crashed: the process was ended by SIGSEGV"
 
 
 def test_nothing_to_read_and_no_terminal(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_a_program_that_is_not_there(tmp_path: Path) -> None:
     process = Process(["/nowhere/python"], cwd=tmp_path, env={}, log=tmp_path / "log")
     ending = process.wait(30)
     assert ending is not None
-    assert ending.words() == "the process could not be started (No such file or directory: python)"
+    assert ending.describe() == "the process could not be started (No such file or directory: python)"
 
 
 STUBBORN = """
@@ -99,12 +99,12 @@ def test_the_command_dies_with_a_killed_supervisor(tmp_path: Path) -> None:
     psutil.Process(pid).parent().kill()  # pyright: ignore[reportOptionalMemberAccess]
     ending = process.wait(20)
     assert ending is not None
-    assert ending.words() == "the process was stopped"
+    assert ending.describe() == "the process was stopped"
     psutil.wait_procs([p for p in psutil.process_iter() if p.pid == pid], timeout=10)
     assert not psutil.pid_exists(pid)
 
 
-def test_a_fork_of_the_harness_that_holds_the_lifeline_does_not_keep_it_alive(tmp_path: Path) -> None:
+def test_a_fork_of_the_harness_that_holds_its_standard_input_does_not_keep_it_alive(tmp_path: Path) -> None:
     program = f"""
 import os, sys, time
 from pathlib import Path
@@ -130,7 +130,7 @@ def test_tools_have_a_limit_and_their_failure_is_told_with_what_they_said(tmp_pa
     argv = [sys.executable, "-c", "import time; print('hello', flush=True); time.sleep(60)"]
     ending = run_tool(argv, title="tool", log=log, cwd=tmp_path, env=dict(os.environ), limit=1.0)
     with pytest.raises(UserError, match=r"made nothing: timed out: .* after 1 s, its time limit; try again\n  hello"):
-        require(ending, log, "made nothing", "try again")
+        require_success(ending, log, "made nothing", "try again")
 
 
 def test_last_lines_of_progress_bars_and_without_the_harness_s_own(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.methods.external import repository
-from bench.methods.external.repository import checkout, checkout_place, find_origin, patches_sha256
+from bench.methods.external.repository import checkout, checkout_path, find_origin, patches_sha256
 from tsd.errors import UserError
 
 
@@ -237,17 +237,17 @@ print(checkout(read_card(Path(sys.argv[1])), RunOptions(cache_root=Path(sys.argv
     argv = [sys.executable, "-c", code, str(tmp_path / "cards/tiny.toml"), str(own.cache())]
     processes = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=tmp_path) for _ in range(3)]
     said = {process.communicate(timeout=60)[0].strip() for process in processes}
-    assert said == {str(checkout_place(make_card(), own))}
+    assert said == {str(checkout_path(make_card(), own))}
     assert all(process.returncode == 0 for process in processes)
 
 
 def test_what_a_killed_build_left_is_removed(make_card, own) -> None:
     card = make_card()
-    place = checkout_place(card, own)
+    place = checkout_path(card, own)
     for leftover in (place, place.with_name(f".{place.name}.part")):
         leftover.mkdir(parents=True)
         (leftover / "half").write_text("")
-    assert not repository.is_made(card, own)
+    assert not repository.is_checked_out(card, own)
     checkout(card, own)
     assert not (place / "half").exists()
     assert not place.with_name(f".{place.name}.part").exists()

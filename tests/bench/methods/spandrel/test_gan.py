@@ -267,7 +267,7 @@ def test_femasr_is_fed_with_the_official_mirror_padding(femasr: GanMethod, size:
 
 @needs_extra
 def test_femasr_drops_what_the_authors_drop_and_nothing_else(femasr: GanMethod, tmp_path: Path):
-    assert femasr.provenance()["settings"]["dropped"] == list(femasr.described.drop)
+    assert femasr.provenance()["settings"]["dropped"] == list(femasr.card_network.drop)
     content = torch.load(femasr.path, weights_only=True)
     content["params"]["another.weight"] = torch.zeros(1)
     card, options = store(femasr.card, content, tmp_path)

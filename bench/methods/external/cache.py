@@ -1,4 +1,4 @@
-"""Places in the cache. One process at a time makes one, and messages name them without this machine's paths."""
+"""Folders of the cache: one process at a time makes one, and messages name them without this machine's paths."""
 
 import sys
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 REPOSITORIES, ENVIRONMENTS = "repositories", "environments"
 
 
-def in_words(options: "RunOptions", place: Path) -> str:
+def display_path(options: "RunOptions", place: Path) -> str:
     """Names `place` below $TSD_CACHE, for messages that may be recorded and published."""
     return f"$TSD_CACHE/{place.relative_to(options.cache()).as_posix()} (or under --cache, else ~/.cache/tsd-sr-bench)"
 
 
 @contextmanager
-def exclusive(place: Path, what: str) -> Iterator[None]:
+def locked(place: Path, what: str) -> Iterator[None]:
     """Locks `place` against other processes, which wait. The kernel unlocks it however this process ends."""
     from filelock import FileLock, Timeout
 
