@@ -32,6 +32,8 @@ def faults(card: Card) -> Iterator[str]:
         yield "run = 'spandrel' needs [network] with the name of one of the card's weight files"
     if card.network is not None and card.network.key == "*" and (card.network.drop or card.network.padding):
         yield "network: with key = '*' spandrel alone decides what is read; expected neither drop nor padding"
+    if card.network is not None and card.network.key != "*" and card.network.tags:
+        yield "network: tags are compared only where spandrel finds the entry; expected key = '*', or no tags"
     if card.run == "external":
         if card.environment is None or card.command is None:
             yield "run = 'external' needs [environment] and [command]"
@@ -53,6 +55,8 @@ def _weight_faults(weight: Weight) -> Iterator[str]:
     for part in dict.fromkeys((*weight.contains, *weight.hashes)):
         if not _lies_inside(part):
             yield f"{part!r} does not lie in the folder {weight.file!r}"
+    if weight.alternatives and weight.file.endswith("/"):
+        yield f"the folder {weight.file!r} has alternatives; expected them for single files only"
     if weight.hub and any("*" in part for part in weight.contains):
         yield f"contains of {weight.file!r}: the hub is asked for names, not patterns"
 

@@ -63,8 +63,9 @@ def to_csv(table: Table, paper: list[dict[str, str]]) -> str:
             for column in table.columns:
                 name, cell = column.name, row.cells[column.name]
                 line |= {name: cell.value, f"{name}_n": cell.n, f"{name}_ci95_low": cell.low}
-                line |= {f"{name}_ci95_high": cell.high, f"{name}_rank": cell.rank}
-                line[f"{name}_tied"] = cell.tied if cell.rank else None
+                line[f"{name}_ci95_high"] = cell.high
+                if name != SECONDS:  # which is never ranked
+                    line |= {f"{name}_rank": cell.rank, f"{name}_tied": cell.tied if cell.rank else None}
             line |= _difference_columns(table, row.differences)
             line["diff_reference"] = section.reference if row.differences else None
             line["not_measured"] = " | ".join(

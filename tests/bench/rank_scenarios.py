@@ -111,7 +111,7 @@ def equal() -> None:
 
 
 def killed() -> None:
-    """At several instants, in either process, and taken up by another number of processes."""
+    """At several instants, in either process, and continued by another number of processes."""
     for count, victim, world in ((3, 1, 1), (7, 1, 3), (11, 1, 2), (16, 1, 1), (9, 0, 3), (21, 0, 1)):
         label = f"at{count}-{victim}"
         together(f"{label}-killed", 2, killed_at(count, victim, command(*TABLE, "--out", label)))

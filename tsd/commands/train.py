@@ -161,7 +161,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--accelerate-configs", action="store_true", help="print the folder of ready launcher configurations and stop"
     )
-    groups = {
+    groups: dict[tuple[str, ...], argparse._ArgumentGroup] = {
         stages: parser.add_argument_group(title)
         for stages, title in (
             (("student", "teacher"), "settings (default: those of the preset; --print-config shows them)"),

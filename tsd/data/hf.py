@@ -114,5 +114,5 @@ def write_dataset_info(folder: Path, features: Any, shards: list[str], fingerpri
 def remove_leftovers(folder: Path) -> None:
     """Removes the temporary files that a killed process left in a folder of shards."""
     for path in folder.glob(".*"):
-        if path.is_file() and path.suffix in (".arrow", ".json", ".csv"):
+        if path.is_file() and path.suffix in (".arrow", ".json", ".csv", ".tmp"):
             path.unlink()

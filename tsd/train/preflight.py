@@ -71,7 +71,9 @@ def check_run(settings: RunSettings, config: RunConfig, processes: int) -> Check
     prompts = load_prompts(folder, settings.prompt_embeds, family.prompt_widths(configs["denoiser"]))
     backbone, distils = build_backbone(family, configs, prompts, str(model)), isinstance(config, TrainConfig)
     if not distils and (init_lora is not None or teacher_lora is not None):
-        raise UserError("the teacher is tuned from the bare base: leave init_lora and teacher_lora to the distillation")
+        raise UserError(
+            "--init-lora and --teacher-lora are for --stage student alone: the teacher starts from the base"
+        )
     for part in (family.denoiser_folder, "vae"):
         if not any((folder / part).glob("*.safetensors")):
             raise UserError(f"{folder / part} holds no .safetensors weights; the model folder is incomplete")

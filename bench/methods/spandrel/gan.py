@@ -68,10 +68,10 @@ class GanMethod(SpandrelMethod):
     def facts(self) -> dict[str, object]:
         """What spandrel must find in the file, as `architecture_facts` names it, from the card alone."""
         described = self.card_network
-        facts = {"architecture": described.architecture, "parameters": described.parameters, "scale": SCALE}
+        counted = {"parameters": described.parameters, "scale": SCALE}
         if described.key == FOUND_BY_SPANDREL:
-            facts |= {"tags": list(described.tags), "size_rules": NO_SIZE_RULES}
-        return facts
+            counted = {"tags": list(described.tags), **counted, "size_rules": NO_SIZE_RULES}
+        return {"architecture": described.architecture, **counted}
 
     def provenance(self) -> dict[str, object]:
         described = self.card_network

@@ -119,10 +119,13 @@ def test_compare_tells_pixels_from_bytes(tmp_path: Path):
     one_level.save(tmp_path / "old" / "test_LR" / "rounding.png")
     one_level.putpixel((0, 0), (11, 20, 30))
     one_level.save(tmp_path / "new" / "test_LR" / "rounding.png")
+    one_level.save(tmp_path / "new" / "test_HR" / "bytes.png")
+    Image.new("RGB", (16, 16), (10, 20, 30)).save(tmp_path / "old" / "test_HR" / "bytes.png")
     flat.resize((4, 8)).save(tmp_path / "new" / "test_HR" / "size.png")
     flat.save(tmp_path / "old" / "test_HR" / "size.png")
     flat.save(tmp_path / "old" / "test_HR" / "gone.png")
     assert compare(tmp_path / "new", tmp_path / "old") == [
+        "test_HR/bytes.png: 0.39 % of the pixels differ, by 1 level at most",
         f"test_HR/gone.png: only in {tmp_path / 'old'}",
         "test_HR/size.png: 4x8 instead of 8x8",
         "test_LR/bytes.png: same pixels, other bytes",

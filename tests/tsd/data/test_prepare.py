@@ -18,13 +18,14 @@ from PIL import Image
 import datasets
 from tsd.data.crops import CropConfig, CropMaker, to_tensor
 from tsd.data.degrade import FULL
-from tsd.data.hf import write_shard
+from tsd.data.hf import remove_leftovers, write_shard
 from tsd.data.prepare import prepare
 from tsd.data.prepare_config import CaptionConfig, PrepareConfig
 from tsd.data.prepared import PreparedDataset, is_prepared
 from tsd.data.sources import FolderSource, HubSource
 from tsd.data.storage import Storage, storage_of
 from tsd.errors import UserError
+from tsd.files import atomic_path, write_text
 from tsd.prompts.encode import encode_texts
 
 CROPS = CropConfig(crop=32, mode="random", per_image=2, degradation=FULL, usm=False, scale=4, seed=3)
@@ -108,6 +109,23 @@ def test_embeddings_are_stored_once_per_distinct_caption(uninterrupted: Path, ti
         np.testing.assert_array_equal(row["pool_embeds"].astype(np.float16), expected.pooled[i].half().numpy())
     pairs = datasets.load_from_disk(str(uninterrupted))
     assert [texts[i] for i in pairs["caption_id"]] == pairs["caption"][:]
+
+
+def test_what_a_killed_process_left_of_any_file_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def killed(*arguments: object, **options: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr("os.replace", killed)
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(SystemExit):
+        write_text(tmp_path / "00001.json", "{}")
+    with pytest.raises(SystemExit), atomic_path(tmp_path / "data-00001.arrow"):
+        pass
+    monkeypatch.undo()
+    (tmp_path / "00000.json").write_text("{}")
+    assert len(list(tmp_path.iterdir())) == 3
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["00000.json"]
 
 
 def test_bad_and_small_images_are_listed_and_left_out(uninterrupted: Path):

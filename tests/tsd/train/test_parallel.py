@@ -29,7 +29,7 @@ ENVIRONMENT = os.environ | {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1", "CUDA
 
 @pytest.fixture(scope="module")
 def runs(tiny_sd3_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folders of the scenarios of `harness/process_scenarios.py`."""
+    """Run folders of the scenarios of process_scenarios.py."""
     output = tmp_path_factory.mktemp("processes")
     names = ["one", "ddp", "killed", "fsdp", "one-then-fsdp"]
     names += ["zero"] if find_spec("deepspeed") else []

@@ -169,7 +169,7 @@ def test_nothing_outlives_the_harness(make_card, options, make_images, tmp_path,
     harness.send_signal(number)
     harness.wait(20)
     assert gone(tmp_path / "pids")
-    # The same command continues: what was made is taken up, and only the rest runs.
+    # The same command continues: what was made is kept, and only the rest runs.
     [earlier] = attempts(tmp_path / "work")
     before = (earlier.sr / "results/a_SR-0.png").read_bytes()
     method = load(make_card(mode="hang"), replace(options, time_limit_seconds=2.0))
