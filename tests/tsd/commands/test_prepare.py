@@ -61,7 +61,7 @@ def test_the_plan_states_space_and_writes_nothing(photos: Path, tmp_path: Path, 
     settings = json.loads(text[: text.index("\n}\n") + 2])
     assert settings["latent_shape"] == [8, 4, 4]
     (first, second) = [line.split() for line in text.splitlines() if line.startswith("embeddings")]
-    assert first[-4:] == ["8,012", "1", "8.0", "kB"]
+    assert first[-4:] == ["8,012", "1", "8", "kB"]
     assert second[-4:] == ["8,012", "95,000", "761.1", "MB"]
     assert "3 images, at most:" in text
     assert "free where" in text

@@ -390,7 +390,7 @@ def test_storage_of_the_paper_s_case():
     assert storage.total(95_000, 95_000) == 95_000 * (storage.hr + storage.lr + 262_144 + 2_732_032)
     assert "259.5 GB" in storage.to_text(95_000, 95_000)
     assert storage_of(settings | {"prompt_shapes": {}}).embeddings == 0
-    assert "2.73 TB" in Storage(0, 0, 0, 2_732_032).to_text(0, 10**6)
+    assert "2.7 TB" in Storage(0, 0, 0, 2_732_032).to_text(0, 10**6)
 
 
 def test_stored_bytes_are_those_that_were_estimated(uninterrupted: Path):

@@ -118,5 +118,5 @@ def test_it_resumes_bit_for_bit_and_feeds_the_distillation(
     assert abs(logs[0]["tsm_rms"] - logs[1]["tsm_rms"]) > 1e-3 * logs[0]["tsm_rms"]
     with pytest.raises(UserError, match=r"teacher_lora: '[0-9a-f]+' then, None now"):
         train(settings("tuned", resume=True), config)
-    with pytest.raises(UserError, match="bare base: leave init_lora and teacher_lora"):
+    with pytest.raises(UserError, match="for --stage student alone: the teacher starts from the base"):
         train_teacher(settings("again", teacher_lora=loud), TINY)
