@@ -6,10 +6,10 @@ This module imports only the ground of `tsd`; torch is imported by the two funct
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from tsd.config import Precision
 from tsd.errors import UserError
+from tsd.precision import PRECISIONS
 
 if TYPE_CHECKING:
     import torch
@@ -20,8 +20,6 @@ MIN_SIDE = 16
 """Every method accepts images with sides of at least this many pixels."""
 SEED_LIMIT = 2**63
 """Seeds are integers from 0 up to, but not including, this one."""
-DTYPES = get_args(Precision)
-"""The names of the precisions a network may compute in."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +74,8 @@ class RunOptions:
 
     def require_dtype(self) -> None:
         """Raises UserError if `dtype` is not a known precision; imports nothing."""
-        if self.dtype not in DTYPES:
-            raise UserError(f"no precision is named {self.dtype!r}; expected one of {', '.join(DTYPES)}")
+        if self.dtype not in PRECISIONS:
+            raise UserError(f"no precision is named {self.dtype!r}; expected one of {', '.join(PRECISIONS)}")
 
     def torch_dtype(self) -> "torch.dtype":
         import torch

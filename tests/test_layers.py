@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A room is a folder, or a module at the top, of a package. It may import rooms on floors below its own, and itself.
 FLOORS = {
     "tsd": (
-        {"errors", "seeds", "files"},
+        {"errors", "seeds", "files", "precision"},
         {"images", "config"},
         {"model", "presets"},
         {"algorithm", "prompts", "restore"},
@@ -35,7 +35,7 @@ FLOORS = {
         {"cli"},
     ),
 }
-GROUND = {"errors", "files", "config"}
+GROUND = {"errors", "files", "precision", "config"}
 """The modules of `tsd` that `bench` may import anywhere: they need the standard library alone."""
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tsd.errors import UserError
+from tsd.precision import Precision
 
 Residual = Literal["velocity", "epsilon"]
 LearningRateSchedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
 ]
 Weighting = Literal["sigma2", "uniform"]
-Precision = Literal["fp32", "bf16", "fp16"]
 Optimizer = Literal["adamw", "adamw8bit"]
 TimeDensity = Literal["family", "logit_normal", "uniform"]
 Posterior = Literal["sample", "mode"]

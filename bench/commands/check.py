@@ -1,7 +1,6 @@
 """`bench check METHOD`: checks the method contract on synthetic images."""
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -60,6 +59,8 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    import json
+
     from tqdm import tqdm
 
     from bench.methods import FolderMethod, get_method
@@ -97,6 +98,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_card(card: "Card", repo_dir: Path | None, as_json: bool) -> int:
+    import json
+
     from bench.methods.external.check import check_card
     from tsd.errors import UserError
 

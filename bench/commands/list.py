@@ -1,7 +1,6 @@
 """`bench list`: methods, test sets, metrics, tables, one line each. `bench list NAME`: one of them in full."""
 
 import argparse
-import difflib
 from pathlib import Path
 
 KINDS = ("methods", "testsets", "metrics", "tables")
@@ -49,6 +48,8 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    import difflib
+
     from bench.device import resolve_device
     from bench.options import RunOptions
     from tsd.errors import UserError
@@ -80,6 +81,8 @@ def _description(name: str, options) -> str:
     Raises:
         UserError: neither has that name; lists the methods, and suggests the closest name.
     """
+    import difflib
+
     from bench.methods import get_method
     from bench.methods.describe import description as describe_method
     from bench.metrics import EXTRA_METRICS, METRICS

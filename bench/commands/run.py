@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from bench.options import DTYPES
 from bench.run.request import Request
+from tsd.precision import PRECISIONS
 
 EPILOG = """\
 examples:
@@ -104,7 +104,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=Request.seed, metavar="N", help="seed of the run (default: 42)")
     parser.add_argument("--device", default=Request.device, help="cpu, cuda, cuda:1, ... (default: auto)")
     parser.add_argument(
-        "--dtype", default=Request.dtype, choices=DTYPES, help="precision of the networks (default: fp32)"
+        "--dtype", default=Request.dtype, choices=PRECISIONS, help="precision of the networks (default: fp32)"
     )
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of test sets (default: $TSD_DATA)")
     parser.add_argument(

@@ -4,14 +4,13 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from tsd.config import RunConfig, TeacherConfig, TrainConfig
 from tsd.errors import UserError
-from tsd.files import mini_model_dir
-from tsd.presets import PRESETS, TEACHER_PRESETS
-from tsd.train.settings import RunSettings
-from tsd.train.stopping import seconds_from_text
+
+if TYPE_CHECKING:
+    from tsd.train.settings import RunSettings
 
 DESCRIPTION = """\
 Distils a base model into a one-step student by Algorithm 1 of the paper, or tunes the teacher
@@ -229,6 +228,8 @@ def resolve_config(args: argparse.Namespace) -> TrainConfig | TeacherConfig:
         UserError: a flag of the other stage, or an impossible value.
     """
 
+    from tsd.presets import PRESETS, TEACHER_PRESETS
+
     config = (PRESETS if args.stage == "student" else TEACHER_PRESETS)[args.preset]
     overrides = {name: getattr(args, name) for name in _flags() if getattr(args, name) is not None}
     foreign = [f"--{name.replace('_', '-')}" for name in overrides if args.stage not in _flags()[name][2]]
@@ -240,12 +241,15 @@ def resolve_config(args: argparse.Namespace) -> TrainConfig | TeacherConfig:
     return config if args.max_train_steps is None else config.scaled_to(args.max_train_steps)
 
 
-def resolve_settings(args: argparse.Namespace) -> RunSettings:
+def resolve_settings(args: argparse.Namespace) -> "RunSettings":
     """Reads from the flags the paths of the run and how it is carried out.
 
     Raises:
         UserError: an impossible value.
     """
+    from tsd.files import mini_model_dir
+    from tsd.train.settings import RunSettings
+    from tsd.train.stopping import seconds_from_text
 
     return RunSettings(
         model=args.model if args.model is not None else mini_model_dir(),
@@ -265,7 +269,7 @@ def resolve_settings(args: argparse.Namespace) -> RunSettings:
     )
 
 
-def dry_run(settings: RunSettings, config: RunConfig) -> int:
+def dry_run(settings: "RunSettings", config: RunConfig) -> int:
     """Prints everything that can be checked without weights, and the memory plan; returns 0.
 
     Without data nothing is checked: the plan needs only the model's configuration, which is built in for SD3-medium.
