@@ -1,7 +1,7 @@
 """Errors as text, for a terminal or for a record."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,13 +15,6 @@ def one_line(error: BaseException) -> str:
     text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     text = " ".join(text.split())
     return text if len(text) <= 300 else text[:297] + "..."
-
-
-def some(names: Iterable[object], most: int = 3) -> str:
-    """The first names, and the number of the others: "a, b, c and 4 more"; empty if there are none."""
-    listed = [str(name) for name in names]
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more
 
 
 def without_paths(text: str, names: Mapping[Path, str] = MappingProxyType({})) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsd.errors import UserError
-from tsd.precision import PRECISIONS
+from tsd.precision import PRECISIONS, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -78,6 +78,4 @@ class RunOptions:
             raise UserError(f"no precision is named {self.dtype!r}; expected one of {', '.join(PRECISIONS)}")
 
     def torch_dtype(self) -> "torch.dtype":
-        import torch
-
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.dtype]
+        return torch_dtype(self.dtype)

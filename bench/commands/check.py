@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tsd.precision import PRECISIONS
+
 if TYPE_CHECKING:
     from bench.cards.card import Card
 
@@ -40,9 +42,7 @@ def add_parser(subparsers) -> None:
         help="a name of `bench list methods`, or spandrel:PATH, folder:PATH, python:FILE.py:FUNCTION, card:PATH.toml",
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
-    parser.add_argument(
-        "--dtype", default="fp32", choices=("fp32", "bf16", "fp16"), help="precision of the networks (default: fp32)"
-    )
+    parser.add_argument("--dtype", default="fp32", choices=PRECISIONS, help="precision of the networks (default: fp32)")
     parser.add_argument(
         "--weights-root", type=Path, metavar="DIR", help="folder of weights (default: $TSD_WEIGHTS, else ./weights)"
     )

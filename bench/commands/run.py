@@ -57,12 +57,7 @@ def add_parser(subparsers) -> None:
         metavar="NAME",
         help="columns: names of `bench list metrics` (default: those of the profile)",
     )
-    parser.add_argument(
-        "--timing",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="show the seconds per image (default: yes)",
-    )
+    add_timing(parser)
     parser.add_argument(
         "--figure",
         action=argparse.BooleanOptionalAction,
@@ -124,6 +119,16 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         default=Request.redo,
         metavar="METHOD",
         help="measure these methods again; their records are moved aside",
+    )
+
+
+def add_timing(parser: argparse.ArgumentParser) -> None:
+    """The option of the verbs that write a table: with or without the seconds, which differ from run to run."""
+    parser.add_argument(
+        "--timing",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="show the seconds per image (default: yes)",
     )
 
 

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from bench.commands.run import add_timing
+
 EPILOG = """\
 examples:
   bench table                                  Table 1 of reports/mini
@@ -27,12 +29,7 @@ def add_parser(subparsers) -> None:
         metavar="DIR",
         help="folder of the results (default: reports/mini)",
     )
-    parser.add_argument(
-        "--timing",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="show the seconds per image (default: yes)",
-    )
+    add_timing(parser)
     parser.add_argument(
         "--reference", metavar="METHOD", help="row that paired differences refer to (default: that of the run)"
     )

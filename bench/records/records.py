@@ -216,10 +216,10 @@ class MethodRecords:
 
     def finish(self, order: Iterable[str]) -> None:
         """Merges the images and runs of all processes, sorts images by `order`, drops environments without a row."""
-        _finish(ImageRow, self._images, order)
+        rows = _finish(ImageRow, self._images, order)
         run = self.run()
         if run is not None:
-            used = {row.environment for row in self.images().values()}
+            used = {row.environment for row in rows.values()}
             environments = {key: content for key, content in run.environments.items() if key in used}
             _write_object(self._run, asdict(replace(run, environments=environments)))
             _remove(_parts(self._run)[1:])
@@ -287,13 +287,13 @@ def _complete_length(data: bytes) -> int:
     return data.rfind(b"\n") + 1
 
 
-def _finish(cls: type[RowT], path: Path, order: Iterable[str]) -> None:
+def _finish(cls: type[RowT], path: Path, order: Iterable[str]) -> dict[str, RowT]:
     """Rewrites a file with one row per key: first in `order`, then the rows that `order` does not name, as they came.
 
-    The files of the other processes of a shared run are merged into it and removed.
+    The files of the other processes of a shared run are merged into it and removed. Returns the rows, by key.
     """
     if not any(part.exists() for part in _parts(path)):
-        return
+        return {}
     rows = _read_rows(cls, path)
     keys = dict.fromkeys([key for key in order if key in rows])
     keys |= dict.fromkeys(rows)
@@ -302,6 +302,7 @@ def _finish(cls: type[RowT], path: Path, order: Iterable[str]) -> None:
     if not path.exists() or data != path.read_bytes():
         write_atomic(path, data)
     _remove(_parts(path)[1:])
+    return rows
 
 
 def _read_rows(cls: type[RowT], path: Path) -> dict[str, RowT]:

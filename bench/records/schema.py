@@ -6,7 +6,7 @@ This module imports only the standard library and the ground, like everything be
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeGuard, TypeVar
 
 from tsd.errors import UserError
@@ -160,6 +160,17 @@ class Plan:
     testsets: list[PlanSet]
     methods: list[PlanMethod]
     metrics: list[PlanMetric]
+
+    def referring_to(self, reference: str) -> "Plan":
+        """This plan with paired differences to the row `reference`.
+
+        Raises:
+            UserError: the table has no row of that name.
+        """
+        names = [method.name for method in self.methods]
+        if reference not in names:
+            raise UserError(f"no row {reference!r} to refer differences to; the table has {', '.join(names)}")
+        return replace(self, reference=reference)
 
 
 def valid_scores(rows: Mapping[str, ScoreRow], images: Mapping[str, ImageRow], protocol: str) -> dict[str, ScoreRow]:

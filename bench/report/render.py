@@ -7,7 +7,6 @@ a column has the full reasons. The paper's figures have their own columns.
 import csv
 import io
 from collections.abc import Mapping
-from dataclasses import replace
 
 from bench.paper.tables import pairs_of, paper_figures
 from bench.records.records import Records
@@ -16,7 +15,6 @@ from bench.report.document import lay_out, relevant_rows
 from bench.report.latex import to_latex
 from bench.report.markdown import to_markdown
 from bench.report.summarize import SECONDS, Cell, Table, summarize
-from tsd.errors import UserError
 from tsd.files import write_atomic
 
 ENDINGS = ("md", "csv", "tex")
@@ -33,10 +31,7 @@ def write_table(records: Records, plan: Plan, *, timing: bool = True, reference:
         UserError: the table has no row of that name.
     """
     if reference is not None:
-        names = [method.name for method in plan.methods]
-        if reference not in names:
-            raise UserError(f"no row {reference!r} to refer differences to; the table has {', '.join(names)}")
-        plan = replace(plan, reference=reference)
+        plan = plan.referring_to(reference)
     table = summarize(records, plan, timing=timing, pairs=pairs_of(plan.table, plan.profile))
     paper = paper_figures(plan.paper) if plan.paper else []
     document = lay_out(table, paper)

@@ -163,7 +163,6 @@ class Stages:
                 _log(f"left out: {describe(choice.missing_sets[name])}")
         _check_paths_exist(choice, request.methods or ())
         redo = [_redo_name(choice, name) for name in request.redo]
-        reference = request.reference or profile.reference
 
         from bench.testsets.manifest import load_testset
 
@@ -177,11 +176,12 @@ class Stages:
         ]
         plan = from_first(
             rank,
-            lambda: make_plan(choice, sets, seed=request.seed, reference=reference, old=records.read_plan(table.name)),
+            lambda: make_plan(
+                choice, sets, seed=request.seed, reference=profile.reference, old=records.read_plan(table.name)
+            ),
         )
-        names = [method.name for method in plan.methods]
-        if request.reference and request.reference not in names:
-            raise UserError(f"no row {request.reference!r} to refer differences to; the table has {', '.join(names)}")
+        if request.reference:
+            plan = plan.referring_to(request.reference)
         return cls(request, choice, testsets, plan, records, options, redo, rank)
 
     @contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tsd.errors import UserError
+from tsd.precision import PRECISIONS
 
 DESCRIPTION = """\
 Makes a training set ahead of training: square crops of good images, their degraded versions,
@@ -111,7 +112,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--device", metavar="cpu|cuda", help="where the networks run (default: cuda if there is one, else cpu)"
     )
     machine.add_argument(
-        "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision of the networks (default: fp32)"
+        "--dtype", choices=PRECISIONS, default="fp32", help="precision of the networks (default: fp32)"
     )
     machine.add_argument(
         "--shard-images", type=int, default=128, metavar="N", help="images in each Arrow file (default: 128)"

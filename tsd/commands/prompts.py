@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsd.errors import UserError
+from tsd.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from tsd.model.prompt import PromptEmbeds
@@ -79,7 +80,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--device", metavar="cpu|cuda", help="where to run (default: cuda if there is one, else cpu)")
     parser.add_argument(
-        "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32",
+        "--dtype", choices=PRECISIONS, default="fp32",
         help="precision of the text encoders (default: fp32)",
     )  # fmt: skip
     parser.set_defaults(func=run)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tsd.errors import UserError
+from tsd.precision import PRECISIONS
 
 DESCRIPTION = """\
 Restores and enlarges images in one step. Folders are searched recursively, and OUT gets the same
@@ -113,7 +114,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", metavar="cpu|cuda", help="where to run (default: cuda if there is one, else cpu)")
     machine.add_argument(
-        "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision of the networks (default: fp32)"
+        "--dtype", choices=PRECISIONS, default="fp32", help="precision of the networks (default: fp32)"
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write settings, weight hashes and results as JSON")
     parser.add_argument("--verbose", action="store_true", help="print settings and weight hashes before starting")

@@ -9,16 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tsd.errors import UserError
 from tsd.model.family import Family
 from tsd.model.sd2 import SD2
 from tsd.model.sd3 import SD3
+from tsd.precision import PRECISIONS, torch_dtype
 
 FAMILIES: dict[str, Family] = {"sd3": SD3(), "sd2": SD2()}
 SD3_MEDIUM = FAMILIES["sd3"].example
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {name: torch_dtype(name) for name in PRECISIONS}
 """The precisions a model can be held or computed in, by the names that options and records use."""
 
 # Weights once, in safetensors: repositories also hold fp16, non-EMA and pickled copies of the same weights.

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tsd.config import TrainConfig
-from tsd.errors import UserError
+from tsd.errors import UserError, some
 from tsd.files import write_safetensors
 from tsd.model.backbone import Backbone
 from tsd.model.family import Family
@@ -137,7 +137,7 @@ def check_lora(path: Path, family: Family) -> int:
     matches = {key: _KEY.match(key) for key in shapes}
     foreign = [key for key, match in matches.items() if match is None]
     if foreign or not shapes:
-        raise UserError(f"{path}: {_some(foreign) or 'an empty file'} is not of the released layout {layout}")
+        raise UserError(f"{path}: {some(foreign, 5) or 'an empty file'} is not of the released layout {layout}")
     others = sorted({match["family"] for match in matches.values() if match} - {prefix})
     if others:
         raise UserError(
@@ -313,9 +313,4 @@ def save_adapter(
 
 def _refuse(path: Path, problem: str, names: list[str]) -> None:
     if names:
-        raise UserError(f"{path} {problem}: {_some(names)}")
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+        raise UserError(f"{path} {problem}: {some(names, 5)}")

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cards.card import Card, Patch
-from bench.errors import some, without_paths
+from bench.errors import without_paths
 from bench.methods.external.cache import REPOSITORIES, display_path, locked
 from bench.methods.external.git import git, git_program, last_message, variables
 from bench.methods.external.process import require_success, run_tool
-from tsd.errors import UserError
+from tsd.errors import UserError, some
 from tsd.files import write_atomic
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import some
-from tsd.errors import UserError
+from tsd.errors import UserError, some
 
 if TYPE_CHECKING:
     from torch import Tensor

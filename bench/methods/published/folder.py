@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.errors import some
 from bench.methods.base import MethodSpec
 from bench.metrics.images import EXTENSIONS
 from bench.options import SCALE, RunOptions
 from bench.provenance import cached_sha256
 from bench.store.missing import Missing
-from tsd.errors import UserError
+from tsd.errors import UserError, some
 
 if TYPE_CHECKING:
     from bench.testsets.manifest import TestImage, TestSet

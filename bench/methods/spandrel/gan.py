@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cards.card import Card, Network
-from bench.errors import some
 from bench.methods.base import MethodSpec, spec_of
 from bench.methods.spandrel.network import SpandrelMethod, architecture_facts
 from bench.options import SCALE, RunOptions
 from bench.store.missing import Missing, Obstacle
 from bench.store.store import Store, missing_weights, verified_weights
-from tsd.errors import UserError
+from tsd.errors import UserError, some
 
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor
