@@ -19,11 +19,14 @@ Symbols are the paper's: z data latent, ε Gaussian noise, z_t = α_t z + σ_t �
 (B, C, h, w) floats.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+from tsd.errors import UserError
 
 Prediction = Literal["epsilon", "v_prediction"]
 
@@ -121,6 +124,20 @@ class FlowMatching:
     def target(self, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network is trained to predict (Eq. 9): the velocity ε − z, whatever t is."""
         return noise - z
+
+
+def flow_from_config(scheduler_config: Mapping[str, Any]) -> FlowMatching:
+    """The process of a `FlowMatchEulerDiscreteScheduler` configuration.
+
+    Raises:
+        UserError: the shift depends on the image's size, or is not a number.
+    """
+    if scheduler_config.get("use_dynamic_shifting"):
+        raise UserError("the scheduler has use_dynamic_shifting on; only models with a static shift are supported")
+    shift, steps = scheduler_config.get("shift", 1.0), scheduler_config.get("num_train_timesteps", 1000)
+    if not isinstance(shift, int | float) or shift <= 0 or not isinstance(steps, int):
+        raise UserError(f"the scheduler's shift is {shift!r} and num_train_timesteps {steps!r}; expected numbers")
+    return FlowMatching(shift=float(shift), num_train_timesteps=steps)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,7 @@
-"""The SD2 family: UNet denoiser (`UNet2DConditionModel`), DDPM noise, one text encoder without a pooled vector."""
+"""The SD2 family: UNet denoiser (`UNet2DConditionModel`), one text encoder without a pooled vector.
+
+Its noise is DDPM's, or flow matching's where the scheduler says so (rectified-flow models of this architecture).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +12,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from tsd.errors import UserError
-from tsd.model.process import DDPM
+from tsd.model.process import DDPM, FlowMatching, flow_from_config
 from tsd.model.prompt import PromptEmbeds
 
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -39,17 +42,20 @@ class SD2:
             source, subfolder=self.denoiser_folder, torch_dtype=dtype, local_files_only=True
         )
 
-    def process(self, scheduler_config: Mapping[str, Any]) -> DDPM:
-        """The process of a discrete scheduler's configuration, whichever sampler it names (SD2 ships PNDM's).
+    def process(self, scheduler_config: Mapping[str, Any]) -> DDPM | FlowMatching:
+        """The process of a discrete scheduler's configuration, whichever sampler it names (SD2 ships PNDM's), or of a
+        flow's.
 
         Raises:
-            UserError: the scheduler is not discrete in time, or its prediction type has no formula here.
+            UserError: the scheduler is neither, or its prediction type has no formula here.
         """
         found = scheduler_config.get("_class_name")
+        if found == "FlowMatchEulerDiscreteScheduler":
+            return flow_from_config(scheduler_config)
         if "beta_schedule" not in scheduler_config:
             raise UserError(
                 f"the scheduler is {found}, without a beta_schedule; an SD2-family model needs a DDPM-like scheduler "
-                f"(DDPMScheduler, DDIMScheduler, PNDMScheduler)"
+                f"(DDPMScheduler, DDIMScheduler, PNDMScheduler) or FlowMatchEulerDiscreteScheduler"
             )
         prediction = scheduler_config.get("prediction_type", "epsilon")
         if prediction not in PREDICTIONS:

@@ -9,7 +9,7 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from tsd.errors import UserError
-from tsd.model.process import FlowMatching
+from tsd.model.process import FlowMatching, flow_from_config
 from tsd.model.prompt import PromptEmbeds
 
 
@@ -43,12 +43,7 @@ class SD3:
         found = scheduler_config.get("_class_name")
         if found != "FlowMatchEulerDiscreteScheduler":
             raise UserError(f"the scheduler is {found}; an SD3-family model needs FlowMatchEulerDiscreteScheduler")
-        if scheduler_config.get("use_dynamic_shifting"):
-            raise UserError("the scheduler has use_dynamic_shifting on; SD3-family models use a static shift")
-        shift, steps = scheduler_config.get("shift", 1.0), scheduler_config.get("num_train_timesteps", 1000)
-        if not isinstance(shift, int | float) or shift <= 0 or not isinstance(steps, int):
-            raise UserError(f"the scheduler's shift is {shift!r} and num_train_timesteps {steps!r}; expected numbers")
-        return FlowMatching(shift=float(shift), num_train_timesteps=steps)
+        return flow_from_config(scheduler_config)
 
     def predict(self, denoiser: Any, z_t: Tensor, timestep: Tensor, prompt: PromptEmbeds) -> Tensor:
         assert prompt.pooled is not None  # `load_prompts` refuses a prompt without one for this family

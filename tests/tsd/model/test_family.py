@@ -18,7 +18,7 @@ from tsd.files import mini_model_dir
 from tsd.model.backbone import load_backbone
 from tsd.model.loading import FAMILIES, detect_family, resolve_model
 from tsd.model.lora import attach, check_lora, check_student, denoiser_targets, load_student, role, vae_targets
-from tsd.model.process import DDPM
+from tsd.model.process import DDPM, FlowMatching
 from tsd.model.prompt import PromptEmbeds
 from tsd.model.sampler import image_to_image
 from tsd.restore import Restorer
@@ -63,8 +63,23 @@ def test_the_process_is_read_from_the_schedulers_configuration(tiny_sd2_v_dir: P
     edit(config, beta_schedule="no such schedule")
     with pytest.raises(UserError, match="cannot be used"):
         load_backbone(model)
+    config.write_text(json.dumps({"_class_name": "KarrasVeScheduler"}))
+    with pytest.raises(UserError, match="KarrasVeScheduler, without a beta_schedule"):
+        load_backbone(model)
+
+
+def test_a_unet_with_a_flows_scheduler_is_a_rectified_flow(tiny_sd2_dir: Path, tmp_path: Path) -> None:
+    model = copy_of(tiny_sd2_dir, tmp_path)
+    config = model / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}))
-    with pytest.raises(UserError, match="FlowMatchEulerDiscreteScheduler, without a beta_schedule"):
+    backbone = load_backbone(model)
+    assert backbone.process == FlowMatching(shift=3.0)
+    z_L, prompt = torch.randn(2, 4, 8, 8), backbone.prompts["default"].expand(2)
+    with torch.no_grad():
+        velocity = backbone.denoiser(z_L, torch.tensor([1000.0] * 2), encoder_hidden_states=prompt.embeds).sample
+        torch.testing.assert_close(backbone.one_step(z_L), z_L - velocity)
+    config.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}))
+    with pytest.raises(UserError, match="dynamic"):
         load_backbone(model)
 
 
