@@ -1,0 +1,245 @@
+"""The text domain: students of a small model of lettering, trained by `tsd.train` and scored on unseen lines.
+
+Torch is imported when a cell runs.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.ablation.domain import Cell, Measure
+from tsd.config import Phase, TrainConfig
+from tsd.errors import UserError
+from tsd.files import sha256_file, write_text
+from tsd.presets import MINI
+
+if TYPE_CHECKING:
+    from bench.ablation.text.measures import TextScorer, TextScores
+
+MODEL = Path(__file__).with_name("model")
+"""The shipped base, start and classifier; `nox -s train_text` makes them."""
+
+TEST_LINES, REFERENCE_LINES = 512, 1024
+SHARPENED = (0.15, 0.3, 0.45, 0.6, 0.8)
+"""Amounts of the unsharp masks that every distilled arm is held against."""
+
+CURVE_POINTS = 4
+PHASE_SETTINGS = ("latent_mse", "gamma2", "point_weights", "steps")
+RUN_SETTINGS = ("seed", "checkpoint_every", "validate_every", "crop", "usm", "degradation", "degrade_anew", "phases")
+"""Fields of `TrainConfig` that no experiment sets: the sweep sets them, or this domain has no use for them."""
+
+DEFAULTS = dataclasses.replace(
+    MINI,
+    phases=(Phase(steps=240, latent_mse=0.1, gamma2=2.0, point_weights=(1.0, 0.3, 0.3, 0.3)),),
+    gamma1=(0.0, 0.0),
+    batch_size=16,
+    crop=32,
+    rank=32,
+    vae_rank=8,
+    critic_rank=32,
+    critic_layers="student",
+    critic_warmup_steps=60,
+    critic_ema_decay=0.9,
+    lr=5e-4,
+    critic_lr=5e-4,
+    lr_schedule="cosine",
+    warmup_steps=10,
+    weight_decay=0.0,
+    lambda_tsd=0.7,
+    residual="epsilon",
+    guidance_scale=1.0,
+    posterior="mode",
+    mixed_precision="bf16",
+    ema_decay=0.96,
+    abort_grad_norm=1e4,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextDomain:
+    """Rendered strings, reduced fourfold until letters are ambiguous.
+
+    Attributes:
+        model: the folder with base, `lora/start` and classifier.
+        captions: whether teacher and critic are told the string.
+    """
+
+    model: Path = MODEL
+    captions: bool = False
+    name: str = "text"
+    measures: tuple[Measure, ...] = (
+        Measure("fd", "FD", "", False, False, 2),
+        Measure("kid", "KID", "", False, False, 3),
+        Measure("lp", "LP", "", False, True, 3),
+        Measure("psnr", "PSNR", "dB", True, True, 2),
+        Measure("letters", "Letters", "", True, True, 3),
+        Measure("faces", "Faces", "", True, True, 3),
+        Measure("sharpness", "Sharpness", "", None, False, 3),
+    )
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        return ("bicubic", "start", *(f"start, unsharp {amount:g}" for amount in SHARPENED))
+
+    def settings(self) -> dict[str, Any]:
+        flat = dataclasses.asdict(DEFAULTS)
+        (phase,) = DEFAULTS.phases
+        flat = {name: value for name, value in flat.items() if name not in RUN_SETTINGS}
+        return flat | {name: getattr(phase, name) for name in PHASE_SETTINGS}
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        self.config(settings, seed=0)
+        if not (self.model / "unet").is_dir():
+            raise UserError(f"no base at {self.model}; `nox -s train_text` makes it")
+        if self.model == MODEL and (settings["rank"], settings["vae_rank"]) != (DEFAULTS.rank, DEFAULTS.vae_rank):
+            raise UserError(
+                f"rank {settings['rank']} and vae_rank {settings['vae_rank']} do not fit the start student, whose ranks "
+                f"are {DEFAULTS.rank} and {DEFAULTS.vae_rank}"
+            )
+
+    def config(self, settings: Mapping[str, Any], seed: int) -> TrainConfig:
+        """The settings as the training takes them."""
+        values = dict(settings)
+        phase = Phase(**{name: values.pop(name) for name in PHASE_SETTINGS})
+        phase = dataclasses.replace(phase, point_weights=tuple(phase.point_weights))
+        tuples = {name: tuple(values[name]) for name in ("adam_betas", "t_range", "gamma1")}
+        # Only what is distilled needs a critic: a data-only arm spends no step on its warm-up.
+        if phase.gamma2 == 0:
+            values["critic_warmup_steps"] = 0
+        config = dataclasses.replace(DEFAULTS, **{**values, **tuples}, phases=(phase,), seed=seed)
+        return dataclasses.replace(config, checkpoint_every=max(config.total_steps // CURVE_POINTS, 1))
+
+    def fingerprint(self) -> str:
+        from bench.ablation.text.glyphs import font_hashes
+
+        files = sorted(path for path in self.model.rglob("*") if path.suffix in (".safetensors", ".json"))
+        listed = {path.relative_to(self.model).as_posix(): sha256_file(path) for path in files}
+        listed.pop("recipe.json", None)
+        return json.dumps([listed, font_hashes(), self.captions], sort_keys=True)
+
+    def code(self) -> Sequence[Path]:
+        return [Path(__file__).with_name(f"{name}.py") for name in ("glyphs", "data", "classifier", "measures", "domain")]
+
+    def run(self, cell: Cell, folder: Path, *, device: str, stop: Callable[[], bool]) -> None:
+        from bench.ablation.text.data import TextPairs
+        from tsd.train.settings import RunSettings
+        from tsd.train.student import train
+
+        config = self.config(cell.settings, cell.seed)
+        length = config.total_steps * config.batch_size
+        data = TextPairs(cell.seed, length, captions=self.captions)
+        curve = folder / "curve.jsonl"
+        known = [json.loads(line) for line in curve.read_text().splitlines()] if curve.is_file() else []
+        rows = {row["step"]: row for row in known}
+        ends = sorted({round(config.total_steps * part / CURVE_POINTS) for part in range(1, CURVE_POINTS + 1)})
+        scores = None
+        for end in ends:
+            if end in rows and end != ends[-1]:
+                continue
+            if stop():
+                return
+            run = train(
+                RunSettings(
+                    model=self.model, data=data, output=folder / "run", resume=(folder / "run").exists(),
+                    init_lora=self.model / "lora" / "start", stop_after=end, keep=1, tracker="none",
+                    cpu=device == "cpu",
+                ),
+                config,
+            )  # fmt: skip
+            if run.stopped_by is not None:
+                return
+            images = self.restore(run.lora, device)
+            scores = scorer(self.model)(images)
+            rows[end] = {"step": end, **scores.of_set}
+            write_text(curve, "".join(f"{json.dumps(rows[step])}\n" for step in sorted(rows)))
+            if end == ends[-1]:
+                write_text(folder / "log.jsonl", run.log.read_text())
+                if config.phases[0].gamma2 == 0:
+                    self._sharpen(images, "data", folder / "references")
+        assert scores is not None
+        write_scores(scores, folder)
+
+    def score_references(self, seed: int, folder: Path) -> None:
+        """Scores the enlarged input, the common start, and the start sharpened; none depends on the seed."""
+        from bench.ablation.text.measures import unsharp
+
+        for name in self.references:
+            if (folder / name / "scores.jsonl").exists():
+                continue
+            if name == "bicubic":
+                images = test_inputs().mean(1, keepdim=True) / 2 + 0.5
+            else:
+                images = self.restore(self.model / "lora" / "start", "cpu")
+                if name != "start":
+                    images = unsharp(images, float(name.rpartition(" ")[2]))
+            write_scores(scorer(self.model)(images), folder / name)
+
+    def _sharpen(self, images: Any, prefix: str, folder: Path) -> None:
+        from bench.ablation.text.measures import unsharp
+
+        for amount in SHARPENED:
+            write_scores(scorer(self.model)(unsharp(images, amount)), folder / f"{prefix}, unsharp {amount:g}")
+
+    def restore(self, lora: Path, device: str) -> Any:
+        """The test lines restored by a student, (N, 1, H, W) in [0, 1] on the CPU."""
+        import torch
+
+        from tsd.model.backbone import load_backbone
+        from tsd.model.lora import load_student
+
+        backbone = load_backbone(self.model, device=device)
+        load_student(backbone, lora)
+        parts = []
+        with torch.no_grad():
+            for x in test_inputs().split(128):
+                z = backbone.one_step(backbone.encode(x.to(device), posterior="mode"))
+                parts.append(backbone.decode(z).float().cpu())
+        return torch.cat(parts).mean(1, keepdim=True) / 2 + 0.5
+
+
+def open_domain(argument: str) -> TextDomain:
+    """`text`, or `text:captions`, where teacher and critic are told the string."""
+    if argument not in ("", "captions"):
+        raise UserError(f"the text domain takes no argument, or 'captions'; got {argument!r}")
+    return TextDomain(captions=argument == "captions")
+
+
+@lru_cache(maxsize=1)
+def test_inputs() -> Any:
+    """The test lines' inputs, enlarged fourfold: (TEST_LINES, 3, H, W) in [-1, 1]."""
+    import torch
+
+    from bench.ablation.text.data import TextPairs
+
+    data = TextPairs(0, TEST_LINES, split="test")
+    return torch.stack([data[number]["lr_up"] for number in range(TEST_LINES)])  # pyright: ignore
+
+
+@lru_cache(maxsize=1)
+def scorer(model: Path) -> "TextScorer":
+    """The scorer of the test lines, made once in a process."""
+    from bench.ablation.text.classifier import load_classifier
+    from bench.ablation.text.data import TextPairs
+    from bench.ablation.text.measures import TextScorer
+
+    test, other = TextPairs(0, TEST_LINES, split="test"), TextPairs(0, REFERENCE_LINES, split="reference")
+    return TextScorer(
+        load_classifier(model),
+        [test.line(number) for number in range(TEST_LINES)],
+        [other.line(number) for number in range(REFERENCE_LINES)],
+    )
+
+
+def write_scores(scores: "TextScores", folder: Path) -> None:
+    """Writes `scores.jsonl`: a row for each image, then the set's."""
+    names = list(scores.per_image)
+    rows: list[dict[str, Any]] = [
+        {"image": f"{number:04d}", **dict(zip(names, map(float, values), strict=True))}
+        for number, values in enumerate(zip(*scores.per_image.values(), strict=True))
+    ]
+    rows.append({"image": None, **scores.of_set})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "scores.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
