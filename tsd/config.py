@@ -21,6 +21,7 @@ LearningRateSchedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
 ]
 Weighting = Literal["sigma2", "uniform"]
+CriticLayers = Literal["attention", "student"]
 Optimizer = Literal["adamw", "adamw8bit"]
 TimeDensity = Literal["family", "logit_normal", "uniform"]
 Posterior = Literal["sample", "mode"]
@@ -145,6 +146,8 @@ class TrainConfig(RunConfig):
         degradation: `full` or `light` Real-ESRGAN parameters (`tsd.data.degrade`).
         degrade_anew: with prepared data, degrade every crop anew at every visit instead of reading the stored result.
         vae_rank, critic_rank: LoRA ranks of the student's encoder and of the critic.
+        critic_layers: which layers the critic adapts. `attention`: the projections of the attention, as released;
+            `student`: those that the student adapts, so that the critic can follow wherever the student goes.
         critic_lr: the critic's learning rate.
         lambda_tsd: λ of Eq. 5.
         stride: s, in units of t.
@@ -157,7 +160,8 @@ class TrainConfig(RunConfig):
             `velocity` (what the released code does, with λ = 0.7 keeping VSD in charge).
         weighting: w(t).
         t_range: t is drawn uniformly from this range; [50, 950] in paper and release.
-        gamma1: γ1 at the start and at the end of training, linear in between.
+        gamma1: γ1 at the start and at the end of training, linear in between; at 0 the decoder is not run at all, and
+            0 throughout needs no pixel loss.
         guidance_scale: classifier-free guidance of teacher and critic inside L_reg.
         pixel_loss: `lpips` (AlexNet, as the release), or `charbonnier` where LPIPS' weights cannot be had.
         ema_decay: decay of the student's exponential moving average, which is saved and validated; 0 switches it off.
@@ -168,6 +172,7 @@ class TrainConfig(RunConfig):
     degrade_anew: bool = False
     vae_rank: int
     critic_rank: int
+    critic_layers: CriticLayers = "attention"
     critic_lr: float
     lambda_tsd: float
     stride: float
@@ -203,6 +208,11 @@ class TrainConfig(RunConfig):
                 return phase
             step -= phase.steps
         return self.phases[-1]
+
+    @property
+    def has_pixel_loss(self) -> bool:
+        """Whether the pixel loss has a weight anywhere in the run."""
+        return self.gamma1 != (0.0, 0.0)
 
     def gamma1_at(self, step: int) -> float:
         """γ1 at a step: linear over the whole run."""

@@ -78,12 +78,22 @@ def surrogate_loss(z_hat: Tensor, gradient: Tensor) -> Tensor:
 
 
 def reconstruction_loss(
-    pixel: Tensor, z_hat: Tensor, z: Tensor, gamma1: float, latent_mse: float
+    pixel: Tensor | None, z_hat: Tensor, z: Tensor, gamma1: float, latent_mse: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Eq. 7: γ1·pixel + MSE(ẑ, z), where `pixel` is LPIPS in the paper; `latent_mse` switches the second term."""
+    """Eq. 7: γ1·pixel + MSE(ẑ, z), where `pixel` is LPIPS in the paper; `latent_mse` switches the second term.
+
+    `pixel` may be None where γ1 = 0: it has no weight then, and is not logged.
+
+    Raises:
+        ValueError: `pixel` is missing although it has a weight.
+    """
     mse = F.mse_loss(z_hat.float(), z.float())
-    loss = gamma1 * pixel + latent_mse * mse
-    return loss, {"pixel": pixel.detach(), "latent_mse": mse.detach()}
+    logs = {"latent_mse": mse.detach()}
+    if pixel is None:
+        if gamma1 != 0:
+            raise ValueError(f"γ1 is {gamma1}; Eq. 7 needs the pixel loss unless γ1 = 0")
+        return latent_mse * mse, logs
+    return gamma1 * pixel + latent_mse * mse, {"pixel": pixel.detach()} | logs
 
 
 def student_loss(reconstruction: Tensor, regularisation: Tensor, gamma2: float) -> Tensor:

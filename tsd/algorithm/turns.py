@@ -141,12 +141,13 @@ def student_turn(
     config: TrainConfig,
     phase: Phase,
     gamma1: float,
-    pixel_loss: PixelLoss,
+    pixel_loss: PixelLoss | None,
     chunk: int | None = None,
 ) -> StudentTurn:
     """Algorithm 1, lines 3–24: one step, reconstruction (Eq. 7), TSD along the trajectory (Eq. 5), Eq. 8.
 
     Args:
+        gamma1: γ1; at 0 the decoder is not run, and `pixel_loss` may be None.
         chunk: see `predictor`; the teacher's batch is otherwise 4B (ẑ_t and z_t, with and without the prompt).
     """
     seed = config.seed
@@ -162,9 +163,12 @@ def student_turn(
     tsd = None
     if phase.gamma2 > 0:
         tsd = regularisation_gradient(backbone, z_hat.detach(), z, batch, config, phase, chunk)
-    with role(backbone.vae, "teacher"):  # after the trajectory, so that the decoder's graph is not held during it
-        x_hat = backbone.decode(z_hat.to(z_L.dtype))
-    loss, logs = reconstruction_loss(pixel_loss(x_hat, batch.x_H), z_hat, z, gamma1, phase.latent_mse)
+    pixel = None
+    if gamma1 != 0 and pixel_loss is not None:
+        with role(backbone.vae, "teacher"):  # after the trajectory, so that the decoder's graph is not held during it
+            x_hat = backbone.decode(z_hat.to(z_L.dtype))
+        pixel = pixel_loss(x_hat, batch.x_H)
+    loss, logs = reconstruction_loss(pixel, z_hat, z, gamma1, phase.latent_mse)
     if tsd is not None:
         gradient, sizes = tsd
         regularisation = surrogate_loss(z_hat, gradient)

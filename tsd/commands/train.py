@@ -74,6 +74,7 @@ _SETTINGS_HELP = {
     "degrade_anew": "degrade the crops of prepared data again at every visit, instead of reading the stored results",
     "vae_rank": "rank of the LoRA of the student's encoder",
     "critic_rank": "rank of the critic's LoRA",
+    "critic_layers": "layers that the critic adapts: its attention, as released, or those that the student adapts",
     "critic_lr": "learning rate of the critic",
     "lambda_tsd": "λ of Eq. 5",
     "stride": "step s along the trajectory, in units of t",
@@ -289,7 +290,8 @@ def dry_run(settings: "RunSettings", config: RunConfig) -> int:
         from tsd.algorithm.pixel_loss import load_pixel_loss
         from tsd.train.student import load_pairs
 
-        load_pixel_loss(config.pixel_loss, "cpu")
+        if config.has_pixel_loss:
+            load_pixel_loss(config.pixel_loss, "cpu")
         load_pairs(settings.val_data, config)
     print("\n".join(checked.summary))
     _print_plan(checked.folder, config, processes)

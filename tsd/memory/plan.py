@@ -241,8 +241,10 @@ def _iterate(backbone: Backbone, config: TrainConfig, batch: int, checkpointing:
     with _WithoutData(), LiveBytes(backbone.denoiser, backbone.vae, data.x_L, data.x_H, moments) as meter:
         metered.meter, held = meter, meter.live
         with cast:
-            turn = student_turn(metered, data, config, phase, 1.0, charbonnier)
+            turn = student_turn(metered, data, config, phase, max(config.gamma1), charbonnier)
         decoded = meter.live
+        if not config.has_pixel_loss:
+            metered.teacher, metered.before_decoder = meter.peak - metered.stepped, decoded
         turn.loss.backward()
         student_peak, z_hat = meter.peak, turn.z_hat
         del turn

@@ -59,7 +59,7 @@ def train(settings: RunSettings, config: TrainConfig) -> FinishedRun:
     """
     with Run(settings, config, shown=("pixel", "latent_mse", "tsd", "critic")) as run:
         accelerator = run.accelerator
-        pixel_loss = load_pixel_loss(config.pixel_loss, accelerator.device)
+        pixel_loss = load_pixel_loss(config.pixel_loss, accelerator.device) if config.has_pixel_loss else None
         pairs = load_pairs(settings.val_data, config)
         given = (settings.init_lora, settings.teacher_lora, run.checked.teacher_targets)
         backbone = run.load(lambda base: attach_roles(base, config, *given))
