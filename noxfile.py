@@ -4,6 +4,7 @@
 """
 
 import shutil
+import tomllib
 from pathlib import Path
 
 import nox
@@ -52,6 +53,18 @@ def reproduce_table7(session: nox.Session) -> None:
     """Table 7, GAN-based methods: as reproduce_table1; a network whose weights are not here is a dash."""
     paper = "paper" in session.posargs  # FeMaSR's architecture, whose licence is noncommercial
     reproduce(session, "table7", "bench,noncommercial" if paper else "bench")
+
+
+@nox.session
+def ablations(session: nox.Session) -> None:
+    """Sweeps that fit into minutes, all that are shipped or `-- NAME`; further arguments go to `bench sweep`."""
+    install(session, "bench")
+    files = sorted(Path("bench/ablation/experiments").glob("*.toml"))
+    experiments = {path.stem: tomllib.loads(path.read_text(encoding="utf-8"))["sweep"] for path in files}
+    named = [argument for argument in session.posargs if argument in experiments]
+    others = [argument for argument in session.posargs if argument not in experiments]
+    for name in named or [name for name, sweep in experiments.items() if not sweep.get("nightly")]:
+        session.run("bench", "sweep", name, *others, env=ENVIRONMENT)
 
 
 @nox.session

@@ -30,7 +30,7 @@ FLOORS = {
         {"testsets", "metrics"},
         {"pixels"},
         {"methods", "report"},
-        {"fetch", "run"},
+        {"fetch", "run", "ablation"},
         {"commands"},
         {"cli"},
     ),
@@ -90,13 +90,13 @@ def test_tsd_never_imports_bench() -> None:
     ] == []
 
 
-def test_bench_imports_of_tsd_the_ground_and_elsewhere_in_two_rooms() -> None:
-    rooms = (ROOT / "bench" / "methods" / "tsd_sr", ROOT / "bench" / "methods" / "osediff")
+def test_bench_imports_of_tsd_the_ground_and_elsewhere_in_three_rooms() -> None:
+    rooms = [ROOT / "bench" / name for name in ("methods/tsd_sr", "methods/osediff", "ablation")]
     found = [
         f"{path.relative_to(ROOT)} imports {module}"
         for path in sources("bench")
         for module in imported_modules(path)
-        if module.startswith("tsd.") and room_of(module) not in GROUND and path.parent not in rooms
+        if module.startswith("tsd.") and room_of(module) not in GROUND and not any(map(path.is_relative_to, rooms))
     ]
     assert found == []
 
@@ -118,7 +118,10 @@ def test_kinds_of_methods_do_not_know_each_other() -> None:
 
 def test_the_ground_and_the_report_need_no_torch() -> None:
     ground = [f"tsd.{name}" for name in sorted(GROUND)]
-    report = [f"bench.report.{path.stem}" for path in sorted((ROOT / "bench" / "report").glob("*.py"))]
+    folders = ("bench/report", "bench/ablation/report")
+    report = [
+        f"{folder.replace('/', '.')}.{path.stem}" for folder in folders for path in sorted((ROOT / folder).glob("*.py"))
+    ]
     code = f"""
 import importlib, sys
 for name in {ground + report}:

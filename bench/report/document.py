@@ -16,7 +16,7 @@ from bench.report.summarize import SECONDS, Cell, HeaderCell, Section, Table, Ta
 
 DASH = "—"
 TIE = "⁼"
-TEXT_COLUMNS = ("Method", "Against", "Dataset", "Base model")
+TEXT_COLUMNS = ("Method", "Against", "Dataset", "Base model", "Arm", "Metric", "Verdict")
 PAPER_DISPLAY = {
     "psnr": "PSNR ↑",
     "ssim": "SSIM ↑",

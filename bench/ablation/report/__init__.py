@@ -1,0 +1,1 @@
+"""Records of a sweep become tables, plots and sentences, without torch."""

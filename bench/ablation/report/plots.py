@@ -1,0 +1,175 @@
+"""The plots of a sweep: a forest of paired differences, and learning curves with bands over seeds."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench.ablation.domain import Domain, Measure
+from bench.ablation.experiment import Experiment, measures_of
+from bench.ablation.records import Row, SweepRecords
+from bench.ablation.report.results import Result, label
+from bench.ablation.report.tables import heading
+from bench.report.summarize import mean_ci95
+from tsd.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; beyond eight arms the dashes differ.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D00")
+DASHES = ("-", "--", ":", "-.")
+BETTER, WORSE, SIGNIFICANT, UNDECIDED = "#0072B2", "#D55E00", "#000000", "#8A8A8A"
+STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "bench",  # ids in an SVG are otherwise random: the same records give the same file
+    "svg.fonttype": "none",
+}
+
+
+def draw_forest(experiment: Experiment, domain: Domain, results: Sequence[Result], out: Path) -> list[Path]:
+    """Writes forest.png and forest.svg, a panel for each measure; nothing without results. Returns the files."""
+    if not results:
+        return []
+    plt = _pyplot()
+    present = {result.difference.measure.name for result in results}
+    measures = [measure for measure in domain.measures if measure.name in present]
+    keys = list(dict.fromkeys(_key(result) for result in results))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1,
+            len(measures),
+            figsize=(2.6 + 2.6 * len(measures), 1.3 + 0.36 * len(keys)),
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        for axis, measure in zip(axes[0], measures, strict=True):
+            _forest_panel(axis, measure, [r for r in results if r.difference.measure == measure], keys)
+        titles = [_title(experiment, next(result for result in results if _key(result) == key)) for key in keys]
+        axes[0][0].set_yticks(range(len(keys)), titles)
+        axes[0][0].set_ylim(len(keys) - 0.4, -0.6)
+        handles = [
+            plt.Line2D([], [], marker="o", linestyle="-", color=color, markerfacecolor=fill, label=text)
+            for color, fill, text in (
+                (BETTER, BETTER, "better, p < .05 after Holm"),
+                (WORSE, WORSE, "worse, p < .05 after Holm"),
+                (UNDECIDED, "white", "no significant difference, or cannot be told"),
+            )
+        ]
+        handles.append(plt.Line2D([], [], marker="|", linestyle="", color=UNDECIDED, alpha=0.6, label="single seeds"))
+        if any(result.paper_difference is not None for result in results):
+            text = "an effect of the paper's relative size"
+            handles.append(
+                plt.Line2D([], [], marker="D", linestyle="", color="black", markersize=4, mfc="none", label=text)
+            )
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+        paths = _save(figure, out / "forest")
+        plt.close(figure)
+    return paths
+
+
+def draw_curves(experiment: Experiment, domain: Domain, records: SweepRecords, out: Path) -> list[Path]:
+    """Writes curves.png and curves.svg, a panel for each measure that the curves have. Returns the files."""
+    cells = [(arm.label, list(records.of_arm(arm.name).values())) for arm in experiment.arms]
+    cells = [(title, rows) for title, rows in cells if any(row.curve for row in rows)]
+    logged = {name for _, rows in cells for row in rows for point in row.curve for name in point}
+    measures = [measure for measure in measures_of(experiment.metrics, domain) if measure.name in logged]
+    if not measures:
+        return []
+    plt = _pyplot()
+    with plt.rc_context(STYLE):
+        size = (1.0 + 3.2 * len(measures), 3.4 + 0.16 * len(cells))
+        figure, axes = plt.subplots(1, len(measures), figsize=size, squeeze=False, layout="constrained")
+        for axis, measure in zip(axes[0], measures, strict=True):
+            for number, (title, rows) in enumerate(cells):
+                color, dash = COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
+                steps, means, low, high = curve_band(rows, measure.name)
+                axis.plot(steps, means, color=color, linestyle=dash, label=title, linewidth=1.4)
+                axis.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+            axis.set_xlabel("step")
+            axis.set_ylabel(heading(measure))
+        handles, titles = axes[0][0].get_legend_handles_labels()
+        columns = max(1, min(len(cells), 2 * len(measures)))
+        figure.legend(handles, titles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+        paths = _save(figure, out / "curves")
+        plt.close(figure)
+    return paths
+
+
+def curve_band(rows: Sequence[Row], name: str) -> tuple[list[float], list[float], list[float], list[float]]:
+    """(steps, means, lower, upper ends of the 95 % intervals over seeds) of one measure's learning curves.
+
+    Only the steps that every cell has recorded. With a single seed the band is the line itself.
+    """
+    curves = [{point["step"]: point[name] for point in row.curve if name in point} for row in rows]
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    bands = [mean_ci95([curve[step] for curve in curves]) for step in steps]
+    return (
+        steps,
+        [average for average, _, _ in bands],
+        [average if low is None else low for average, low, _ in bands],
+        [average if high is None else high for average, _, high in bands],
+    )
+
+
+def _forest_panel(axis: Any, measure: Measure, results: Sequence[Result], keys: Sequence[tuple[str, ...]]) -> None:
+    axis.axvline(0, color="black", linewidth=0.8)
+    for result in results:
+        row, test = keys.index(_key(result)), result.paired
+        color = _color(result)
+        differences = np.array(result.difference.differences)
+        axis.plot(differences, np.full(len(differences), row + 0.22), "|", color=color, alpha=0.5, markersize=5)
+        if test.low is not None:
+            axis.plot([test.low, test.high], [row, row], color=color, linewidth=1.6, solid_capstyle="butt")
+        fill = "white" if color == UNDECIDED else color
+        axis.plot(test.mean, row, "o", color=color, markerfacecolor=fill, markersize=5)
+        if result.paper_difference is not None:
+            axis.plot(result.paper_difference, row, "D", color="black", markersize=4, markerfacecolor="none")
+    unit = f" ({measure.unit})" if measure.unit else ""
+    axis.set_title(f"{measure.label}{unit}", fontsize=9)
+    axis.set_xlabel({True: "better →", False: "← better", None: ""}[measure.higher_is_better])
+    axis.tick_params(axis="x", labelsize=7)
+    axis.locator_params(axis="x", nbins=5)
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+
+
+def _color(result: Result) -> str:
+    if result.verdict not in ("lower", "higher"):
+        return UNDECIDED
+    return {True: BETTER, False: WORSE, None: SIGNIFICANT}[result.better()]
+
+
+def _key(result: Result) -> tuple[str, ...]:
+    difference = result.difference
+    return (difference.of, difference.against, difference.matched_x.name if difference.matched_x else "")
+
+
+def _title(experiment: Experiment, result: Result) -> str:
+    difference = result.difference
+    equal = f" at equal {difference.matched_x.label}" if difference.matched_x else ""
+    return f"{label(experiment, difference.of)} − {label(experiment, difference.against)}{equal}"
+
+
+def _pyplot() -> Any:
+    """Imports matplotlib with the backend that needs no screen; it takes a second, so only when something is drawn."""
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    import matplotlib.pyplot as plt
+
+    plt.switch_backend("Agg")
+    return plt
+
+
+def _save(figure: "Figure", stem: Path) -> list[Path]:
+    """Writes PNG and SVG without dates, so that the same records give the same bytes."""
+    paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
+    metadata: list[dict[str, Any]] = [{"Software": None}, {"Date": None}]
+    for path, content in zip(paths, metadata, strict=True):
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=150, metadata=content)
+    return paths
