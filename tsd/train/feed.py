@@ -1,7 +1,8 @@
 """The data of a run: its data set, the numbers of its samples, and batches in the form that the turns take.
 
 A sample's number decides everything random about it. Step s of a run with a global batch of n reads the numbers
-s·n … s·n + n − 1, however many processes and micro-batches share them.
+s·n … s·n + n − 1, however many processes and micro-batches share them. A critic's warm-up reads the numbers after those
+of the student's steps, which are thus the same whatever its length.
 """
 
 import json
@@ -30,13 +31,12 @@ class SampleNumbers(Sampler[int]):
         self.config, self.first_step, self.process, self.processes = config, first_step, process, processes
 
     def __iter__(self) -> Iterator[int]:
-        micro_batches = range(
-            self.first_step * self.config.gradient_accumulation,
-            self.config.total_steps * self.config.gradient_accumulation,
-        )
-        for micro in micro_batches:
-            start = (micro * self.processes + self.process) * self.config.batch_size
-            yield from range(start, start + self.config.batch_size)
+        config = self.config
+        for step in range(self.first_step, config.total_steps):
+            for micro in range(config.gradient_accumulation):
+                number = config.stretch_of(step) * config.gradient_accumulation + micro
+                start = (number * self.processes + self.process) * config.batch_size
+                yield from range(start, start + config.batch_size)
 
     def __len__(self) -> int:
         steps = self.config.total_steps - self.first_step

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import nn
 from torch.utils.data import Dataset
 
+from tsd.algorithm.regularisation import OwnRegularisation, load_regularisation
 from tsd.config import RunConfig, TrainConfig
 from tsd.errors import UserError
 from tsd.model.backbone import Backbone, build_backbone, require_prompt
@@ -40,6 +41,7 @@ class Checked:
         data: the opened data set.
         record: what identifies this run in its checkpoints, see `tsd.train.checkpoint.check_same_run`.
         teacher_targets: modules that the given teacher's LoRA adapts; empty without one.
+        regularisation: the function that replaces Eq. 5, if the settings name one.
         summary: lines to print.
     """
 
@@ -47,6 +49,7 @@ class Checked:
     data: Dataset[dict[str, Any]]
     record: dict[str, Any]
     teacher_targets: list[str]
+    regularisation: OwnRegularisation | None
     summary: list[str]
 
 
@@ -85,6 +88,9 @@ def check_run(settings: RunSettings, config: RunConfig, processes: int) -> Check
     lengths = {name: prompt.embeds.shape[1] for name, prompt in zip(needed, used, strict=True)}
     if own is None:
         _check_side(f"crop is {config.crop}", config.crop, backbone)
+    regularisation = None
+    if isinstance(config, TrainConfig):
+        regularisation = load_regularisation(config, backbone.process, backbone.vae.config["latent_channels"])
     teacher_targets: list[str] = []
     if isinstance(config, TrainConfig) and init_lora is not None:
         _check_initial(Path(init_lora), backbone, config)
@@ -120,6 +126,8 @@ def check_run(settings: RunSettings, config: RunConfig, processes: int) -> Check
         "init_lora": None if init_lora is None else fingerprint.of_folder(Path(init_lora)),
         "teacher_lora": None if teacher_lora is None else fingerprint.of_folder(Path(teacher_lora)),
     }
+    if isinstance(config, TrainConfig):
+        record["regularisation"] = config.regularisation if regularisation is None else regularisation.identity
     newest = None if settings.output is None else latest(checkpoint_folder(settings.output))
     if newest is not None:
         check_same_run(newest, config, record)
@@ -133,7 +141,7 @@ def check_run(settings: RunSettings, config: RunConfig, processes: int) -> Check
         f"student to start from: {init_lora or 'none (B = 0)'}; teacher's LoRA: {teacher_lora or 'none'}",
         f"resuming: {f'{newest} fits' if newest is not None else 'nothing to resume'}",
     ]
-    return Checked(folder, data, record, teacher_targets, summary)
+    return Checked(folder, data, record, teacher_targets, regularisation, summary)
 
 
 def require_tracker(name: str) -> None:

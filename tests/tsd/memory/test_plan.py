@@ -75,7 +75,7 @@ def measured(model: Path, batch: int, checkpointing: bool) -> tuple[int, int]:
         for parameter in [*denoiser.parameters(), *vae.parameters()]:
             parameter.grad = None
         meter.reset_peak()
-        critic_turn(backbone, z_hat, list(range(batch)), CONFIG).backward()
+        critic_turn(backbone, z_hat, list(range(batch)), CONFIG).loss.backward()
         return student, meter.peak - held
 
 
