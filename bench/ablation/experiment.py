@@ -318,7 +318,7 @@ class _Table:
                 return default[0]
             raise UserError(f"{self.where}: `{key}` is missing")
         value = self.raw[key]
-        kinds = kind if isinstance(kind, tuple) else (kind,)
+        kinds: tuple[type, ...] = kind if isinstance(kind, tuple) else (kind,)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             names = [TOML_NAMES.get(one, one.__name__) for one in kinds]
             raise UserError(f"{self.where}, {key}: expected {' or '.join(names)}, found {value!r}")

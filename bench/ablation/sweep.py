@@ -9,12 +9,13 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from bench.ablation.cells import (
@@ -181,6 +182,8 @@ class _Pool:
                     outcome = future.result()
                     self._end(running.pop(future), outcome)
         except BrokenProcessPool:
+            _kill(set(active_children()) - strangers)  # the other workers must not go on with what is tried again
+            executor.shutdown()
             for job in running.values():
                 if job.state() == "done":  # ended in the same moment
                     self._end(job, Ended("done", 0.0))
@@ -191,18 +194,23 @@ class _Pool:
                 print("stopping: the cells in progress write their checkpoints …", file=sys.stderr)
                 executor.shutdown(cancel_futures=True)
             except BaseException:  # a second Ctrl-C
-                for process in set(active_children()) - strangers:
-                    process.kill()
+                _kill(set(active_children()) - strangers)
                 raise
             raise
-        finally:
-            executor.shutdown(wait=False, cancel_futures=True)
+        executor.shutdown()
         return []
 
     def _end(self, job: Job, ended: Ended) -> None:
         if ended.status == "failed":
             self.failed.append(f"{job.name()}: {ended.error}")
         self.progress.end(job, ended)
+
+
+def _kill(processes: Collection[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
 
 
 class _Progress:

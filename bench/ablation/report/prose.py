@@ -55,7 +55,8 @@ def _count(results: Sequence[Result]) -> Iterator[str]:
     if judged:
         counts = [(judged.count(standing), COUNTED[standing]) for standing in STANDINGS]
         shown = [f"{count} {words[0] if count == 1 else words[1]}" for count, words in counts if count]
-        yield f"Of {len(judged)} orders of the paper (comparisons × measures), {', '.join(shown)}."
+        orders = "order" if len(judged) == 1 else "orders"
+        yield f"Of {len(judged)} {orders} of the paper (comparisons × measures), {', '.join(shown)}."
 
 
 def _comparison(experiment: Experiment, results: Sequence[Result]) -> str:

@@ -18,7 +18,7 @@ DEFAULTS: dict[str, Any] = {
     "lr": 0.1,
     "point_weights": (1.0, 0.3),
     "checkpoint_every": 5,
-    "act": "",  # "fail", "die", "nan", "wait": what else a cell does
+    "act": "",  # what else a cell does: "fail", "nan", "wait" to be stopped, "die" when another one waits
 }
 
 
@@ -56,6 +56,9 @@ class LineDomain:
         if act == "fail":
             raise ValueError(f"diverged in {folder}")
         if act == "die":
+            deadline = time.monotonic() + 60
+            while not list(folder.parents[1].glob("*/*/waiting")) and time.monotonic() < deadline:
+                time.sleep(0.02)
             os.kill(os.getpid(), signal.SIGKILL)
         draws = torch.Generator().manual_seed(cell.seed)
         x, noise = torch.rand(IMAGES, generator=draws), torch.randn(IMAGES, generator=draws)
