@@ -55,6 +55,36 @@ def reproduce_table7(session: nox.Session) -> None:
     reproduce(session, "table7", "bench,noncommercial" if paper else "bench")
 
 
+def figure(session: nox.Session, number: int) -> None:
+    """Measures and draws a figure of the paper, of the domain `mixture` unless the arguments say otherwise."""
+    install(session, "bench")
+    session.run("bench", "figure", str(number), *session.posargs, env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def reproduce_figure3(session: nox.Session) -> None:
+    """Figure 3: does the teacher point to the data? Default: the mixture. `-- --domain text`, `-- --seeds 0-7`."""
+    figure(session, 3)
+
+
+@nox.session
+def reproduce_figure4(session: nox.Session) -> None:
+    """Figure 4: outputs of VSD alone, MSE alone and ours. Arguments as of reproduce_figure3."""
+    figure(session, 4)
+
+
+@nox.session
+def reproduce_figure5(session: nox.Session) -> None:
+    """Figure 5: errors of VSD over t and training, and their places. Arguments as of reproduce_figure3."""
+    figure(session, 5)
+
+
+@nox.session
+def reproduce_figure6(session: nox.Session) -> None:
+    """Figure 6: points, fields and the path of a trajectory, in the plane."""
+    figure(session, 6)
+
+
 @nox.session
 def ablations(session: nox.Session) -> None:
     """Sweeps that fit into minutes, all that are shipped or `-- NAME`; further arguments go to `bench sweep`."""

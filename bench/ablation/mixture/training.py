@@ -12,8 +12,7 @@ the settings of an arm: two arms with one seed see the same points, degradations
 """
 
 import dataclasses
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from bench.ablation.mixture.networks import RandomFeatures, new_head
 from bench.ablation.mixture.prior import Mixture
 from bench.ablation.mixture.settings import MixtureSettings
 from bench.methods.function import load_function
-from tsd.algorithm.dasm import Point, trajectory, trajectory_gradient
+from tsd.algorithm.dasm import Point, Predict, trajectory, trajectory_gradient
 from tsd.algorithm.objective import (
     critic_loss,
     in_residual_form,
@@ -34,9 +33,6 @@ from tsd.algorithm.objective import (
 from tsd.errors import UserError
 from tsd.model.process import FlowMatching
 from tsd.seeds import generator_for
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 PRIOR = Mixture(components=8, radius=4.0, sd=0.15)
 PROCESS = FlowMatching(shift=1.0)
@@ -90,8 +86,18 @@ class Distillation:
 
     def critic(self, z_t: Tensor, t: Tensor, rows: Tensor) -> Tensor:
         """The `Predict` of φ inside L_reg: the averaged head, where `critic_ema_decay` asks for one."""
+        return self._predict(self._head_for_prediction(), z_t, t)
+
+    def critic_now(self) -> Predict:
+        """The same with the head of this moment, whatever is trained later."""
+        head = self._head_for_prediction().detach().clone()
+        return lambda z_t, t, rows: self._predict(head, z_t, t)
+
+    def _head_for_prediction(self) -> Tensor:
+        return self._average if self.settings.critic_ema_decay > 0 else self._critic_head
+
+    def _predict(self, head: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
         points, sigma = as_points(z_t), PROCESS.sigma(t)[:, None]
-        head = self._average if self.settings.critic_ema_decay > 0 else self._critic_head
         return as_latents(PRIOR.velocity(points, sigma) + self._correction(points, sigma, head))
 
     def _correction(self, points: Tensor, sigma: Tensor, head: Tensor) -> Tensor:
@@ -198,7 +204,7 @@ class Distillation:
 
 
 def own_gradient(
-    function: "Callable[[Point, Tensor, MixtureSettings], Tensor]", path: Iterator[Point], settings: MixtureSettings
+    function: Callable[[Point, Tensor, MixtureSettings], Tensor], path: Iterator[Point], settings: MixtureSettings
 ) -> Tensor:
     """Σ_i function(point, w, settings), with predictions in the residual's form and w with every weight of the point.
 

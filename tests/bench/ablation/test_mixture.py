@@ -26,6 +26,7 @@ from bench.ablation.mixture.training import DEGRADATION, PRIOR, PROCESS, Distill
 from tsd.algorithm.objective import time_weight
 from tsd.config import Phase, TrainConfig, Weighting
 from tsd.errors import UserError
+from tsd.seeds import generator_for
 
 EXPERIMENTS = sorted((Path(training.__file__).parents[1] / "experiments").glob("mixture-*.toml"))
 
@@ -168,11 +169,10 @@ def test_references_bound_the_measures(tmp_path: Path) -> None:
 def draws(monkeypatch: pytest.MonkeyPatch, seed: int, **settings: object) -> dict[tuple, bytes]:
     """Every draw of a run by what it is drawn for, as bytes of the first numbers of its generator."""
     found = {}
-    original = training.generator_for
 
     def recording(*parts: int | str) -> torch.Generator:
-        found[parts[1:]] = torch.randn(8, generator=original(*parts)).numpy().tobytes()
-        return original(*parts)
+        found[parts[1:]] = torch.randn(8, generator=generator_for(*parts)).numpy().tobytes()
+        return generator_for(*parts)
 
     monkeypatch.setattr(training, "generator_for", recording)
     for _ in Distillation(MixtureSettings.from_mapping({"steps": 4, **settings}), seed).train(4):
