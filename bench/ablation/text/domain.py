@@ -164,13 +164,13 @@ class TextDomain:
 
     def score_references(self, seed: int, folder: Path) -> None:
         """Scores the enlarged input, the common start, and the start sharpened; none depends on the seed."""
-        from bench.ablation.text.measures import unsharp
+        from bench.ablation.text.measures import gray_of, unsharp
 
         for name in self.references:
             if (folder / name / "scores.jsonl").exists():
                 continue
             if name == "bicubic":
-                images = test_inputs().mean(1, keepdim=True) / 2 + 0.5
+                images = gray_of(test_inputs())
             else:
                 images = self.restore(self.model / "lora" / "start", "cpu")
                 if name != "start":
@@ -187,6 +187,7 @@ class TextDomain:
         """The test lines restored by a student, (N, 1, H, W) in [0, 1] on the CPU."""
         import torch
 
+        from bench.ablation.text.measures import gray_of
         from tsd.model.backbone import load_backbone
         from tsd.model.lora import load_student
 
@@ -196,8 +197,8 @@ class TextDomain:
         with torch.no_grad():
             for x in test_inputs().split(128):
                 z = backbone.one_step(backbone.encode(x.to(device), posterior="mode"))
-                parts.append(backbone.decode(z).float().cpu())
-        return torch.cat(parts).mean(1, keepdim=True) / 2 + 0.5
+                parts.append(gray_of(backbone.decode(z)).cpu())
+        return torch.cat(parts)
 
 
 def open_domain(argument: str) -> TextDomain:
@@ -219,16 +220,16 @@ def test_inputs() -> Any:
 
 
 @lru_cache(maxsize=1)
-def scorer(model: Path) -> "TextScorer":
-    """The scorer of the test lines, made once in a process."""
+def scorer(model: Path, count: int = TEST_LINES) -> "TextScorer":
+    """The scorer of the first `count` test lines, made once in a process."""
     from bench.ablation.text.classifier import load_classifier
     from bench.ablation.text.data import TextPairs
     from bench.ablation.text.measures import TextScorer
 
-    test, other = TextPairs(0, TEST_LINES, split="test"), TextPairs(0, REFERENCE_LINES, split="reference")
+    test, other = TextPairs(0, count, split="test"), TextPairs(0, REFERENCE_LINES, split="reference")
     return TextScorer(
         load_classifier(model),
-        [test.line(number) for number in range(TEST_LINES)],
+        [test.line(number) for number in range(count)],
         [other.line(number) for number in range(REFERENCE_LINES)],
     )
 

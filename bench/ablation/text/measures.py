@@ -83,6 +83,11 @@ def gray_images(lines: Sequence[Line]) -> Tensor:
     return torch.from_numpy(np.stack([np.rint(line.image * 255) for line in lines]).astype(np.float32) / 255)[:, None]
 
 
+def gray_of(images: Tensor) -> Tensor:
+    """Decoded images (N, 3, H, W) in about [-1, 1] as gray ones (N, 1, H, W) in about [0, 1]."""
+    return images.float().mean(1, keepdim=True) / 2 + 0.5
+
+
 def map_distance(maps: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
     """The LPIPS-like distance of every crop, (B,)."""
     total = torch.zeros(len(maps[0]))

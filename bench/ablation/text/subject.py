@@ -1,0 +1,97 @@
+"""The text domain as a subject of figures: a training of `tsd.train`, looked at through its checkpoints."""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.ablation.figures.stage import Stage
+from bench.ablation.text.data import TextPairs
+from bench.ablation.text.domain import TextDomain, scorer
+from bench.ablation.text.domain import open_domain as open_text
+from bench.ablation.text.measures import gray_of
+from tsd.algorithm.turns import predictor
+from tsd.config import TrainConfig
+from tsd.model.backbone import load_backbone
+from tsd.model.lora import STUDENT, adapter_parameters, attach_roles, role
+from tsd.train.checkpoint import STATE_FILE, checkpoint_folder, latest
+from tsd.train.settings import RunSettings
+from tsd.train.student import train
+
+SHOWN = 64
+"""So many test lines are looked at."""
+
+
+def open_subject() -> "TextSubject":
+    return TextSubject(open_text(""))
+
+
+class TextSubject:
+    """A `Subject` that trains for some minutes, on the first test lines."""
+
+    name = "text"
+
+    def __init__(self, domain: TextDomain) -> None:
+        self.domain = domain
+
+    def stages(self, overrides: Mapping[str, Any], seed: int, moments: Sequence[float]) -> Iterator[Stage]:
+        settings = self.domain.settings() | dict(overrides)
+        self.domain.check(settings)
+        config = self.domain.config(settings, seed)
+        data = TextPairs(seed, config.total_steps * config.batch_size, captions=self.domain.captions)
+        student_steps = config.total_steps - config.critic_warmup_steps
+        with tempfile.TemporaryDirectory() as scratch:
+            output, lora = Path(scratch) / "run", self.domain.model / "lora" / "start"
+            for moment in moments:
+                end = config.critic_warmup_steps + round(moment * student_steps)
+                if end:
+                    lora = train(
+                        RunSettings(
+                            model=self.domain.model, data=data, output=output, resume=output.exists(), keep=1,
+                            init_lora=self.domain.model / "lora" / "start", stop_after=end, tracker="none", cpu=True,
+                        ),
+                        config,
+                    ).lora  # fmt: skip
+                yield self._stage(config, lora, latest(checkpoint_folder(output)), round(moment * student_steps))
+
+    def _stage(self, config: TrainConfig, lora: Path, checkpoint: Path | None, step: int) -> Stage:
+        """The averaged student of `lora`, and the critic of the checkpoint (before any step: the teacher itself)."""
+        backbone = load_backbone(self.domain.model)
+        attach_roles(backbone, config, lora)
+        if checkpoint is not None:
+            state = torch.load(checkpoint / STATE_FILE, map_location="cpu", weights_only=True)["tensors"]
+            saved = state.get("ema.critic.denoiser") or state["critic.denoiser"]
+            for name, parameter in adapter_parameters(backbone.denoiser, "critic").items():
+                parameter.data.copy_(saved[name])
+        data = TextPairs(0, SHOWN, split="test")
+        items = [data[number] for number in range(SHOWN)]
+        x_L, x_H = (torch.stack([item[name] for item in items]) for name in ("lr_up", "hr"))  # pyright: ignore
+        prompt, null = backbone.prompts["default"], backbone.prompts["null"]
+
+        @torch.no_grad()
+        def images(latents: Tensor) -> Tensor:
+            with role(backbone.vae, "teacher"):
+                return gray_of(backbone.decode(latents)).clamp(0, 1)
+
+        with torch.no_grad():
+            with role(backbone.vae, STUDENT), role(backbone.denoiser, STUDENT):
+                z_L = backbone.encode(x_L, posterior="mode")
+                z_hat = backbone.one_step(z_L)
+            with role(backbone.vae, "teacher"):
+                z = backbone.encode(x_H, posterior="mode")
+        found = scorer(self.domain.model, SHOWN)(images(z_hat)).of_set
+        return Stage(
+            step,
+            config.seed,
+            backbone.process,
+            predictor(backbone, "teacher", prompt, null, config.guidance_scale),
+            predictor(backbone, "critic", prompt, null, config.guidance_scale),
+            z_L,
+            z_hat,
+            z,
+            images,
+            {"PSNR": f"{found['psnr']:.2f} dB", "LP": f"{found['lp']:.3f}", "sharpness": f"{found['sharpness']:.2f}"},
+        )
