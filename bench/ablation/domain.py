@@ -110,7 +110,7 @@ def open_domain(spec: str) -> Domain:
     name, _, argument = spec.partition(":")
     known = domains()
     if name not in known:
-        raise UserError(f"no domain {name!r}; expected one of {', '.join(known) or 'none, for none is installed'}")
+        raise UserError(f"no domain {name!r}; expected one of those in bench/ablation: {', '.join(known)}")
     module = importlib.import_module(f"bench.ablation.{name}.domain")
     return module.open_domain(argument)
 

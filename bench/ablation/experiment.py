@@ -8,7 +8,9 @@ table = "table4"                        # optional: the paper's figures stand be
 paper = { distance = "fid" }            # optional: the paper's column that a measure is held against
 seeds = "0-11"                          # or a list
 metrics = ["distance", "mse"]           # measures of the domain, in the order of columns
-nightly = false
+nightly = false                         # true: too long for a session of minutes
+cpu_minutes = 2.5                       # optional: cost of all cells on one core, as measured
+checkpoint_every = 50                   # optional, like curve_every: a setting of all arms that the domain knows
 matched = { x = "fd", references = "unsharp", metrics = ["lp"], arms = ["full"] }   # optional, see `Matched`
 
 [settings]                              # of all arms; defaults are the domain's

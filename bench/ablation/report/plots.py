@@ -1,7 +1,7 @@
 """The plots of a sweep: a forest of paired differences, and learning curves with bands over seeds."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from bench.ablation.domain import Domain, Measure
 from bench.ablation.experiment import Experiment, measures_of
-from bench.ablation.records import Row, SweepRecords
+from bench.ablation.records import SweepRecords
 from bench.ablation.report.results import Result, label
 from bench.ablation.report.tables import heading
 from bench.report.summarize import mean_ci95
@@ -74,47 +74,91 @@ def draw_forest(experiment: Experiment, domain: Domain, results: Sequence[Result
 
 
 def draw_curves(experiment: Experiment, domain: Domain, records: SweepRecords, out: Path) -> list[Path]:
-    """Writes curves.png and curves.svg, a panel for each measure that the curves have. Returns the files."""
-    cells = [(arm.label, list(records.of_arm(arm.name).values())) for arm in experiment.arms]
-    cells = [(title, rows) for title, rows in cells if any(row.curve for row in rows)]
-    logged = {name for _, rows in cells for row in rows for point in row.curve for name in point}
+    """Writes curves.png and curves.svg, a column for each measure that the curves have. Returns the files.
+
+    Above, every arm; below, where there are comparisons, the paired differences, in which the spread that all arms of
+    a seed share has gone.
+    """
+    cells = {arm.name: list(records.of_arm(arm.name).values()) for arm in experiment.arms}
+    arms = [(arm.label, cells[arm.name]) for arm in experiment.arms if any(row.curve for row in cells[arm.name])]
+    logged = {name for _, rows in arms for row in rows for point in row.curve for name in point}
     measures = [measure for measure in measures_of(experiment.metrics, domain) if measure.name in logged]
     if not measures:
         return []
+    pairs = [
+        (
+            f"{label(experiment, comparison.of)} − {label(experiment, comparison.against)}",
+            _paired(records, comparison.of, comparison.against),
+        )
+        for comparison in experiment.comparisons
+    ]
+    pairs = [(title, rows) for title, rows in pairs if rows]
     plt = _pyplot()
     with plt.rc_context(STYLE):
-        size = (1.0 + 3.2 * len(measures), 3.4 + 0.16 * len(cells))
-        figure, axes = plt.subplots(1, len(measures), figsize=size, squeeze=False, layout="constrained")
-        for axis, measure in zip(axes[0], measures, strict=True):
-            for number, (title, rows) in enumerate(cells):
-                color, dash = COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
-                steps, means, low, high = curve_band(rows, measure.name)
-                axis.plot(steps, means, color=color, linestyle=dash, label=title, linewidth=1.4)
-                axis.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
-            axis.set_xlabel("step")
-            axis.set_ylabel(heading(measure))
-        handles, titles = axes[0][0].get_legend_handles_labels()
-        columns = max(1, min(len(cells), 2 * len(measures)))
-        figure.legend(handles, titles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+        levels = 2 if pairs else 1
+        size = (2.4 + 3.0 * len(measures), 2.8 * levels)
+        figure, axes = plt.subplots(levels, len(measures), figsize=size, squeeze=False, layout="constrained")
+        for column, measure in enumerate(measures):
+            for number, (title, rows) in enumerate(arms):
+                _band(axes[0][column], number, title, curve_band([row.curve for row in rows], measure.name))
+            for number, (title, rows) in enumerate(pairs):
+                _band(axes[1][column], number, title, curve_band(rows, measure.name))
+            axes[0][column].set_title(heading(measure), fontsize=9)
+            axes[-1][column].set_xlabel("step")
+        axes[0][0].set_ylabel("mean over seeds")
+        if pairs:
+            axes[1][0].set_ylabel("paired difference")
+            for axis in axes[1]:
+                axis.axhline(0, color="black", linewidth=0.8)
+        for level in axes:
+            level[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=7)
         paths = _save(figure, out / "curves")
         plt.close(figure)
     return paths
 
 
-def curve_band(rows: Sequence[Row], name: str) -> tuple[list[float], list[float], list[float], list[float]]:
+Curve = Sequence[Mapping[str, float]]
+
+
+def curve_band(curves: Sequence[Curve], name: str) -> tuple[list[float], list[float], list[float], list[float]]:
     """(steps, means, lower, upper ends of the 95 % intervals over seeds) of one measure's learning curves.
 
-    Only the steps that every cell has recorded. With a single seed the band is the line itself.
+    Only the steps that every curve has. With a single curve the band is the line itself.
     """
-    curves = [{point["step"]: point[name] for point in row.curve if name in point} for row in rows]
-    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
-    bands = [mean_ci95([curve[step] for curve in curves]) for step in steps]
+    by_step = [{point["step"]: point[name] for point in curve if name in point} for curve in curves]
+    steps = sorted(set.intersection(*(set(values) for values in by_step)))
+    bands = [mean_ci95([values[step] for values in by_step]) for step in steps]
     return (
         steps,
         [average for average, _, _ in bands],
         [average if low is None else low for average, low, _ in bands],
         [average if high is None else high for average, _, high in bands],
     )
+
+
+def _paired(records: SweepRecords, of: str, against: str) -> list[Curve]:
+    """For each seed that both arms have, the curve of their difference."""
+    first, second = records.of_arm(of), records.of_arm(against)
+    curves: list[Curve] = []
+    for seed in sorted(first.keys() & second.keys()):
+        others = {point["step"]: point for point in second[seed].curve}
+        curves.append(
+            [
+                {"step": point["step"]}
+                | {name: point[name] - other[name] for name in point if name != "step" and name in other}
+                for point in first[seed].curve
+                if (other := others.get(point["step"])) is not None
+            ]
+        )
+    return curves
+
+
+def _band(axis: Any, number: int, title: str, band: tuple[list[float], ...]) -> None:
+    steps, means, low, high = band
+    color, dash = COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
+    axis.plot(steps, means, color=color, linestyle=dash, label=title, linewidth=1.4)
+    axis.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+    axis.tick_params(labelsize=7)
 
 
 def _forest_panel(axis: Any, measure: Measure, results: Sequence[Result], keys: Sequence[tuple[str, ...]]) -> None:

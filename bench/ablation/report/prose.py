@@ -81,6 +81,9 @@ def _with_standing(result: Result) -> str:
     if result.paper_difference is not None and result.verdict not in ("lower", "higher"):
         digits = difference.measure.digits + 1
         text += f"; an effect of that size would be {signed(result.paper_difference, digits)} here"
-        if result.seeds_needed_paper is not None:
+        low, high = result.paired.low, result.paired.high
+        if low is not None and high is not None and not low <= result.paper_difference <= high:
+            text += ", outside the interval"
+        elif result.seeds_needed_paper is not None:
             text += f" and take {result.seeds_needed_paper} seeds to find"
     return f"{text})"

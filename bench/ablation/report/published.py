@@ -83,13 +83,16 @@ class Published:
         return list(dict.fromkeys(row["dataset"] for row in self.figures))
 
     def order(self, of: str, against: str, measure: Measure) -> Order | None:
-        """What the paper says about two arms in the column of a measure, or in all columns if it has none.
+        """What the paper says about two arms in the column that the file names for a measure.
 
-        None if one of the arms has no row, or the measure no direction.
+        If the file names no columns at all, all of the table count for every measure with a direction. None where the
+        paper says nothing: an arm without a row, a measure without a column.
         """
         if of not in self.row_of or against not in self.row_of or measure.higher_is_better is None:
             return None
         column = self.column_of.get(measure.name)
+        if self.column_of and column is None:
+            return None
         pairs = [
             (name, float(first), float(second))
             for name in ([column] if column else self.columns)

@@ -218,8 +218,9 @@ def _judge(difference: Difference, test: Paired, holm_p: float, family: int, pub
 def _standing(result: Result) -> Standing | None:
     """Whether the paper's order holds.
 
-    Without a significant difference it does not hold if the interval excludes an effect of the paper's relative size;
-    an interval that has both zero and that effect in it decides nothing.
+    Without a significant difference it does not hold if the interval includes zero and excludes an effect of the
+    paper's relative size. An interval with both in it decides nothing, and neither does one that excludes zero only
+    until Holm's correction.
     """
     order = result.order
     if order is None or order.first_is_better is None:
@@ -230,6 +231,6 @@ def _standing(result: Result) -> Standing | None:
     if better is not None:
         return "holds here" if better == order.first_is_better else "opposite here"
     test, expected = result.paired, result.paper_difference
-    if expected is not None and test.low is not None and test.high is not None and test.low <= expected <= test.high:
+    if test.low is None or test.high is None or test.low > 0 or test.high < 0:
         return "cannot be told"
-    return "does not hold here"
+    return "cannot be told" if expected is not None and test.low <= expected <= test.high else "does not hold here"

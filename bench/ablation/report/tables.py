@@ -64,7 +64,8 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 def _means(experiment: Experiment, domain: Domain, records: SweepRecords, published: Published) -> Grid:
     measures = measures_of(experiment.metrics, domain)
-    columns = [published.column_of[measure.name] for measure in measures if measure.name in published.column_of]
+    mapped = [published.column_of[measure.name] for measure in measures if measure.name in published.column_of]
+    columns = list(dict.fromkeys(mapped))
     shown = rows_of(experiment, records)
     entries = []
     for title, arm, cells in shown:
@@ -126,7 +127,8 @@ def _comparisons(experiment: Experiment, results: Sequence[Result]) -> Grid | No
         ),
         rows=tuple(_comparison(experiment, result) for result in results),
         legend=f"{p}; Holm: corrected over the {family} test{'s' if family != 1 else ''} (comparisons × metrics) of "
-        "this table. Seeds and images: interval of a bootstrap over both, crossed. d_z: mean over standard deviation "
+        "this table. Seeds and images: interval of a bootstrap over both, crossed, with the images "
+        "that are recorded one by one. d_z: mean over standard deviation "
         "of the differences. Seeds for .8: how many find the observed effect with probability .8 (t test, p < .05).",
         notes=(
             *(f"Cannot be told: {reason}." for reason in reasons_untold(results)),

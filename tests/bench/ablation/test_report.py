@@ -154,7 +154,7 @@ def test_rows_that_an_arm_leaves_are_references_of_its_name(raw: dict[str, Any],
 def test_learning_curves_have_students_bands(raw: dict[str, Any], trained: Path) -> None:
     experiment = experiment_from(raw)
     records = load_records(experiment, LineDomain(), trained)
-    steps, means, low, high = curve_band(list(records.of_arm("full").values()), "error")
+    steps, means, low, high = curve_band([row.curve for row in records.of_arm("full").values()], "error")
     assert steps == [5, 10, 15]
     finals = [row.curve[-1]["error"] for row in records.of_arm("full").values()]
     assert means[-1] == pytest.approx(np.mean(finals))

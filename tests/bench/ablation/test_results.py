@@ -62,6 +62,17 @@ def test_an_interval_that_includes_zero_and_the_papers_effect_decides_nothing(ra
     assert result.seeds_needed_paper > 8
 
 
+def test_a_difference_that_only_holm_takes_away_decides_nothing(raw: dict[str, Any]) -> None:
+    raw["sweep"].pop("matched")
+    raw["sweep"]["metrics"] = ["error", "slope", "inverse"]
+    values = np.array([0.98, 0.97, 0.99, 0.96, 0.985, 0.975, 0.965, 1.012])
+    result = findings(raw, rows({"full": values, "slow": [1.0] * 8})).results[0]
+    assert result.paired.p < 0.05 < result.holm_p
+    assert result.paired.high is not None
+    assert result.paired.high < 0
+    assert (result.verdict, result.standing) == ("no significant difference", "cannot be told")
+
+
 @pytest.mark.parametrize(
     ("n", "reason"), [(5, "5 seeds cannot reach p < .05 (2/2^5 = 0.062); 6 seeds can"), (1, "1 seed ")]
 )
