@@ -39,6 +39,8 @@ class MixtureSubject:
                 PROCESS,
                 teacher,
                 distillation.critic_now(),
-                *(as_latents(points) for points in (z_L, z_hat, z)),
+                z_L=as_latents(z_L),
+                z_hat=as_latents(z_hat),
+                z=as_latents(z),
                 scores={label: f"{found[name]:.3f}" for name, label in labels.items()},
             )
