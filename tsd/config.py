@@ -20,11 +20,17 @@ Residual = Literal["velocity", "epsilon"]
 LearningRateSchedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
 ]
-Weighting = Literal["sigma2", "uniform"]
+Weighting = Literal["sigma2", "sigma2_one_minus_sigma", "uniform"]
+CriticLayers = Literal["attention", "student"]
 Optimizer = Literal["adamw", "adamw8bit"]
 TimeDensity = Literal["family", "logit_normal", "uniform"]
 Posterior = Literal["sample", "mode"]
 Alignment = Literal["wavelet", "adain", "none"]
+
+TSD = "tsd"
+"""The built-in regularisation, Eq. 5."""
+
+REGULARISATION_FORM = "python:FILE.py:FUNCTION"
 
 RECOMMENDED_FILE = "restore.json"
 """File in a LoRA folder with the restoration settings that its weights were trained for."""
@@ -128,6 +134,10 @@ class RunConfig:
     def total_steps(self) -> int:
         raise NotImplementedError
 
+    def stretch_of(self, step: int) -> int:
+        """Which stretch of the sample numbers a step (counted from 0) reads; a stretch is a global batch long."""
+        return step
+
     def global_batch(self, processes: int) -> int:
         """Samples per step over all processes."""
         return self.batch_size * self.gradient_accumulation * processes
@@ -145,9 +155,21 @@ class TrainConfig(RunConfig):
         degradation: `full` or `light` Real-ESRGAN parameters (`tsd.data.degrade`).
         degrade_anew: with prepared data, degrade every crop anew at every visit instead of reading the stored result.
         vae_rank, critic_rank: LoRA ranks of the student's encoder and of the critic.
-        critic_lr: the critic's learning rate.
+        critic_layers: which layers the critic adapts. `attention`: the projections of the attention, as released;
+            `student`: those that the student adapts, so that the critic can follow wherever the student goes.
+        critic_lr: the critic's learning rate. Its schedule is as long as the steps in which the critic is trained.
+        critic_warmup_steps: the first steps of the run train the critic alone, on the outputs of the student that the
+            run starts with, one update a step. They are steps of the run like all others, but read sample numbers after
+            those of the student's steps: runs with other lengths of it still share the samples of the student.
+        critic_steps: updates of the critic for each update of the student, on the same latents, each with its own
+            noise and times.
+        critic_ema_decay: decay of an average of the critic's weights, updated at each of its updates, which predicts in
+            place of the critic wherever L_reg asks it (VSD and trajectory); 0 asks the critic itself. The average
+            starts as the critic is after its warm-up.
         lambda_tsd: λ of Eq. 5.
         stride: s, in units of t.
+        regularisation: the gradient of L_reg at a point of the trajectory: `tsd`, Eq. 5, or a function of one's own,
+            `python:FILE.py:FUNCTION` (`tsd.algorithm.regularisation`).
         random_bias: jitter the trajectory's end by up to ± s/2, as the release does.
         residual: parameterisation in which Eq. 3–5 take differences. `velocity` is what the released weights were
             trained with; `epsilon` is what the equations print. They are not the same for TSM on flow models, see
@@ -155,12 +177,16 @@ class TrainConfig(RunConfig):
             cosine with ẑ − z is −0.01 to 0.24, epsilon's 0.45 to 0.99, and velocity-TSM alone diverged. So `paper` and
             `mini` take `epsilon` (the stated equation, and a direction that a small run can survive), `release` takes
             `velocity` (what the released code does, with λ = 0.7 keeping VSD in charge).
-        weighting: w(t).
+        weighting: w(t). `sigma2`: σ², as released; `sigma2_one_minus_sigma`: σ²(1 − σ), with which VSD in velocity form
+            equals VSD in epsilon form with σ² on flow models (a DDPM has its signal level α in place of 1 − σ);
+            `uniform`: 1.
         t_range: t is drawn uniformly from this range; [50, 950] in paper and release.
-        gamma1: γ1 at the start and at the end of training, linear in between.
+        gamma1: γ1 at the start and at the end of training, linear in between; at 0 the decoder is not run at all, and
+            0 throughout needs no pixel loss.
         guidance_scale: classifier-free guidance of teacher and critic inside L_reg.
         pixel_loss: `lpips` (AlexNet, as the release), or `charbonnier` where LPIPS' weights cannot be had.
         ema_decay: decay of the student's exponential moving average, which is saved and validated; 0 switches it off.
+        gain_every: steps between two measurements of the critic's gain, each one more forward pass of the teacher.
     """
 
     phases: tuple[Phase, ...]
@@ -168,8 +194,13 @@ class TrainConfig(RunConfig):
     degrade_anew: bool = False
     vae_rank: int
     critic_rank: int
+    critic_layers: CriticLayers = "attention"
     critic_lr: float
+    critic_warmup_steps: int = 0
+    critic_steps: int = 1
+    critic_ema_decay: float = 0.0
     lambda_tsd: float
+    regularisation: str = TSD
     stride: float
     random_bias: bool
     residual: Residual
@@ -179,6 +210,7 @@ class TrainConfig(RunConfig):
     guidance_scale: float
     pixel_loss: Literal["lpips", "charbonnier"]
     ema_decay: float
+    gain_every: int = 10
 
     def _checks(self) -> dict[str, bool]:
         return super()._checks() | {
@@ -186,41 +218,82 @@ class TrainConfig(RunConfig):
             "vae_rank": self.vae_rank >= 1,
             "critic_rank": self.critic_rank >= 1,
             "critic_lr": self.critic_lr > 0,
+            "critic_warmup_steps": self.critic_warmup_steps >= 0,
+            "critic_steps": self.critic_steps >= 1,
+            "critic_ema_decay": 0 <= self.critic_ema_decay < 1,
+            "regularisation": self.regularisation == TSD or self.own_regularisation is not None,
             "lambda_tsd": 0 <= self.lambda_tsd <= 1,
             "stride": self.stride > 0,
             "t_range": 0 < self.t_range[0] < self.t_range[1] <= 1000,
             "ema_decay": 0 <= self.ema_decay < 1,
+            "gain_every": self.gain_every >= 1,
         }
 
     @property
+    def own_regularisation(self) -> tuple[Path, str] | None:
+        """The file and the function of a regularisation of one's own; None for Eq. 5, or if the text names none."""
+        kind, _, argument = self.regularisation.partition(":")
+        file, colon, function = argument.rpartition(":")
+        if kind != "python" or not colon or not function.isidentifier():
+            return None
+        return Path(file).expanduser(), function
+
+    @property
     def total_steps(self) -> int:
+        """Steps of the run: those of the critic's warm-up, then those of the student."""
+        return self.critic_warmup_steps + self.student_steps
+
+    @property
+    def student_steps(self) -> int:
+        """Steps in which the student is trained."""
         return sum(phase.steps for phase in self.phases)
 
+    @property
+    def critic_schedule_steps(self) -> int:
+        """Steps in which the critic is trained."""
+        return self.critic_warmup_steps + sum(phase.steps for phase in self.phases if phase.gamma2 > 0)
+
+    def warms_up(self, step: int) -> bool:
+        """Whether a step (counted from 0) belongs to the critic's warm-up."""
+        return step < self.critic_warmup_steps
+
+    def stretch_of(self, step: int) -> int:
+        warmup = self.critic_warmup_steps
+        return self.student_steps + step if self.warms_up(step) else step - warmup
+
     def phase_at(self, step: int) -> Phase:
-        """The phase that a step (counted from 0) belongs to."""
+        """The phase that a step (counted from 0) belongs to; in the critic's warm-up the one that follows it."""
+        step = max(step - self.critic_warmup_steps, 0)
         for phase in self.phases:
             if step < phase.steps:
                 return phase
             step -= phase.steps
         return self.phases[-1]
 
+    @property
+    def has_pixel_loss(self) -> bool:
+        """Whether the pixel loss has a weight anywhere in the run."""
+        return self.gamma1 != (0.0, 0.0)
+
     def gamma1_at(self, step: int) -> float:
-        """γ1 at a step: linear over the whole run."""
+        """γ1 at a step: linear over the steps of the student."""
         start, end = self.gamma1
-        return start + (end - start) * min(step / max(self.total_steps - 1, 1), 1.0)
+        step = max(step - self.critic_warmup_steps, 0)
+        return start + (end - start) * min(step / max(self.student_steps - 1, 1), 1.0)
 
     def scaled_to(self, steps: int) -> "TrainConfig":
-        """The same run with its phases scaled to `steps` in all; the warm-up is shortened in proportion if at all."""
+        """The same run with the critic's warm-up and the phases scaled to `steps` in all.
+
+        The warm-up of the learning rate is shortened in proportion, never lengthened.
+        """
         if steps < 1:
             raise UserError(f"a run of {steps} steps is not possible; give 1 or more")
-        ends = [
-            round(steps * sum(p.steps for p in self.phases[: i + 1]) / self.total_steps)
-            for i in range(len(self.phases))
-        ]
-        lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        parts = [self.critic_warmup_steps, *(phase.steps for phase in self.phases)]
+        ends = [round(steps * sum(parts[: i + 1]) / self.total_steps) for i in range(len(parts))]
+        critic_warmup, *lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
         phases = tuple(dataclasses.replace(p, steps=n) for p, n in zip(self.phases, lengths, strict=True))
         warmup = min(self.warmup_steps, round(self.warmup_steps * steps / self.total_steps))
-        return dataclasses.replace(self, phases=phases, warmup_steps=warmup)
+        return dataclasses.replace(self, phases=phases, critic_warmup_steps=critic_warmup, warmup_steps=warmup)
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "TrainConfig":

@@ -168,7 +168,7 @@ class Ours:
         return turn.loss, turn.z_hat
 
     def critic_turn(self, z_hat: Tensor, batch: Batch) -> Tensor:
-        return critic_turn(self.backbone, z_hat, batch.indices, CONFIG, batch.prompt)
+        return critic_turn(self.backbone, z_hat, batch.indices, CONFIG, batch.prompt).loss
 
     def iterate(self, batch: Batch, keep: bool = False) -> list[Tensor]:
         """Both turns with their optimiser steps; with `keep`, copies of all gradients."""

@@ -10,7 +10,7 @@ leaves no TSM term, and the critic at the last point where λ = 0 leaves no VSD 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -46,6 +46,14 @@ class Point:
     teacher_hat: Tensor
     teacher_z: Tensor | None
     critic_hat: Tensor | None
+
+
+Regularise = Callable[[Point, Tensor], Tensor]
+"""(point, w) → the gradient of L_reg on ẑ at a point of the trajectory, (B, C, h, w), in place of Eq. 5.
+
+The point's predictions are in the configured residual form; w is (B, 1, 1, 1), the product of the point's weight, w(t)
+and `inside`.
+"""
 
 
 def trajectory(
@@ -127,8 +135,12 @@ def trajectory_gradient(
     lambda_tsd: float,
     residual: Residual,
     weighting: Weighting,
+    regularise: Regularise | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Σ_i weight_i · TSD(t − i·s): the gradient of L_reg on ẑ, and the size of its two parts for the log.
+
+    Args:
+        regularise: a gradient of one's own in place of Eq. 5; give it a path with all predictions.
 
     Returns:
         The gradient, (B, C, h, w), and `vsd_rms` / `tsm_rms` / `tsd_rms`, root mean squares over the batch; a part
@@ -145,7 +157,11 @@ def trajectory_gradient(
         critic_hat = None if point.critic_hat is None else in_form(point.critic_hat, point.z_hat_t, t)
         w = point_weight * time_weight(process, t, weighting) * point.inside.view(-1, 1, 1, 1)
         w = w.to(teacher_hat.dtype)
-        gradient = gradient + tsd_gradient(teacher_hat, teacher_z, critic_hat, lambda_tsd, w)
+        if regularise is None:
+            gradient = gradient + tsd_gradient(teacher_hat, teacher_z, critic_hat, lambda_tsd, w)
+        else:
+            read = replace(point, teacher_hat=teacher_hat, teacher_z=teacher_z, critic_hat=critic_hat)
+            gradient = gradient + regularise(read, w)
         if critic_hat is not None:
             parts["vsd_rms"] = parts.get("vsd_rms", 0) + vsd_gradient(teacher_hat, critic_hat, w)
         if teacher_z is not None:

@@ -12,6 +12,8 @@ For VSD both inputs are the same ẑ_t and the two differ by the factor (1 − �
 estimate x0 ≈ z_t, it even points *away* from z: v(ẑ_t) − v(z_t) = [(1−σ)(ẑ−z) − (x0(ẑ_t) − x0(z_t))] / σ.
 """
 
+from typing import get_args
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,12 +32,17 @@ def in_residual_form(process: NoiseProcess, prediction: Tensor, z_t: Tensor, t: 
 
 
 def time_weight(process: NoiseProcess, t: Tensor, weighting: Weighting) -> Tensor:
-    """w(t), shape (B, 1, 1, 1): σ_t² as released, or 1. The paper calls it "time-aware" and does not state it."""
+    """w(t), shape (B, 1, 1, 1): σ_t² as released, σ_t² α_t, or 1. The paper calls it "time-aware" and states no more.
+
+    α_t is 1 − σ_t on a flow: there σ²(1 − σ) on velocities is σ² on noise predictions for VSD, see above.
+    """
     if weighting == "sigma2":
         return process.sigma(t).square().view(-1, 1, 1, 1)
+    if weighting == "sigma2_one_minus_sigma":
+        return (process.sigma(t).square() * process.alpha(t)).view(-1, 1, 1, 1)
     if weighting == "uniform":
         return torch.ones_like(t).view(-1, 1, 1, 1)
-    raise ValueError(f"weighting is {weighting!r}; expected 'sigma2' or 'uniform'")
+    raise ValueError(f"weighting is {weighting!r}; expected one of {', '.join(get_args(Weighting))}")
 
 
 def vsd_gradient(teacher_hat: Tensor, critic_hat: Tensor, w: Tensor | float = 1.0) -> Tensor:
@@ -78,12 +85,22 @@ def surrogate_loss(z_hat: Tensor, gradient: Tensor) -> Tensor:
 
 
 def reconstruction_loss(
-    pixel: Tensor, z_hat: Tensor, z: Tensor, gamma1: float, latent_mse: float
+    pixel: Tensor | None, z_hat: Tensor, z: Tensor, gamma1: float, latent_mse: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Eq. 7: γ1·pixel + MSE(ẑ, z), where `pixel` is LPIPS in the paper; `latent_mse` switches the second term."""
+    """Eq. 7: γ1·pixel + MSE(ẑ, z), where `pixel` is LPIPS in the paper; `latent_mse` switches the second term.
+
+    `pixel` may be None where γ1 = 0: it has no weight then, and is not logged.
+
+    Raises:
+        ValueError: `pixel` is missing although it has a weight.
+    """
     mse = F.mse_loss(z_hat.float(), z.float())
-    loss = gamma1 * pixel + latent_mse * mse
-    return loss, {"pixel": pixel.detach(), "latent_mse": mse.detach()}
+    logs = {"latent_mse": mse.detach()}
+    if pixel is None:
+        if gamma1 != 0:
+            raise ValueError(f"γ1 is {gamma1}; Eq. 7 needs the pixel loss unless γ1 = 0")
+        return latent_mse * mse, logs
+    return gamma1 * pixel + latent_mse * mse, {"pixel": pixel.detach()} | logs
 
 
 def student_loss(reconstruction: Tensor, regularisation: Tensor, gamma2: float) -> Tensor:

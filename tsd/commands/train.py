@@ -74,7 +74,12 @@ _SETTINGS_HELP = {
     "degrade_anew": "degrade the crops of prepared data again at every visit, instead of reading the stored results",
     "vae_rank": "rank of the LoRA of the student's encoder",
     "critic_rank": "rank of the critic's LoRA",
+    "critic_layers": "layers that the critic adapts: its attention, as released, or those that the student adapts",
     "critic_lr": "learning rate of the critic",
+    "critic_warmup_steps": "first steps of the run, in which the critic alone is trained",
+    "critic_steps": "updates of the critic for each of the student",
+    "critic_ema_decay": "decay of the average of the critic that predicts inside the regularisation; 0: no average",
+    "regularisation": "tsd (Eq. 5), or a gradient of your own: python:FILE.py:FUNCTION",
     "lambda_tsd": "λ of Eq. 5",
     "stride": "step s along the trajectory, in units of t",
     "random_bias": "move the end of the trajectory at random by up to s/2",
@@ -83,6 +88,7 @@ _SETTINGS_HELP = {
     "guidance_scale": "classifier-free guidance of teacher and critic",
     "pixel_loss": "pixel term of Eq. 7",
     "ema_decay": "decay of the average of the student's weights that is saved and validated; 0: no average",
+    "gain_every": "steps between measurements of the critic's gain over the teacher",
     "caption_dropout": "share of the samples whose caption is replaced by the null prompt",
     "t_density": "distribution of t; family: the one that the base was trained with",
 }
@@ -289,7 +295,8 @@ def dry_run(settings: "RunSettings", config: RunConfig) -> int:
         from tsd.algorithm.pixel_loss import load_pixel_loss
         from tsd.train.student import load_pairs
 
-        load_pixel_loss(config.pixel_loss, "cpu")
+        if config.has_pixel_loss:
+            load_pixel_loss(config.pixel_loss, "cpu")
         load_pairs(settings.val_data, config)
     print("\n".join(checked.summary))
     _print_plan(checked.folder, config, processes)

@@ -178,6 +178,8 @@ def _held(backbone: Backbone, config: TrainConfig) -> tuple[dict[str, int], dict
     fixed[f"AdamW's state, {'8-bit' if eight_bit else 'fp32'}"] = sum(_state_bytes(p, eight_bit) for p in everything)
     if config.ema_decay:
         fixed["EMA of the student, fp32"] = _bytes(students)
+    if config.critic_ema_decay:
+        fixed["EMA of the critic, fp32"] = _bytes(adapters["critic's adapter"])
     return counts, fixed
 
 
@@ -241,8 +243,10 @@ def _iterate(backbone: Backbone, config: TrainConfig, batch: int, checkpointing:
     with _WithoutData(), LiveBytes(backbone.denoiser, backbone.vae, data.x_L, data.x_H, moments) as meter:
         metered.meter, held = meter, meter.live
         with cast:
-            turn = student_turn(metered, data, config, phase, 1.0, charbonnier)
+            turn = student_turn(metered, data, config, phase, max(config.gamma1), charbonnier)
         decoded = meter.live
+        if not config.has_pixel_loss:
+            metered.teacher, metered.before_decoder = meter.peak - metered.stepped, decoded
         turn.loss.backward()
         student_peak, z_hat = meter.peak, turn.z_hat
         del turn
@@ -251,7 +255,7 @@ def _iterate(backbone: Backbone, config: TrainConfig, batch: int, checkpointing:
                 parameter.grad = None
         meter.reset_peak()
         with cast:
-            loss = critic_turn(backbone, z_hat, data.indices, config, data.prompt)
+            loss = critic_turn(backbone, z_hat, data.indices, config, data.prompt).loss
         loss.backward()
         critic_peak = meter.peak
     return Iteration(

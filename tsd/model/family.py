@@ -18,7 +18,8 @@ class Family(Protocol):
         denoiser_class: diffusers' class, as `config.json` names it.
         denoiser_folder: the denoiser's sub-folder in diffusers layout; LoRA files and their keys are named after it.
         example: hub id of a model of this family, for messages.
-        student_targets, critic_targets: name endings of the layers that get adapters.
+        student_targets, critic_targets: name endings of the layers that get adapters (the critic's unless the
+            settings give it the student's).
         prompt_files: names of the tensors a prompt is stored as.
         prompt_tokens: length of the released models' prompts.
         time_density: how the base models drew t when they were trained, `logit_normal` or `uniform`.

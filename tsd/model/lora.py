@@ -229,8 +229,11 @@ def attach_roles(
     student_targets = denoiser_targets(denoiser, family.student_targets)
     attach(denoiser, "student", student_targets, config.rank, seed_for(seed, "student"))
     attach(vae, "student", vae_targets(vae), config.vae_rank, seed_for(seed, "student", "vae"))
-    critic_targets = denoiser_targets(denoiser, family.critic_targets)
-    attach(denoiser, "critic", critic_targets, config.critic_rank, seed_for(seed, "critic"))
+    critic_targets = {
+        "attention": denoiser_targets(denoiser, family.critic_targets),
+        "student": student_targets,
+    }
+    attach(denoiser, "critic", critic_targets[config.critic_layers], config.critic_rank, seed_for(seed, "critic"))
     if init_lora is not None:
         load_initial(denoiser, Path(init_lora) / denoiser_file(family), family)
         load_initial(vae, Path(init_lora) / VAE_FILE, family)

@@ -43,6 +43,10 @@ class NoiseProcess(Protocol):
         """Noise level σ_t in [0, 1]; same shape as `t`."""
         ...
 
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal level α_t in [0, 1]; same shape as `t`."""
+        ...
+
     def time_from_sigma(self, sigma: Tensor) -> Tensor:
         """The inverse of `sigma`."""
         ...
@@ -92,6 +96,10 @@ class FlowMatching:
         """Noise level σ_t in [0, 1] for times `t` in [0, 1000]; same shape and dtype as `t`."""
         p = t / self.num_train_timesteps
         return self.shift * p / (1 + (self.shift - 1) * p)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal level α_t = 1 − σ_t; same shape and dtype as `t`."""
+        return 1 - self.sigma(t)
 
     def time_from_sigma(self, sigma: Tensor) -> Tensor:
         """The inverse of `sigma`: times in [0, 1000] for noise levels in [0, 1]."""
@@ -154,6 +162,10 @@ class DDPM:
     def sigma(self, t: Tensor) -> Tensor:
         """Noise level σ_t in [0, 1] for times `t` in [0, 999]; float32."""
         return (1 - self._alpha_bar(t)).sqrt()
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal level α_t = √ᾱ_t for times `t` in [0, 999]; float32."""
+        return self._alpha_bar(t).sqrt()
 
     def time_from_sigma(self, sigma: Tensor) -> Tensor:
         """The inverse of `sigma`; a level outside the table is clamped to the table's range."""

@@ -31,7 +31,8 @@ class TrainState:
     """All resumable state: whatever is not here does not survive a resumption.
 
     Attributes:
-        tensors: parameter groups by name — `student.denoiser`, `student.vae`, `critic.denoiser`, `ema.…`.
+        tensors: parameter groups by name — `student.denoiser`, `student.vae`, `critic.denoiser`, `ema.…`
+            (an average of that group).
         stateful: objects with `state_dict` / `load_state_dict` — optimisers, learning-rate schedules, fp16's scaler.
         step: steps done.
         best: best validation PSNR so far, in dB, or None.
@@ -138,12 +139,13 @@ def remove_unfinished(folder: Path) -> None:
 def check_same_run(checkpoint: Path, config: RunConfig, record: dict[str, Any]) -> None:
     """Refuses to resume a checkpoint with other settings, another model or other data than it was made with.
 
-    Two things may change: how often the run validates and saves, and how the global batch is split over processes and
-    micro-batches. Checkpoints of the first release have no record: only their settings are compared, and settings that
-    did not exist yet count as their defaults.
+    Two things may change: how often the run measures, validates and saves, and how the global batch is split over
+    processes and micro-batches. Checkpoints of the first release have no record: only their settings are compared, and
+    settings that did not exist yet count as their defaults.
 
     Args:
-        record: `stage`, `global_batch`, and fingerprints of `model`, `data`, `init_lora`, `teacher_lora`.
+        record: `stage`, `global_batch`, and fingerprints of `model`, `data`, `init_lora`, `teacher_lora` and others. An
+            entry named as a setting is compared in its place: `regularisation` by its content, not by its path.
 
     Raises:
         UserError: names everything that differs, with both values.
@@ -151,7 +153,7 @@ def check_same_run(checkpoint: Path, config: RunConfig, record: dict[str, Any]) 
     now = json.loads(config.to_json())
     defaults = {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
     saved = defaults | json.loads((checkpoint / CONFIG_FILE).read_text())
-    free = {"checkpoint_every", "validate_every"}
+    free = {"checkpoint_every", "validate_every", "gain_every"}
     if (checkpoint / RECORD_FILE).is_file():
         free |= {"batch_size", "gradient_accumulation"}  # the global batch is compared instead
         known = json.loads((checkpoint / RECORD_FILE).read_text())

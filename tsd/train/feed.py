@@ -1,11 +1,12 @@
 """The data of a run: its data set, the numbers of its samples, and batches in the form that the turns take.
 
 A sample's number decides everything random about it. Step s of a run with a global batch of n reads the numbers
-s·n … s·n + n − 1, however many processes and micro-batches share them.
+s·n … s·n + n − 1, however many processes and micro-batches share them. A critic's warm-up reads the numbers after those
+of the student's steps, which are thus the same whatever its length.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,12 @@ class SampleNumbers(Sampler[int]):
         self.config, self.first_step, self.process, self.processes = config, first_step, process, processes
 
     def __iter__(self) -> Iterator[int]:
-        micro_batches = range(
-            self.first_step * self.config.gradient_accumulation,
-            self.config.total_steps * self.config.gradient_accumulation,
-        )
-        for micro in micro_batches:
-            start = (micro * self.processes + self.process) * self.config.batch_size
-            yield from range(start, start + self.config.batch_size)
+        config = self.config
+        for step in range(self.first_step, config.total_steps):
+            for micro in range(config.gradient_accumulation):
+                number = config.stretch_of(step) * config.gradient_accumulation + micro
+                start = (number * self.processes + self.process) * config.batch_size
+                yield from range(start, start + config.batch_size)
 
     def __len__(self) -> int:
         steps = self.config.total_steps - self.first_step
@@ -47,13 +47,20 @@ def degradation_of(config: TrainConfig) -> DegradationConfig:
     return {"full": FULL, "light": LIGHT}[config.degradation]
 
 
-def open_data(sources: Sequence[ImageInput], config: RunConfig, processes: int) -> Dataset[dict[str, Any]]:
-    """Opens folders of images, files or arrays as crops, or one folder that `tsd prepare` wrote.
+def open_data(
+    given: str | Path | Sequence[ImageInput] | Dataset[dict[str, Any]], config: RunConfig, processes: int
+) -> Dataset[dict[str, Any]]:
+    """Opens folders of images, files or arrays as crops, one folder that `tsd prepare` wrote, or a data set object.
 
     Raises:
-        UserError: nothing usable in the sources; a prepared set that is incomplete, or one among other sources.
+        UserError: nothing usable in the sources; a prepared set that is incomplete, or one among other sources; a data
+            set object that does not keep the contract of `require_dataset`.
     """
     length = config.total_steps * config.global_batch(processes)
+    if isinstance(given, Dataset):
+        require_dataset(given, length, distils=isinstance(config, TrainConfig))
+        return given
+    sources = as_sources(given)
     folder = prepared_folder(sources)
     if folder is not None:
         from tsd.data.prepared import PreparedDataset
@@ -72,6 +79,50 @@ def open_data(sources: Sequence[ImageInput], config: RunConfig, processes: int) 
     return CropDataset(sources, crop=config.crop, seed=config.seed, length=length, usm=config.usm)
 
 
+def require_dataset(data: Dataset[dict[str, Any]], length: int, *, distils: bool) -> None:
+    """Checks a data set object of the caller's own: what it declares, and its first item.
+
+    `data[number]` must be a function of the sample's running number alone (`SampleNumbers`), so that a resumed run and
+    several processes see the same samples. Its items are those of `PairDataset`, of any height and width that the
+    model takes: `{"hr": (3, H, W), "lr_up": (3, H, W), "index": number}`, floats in [-1, 1]; the teacher's data need
+    no `lr_up`. Captions (`prompt_embeds` (L, D), `pool_embeds` (P,)) and the moments of q(z | x_H) (`posterior`,
+    (2C, h, w)) may be among them. `data.fingerprint` is a text by which the data are recognised on resumption.
+
+    Raises:
+        UserError: no fingerprint, fewer samples than the `length` that the run reads, or an item of another form.
+    """
+    name = type(data).__name__
+    declared = getattr(data, "fingerprint", None)
+    if not isinstance(declared, str) or not declared:
+        raise UserError(
+            f"the data set {name} has the fingerprint {declared!r}; give it an attribute `fingerprint`, a text that "
+            f"changes whenever its samples do"
+        )
+    if isinstance(data, Sized) and len(data) < length:
+        raise UserError(f"the data set {name} holds {len(data):,} samples; this run reads {length:,}")
+    item = data[0]
+    needed = ("hr", "lr_up", "index") if distils else ("hr", "index")
+    absent = [key for key in needed if key not in item]
+    if absent:
+        raise UserError(f"an item of {name} lacks {', '.join(absent)}; it has {', '.join(item) or 'nothing'}")
+    hr = item["hr"]
+    if not isinstance(hr, Tensor) or hr.ndim != 3 or not hr.is_floating_point():
+        raise UserError(f"hr of {name} is {_form(hr)}; expected floats of shape (3, H, W)")
+    if distils and _form(item["lr_up"]) != _form(hr):
+        raise UserError(f"lr_up of {name} is {_form(item['lr_up'])}; expected what hr is, {_form(hr)}")
+    if int(item["index"]) != 0:
+        raise UserError(f"the item 0 of {name} has the index {item['index']!r}; expected its own number")
+
+
+def _form(value: object) -> str:
+    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def as_sources(given: str | Path | Sequence[ImageInput]) -> Sequence[ImageInput]:
+    """The sources as a sequence, even if it is one path."""
+    return [given] if isinstance(given, str | Path) else given
+
+
 def prepared_folder(sources: Sequence[ImageInput]) -> Path | None:
     """The prepared data set among the sources, which must then be the only one."""
     from tsd.data.prepared import is_prepared
@@ -83,12 +134,16 @@ def prepared_folder(sources: Sequence[ImageInput]) -> Path | None:
     return prepared[0] if prepared else None
 
 
-def data_fingerprint(data: Dataset[dict[str, Any]], sources: Sequence[ImageInput]) -> str:
-    """A fingerprint by which the data are recognised on resumption."""
-    if isinstance(data, PairDataset):
-        return fingerprint.of_images(data.images)
-    folder = prepared_folder(sources)
-    assert folder is not None  # there is no third kind
+def data_fingerprint(data: Dataset[dict[str, Any]], prepared: Path | None) -> str:
+    """A fingerprint by which the data are recognised on resumption.
+
+    Args:
+        prepared: the folder, if `tsd prepare` wrote the data.
+    """
+    if prepared is None:
+        known: Any = data
+        return fingerprint.of_images(known.images) if isinstance(data, PairDataset) else known.fingerprint
+    folder = prepared
     files = ((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*.arrow"))
     settings: Any = data.settings  # pyright: ignore[reportAttributeAccessIssue]
     return f"{fingerprint.of_files(files)}-{fingerprint.of_text(json.dumps(settings, sort_keys=True, default=str))}"

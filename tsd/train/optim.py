@@ -76,6 +76,12 @@ def backward(accelerator: Accelerator, optimizer: RoleOptimizer, loss: Tensor) -
         accelerator.backward(loss)
 
 
+def loss_scale(accelerator: Accelerator, config: RunConfig) -> float:
+    """The factor by which `backward` multiplies the loss of a micro-batch, until the next `update`."""
+    scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
+    return scale / config.gradient_accumulation
+
+
 def update(
     accelerator: Accelerator, optimizer: RoleOptimizer, parameters: list[nn.Parameter], max_norm: float
 ) -> dict[str, float]:

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import nn
 from torch.utils.data import Dataset
 
+from tsd.algorithm.regularisation import OwnRegularisation, load_regularisation
 from tsd.config import RunConfig, TrainConfig
 from tsd.errors import UserError
 from tsd.model.backbone import Backbone, build_backbone, require_prompt
@@ -22,7 +23,7 @@ from tsd.model.lora import VAE_FILE, check_lora, check_student, denoiser_file, d
 from tsd.model.prompt import PromptEmbeds, load_prompts
 from tsd.train import fingerprint
 from tsd.train.checkpoint import check_same_run, checkpoint_folder, latest
-from tsd.train.feed import data_fingerprint, degradation_of, open_data, prepared_folder
+from tsd.train.feed import as_sources, data_fingerprint, degradation_of, open_data, prepared_folder
 from tsd.train.optim import require_optimizer
 from tsd.train.parallel import check_launcher
 from tsd.train.settings import RunSettings
@@ -40,6 +41,7 @@ class Checked:
         data: the opened data set.
         record: what identifies this run in its checkpoints, see `tsd.train.checkpoint.check_same_run`.
         teacher_targets: modules that the given teacher's LoRA adapts; empty without one.
+        regularisation: the function that replaces Eq. 5, if the settings name one.
         summary: lines to print.
     """
 
@@ -47,6 +49,7 @@ class Checked:
     data: Dataset[dict[str, Any]]
     record: dict[str, Any]
     teacher_targets: list[str]
+    regularisation: OwnRegularisation | None
     summary: list[str]
 
 
@@ -56,7 +59,8 @@ def check_run(settings: RunSettings, config: RunConfig, processes: int) -> Check
     Raises:
         UserError: names the first fault.
     """
-    model, sources = settings.model, settings.sources
+    model = settings.model
+    own = settings.data if isinstance(settings.data, Dataset) else None
     init_lora, teacher_lora = settings.init_lora, settings.teacher_lora
     if config.mixed_precision == "no" and config.base_dtype != "fp32":
         raise UserError(
@@ -82,18 +86,21 @@ def check_run(settings: RunSettings, config: RunConfig, processes: int) -> Check
         needed.append("null")
     used = [require_prompt(backbone, name) for name in needed]
     lengths = {name: prompt.embeds.shape[1] for name, prompt in zip(needed, used, strict=True)}
-    if config.crop % backbone.pixel_multiple:
-        raise UserError(f"crop is {config.crop}; this model needs a multiple of {backbone.pixel_multiple}")
-    longest = family.longest_side(backbone.denoiser) * backbone.vae_factor
-    if config.crop > longest:
-        raise UserError(f"crop is {config.crop}; this model has positions for {longest:g} pixels at most")
+    if own is None:
+        _check_side(f"crop is {config.crop}", config.crop, backbone)
+    regularisation = None
+    if isinstance(config, TrainConfig):
+        regularisation = load_regularisation(config, backbone.process, backbone.vae.config["latent_channels"])
     teacher_targets: list[str] = []
     if isinstance(config, TrainConfig) and init_lora is not None:
         _check_initial(Path(init_lora), backbone, config)
     if teacher_lora is not None:
         teacher_targets = _check_teacher(Path(teacher_lora), backbone)
-    data = open_data(sources, config, processes)
-    if prepared_folder(sources) is not None:
+    data = open_data(settings.data, config, processes)
+    prepared = None if isinstance(settings.data, Dataset) else prepared_folder(as_sources(settings.data))
+    if own is not None:
+        lengths |= _check_item(own[0], type(own).__name__, backbone, family.prompt_widths(configs["denoiser"]))
+    if prepared is not None:
         data.require(  # pyright: ignore[reportAttributeAccessIssue]
             folder,
             crop=config.crop,
@@ -115,10 +122,12 @@ def check_run(settings: RunSettings, config: RunConfig, processes: int) -> Check
         "global_batch": config.global_batch(processes),
         "model": fingerprint.of_folder(folder, (family.denoiser_folder, "vae", "scheduler")),
         "prompts": fingerprint.of_tensors([t for prompt in used for t in _tensors(prompt)]),
-        "data": data_fingerprint(data, sources),
+        "data": data_fingerprint(data, prepared),
         "init_lora": None if init_lora is None else fingerprint.of_folder(Path(init_lora)),
         "teacher_lora": None if teacher_lora is None else fingerprint.of_folder(Path(teacher_lora)),
     }
+    if isinstance(config, TrainConfig):
+        record["regularisation"] = config.regularisation if regularisation is None else regularisation.identity
     newest = None if settings.output is None else latest(checkpoint_folder(settings.output))
     if newest is not None:
         check_same_run(newest, config, record)
@@ -132,7 +141,7 @@ def check_run(settings: RunSettings, config: RunConfig, processes: int) -> Check
         f"student to start from: {init_lora or 'none (B = 0)'}; teacher's LoRA: {teacher_lora or 'none'}",
         f"resuming: {f'{newest} fits' if newest is not None else 'nothing to resume'}",
     ]
-    return Checked(folder, data, record, teacher_targets, summary)
+    return Checked(folder, data, record, teacher_targets, regularisation, summary)
 
 
 def require_tracker(name: str) -> None:
@@ -149,6 +158,33 @@ def require_tracker(name: str) -> None:
             f"the tracker {name!r} needs its package: pip install {name}; on this machine there are "
             f"{', '.join(sorted(available)) or 'no trackers'} (--tracker NAME, or --tracker none)"
         )
+
+
+def _check_side(described: str, side: int, backbone: Backbone) -> None:
+    """Checks a side of the ground truth in pixels against the model."""
+    if side % backbone.pixel_multiple:
+        raise UserError(f"{described}; this model needs a multiple of {backbone.pixel_multiple}")
+    longest = backbone.family.longest_side(backbone.denoiser) * backbone.vae_factor
+    if side > longest:
+        raise UserError(f"{described}; this model has positions for {longest:g} pixels at most")
+
+
+def _check_item(item: dict[str, Any], name: str, backbone: Backbone, widths: tuple[int, int | None]) -> dict[str, int]:
+    """Checks an item of the caller's own data set against the model; returns the length of its captions, if any."""
+    channels, height, width = item["hr"].shape
+    for side in (height, width):
+        _check_side(f"images of {name} are {width}x{height}", side, backbone)
+    if channels != backbone.vae.config["in_channels"]:
+        raise UserError(
+            f"images of {name} have {channels} channels; this model reads {backbone.vae.config['in_channels']}"
+        )
+    if "prompt_embeds" not in item:
+        return {}
+    tokens, *found = item["prompt_embeds"].shape
+    pooled = item["pool_embeds"].shape[-1] if "pool_embeds" in item else None
+    if (*found, pooled) != widths:
+        raise UserError(f"captions of {name} have the widths {(*found, pooled)}; this model reads {widths}")
+    return {"captions": tokens}
 
 
 def _check_initial(folder: Path, backbone: Backbone, config: TrainConfig) -> None:

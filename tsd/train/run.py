@@ -132,6 +132,10 @@ class Run:
             device=accelerator.device,
         )
 
+    def describe(self, text: str) -> None:
+        """Sets the word in front of the progress bar."""
+        self._bar.set_description(text, refresh=False)
+
     def last_good(self) -> Path | None:
         """The newest checkpoint, for the message that training diverged."""
         return latest(self.folder)

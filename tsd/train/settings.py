@@ -6,12 +6,14 @@ This module imports no torch, so that wrong settings are refused before anything
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tsd.errors import UserError
 from tsd.files import mini_model_dir
 
 if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
     from tsd.data.pairs import ImageInput
 
 
@@ -21,7 +23,8 @@ class RunSettings:
 
     Attributes:
         model: base model, a folder in diffusers layout or a hub id; by default the mini model of the package.
-        data: image folders, files or uint8 arrays (see `PairDataset`), or one folder that `tsd prepare` wrote.
+        data: image folders, files or uint8 arrays (see `PairDataset`), or one folder that `tsd prepare` wrote, or a
+            torch `Dataset` of one's own (see `tsd.train.feed.require_dataset`).
         output: run folder: `config.json`, `log.jsonl`, `checkpoints/`, `student/` or `teacher/` (last), `best/`,
             `logs/`, `validation/`. None is allowed for `check_run` only, which writes nothing.
         resume: continue from the newest checkpoint in `output`; without it an `output` with checkpoints is an error.
@@ -42,7 +45,7 @@ class RunSettings:
     """
 
     model: str | Path = field(default_factory=mini_model_dir)
-    data: "str | Path | Sequence[ImageInput]"
+    data: "str | Path | Sequence[ImageInput] | Dataset[dict[str, Any]]"
     output: str | Path | None
     resume: bool = False
     init_lora: str | Path | None = None
@@ -63,11 +66,6 @@ class RunSettings:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; expected {least} or more")
         if self.output is not None and Path(self.output).is_file():
             raise UserError(f"the output {self.output} is a file; give a folder")
-
-    @property
-    def sources(self) -> "Sequence[ImageInput]":
-        """`data` as a sequence, even if it is one path."""
-        return [self.data] if isinstance(self.data, str | Path) else self.data
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Stage two, the distillation: Algorithm 1 as one flat loop on accelerate.
 
-A step is the student's turn, the critic's turn, and the update of the average. Student, critic and teacher are adapters
+A step is the student's turn, the critic's turn, and the update of the averages; the steps of the critic's warm-up have
+only its turn, on the latents of the student that the run starts with. Student, critic and teacher are adapters
 on one copy of the base (`tsd.model.lora`). `tsd.train.parallel` shares the work among processes, and `tsd.train.run`
 does everything that is not the algorithm.
 """
@@ -11,22 +12,25 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
+from torch import Tensor
 
 from tsd.algorithm.pixel_loss import load_pixel_loss
-from tsd.algorithm.turns import critic_turn, student_turn
+from tsd.algorithm.turns import Batch, critic_turn, student_latents, student_turn
 from tsd.config import TrainConfig
 from tsd.model.backbone import Backbone
 from tsd.model.lora import adapter_parameters, attach_roles, save_student
 from tsd.model.prompt import load_prompts
 from tsd.prompts.folder import write_prompt
 from tsd.train.checkpoint import TrainState
-from tsd.train.ema import start_ema, update_ema
+from tsd.train.ema import CRITIC_GROUPS, averaged, start_ema, update_critic_ema, update_ema
 from tsd.train.feed import degradation_of
+from tsd.train.gain import GainWatch
 from tsd.train.optim import (
     DivergenceError,
     OptimizerState,
     backward,
     check_divergence,
+    loss_scale,
     new_optimizer,
     update,
     wrap_optimizer,
@@ -38,6 +42,7 @@ from tsd.train.validate import ValidationPair, load_validation, validate
 __all__ = ["DivergenceError", "train"]
 
 VALIDATION_CROP = 256
+GRADIENT_SIZES = ("data_grad_rms", "tsd_grad_rms", "grad_cosine")
 
 
 def train(settings: RunSettings, config: TrainConfig) -> FinishedRun:
@@ -59,7 +64,7 @@ def train(settings: RunSettings, config: TrainConfig) -> FinishedRun:
     """
     with Run(settings, config, shown=("pixel", "latent_mse", "tsd", "critic")) as run:
         accelerator = run.accelerator
-        pixel_loss = load_pixel_loss(config.pixel_loss, accelerator.device)
+        pixel_loss = load_pixel_loss(config.pixel_loss, accelerator.device) if config.has_pixel_loss else None
         pairs = load_pairs(settings.val_data, config)
         given = (settings.init_lora, settings.teacher_lora, run.checked.teacher_targets)
         backbone = run.load(lambda base: attach_roles(base, config, *given))
@@ -83,38 +88,66 @@ def train(settings: RunSettings, config: TrainConfig) -> FinishedRun:
             if write:  # a student needs the prompt it was trained with
                 write_prompt(folder / "prompts" / "default", prompts["default"], "safetensors")
 
+        own = run.checked.regularisation
+        regularise = None if own is None else own.regularise
+        watch = GainWatch()
         overflows, critic_overflows = 0, 0
-        while not run.done(state):
-            phase, gamma1 = config.phase_at(state.step), config.gamma1_at(state.step)
-            turns, micro_logs = [], []
-            for _ in range(config.gradient_accumulation):
-                batch = next(batches)
+
+        def critic_update(latents: list[tuple[Tensor, Batch]], number: int, *, measure_gain: bool) -> dict[str, float]:
+            nonlocal critic_overflows
+            micro_logs = []
+            for z_hat, batch in latents:
                 with accelerator.autocast():
-                    turn = student_turn(backbone, batch, config, phase, gamma1, pixel_loss)
-                backward(accelerator, optimizer, turn.loss)
-                turns.append((turn.z_hat, batch))
+                    turn = critic_turn(
+                        backbone, z_hat, batch.indices, config, batch.prompt, update=number, measure_gain=measure_gain
+                    )
+                backward(accelerator, critic_optimizer, turn.loss)
                 micro_logs.append(turn.logs)
             logs = run.mean(micro_logs)
-            logs |= update(accelerator, optimizer, student, config.max_grad_norm)
-            overflows = overflows + 1 if "overflow" in logs else 0
-            check_divergence(logs, overflows, config, state.step, run.last_good(), accelerator)
-            state.stateful["schedule"].step()
-            if phase.gamma2 > 0:
-                micro_logs = []
-                for z_hat, batch in turns:
-                    with accelerator.autocast():
-                        loss = critic_turn(backbone, z_hat, batch.indices, config, batch.prompt)
-                    backward(accelerator, critic_optimizer, loss)
-                    micro_logs.append({"critic": loss.detach()})
-                logs |= run.mean(micro_logs)
-                critic_logs = update(accelerator, critic_optimizer, critic, config.max_grad_norm)
-                critic_overflows = critic_overflows + 1 if "overflow" in critic_logs else 0
-                logs |= {f"critic_{name}": value for name, value in critic_logs.items()}
-                check_divergence(logs, critic_overflows, config, state.step, run.last_good(), accelerator)
+            updated = update(accelerator, critic_optimizer, critic, config.max_grad_norm)
+            critic_overflows = critic_overflows + 1 if "overflow" in updated else 0
+            logs |= {f"critic_{name}": value for name, value in updated.items()}
+            check_divergence(logs, critic_overflows, config, state.step, run.last_good(), accelerator)
+            update_critic_ema(state, 0.0 if config.warms_up(state.step) else config.critic_ema_decay)
+            return logs
+
+        while not run.done(state):
+            step, warms_up = state.step, config.warms_up(state.step)
+            run.describe("critic warm-up" if warms_up else "train")
+            phase, gamma1 = config.phase_at(step), config.gamma1_at(step)
+            logs: dict[str, float] = {}
+            latents: list[tuple[Tensor, Batch]] = []
+            micro_logs = []
+            for _ in range(config.gradient_accumulation):
+                batch = next(batches)
+                if warms_up:
+                    with torch.no_grad(), accelerator.autocast():
+                        latents.append((student_latents(backbone, batch, config).float(), batch))
+                    continue
+                with accelerator.autocast(), averaged(state, CRITIC_GROUPS):
+                    turn = student_turn(backbone, batch, config, phase, gamma1, pixel_loss, regularise=regularise)
+                backward(accelerator, optimizer, turn.loss)
+                latents.append((turn.z_hat, batch))
+                micro_logs.append(turn.logs | turn.gradient_sizes(loss_scale(accelerator, config)))
+            if not warms_up:
+                logs = run.mean(micro_logs)
+                logs |= update(accelerator, optimizer, student, config.max_grad_norm)
+                if "overflow" in logs:  # the gradients' sizes are not finite either
+                    logs = {name: value for name, value in logs.items() if name not in GRADIENT_SIZES}
+                overflows = overflows + 1 if "overflow" in logs else 0
+                check_divergence(logs, overflows, config, step, run.last_good(), accelerator)
+                state.stateful["schedule"].step()
+            if warms_up or phase.gamma2 > 0:
+                logs |= critic_update(latents, 0, measure_gain=step % config.gain_every == 0)
+                for number in range(1, 1 if warms_up else config.critic_steps):
+                    critic_update(latents, number, measure_gain=False)
                 state.stateful["critic_schedule"].step()
-            update_ema(state, config.ema_decay)
-            logs |= {"lr": optimizer.param_groups[0]["lr"], "gamma1": gamma1}
-            run.finish_step(state, logs, validation if pairs else None, save)
+                if "critic_gain" in logs and (warning := watch.warning(step + 1, logs["critic_gain"])):
+                    run.print_on_main(warning)
+            if not warms_up:
+                update_ema(state, config.ema_decay, step - config.critic_warmup_steps)
+                logs |= {"lr": optimizer.param_groups[0]["lr"], "gamma1": gamma1}
+            run.finish_step(state, logs, validation if pairs and not warms_up else None, save)
         return run.finish(state, run.output / "student", save)
 
 
@@ -145,8 +178,8 @@ def optimizers(
     student = [*adapters["student.denoiser"].values(), *adapters["student.vae"].values()]
     critic = list(adapters["critic.denoiser"].values())
     stateful: dict[str, Any] = {}
-    critic_steps = max(sum(phase.steps for phase in config.phases if phase.gamma2 > 0), 1)
-    plans = (("", student, config.lr, config.total_steps), ("critic_", critic, config.critic_lr, critic_steps))
+    critic_steps = max(config.critic_schedule_steps, 1)
+    plans = (("", student, config.lr, config.student_steps), ("critic_", critic, config.critic_lr, critic_steps))
     for prefix, parameters, lr, steps in plans:
         optimizer = new_optimizer(config, parameters, lr)
         stateful[f"{prefix}schedule"] = get_scheduler(
@@ -156,4 +189,6 @@ def optimizers(
     state = TrainState({name: dict(group) for name, group in adapters.items()}, stateful)
     if config.ema_decay:
         start_ema(state)
+    if config.critic_ema_decay:
+        start_ema(state, CRITIC_GROUPS)
     return state, student, critic

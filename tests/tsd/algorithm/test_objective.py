@@ -219,6 +219,10 @@ def test_weights_losses_and_unknown_names() -> None:
     assert float(logs["latent_mse"]) == pytest.approx(4.0)
     assert float(student_loss(loss, torch.tensor(3.0), gamma2=2.0)) == pytest.approx(8.0)
     assert float(critic_loss(z_hat, z)) == pytest.approx(4.0)
+    loss, logs = reconstruction_loss(None, z_hat, z, gamma1=0.0, latent_mse=0.25)
+    assert (float(loss), logs.keys()) == (pytest.approx(1.0), {"latent_mse"})
+    with pytest.raises(ValueError, match="needs the pixel loss"):
+        reconstruction_loss(None, z_hat, z, gamma1=0.5, latent_mse=0.25)
     with pytest.raises(ValueError, match="weighting"):
         time_weight(PROCESS, t, "sigma")  # pyright: ignore
     with pytest.raises(ValueError, match="residual"):

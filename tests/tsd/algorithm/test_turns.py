@@ -98,7 +98,7 @@ def test_the_critic_learns_under_the_captions(backbone: Backbone) -> None:
     z_hat, texts = torch.randn(2, 4, 4, 4), captions()
 
     def loss(batch: slice, prompt: PromptEmbeds | None = None) -> Tensor:
-        return critic_turn(backbone, z_hat[batch], INDICES[batch], CONFIG, prompt).detach()
+        return critic_turn(backbone, z_hat[batch], INDICES[batch], CONFIG, prompt).loss.detach()
 
     both = slice(2)
     default, captioned = loss(both), loss(both, texts)

@@ -75,7 +75,7 @@ def measured(model: Path, batch: int, checkpointing: bool) -> tuple[int, int]:
         for parameter in [*denoiser.parameters(), *vae.parameters()]:
             parameter.grad = None
         meter.reset_peak()
-        critic_turn(backbone, z_hat, list(range(batch)), CONFIG).backward()
+        critic_turn(backbone, z_hat, list(range(batch)), CONFIG).loss.backward()
         return student, meter.peak - held
 
 
@@ -106,6 +106,20 @@ def test_more_samples_take_proportionally_more(tiny_sd3_dir: Path) -> None:
     plan = memory_plan(tiny_sd3_dir, config, batch_sizes=(1, 2, 4), checkpointing=(False,), cuda=False, tokens=5)
     one, two, four = (it.student_graph + it.encoder_graph for it in plan.iterations)
     assert four - two == pytest.approx(2 * (two - one), rel=0.01)
+
+
+def test_without_pixel_loss_no_decoder_is_planned_and_the_layers_of_the_critic_are_counted(tiny_sd3_dir: Path) -> None:
+    def plan(**changes: object) -> MemoryPlan:
+        config = dataclasses.replace(CONFIG, crop=64, **changes)  # pyright: ignore[reportArgumentType]
+        return memory_plan(tiny_sd3_dir, config, batch_sizes=(2,), checkpointing=(False,), cuda=False, tokens=5)
+
+    usual, latent, wide = plan(), plan(gamma1=(0.0, 0.0)), plan(critic_layers="student")
+    (with_decoder,), (without,) = usual.iterations, latent.iterations
+    assert without.decoder_graph < 0.1 * with_decoder.decoder_graph
+    assert without.teacher == with_decoder.teacher
+    assert without.student_turn < with_decoder.student_turn
+    name = "critic's adapter"
+    assert wide.parameters[name] == wide.parameters["student's adapter, denoiser"] > usual.parameters[name]
 
 
 def test_sd3_mediums_parameters_and_what_is_held() -> None:

@@ -37,7 +37,7 @@ def gradients_of_both_turns(backbone: Backbone) -> dict[str, Tensor]:
     x_L, x_H = torch.rand(2, 2, 3, 32, 32) * 2 - 1
     turn = student_turn(backbone, Batch(x_L, x_H, [7, 8]), CONFIG, PHASE, 1.0, charbonnier)
     turn.loss.backward()
-    critic_turn(backbone, turn.z_hat, [7, 8], CONFIG).backward()
+    critic_turn(backbone, turn.z_hat, [7, 8], CONFIG).loss.backward()
     modules = {"denoiser": backbone.denoiser, "vae": backbone.vae}
     return {
         f"{name}.{role}.{key}": parameter.grad

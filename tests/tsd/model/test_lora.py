@@ -1,11 +1,14 @@
 """Adapters: strict released layout, roles on one base, merging."""
 
+import dataclasses
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tsd.config import CriticLayers
 from tsd.errors import UserError
 from tsd.model.backbone import load_backbone
 from tsd.model.lora import (
@@ -13,12 +16,14 @@ from tsd.model.lora import (
     VAE_FILE,
     adapter_parameters,
     attach,
+    attach_roles,
     denoiser_targets,
     load_student,
     role,
     save_student,
     vae_targets,
 )
+from tsd.presets import MINI
 
 
 def released_copy(lora_dir: Path, tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
@@ -40,6 +45,22 @@ def test_targets_are_those_of_the_release(tiny_sd3_dir: Path) -> None:
     assert "encoder.mid_block.attentions.0.to_out.0" in vae
     assert "encoder.down_blocks.0.downsamplers.0.conv" in vae
     assert not any(name.startswith("decoder") for name in vae)
+
+
+@pytest.mark.parametrize("model", ["tiny_sd3_dir", "tiny_sd2_dir"])
+def test_the_critic_may_adapt_the_layers_of_the_student(model: str, request: pytest.FixtureRequest) -> None:
+    """The student's own start does not depend on it."""
+    found = {}
+    for layers in get_args(CriticLayers):
+        backbone = load_backbone(request.getfixturevalue(model))
+        attach_roles(backbone, dataclasses.replace(MINI, rank=4, vae_rank=4, critic_rank=2, critic_layers=layers))
+        found[layers] = {role: adapter_parameters(backbone.denoiser, role) for role in ("student", "critic")}
+    assert found["student"]["critic"].keys() == found["student"]["student"].keys()
+    assert all(min(value.shape[:2]) <= 2 for value in found["student"]["critic"].values())
+    assert found["attention"]["critic"].keys() < found["student"]["critic"].keys()
+    assert all(".attn" in key for key in found["attention"]["critic"])
+    for key, value in found["attention"]["student"].items():
+        assert torch.equal(value, found["student"]["student"][key])
 
 
 def test_merged_equals_unmerged(tiny_sd3_dir: Path, tiny_lora_dir: Path) -> None:
