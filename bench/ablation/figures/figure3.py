@@ -44,8 +44,9 @@ def direction_cosine(
 def measure(subject: Subject, seeds: Sequence[int], progress: Callable[[str], None]) -> pd.DataFrame:
     """One row for each seed, moment, time and place ("z_hat" or "z"), with mean and spread over samples."""
     rows = []
+    moments = subject.moments(FRACTIONS)
     for seed in seeds:
-        for stage, fraction in zip(subject.stages({}, seed, FRACTIONS), FRACTIONS, strict=True):
+        for stage, fraction in zip(subject.stages({}, seed, moments), moments, strict=True):
             progress(f"seed {seed}, step {stage.step}")
             for t in TIMES:
                 rows += [{"seed": seed, "fraction": fraction, **row} for row in _at(stage, t)]
@@ -76,7 +77,8 @@ def draw(numbers: pd.DataFrame, folder: Path) -> list[Path]:
         training.set_title(f"t = {T_PAPER}", loc="left")
         training.legend(loc="best")
         colours = matplotlib.colormaps[MOMENTS]
-        for fraction in SHOWN:
+        known = sorted(set(numbers.fraction))
+        for fraction in sorted({min(known, key=lambda one: abs(one - wanted)) for wanted in SHOWN}):
             moment = numbers.query("place == 'z_hat' and fraction == @fraction")
             label = rf"at $\hat z_t$, step {moment['step'].iloc[0]}"
             over_t.plot(moment.groupby("t").cosine.mean(), color=colours(0.85 * fraction), label=label)

@@ -69,15 +69,16 @@ def measure(
         UserError: the subject has no critic.
     """
     rows, maps = [], []
+    moments = subject.moments(FRACTIONS)
     for seed in seeds:
-        for stage, fraction in zip(subject.stages({}, seed, FRACTIONS), FRACTIONS, strict=True):
+        for stage, fraction in zip(subject.stages({}, seed, moments), moments, strict=True):
             progress(f"seed {seed}, step {stage.step}")
             for t in TIMES:
                 for form in FORMS:
                     rms = _error(stage, t, form).square().mean().sqrt().item()
                     where = {"seed": seed, "fraction": fraction, "step": stage.step, "t": t}
                     rows.append({**where, "form": form, "error_rms": rms, "samples": len(stage.z)})
-            if seed == seeds[0] and fraction == FRACTIONS[-1]:
+            if seed == seeds[0] and fraction == moments[-1]:
                 maps = [
                     ErrorMap(name, t, _error(stage, t, "epsilon").square().mean(dim=1).sqrt(), stage)
                     for name, t in STAGES.items()
@@ -103,7 +104,7 @@ def draw(measured: tuple[pd.DataFrame, list[ErrorMap]], folder: Path) -> list[Pa
         halves = figure.add_gridspec(1, 2, width_ratios=(6.4, 6))
         curves, pictures = figure.add_subfigure(halves[0]), figure.add_subfigure(halves[1])
         for axis, (form, label) in zip(curves.subplots(1, 2), FORMS.items(), strict=True):
-            for fraction in FRACTIONS:
+            for fraction in sorted(set(numbers.fraction)):
                 moment = numbers.query(f"form == {form!r} and fraction == {fraction}")
                 by_t = moment.groupby("t").error_rms
                 colour = matplotlib.colormaps[MOMENTS](0.85 * fraction)

@@ -121,7 +121,7 @@ class ModelSubject:
 
 
 def load_checkpoint(backbone: Backbone, folder: Path) -> None:
-    """Attaches student and critic to a bare base with the weights of a checkpoint; the averaged student, if there is one.
+    """Attaches student and critic to a bare base, with a checkpoint's weights or, where it has them, averages.
 
     Raises:
         UserError: the checkpoint does not fit the model.
@@ -138,5 +138,7 @@ def load_checkpoint(backbone: Backbone, folder: Path) -> None:
         values = saved.get(f"ema.{name}", saved[name])
         for key, parameter in parameters.items():
             if key not in values or values[key].shape != parameter.shape:
-                raise UserError(f"{folder} does not fit the model in {backbone.source}: {name} has no {key} of its shape")
+                raise UserError(
+                    f"{folder} does not fit the model in {backbone.source}: {name} has no {key} of its shape"
+                )
             parameter.data.copy_(values[key])

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from bench.ablation.figures.stage import Stage
+from bench.ablation.figures.stage import Stage, Strategy
 from bench.ablation.mixture.domain import held_out
 from bench.ablation.mixture.scores import set_scores
 from bench.ablation.mixture.settings import MixtureSettings
@@ -20,6 +20,12 @@ class MixtureSubject:
     """A `Subject` that trains in a second or two, on the test points of the seed."""
 
     name = "mixture"
+
+    def moments(self, wanted: Sequence[float]) -> list[float]:
+        return list(wanted)
+
+    def strategies(self, wanted: Sequence[Strategy]) -> list[Strategy]:
+        return list(wanted)
 
     def stages(self, overrides: Mapping[str, Any], seed: int, moments: Sequence[float]) -> Iterator[Stage]:
         distillation = Distillation(MixtureSettings.from_mapping(overrides), seed)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from bench.ablation.figures import figure3, figure4, figure5, figure6
-from bench.ablation.figures.stage import Stage
+from bench.ablation.figures.stage import Stage, Strategy
 from bench.ablation.figures.subjects import open_subject
 from bench.ablation.mixture.subject import MixtureSubject
 from bench.cli import main
@@ -105,6 +105,12 @@ class Pictures:
 
     name = "pictures"
 
+    def moments(self, wanted: Sequence[float]) -> list[float]:
+        return list(wanted)
+
+    def strategies(self, wanted: Sequence[Strategy]) -> list[Strategy]:
+        return list(wanted)
+
     def stages(self, overrides: Mapping[str, Any], seed: int, moments: Sequence[float]) -> Iterator[Stage]:
         generator = torch.Generator().manual_seed(seed)
         z = torch.rand(5, 16, 4, 6, generator=generator)
@@ -129,7 +135,7 @@ class Pictures:
 @pytest.mark.parametrize("subject", [MixtureSubject(), Pictures()], ids=["mixture", "pictures"])
 def test_points_and_images_are_drawn(figure, subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Short:
-        name = subject.name
+        name, moments, strategies = subject.name, subject.moments, subject.strategies
 
         def stages(self, overrides, seed, moments):
             short = {"steps": 20} if subject.name == "mixture" else {}
