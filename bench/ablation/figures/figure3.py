@@ -44,8 +44,9 @@ def direction_cosine(
 def measure(subject: Subject, seeds: Sequence[int], progress: Callable[[str], None]) -> pd.DataFrame:
     """One row for each seed, moment, time and place ("z_hat" or "z"), with mean and spread over samples."""
     rows = []
+    moments = subject.moments(FRACTIONS)
     for seed in seeds:
-        for stage, fraction in zip(subject.stages({}, seed, FRACTIONS), FRACTIONS, strict=True):
+        for stage, fraction in zip(subject.stages({}, seed, moments), moments, strict=True):
             progress(f"seed {seed}, step {stage.step}")
             for t in TIMES:
                 rows += [{"seed": seed, "fraction": fraction, **row} for row in _at(stage, t)]
@@ -66,9 +67,9 @@ def draw(numbers: pd.DataFrame, folder: Path) -> list[Path]:
     """Left: at t = 100 along training. Right: over t, at some moments. Bands span the seeds."""
     with drawing(7.6, 3.0) as figure:
         training, over_t = figure.subplots(1, 2, sharey=True)
-        at_paper = numbers[numbers.t == T_PAPER]
+        at_paper = numbers.query("t == @T_PAPER")
         for place, colour, label in (("z", TRUTH, r"at $z_t$"), ("z_hat", STUDENT, r"at $\hat z_t$")):
-            by_step = at_paper[at_paper.place == place].groupby("step").cosine
+            by_step = at_paper.query(f"place == {place!r}").groupby("step").cosine
             training.plot(by_step.mean(), color=colour, marker="o", markersize=3, label=label)
             training.fill_between(by_step.mean().index, by_step.min(), by_step.max(), color=colour, alpha=0.2, lw=0)
         training.set_xlabel("training step of the student")
@@ -76,12 +77,13 @@ def draw(numbers: pd.DataFrame, folder: Path) -> list[Path]:
         training.set_title(f"t = {T_PAPER}", loc="left")
         training.legend(loc="best")
         colours = matplotlib.colormaps[MOMENTS]
-        shown = numbers[numbers.fraction.isin(SHOWN)]
-        for (fraction, step), moment in shown[shown.place == "z_hat"].groupby(["fraction", "step"]):
-            label = rf"at $\hat z_t$, step {step}"
-            over_t.plot(moment.groupby("t").cosine.mean(), color=colours(0.85 * float(fraction)), label=label)
+        known = sorted(set(numbers.fraction))
+        for fraction in sorted({min(known, key=lambda one: abs(one - wanted)) for wanted in SHOWN}):
+            moment = numbers.query("place == 'z_hat' and fraction == @fraction")
+            label = rf"at $\hat z_t$, step {moment['step'].iloc[0]}"
+            over_t.plot(moment.groupby("t").cosine.mean(), color=colours(0.85 * fraction), label=label)
         over_t.plot(
-            numbers[numbers.place == "z"].groupby("t").cosine.mean(), color=INK, ls="--", label=r"at $z_t$", zorder=1
+            numbers.query("place == 'z'").groupby("t").cosine.mean(), color=INK, ls="--", label="at $z_t$", zorder=1
         )
         over_t.axvline(T_PAPER, color="#cccccc", lw=0.8, zorder=0)
         over_t.set_xlabel("$t$")

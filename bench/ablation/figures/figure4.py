@@ -4,28 +4,18 @@ The paper shows that VSD alone invents textures and that MSE alone smooths. Of p
 their own truth for a mode that is not theirs; the latter: outputs lie between the modes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from torch import Tensor
 
 from bench.ablation.figures.points import are_points, window, xy
-from bench.ablation.figures.stage import Stage, Subject
+from bench.ablation.figures.stage import Stage, Strategy, Subject
 from bench.ablation.figures.style import DEGRADED, INK, STUDENT, TRUTH, drawing, no_ticks, save
 
 MOST_IMAGES = 4
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """A way to train; `overrides` are settings of `TrainConfig` and `Phase`."""
-
-    label: str
-    overrides: Mapping[str, Any]
 
 
 STRATEGIES = (
@@ -42,9 +32,9 @@ def measure(
     """The last moment of every strategy: scores of all seeds, and the stages of the first."""
     rows, shown = [], []
     for seed in seeds:
-        for strategy in STRATEGIES:
+        for strategy in subject.strategies(STRATEGIES):
             progress(f"seed {seed}, {strategy.label}")
-            (stage,) = subject.stages(strategy.overrides, seed, [1.0])
+            (stage,) = subject.stages(strategy.overrides, seed, subject.moments([1.0]))
             rows.append({"strategy": strategy.label, "seed": seed, "step": stage.step, **stage.scores})
             if seed == seeds[0]:
                 shown.append((strategy, stage))

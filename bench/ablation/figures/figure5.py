@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from torch import Tensor
 
@@ -68,15 +69,16 @@ def measure(
         UserError: the subject has no critic.
     """
     rows, maps = [], []
+    moments = subject.moments(FRACTIONS)
     for seed in seeds:
-        for stage, fraction in zip(subject.stages({}, seed, FRACTIONS), FRACTIONS, strict=True):
+        for stage, fraction in zip(subject.stages({}, seed, moments), moments, strict=True):
             progress(f"seed {seed}, step {stage.step}")
             for t in TIMES:
                 for form in FORMS:
                     rms = _error(stage, t, form).square().mean().sqrt().item()
                     where = {"seed": seed, "fraction": fraction, "step": stage.step, "t": t}
                     rows.append({**where, "form": form, "error_rms": rms, "samples": len(stage.z)})
-            if seed == seeds[0] and fraction == FRACTIONS[-1]:
+            if seed == seeds[0] and fraction == moments[-1]:
                 maps = [
                     ErrorMap(name, t, _error(stage, t, "epsilon").square().mean(dim=1).sqrt(), stage)
                     for name, t in STAGES.items()
@@ -99,13 +101,14 @@ def draw(measured: tuple[pd.DataFrame, list[ErrorMap]], folder: Path) -> list[Pa
     numbers, maps = measured
     images = maps[0].stage.images
     with drawing(12.4, 3.3) as figure:
-        curves, pictures = figure.subfigures(1, 2, width_ratios=(6.4, 6))
+        halves = figure.add_gridspec(1, 2, width_ratios=(6.4, 6))
+        curves, pictures = figure.add_subfigure(halves[0]), figure.add_subfigure(halves[1])
         for axis, (form, label) in zip(curves.subplots(1, 2), FORMS.items(), strict=True):
-            of_form = numbers[numbers.form == form]
-            for (fraction, step), moment in of_form.groupby(["fraction", "step"]):
+            for fraction in sorted(set(numbers.fraction)):
+                moment = numbers.query(f"form == {form!r} and fraction == {fraction}")
                 by_t = moment.groupby("t").error_rms
-                colour = matplotlib.colormaps[MOMENTS](0.85 * float(fraction))
-                axis.plot(by_t.mean(), color=colour, label=f"step {step}")
+                colour = matplotlib.colormaps[MOMENTS](0.85 * fraction)
+                axis.plot(by_t.mean(), color=colour, label=f"step {moment['step'].iloc[0]}")
                 axis.fill_between(by_t.mean().index, by_t.min(), by_t.max(), color=colour, alpha=0.15, lw=0)
             for name, t in STAGES.items():
                 axis.axvline(t, color="#cccccc", lw=0.8, zorder=0)
@@ -127,7 +130,7 @@ def draw(measured: tuple[pd.DataFrame, list[ErrorMap]], folder: Path) -> list[Pa
             axes[0, column].set_title(f"{found.name}, $t$ = {found.t:g}")
             for row in range(count):
                 _draw_map(axes[row, column], found, row, scale)
-        colours = matplotlib.cm.ScalarMappable(scale, ERRORS)
+        colours = ScalarMappable(scale, ERRORS)
         pictures.colorbar(colours, ax=axes, label=r"$|\epsilon_\psi - \epsilon_\phi|$ at $\hat z_t$", extend="max")
         return save(figure, numbers, folder, "figure5")
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bench.ablation.figures.style import no_ticks
 
-EXTENT = 6.2
+EXTENT = 5.4
 """Half the width of the window, in latent units; the prior's circle has radius 4."""
 
 

@@ -54,6 +54,14 @@ class Stage:
         return torch.randn(self.z.shape, generator=generator).to(self.z)
 
 
+@dataclass(frozen=True)
+class Strategy:
+    """A way to train; `overrides` are settings that differ from the domain's defaults, as those of a sweep's arm."""
+
+    label: str
+    overrides: Mapping[str, Any]
+
+
 class Subject(Protocol):
     """A domain, or a real model, of which figures are drawn.
 
@@ -63,12 +71,20 @@ class Subject(Protocol):
 
     name: str
 
+    def moments(self, wanted: Sequence[float]) -> list[float]:
+        """The moments that can be shown of those wanted, rising fractions of the run in [0, 1]: 0 start, 1 end."""
+        ...
+
+    def strategies(self, wanted: Sequence[Strategy]) -> list[Strategy]:
+        """The strategies that can be shown in place of those wanted."""
+        ...
+
     def stages(self, overrides: Mapping[str, Any], seed: int, moments: Sequence[float]) -> Iterator[Stage]:
         """A run, looked at in some moments.
 
         Args:
-            overrides: settings that differ from the domain's defaults, as an arm of a sweep has them.
-            moments: rising fractions of the run in [0, 1]; 0 is the start, 1 the end. One stage for each.
+            overrides: those of a strategy.
+            moments: as `moments` gives them; one stage for each.
 
         Raises:
             UserError: the subject cannot be trained with these settings, or not at all.

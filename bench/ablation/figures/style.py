@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -23,7 +24,7 @@ MOMENTS = "viridis"
 """Colour map of moments of a training, early to late; perceptually even, and readable in grey."""
 ERRORS = "inferno"
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.spines.top": False,

@@ -21,8 +21,8 @@ class MixtureSettings:
 
     Attributes:
         steps: student's steps, after those of the critic's warm-up.
-        regularisation: `tsd`, or `python:FILE.py:FUNCTION`, a gradient of one's own, see
-            `bench.ablation.mixture.training`.
+        regularisation: `tsd`, or `python:FILE.py:FUNCTION` as in `tsd.algorithm.regularisation`; its third argument
+            is these settings.
     """
 
     steps: int = 400

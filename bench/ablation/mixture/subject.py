@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from bench.ablation.figures.stage import Stage
+from bench.ablation.figures.stage import Stage, Strategy
 from bench.ablation.mixture.domain import held_out
 from bench.ablation.mixture.scores import set_scores
 from bench.ablation.mixture.settings import MixtureSettings
@@ -20,6 +20,12 @@ class MixtureSubject:
     """A `Subject` that trains in a second or two, on the test points of the seed."""
 
     name = "mixture"
+
+    def moments(self, wanted: Sequence[float]) -> list[float]:
+        return list(wanted)
+
+    def strategies(self, wanted: Sequence[Strategy]) -> list[Strategy]:
+        return list(wanted)
 
     def stages(self, overrides: Mapping[str, Any], seed: int, moments: Sequence[float]) -> Iterator[Stage]:
         distillation = Distillation(MixtureSettings.from_mapping(overrides), seed)
@@ -39,6 +45,8 @@ class MixtureSubject:
                 PROCESS,
                 teacher,
                 distillation.critic_now(),
-                *(as_latents(points) for points in (z_L, z_hat, z)),
+                z_L=as_latents(z_L),
+                z_hat=as_latents(z_hat),
+                z=as_latents(z),
                 scores={label: f"{found[name]:.3f}" for name, label in labels.items()},
             )

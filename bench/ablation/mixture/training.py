@@ -11,8 +11,7 @@ Every draw comes from a generator of its own that the seed, its purpose and the 
 the settings of an arm: two arms with one seed see the same points, degradations, ε, t and start weights.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -20,17 +19,15 @@ from torch import Tensor
 from bench.ablation.mixture.networks import RandomFeatures, new_head
 from bench.ablation.mixture.prior import Mixture
 from bench.ablation.mixture.settings import MixtureSettings
-from bench.methods.function import load_function
-from tsd.algorithm.dasm import Point, Predict, trajectory, trajectory_gradient
+from tsd.algorithm.dasm import Point, Predict, Regularise, trajectory, trajectory_gradient
 from tsd.algorithm.objective import (
     critic_loss,
-    in_residual_form,
     reconstruction_loss,
     student_loss,
     surrogate_loss,
-    time_weight,
 )
 from tsd.errors import UserError
+from tsd.files import load_function
 from tsd.model.process import FlowMatching
 from tsd.seeds import generator_for
 
@@ -71,8 +68,7 @@ class Distillation:
 
     def __init__(self, settings: MixtureSettings, seed: int) -> None:
         self.settings, self.seed, self.step = settings, seed, 0
-        own = settings.function_file()
-        self._regularisation = None if own is None else load_function(*own).function
+        self._regularise = own_regularisation(settings)
         self._student_features = RandomFeatures.draw(2, generator_for(seed, "features of the student"))
         self._critic_features = RandomFeatures.draw(3, generator_for(seed, "features of the critic"))
         self._student_head, self._critic_head = new_head(), new_head()
@@ -170,10 +166,8 @@ class Distillation:
             self._times("t of TSD", index, *settings.t_range),
             points=points,
             stride=stride,
-            lambda_tsd=settings.lambda_tsd if self._regularisation is None else None,
+            lambda_tsd=settings.lambda_tsd if self._regularise is None else None,
         )
-        if self._regularisation is not None:
-            return own_gradient(self._regularisation, path, settings)
         gradient, _ = trajectory_gradient(
             PROCESS,
             path,
@@ -181,6 +175,7 @@ class Distillation:
             lambda_tsd=settings.lambda_tsd,
             residual=settings.residual,
             weighting=settings.weighting,
+            regularise=self._regularise,
         )
         return gradient
 
@@ -203,30 +198,26 @@ class Distillation:
         return logs
 
 
-def own_gradient(
-    function: Callable[[Point, Tensor, MixtureSettings], Tensor], path: Iterator[Point], settings: MixtureSettings
-) -> Tensor:
-    """Σ_i function(point, w, settings), with predictions in the residual's form and w with every weight of the point.
+def own_regularisation(settings: MixtureSettings) -> Regularise | None:
+    """The configured function, called as FUNCTION(point, w, settings); None for Eq. 5.
 
     Raises:
-        UserError: the function's result has not the latents' shape or is not finite.
+        UserError: here, if the file does not run or has no such function; when called, if the result has not the
+            latents' shape or is not finite.
     """
-    total = torch.zeros(())
-    for point, point_weight in zip(path, settings.point_weights, strict=True):
-        t = point.t.clamp(min=0)
-        w = point_weight * time_weight(PROCESS, t, settings.weighting) * point.inside.view(-1, 1, 1, 1)
-        form = settings.residual
-        pairs = {"teacher_hat": point.z_hat_t, "teacher_z": point.z_t, "critic_hat": point.z_hat_t}
-        predictions = {
-            name: in_residual_form(PROCESS, getattr(point, name), z_t, t, form) for name, z_t in pairs.items()
-        }
-        found = function(dataclasses.replace(point, **predictions), w, settings)
-        if not isinstance(found, Tensor) or found.shape != point.z_hat_t.shape or not bool(found.isfinite().all()):
-            what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-            expected = f"a finite tensor of shape {tuple(point.z_hat_t.shape)}"
-            raise UserError(f"{settings.regularisation} returned {what}; expected {expected}")
-        total = total + found
-    return total
+    own = settings.function_file()
+    if own is None:
+        return None
+    function, _ = load_function(*own)
+
+    def regularise(point: Point, w: Tensor) -> Tensor:
+        found, shape = function(point, w, settings), tuple(point.z_hat_t.shape)
+        if not isinstance(found, Tensor) or tuple(found.shape) != shape or not bool(found.isfinite().all()):
+            what = f"a tensor {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            raise UserError(f"{settings.regularisation} returned {what}; expected a finite tensor {shape}")
+        return found
+
+    return regularise
 
 
 def gradient_sizes(data: Tensor, tsd: Tensor | None, gamma2: float) -> dict[str, float]:
