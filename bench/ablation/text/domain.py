@@ -71,10 +71,10 @@ class TextDomain:
     captions: bool = False
     name: str = "text"
     measures: tuple[Measure, ...] = (
-        Measure("fd", "FD", "", False, False, 2),
+        Measure("fd", "FD", "", False, False, 3),
         Measure("kid", "KID", "", False, False, 3),
-        Measure("lp", "LP", "", False, True, 3),
-        Measure("psnr", "PSNR", "dB", True, True, 2),
+        Measure("lp", "LP", "", False, True, 4),
+        Measure("psnr", "PSNR", "dB", True, True, 3),
         Measure("letters", "Letters", "", True, True, 3),
         Measure("faces", "Faces", "", True, True, 3),
         Measure("sharpness", "Sharpness", "", None, False, 3),
@@ -82,7 +82,7 @@ class TextDomain:
 
     @property
     def references(self) -> tuple[str, ...]:
-        return ("bicubic", "start", *(f"start, unsharp {amount:g}" for amount in SHARPENED))
+        return ("bicubic", "start", *(f"start unsharp {amount:g}" for amount in SHARPENED))
 
     def settings(self) -> dict[str, Any]:
         flat = dataclasses.asdict(DEFAULTS)
@@ -158,7 +158,7 @@ class TextDomain:
             if end == ends[-1]:
                 write_text(folder / "log.jsonl", run.log.read_text())
                 if config.phases[0].gamma2 == 0:
-                    self._sharpen(images, "data", folder / "references")
+                    self._sharpen(images, folder / "references")
         assert scores is not None
         write_scores(scores, folder)
 
@@ -177,11 +177,12 @@ class TextDomain:
                     images = unsharp(images, float(name.rpartition(" ")[2]))
             write_scores(scorer(self.model)(images), folder / name)
 
-    def _sharpen(self, images: Any, prefix: str, folder: Path) -> None:
+    def _sharpen(self, images: Any, folder: Path) -> None:
+        """Scores the sharpened outputs of a student that was trained on the data terms alone."""
         from bench.ablation.text.measures import unsharp
 
         for amount in SHARPENED:
-            write_scores(scorer(self.model)(unsharp(images, amount)), folder / f"{prefix}, unsharp {amount:g}")
+            write_scores(scorer(self.model)(unsharp(images, amount)), folder / f"unsharp {amount:g}")
 
     def restore(self, lora: Path, device: str) -> Any:
         """The test lines restored by a student, (N, 1, H, W) in [0, 1] on the CPU."""

@@ -75,7 +75,7 @@ def test_a_data_only_cell_leaves_its_sharpened_outputs_as_references(tmp_path: P
     scores = run(domain, tmp_path, cell(domain, "data", gamma2=0.0))[-1]
     found = {}
     for amount in SHARPENED:
-        path = tmp_path / "references" / f"data, unsharp {amount:g}" / "scores.jsonl"
+        path = tmp_path / "references" / f"unsharp {amount:g}" / "scores.jsonl"
         found[amount] = json.loads(path.read_text().splitlines()[-1])
     sharpness = [scores["sharpness"], *(found[amount]["sharpness"] for amount in SHARPENED)]
     assert sharpness == sorted(sharpness)
