@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 MODEL = Path(__file__).with_name("model")
 """The shipped base, start and classifier; `nox -s train_text` makes them."""
 
-TEST_LINES, REFERENCE_LINES = 512, 1024
+TEST_LINES, REFERENCE_LINES = 384, 1024
 SHARPENED = (0.15, 0.3, 0.45, 0.6, 0.8)
 """Amounts of the unsharp masks that every distilled arm is held against."""
 
-CURVE_POINTS = 4
+CURVE_POINTS = 3
 PHASE_SETTINGS = ("latent_mse", "gamma2", "point_weights", "steps")
 RUN_SETTINGS = ("seed", "checkpoint_every", "validate_every", "crop", "usm", "degradation", "degrade_anew", "phases")
 """Fields of `TrainConfig` that no experiment sets: the sweep sets them, or this domain has no use for them."""

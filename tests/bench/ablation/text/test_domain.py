@@ -47,7 +47,7 @@ def test_a_cell_leaves_scores_curve_and_log_and_resumes_to_the_same(tmp_path: Pa
     whole = run(domain, tmp_path / "whole", cell(domain, "full"))
     assert whole[-1]["image"] is None
     assert set(whole[-1]) == {"image", *(measure.name for measure in domain.measures)}
-    assert len(whole) == 513
+    assert len(whole) == 385
     curve = [json.loads(line) for line in (tmp_path / "whole" / "curve.jsonl").read_text().splitlines()]
     assert curve[-1]["step"] == 6
     log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
