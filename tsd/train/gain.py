@@ -1,5 +1,7 @@
 """A watch on the critic's gain, which tells a run that learns from VSD from one that learns from noise."""
 
+import math
+import statistics
 from collections import deque
 
 MEASUREMENTS = 5
@@ -13,10 +15,16 @@ class GainWatch:
         self._warned = False
 
     def warning(self, step: int, gain: float) -> str | None:
-        """Adds the gain measured at a step; returns a warning the first time that the mean of the last five is < 0."""
+        """Adds the gain measured at a step; returns a warning the first time that the last five lie below zero.
+
+        Their mean must be below zero by more than its standard error: a critic that has just begun to learn has a gain
+        of about zero, of either sign.
+        """
         self._last.append(gain)
-        mean = sum(self._last) / len(self._last)
-        if self._warned or len(self._last) < MEASUREMENTS or mean >= 0:
+        if self._warned or len(self._last) < MEASUREMENTS:
+            return None
+        mean = statistics.fmean(self._last)
+        if mean + statistics.stdev(self._last) / math.sqrt(MEASUREMENTS) >= 0:
             return None
         self._warned = True
         return (

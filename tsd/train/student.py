@@ -15,16 +15,16 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor
 
 from tsd.algorithm.pixel_loss import load_pixel_loss
-from tsd.algorithm.turns import Batch, critic_turn, student_latents, student_turn
+from tsd.algorithm.turns import Batch, student_latents, student_turn
 from tsd.config import TrainConfig
 from tsd.model.backbone import Backbone
 from tsd.model.lora import adapter_parameters, attach_roles, save_student
 from tsd.model.prompt import load_prompts
 from tsd.prompts.folder import write_prompt
 from tsd.train.checkpoint import TrainState
-from tsd.train.ema import CRITIC_GROUPS, averaged, start_ema, update_critic_ema, update_ema
+from tsd.train.critic import CriticTraining
+from tsd.train.ema import CRITIC_GROUPS, averaged, start_ema, update_ema
 from tsd.train.feed import degradation_of
-from tsd.train.gain import GainWatch
 from tsd.train.optim import (
     DivergenceError,
     OptimizerState,
@@ -68,12 +68,9 @@ def train(settings: RunSettings, config: TrainConfig) -> FinishedRun:
         pairs = load_pairs(settings.val_data, config)
         given = (settings.init_lora, settings.teacher_lora, run.checked.teacher_targets)
         backbone = run.load(lambda base: attach_roles(base, config, *given))
-        state, student, critic = optimizers(backbone, config, accelerator)
+        state, student = optimizers(backbone, config, accelerator)
         batches = run.begin(state)
-        optimizer, critic_optimizer = (
-            state.stateful["optimizer"].optimizer,
-            state.stateful["critic_optimizer"].optimizer,
-        )
+        optimizer = state.stateful["optimizer"].optimizer
         perceptual = pixel_loss if config.pixel_loss == "lpips" else None
 
         def validation() -> Validation:
@@ -90,27 +87,8 @@ def train(settings: RunSettings, config: TrainConfig) -> FinishedRun:
 
         own = run.checked.regularisation
         regularise = None if own is None else own.regularise
-        watch = GainWatch()
-        overflows, critic_overflows = 0, 0
-
-        def critic_update(latents: list[tuple[Tensor, Batch]], number: int, *, measure_gain: bool) -> dict[str, float]:
-            nonlocal critic_overflows
-            micro_logs = []
-            for z_hat, batch in latents:
-                with accelerator.autocast():
-                    turn = critic_turn(
-                        backbone, z_hat, batch.indices, config, batch.prompt, update=number, measure_gain=measure_gain
-                    )
-                backward(accelerator, critic_optimizer, turn.loss)
-                micro_logs.append(turn.logs)
-            logs = run.mean(micro_logs)
-            updated = update(accelerator, critic_optimizer, critic, config.max_grad_norm)
-            critic_overflows = critic_overflows + 1 if "overflow" in updated else 0
-            logs |= {f"critic_{name}": value for name, value in updated.items()}
-            check_divergence(logs, critic_overflows, config, state.step, run.last_good(), accelerator)
-            update_critic_ema(state, 0.0 if config.warms_up(state.step) else config.critic_ema_decay)
-            return logs
-
+        critic = CriticTraining(run, backbone, config, state)
+        overflows = 0
         while not run.done(state):
             step, warms_up = state.step, config.warms_up(state.step)
             run.describe("critic warm-up" if warms_up else "train")
@@ -138,12 +116,7 @@ def train(settings: RunSettings, config: TrainConfig) -> FinishedRun:
                 check_divergence(logs, overflows, config, step, run.last_good(), accelerator)
                 state.stateful["schedule"].step()
             if warms_up or phase.gamma2 > 0:
-                logs |= critic_update(latents, 0, measure_gain=step % config.gain_every == 0)
-                for number in range(1, 1 if warms_up else config.critic_steps):
-                    critic_update(latents, number, measure_gain=False)
-                state.stateful["critic_schedule"].step()
-                if "critic_gain" in logs and (warning := watch.warning(step + 1, logs["critic_gain"])):
-                    run.print_on_main(warning)
+                logs |= critic.step(latents)
             if not warms_up:
                 update_ema(state, config.ema_decay, step - config.critic_warmup_steps)
                 logs |= {"lr": optimizer.param_groups[0]["lr"], "gamma1": gamma1}
@@ -164,11 +137,11 @@ def load_pairs(val_data: str | Path | None, config: TrainConfig) -> list[Validat
 
 def optimizers(
     backbone: Backbone, config: TrainConfig, accelerator: Accelerator
-) -> tuple[TrainState, list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+) -> tuple[TrainState, list[torch.nn.Parameter]]:
     """Makes the optimisers and schedules.
 
     Returns:
-        The resumable state that holds them, the student's parameters, and the critic's.
+        The resumable state that holds them, and the student's parameters.
     """
     adapters = {
         "student.denoiser": adapter_parameters(backbone.denoiser, "student"),
@@ -191,4 +164,4 @@ def optimizers(
         start_ema(state)
     if config.critic_ema_decay:
         start_ema(state, CRITIC_GROUPS)
-    return state, student, critic
+    return state, student

@@ -26,7 +26,7 @@ from tsd.algorithm.objective import (
     vsd_gradient,
 )
 from tsd.config import Residual
-from tsd.model.process import FlowMatching
+from tsd.model.process import DDPM, FlowMatching
 
 PROCESS = FlowMatching(shift=1.0)
 M, S, RHO = 0.7, 1.3, 0.6
@@ -115,6 +115,22 @@ def test_vsd_in_velocity_form_differs_by_one_minus_sigma(grid: Grid) -> None:
     epsilon = gradient_on_parameters(grid, 0.1, 0.4, 300.0, lambda_tsd=1.0, residual="epsilon")
     velocity = gradient_on_parameters(grid, 0.1, 0.4, 300.0, lambda_tsd=1.0, residual="velocity")
     np.testing.assert_allclose(epsilon, np.multiply(velocity, 0.7), atol=1e-12)
+
+
+def test_sigma2_one_minus_sigma_makes_of_velocities_what_sigma2_makes_of_noise() -> None:
+    """VSD alone; on a DDPM the weight is σ² α."""
+    teacher_hat, critic_hat, z_t = torch.randn(3, 2, 4, 3, 3, dtype=torch.float64).unbind()
+    t = torch.tensor([100.0, 800.0], dtype=torch.float64)
+    process = FlowMatching(shift=3.0)
+    on_noise = vsd_gradient(
+        process.epsilon(z_t, teacher_hat, t), process.epsilon(z_t, critic_hat, t), time_weight(process, t, "sigma2")
+    )
+    on_velocities = vsd_gradient(teacher_hat, critic_hat, time_weight(process, t, "sigma2_one_minus_sigma"))
+    torch.testing.assert_close(on_velocities, on_noise)
+    ddpm = DDPM(torch.linspace(0.999, 0.004, 1000), "epsilon")
+    weight = time_weight(ddpm, torch.tensor([250.0]), "sigma2_one_minus_sigma")
+    alpha_bar = float(ddpm.alphas_cumprod[250])
+    assert float(weight) == pytest.approx((1 - alpha_bar) * alpha_bar**0.5)
 
 
 @pytest.mark.parametrize("t", [100.0, 500.0, 900.0])
@@ -212,6 +228,8 @@ def test_surrogate_loss_has_exactly_the_given_gradient() -> None:
 def test_weights_losses_and_unknown_names() -> None:
     t = torch.tensor([100.0, 1000.0])
     assert time_weight(PROCESS, t, "sigma2").flatten().tolist() == pytest.approx([0.01, 1.0])
+    products = time_weight(PROCESS, t, "sigma2_one_minus_sigma").flatten().tolist()
+    assert products == pytest.approx([0.1**2 * 0.9, 0.0])
     assert time_weight(PROCESS, t, "uniform").flatten().tolist() == [1.0, 1.0]
     z_hat, z = torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 2.0)
     loss, logs = reconstruction_loss(torch.tensor(0.5), z_hat, z, gamma1=2.0, latent_mse=0.25)

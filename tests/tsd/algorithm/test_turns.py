@@ -10,7 +10,15 @@ from torch import Tensor
 
 from tsd.algorithm.objective import in_residual_form, time_weight
 from tsd.algorithm.pixel_loss import charbonnier
-from tsd.algorithm.turns import Batch, critic_turn, noise_for, regularisation_gradient, student_turn, times_for
+from tsd.algorithm.turns import (
+    Batch,
+    critic_turn,
+    ground_truth_latents,
+    noise_for,
+    regularisation_gradient,
+    student_turn,
+    times_for,
+)
 from tsd.config import Phase, TrainConfig
 from tsd.memory.live_bytes import LiveBytes
 from tsd.model.backbone import Backbone, load_backbone
@@ -106,6 +114,66 @@ def test_the_critic_learns_under_the_captions(backbone: Backbone) -> None:
     assert abs(float(default - captioned)) > 1e-6
     alone = [loss(slice(i, i + 1), one_of(texts, i)) for i in range(2)]
     torch.testing.assert_close(captioned, torch.stack(alone).mean(), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("gamma1", "latent_mse", "gamma2"), [(1.0, 0.5, 2.0), (0.0, 0.5, 2.0), (0.7, 0.0, 0.0)])
+def test_gradient_sizes_are_those_of_autograd_on_each_part(
+    backbone: Backbone, images: tuple[Tensor, Tensor], gamma1: float, latent_mse: float, gamma2: float
+) -> None:
+    """On ẑ as a leaf, each part differentiated alone, as a sum over elements; whatever the loss is scaled by."""
+    phase = Phase(steps=1, latent_mse=latent_mse, gamma2=gamma2, point_weights=(1.0, 0.3))
+    batch = Batch(*images, INDICES)
+    turn = student_turn(backbone, batch, CONFIG, phase, gamma1, charbonnier)
+    (1024.0 / 4 * turn.loss).backward()
+    found = turn.gradient_sizes(1024.0 / 4)
+
+    z = ground_truth_latents(backbone, batch, CONFIG)
+    leaf = turn.z_hat.clone().requires_grad_()
+    data = latent_mse * (leaf - z).square().mean()
+    with role(backbone.vae, "teacher"):
+        data = data + gamma1 * charbonnier(backbone.decode(leaf), batch.x_H)
+    (expected,) = torch.autograd.grad(data * leaf.numel(), leaf)
+    sizes = {"data_grad_rms": expected.square().mean().sqrt()}
+    if gamma2:
+        tsd, _ = regularisation_gradient(backbone, turn.z_hat, z, batch, CONFIG, phase)
+        sizes["tsd_grad_rms"] = gamma2 * tsd.square().mean().sqrt()
+        sizes["grad_cosine"] = (expected * tsd).sum() / (expected.norm() * tsd.norm())
+    assert found.keys() == sizes.keys()
+    for name, size in sizes.items():
+        torch.testing.assert_close(found[name], size, rtol=1e-3, atol=1e-5)
+
+
+def test_without_data_terms_only_the_size_of_tsd_is_told(backbone: Backbone, images: tuple[Tensor, Tensor]) -> None:
+    phase = Phase(steps=1, latent_mse=0.0, gamma2=1.0, point_weights=(1.0,))
+    turn = student_turn(backbone, Batch(*images, INDICES), CONFIG, phase, 0.0, None)
+    turn.loss.backward()
+    assert turn.gradient_sizes(1.0).keys() == {"tsd_grad_rms"}
+
+
+def test_the_gain_is_the_teachers_loss_minus_the_critics(backbone: Backbone) -> None:
+    """Both at the same ẑ_t under the same captions; the measurement changes neither loss nor gradient."""
+    z_hat, texts, process = torch.randn(2, 4, 4, 4), captions(), backbone.process
+    for parameter in adapter_parameters(backbone.denoiser, "critic").values():
+        parameter.data.normal_(std=0.5)
+    turn = critic_turn(backbone, z_hat, INDICES, CONFIG, texts, measure_gain=True)
+    noise = noise_for(CONFIG.seed, "noise of the critic", INDICES, z_hat)
+    t = times_for(CONFIG.seed, "t of the critic", INDICES, *CONFIG.t_range, torch.device("cpu"))
+    z_t, target = process.add_noise(z_hat, noise, t), process.target(z_hat, noise, t)
+    losses = {}
+    for active in ("teacher", "critic"):
+        with torch.no_grad(), role(backbone.denoiser, active):  # pyright: ignore
+            losses[active] = (backbone.predict(z_t, t, texts) - target).square().mean()
+    torch.testing.assert_close(turn.logs["critic"], losses["critic"])
+    torch.testing.assert_close(turn.logs["critic_gain"], losses["teacher"] - losses["critic"])
+    assert abs(float(turn.logs["critic_gain"])) > 1e-5
+    plain = critic_turn(backbone, z_hat, INDICES, CONFIG, texts)
+    assert plain.logs.keys() == {"critic"}
+    parameters = list(adapter_parameters(backbone.denoiser, "critic").values())
+    gradients = [torch.autograd.grad(one.loss, parameters) for one in (turn, plain)]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    others = [critic_turn(backbone, z_hat, INDICES, CONFIG, texts, update=k).loss.detach() for k in (0, 1, 2)]
+    assert torch.equal(others[0], plain.logs["critic"])
+    assert len({float(loss) for loss in others}) == 3
 
 
 def naive_gradient(backbone: Backbone, z_hat: Tensor, z: Tensor, texts: PromptEmbeds, config: TrainConfig) -> Tensor:

@@ -135,6 +135,9 @@ def test_sd3_mediums_parameters_and_what_is_held() -> None:
     assert "EMA of the student, fp32" not in fixed
     _, with_ema = parameters_of(family, configs, dataclasses.replace(PAPER, ema_decay=0.99))
     assert with_ema["EMA of the student, fp32"] == 4 * (trained - counts["critic's adapter"])
+    assert "EMA of the critic, fp32" not in with_ema
+    _, with_critic = parameters_of(family, configs, dataclasses.replace(PAPER, critic_ema_decay=0.9))
+    assert with_critic["EMA of the critic, fp32"] == 4 * counts["critic's adapter"]
 
 
 def test_sd2_bases_parameters() -> None:

@@ -96,6 +96,21 @@ def test_models_prompts_and_data(tiny_sd3_dir: Path, tmp_path: Path) -> None:
         check(tiny_sd3_dir, data=[tmp_path / "nowhere"])
 
 
+def test_a_regularisation_of_ones_own_is_tried_before_weights_are_loaded(
+    tiny_sd3_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def mine(point, w, config):\n    return w * point.teacher_hat\n")
+    checked = check(tiny_sd3_dir, config=dataclasses.replace(TINY, regularisation=f"python:{file}:mine"))
+    assert checked.regularisation is not None
+    assert checked.record["regularisation"] == checked.regularisation.identity
+    assert check(tiny_sd3_dir).record["regularisation"] == "tsd"
+    with pytest.raises(UserError, match="has no function 'vsd'; it defines mine"):
+        check(tiny_sd3_dir, config=dataclasses.replace(TINY, regularisation=f"python:{file}:vsd"))
+    assert main(["train", "--regularisation", "python:mine.py", "--print-config"]) == 2
+    assert "regularisation = 'python:mine.py' is not possible" in capsys.readouterr().err
+
+
 def test_trackers_by_name() -> None:
     require_tracker("none")
     require_tracker("tensorboard")
