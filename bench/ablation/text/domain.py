@@ -33,7 +33,7 @@ RUN_SETTINGS = ("seed", "checkpoint_every", "validate_every", "crop", "usm", "de
 
 DEFAULTS = dataclasses.replace(
     MINI,
-    phases=(Phase(steps=240, latent_mse=0.1, gamma2=2.0, point_weights=(1.0, 0.3, 0.3, 0.3)),),
+    phases=(Phase(steps=120, latent_mse=0.1, gamma2=4.0, point_weights=(1.0, 0.3, 0.3, 0.3)),),
     gamma1=(0.0, 0.0),
     batch_size=16,
     crop=32,
@@ -43,7 +43,7 @@ DEFAULTS = dataclasses.replace(
     critic_layers="student",
     critic_warmup_steps=60,
     critic_ema_decay=0.9,
-    lr=5e-4,
+    lr=3e-4,
     critic_lr=5e-4,
     lr_schedule="cosine",
     warmup_steps=10,
