@@ -46,11 +46,12 @@ class Ended:
 
 @contextlib.contextmanager
 def worker_environment(threads: int) -> Iterator[None]:
-    """Sets the variables that a worker must find when it starts: its number of threads, and glibc's allocator.
+    """Sets the variables that a worker must find when it starts: its threads, glibc's allocator, and no progress bars.
 
     The allocator's are left alone where the user has set them.
     """
     variables = {**dict.fromkeys(THREAD_VARIABLES, str(threads)), **ALLOCATOR, **_given(ALLOCATOR)}
+    variables["TQDM_DISABLE"] = "1"  # the bars of several trainings would overwrite that of the sweep
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

@@ -5,6 +5,7 @@ Torch is imported when a cell runs.
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -160,6 +161,7 @@ class TextDomain:
                 if config.phases[0].gamma2 == 0:
                     self._sharpen(images, folder / "references")
         assert scores is not None
+        shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)  # 40 MB; the student stays
         write_scores(scores, folder)
 
     def score_references(self, seed: int, folder: Path) -> None:
