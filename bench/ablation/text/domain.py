@@ -126,6 +126,7 @@ class TextDomain:
 
     def run(self, cell: Cell, folder: Path, *, device: str, stop: Callable[[], bool]) -> None:
         from bench.ablation.text.data import TextPairs
+        from tsd.train.checkpoint import checkpoint_folder, latest
         from tsd.train.settings import RunSettings
         from tsd.train.student import train
 
@@ -133,6 +134,9 @@ class TextDomain:
         length = config.total_steps * config.batch_size
         data = TextPairs(cell.seed, length, captions=self.captions)
         curve = folder / "curve.jsonl"
+        if latest(checkpoint_folder(folder / "run")) is None:  # killed before its first, or after its last
+            shutil.rmtree(folder / "run", ignore_errors=True)
+            curve.unlink(missing_ok=True)
         known = [json.loads(line) for line in curve.read_text().splitlines()] if curve.is_file() else []
         rows = {row["step"]: row for row in known}
         ends = sorted({round(config.total_steps * part / CURVE_POINTS) for part in range(1, CURVE_POINTS + 1)})
@@ -161,8 +165,8 @@ class TextDomain:
                 if config.phases[0].gamma2 == 0:
                     self._sharpen(images, folder / "references")
         assert scores is not None
-        shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)  # 40 MB; the student stays
         write_scores(scores, folder)
+        shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)  # 40 MB; the student stays
 
     def score_references(self, seed: int, folder: Path) -> None:
         """Scores the enlarged input, the common start, and the start sharpened; none depends on the seed."""
