@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.ablation.figures.stage import Stage
+from bench.ablation.figures.stage import Stage, Strategy
 from bench.ablation.text.data import TextPairs
 from bench.ablation.text.domain import TextDomain, scorer
 from bench.ablation.text.domain import open_domain as open_text
@@ -36,6 +36,12 @@ class TextSubject:
 
     def __init__(self, domain: TextDomain) -> None:
         self.domain = domain
+
+    def moments(self, wanted: Sequence[float]) -> list[float]:
+        return list(wanted)
+
+    def strategies(self, wanted: Sequence[Strategy]) -> list[Strategy]:
+        return list(wanted)
 
     def stages(self, overrides: Mapping[str, Any], seed: int, moments: Sequence[float]) -> Iterator[Stage]:
         settings = self.domain.settings() | dict(overrides)
