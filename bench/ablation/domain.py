@@ -49,6 +49,13 @@ class Cell:
     key: str
 
 
+class Stopped(Exception):
+    """A domain ended a cell before it was done, for a reason of its own; what is in the cell's folder can be continued.
+
+    Its text is the reason: "the time limit".
+    """
+
+
 class Domain(Protocol):
     """A place to train students in. The object is pickled into the worker processes, so it must be light.
 
@@ -84,7 +91,8 @@ class Domain(Protocol):
     def run(self, cell: Cell, folder: Path, *, device: str, stop: Callable[[], bool]) -> None:
         """Trains and scores a cell, continuing what an interrupted call left in `folder`.
 
-        It returns early, with a checkpoint in `folder`, when `stop()` is true. Otherwise it leaves in `folder`:
+        It returns early, with a checkpoint in `folder`, when `stop()` is true, or raises `Stopped`. Otherwise it leaves
+        in `folder`:
 
             curve.jsonl    {"step": 40, "fd": 51.2, …}     the learning curve, at some steps; may be missing
             log.jsonl      the training log by step: losses, critic_gain, …; may be missing
