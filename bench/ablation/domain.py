@@ -68,9 +68,14 @@ class Domain(Protocol):
             in the order of its knob: "unsharp 0.15", "unsharp 0.3", ….
     """
 
-    name: str
-    measures: tuple[Measure, ...]
-    references: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def measures(self) -> tuple[Measure, ...]: ...
+
+    @property
+    def references(self) -> tuple[str, ...]: ...
 
     def settings(self) -> dict[str, Any]:
         """The default settings: fields of `TrainConfig` and of its one `Phase`, flat."""

@@ -119,7 +119,9 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or Path("sweeps") / experiment.name
     if args.dry_run:
         from bench.ablation.paper.call import dry_run
+        from bench.ablation.paper.domain import PaperDomain
 
+        assert isinstance(domain, PaperDomain), "the flag is refused for the others"
         print(dry_run(experiment, domain, args.arms, seeds or experiment.seeds, out, args.device), end="")
         return 0
     if args.report_only:
