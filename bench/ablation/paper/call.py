@@ -1,13 +1,12 @@
 """A call of `bench sweep` for the domain `paper`: its files and limits, what is missing, and the plan of a dry run."""
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from bench.ablation.experiment import Arm, Experiment, check_experiment, chosen
 from bench.ablation.paper.budget import arm_budgets, to_text, write_commands
-from bench.ablation.paper.domain import PaperDomain, on_testsets, open_domain, split_measure, with_students
+from bench.ablation.paper.domain import PaperDomain, on_testsets, split_measure, with_students
 from bench.ablation.paper.files import Files
 from bench.ablation.paper.settings import config_of, default_settings
 from bench.store.missing import Missing, Obstacle, describe
@@ -30,7 +29,7 @@ def opened(
     if testsets is not None:
         experiment = on_testsets(experiment, testsets)
     deadline = None if time_limit is None else time.time() + seconds_from_text(time_limit)
-    domain = dataclasses.replace(open_domain(""), files=files, deadline=deadline).measuring(experiment.metrics)
+    domain = PaperDomain((), files, deadline).measuring(experiment.metrics)
     check_experiment(experiment, domain)
     return experiment, domain
 
