@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.ablation.code_version import code_files, code_version
-from bench.ablation.domain import Cell, Domain
+from bench.ablation.domain import Cell, Domain, Measure
 from bench.ablation.experiment import Arm, Experiment, resolved_settings
 from bench.provenance import sha256_json
 from tsd.errors import UserError
@@ -30,6 +30,8 @@ from tsd.files import write_text
 
 UNKEYED = ("checkpoint_every",)
 """Settings that change what is kept for resumption, never a result."""
+COSTS = ("seconds", "cpu_seconds", "peak_mib", "calls")
+"""Keys of done.json and spent.json."""
 State = Literal["new", "begun", "done", "stale"]
 
 
@@ -127,6 +129,25 @@ def remove_stale(jobs: Sequence[Job]) -> int:
     for job in stale:
         shutil.rmtree(job.folder)
     return len(stale)
+
+
+def reopen(jobs: Sequence[Job], measures: Sequence[Measure]) -> int:
+    """Makes done cells that lack the score of a measure undone; returns how many. Their costs so far are kept.
+
+    A domain that finds the training in a cell finished only scores it again.
+    """
+    reopened = 0
+    for job in jobs:
+        if job.state() != "done" or job.cell is None:
+            continue
+        lines = (job.folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()
+        if {measure.name for measure in measures} <= json.loads(lines[-1]).keys():
+            continue
+        done = read_json(job.folder / "done.json") or {}
+        write_json(job.folder / "spent.json", {name: done[name] for name in COSTS})
+        (job.folder / "done.json").unlink()
+        reopened += 1
+    return reopened
 
 
 def write_code_files(identity: Identity, out: Path) -> None:

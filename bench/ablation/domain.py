@@ -49,6 +49,13 @@ class Cell:
     key: str
 
 
+class Stopped(Exception):
+    """A domain ended a cell before it was done, for a reason of its own; what is in the cell's folder can be continued.
+
+    Its text is the reason: "the time limit".
+    """
+
+
 class Domain(Protocol):
     """A place to train students in. The object is pickled into the worker processes, so it must be light.
 
@@ -61,9 +68,14 @@ class Domain(Protocol):
             in the order of its knob: "unsharp 0.15", "unsharp 0.3", ….
     """
 
-    name: str
-    measures: tuple[Measure, ...]
-    references: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def measures(self) -> tuple[Measure, ...]: ...
+
+    @property
+    def references(self) -> tuple[str, ...]: ...
 
     def settings(self) -> dict[str, Any]:
         """The default settings: fields of `TrainConfig` and of its one `Phase`, flat."""
@@ -84,7 +96,8 @@ class Domain(Protocol):
     def run(self, cell: Cell, folder: Path, *, device: str, stop: Callable[[], bool]) -> None:
         """Trains and scores a cell, continuing what an interrupted call left in `folder`.
 
-        It returns early, with a checkpoint in `folder`, when `stop()` is true. Otherwise it leaves in `folder`:
+        It returns early, with a checkpoint in `folder`, when `stop()` is true, or raises `Stopped`. Otherwise it leaves
+        in `folder`:
 
             curve.jsonl    {"step": 40, "fd": 51.2, …}     the learning curve, at some steps; may be missing
             log.jsonl      the training log by step: losses, critic_gain, …; may be missing

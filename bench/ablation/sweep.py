@@ -25,6 +25,7 @@ from bench.ablation.cells import (
     read_json,
     refuse_stale,
     remove_stale,
+    reopen,
     write_code_files,
     write_json,
 )
@@ -41,11 +42,14 @@ KILLED = "its process was killed, perhaps for lack of memory"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call did: jobs (cells, and references by seed) found done, done now, and failed with their reasons."""
+    """What a call did: jobs (cells, and references by seed) found done, done now, failed with their reasons, and
+    stopped by their domain before they were done.
+    """
 
     skipped: int
     done: int
     failed: tuple[str, ...]
+    stopped: tuple[str, ...] = ()
 
 
 def run_sweep(
@@ -87,6 +91,7 @@ def run_sweep(
             if redo_stale:
                 remove_stale(known)
             refuse_stale(known, identity, out)
+            reopen(known, domain.measures)
             write_code_files(identity, out)
             wanted = jobs_of(experiment, domain, identity, out, selected, seeds or experiment.seeds)
             return wanted, [job for job in wanted if job.state() != "done"]
@@ -94,11 +99,15 @@ def run_sweep(
         wanted, pending = from_first(rank, plan)
         share = rank.share(pending)
         failed: list[str] = []
+        stopped: list[str] = []
         if share:
             with _Progress(wanted, share, count) as progress, worker_environment(threads):
-                failed = _Pool(domain, device, count, threads, progress).run(share)
+                pool = _Pool(domain, device, count, threads, progress)
+                failed, stopped = pool.run(share), pool.stopped
         failed = [line for lines in all_gather(rank, failed) for line in lines]
-    return Outcome(len(wanted) - len(pending), len(pending) - len(failed), tuple(failed))
+        stopped = [line for lines in all_gather(rank, stopped) for line in lines]
+    done = len(pending) - len(failed) - len(stopped)
+    return Outcome(len(wanted) - len(pending), done, tuple(failed), tuple(stopped))
 
 
 def load_records(experiment: Experiment, domain: Domain, out: Path) -> SweepRecords:
@@ -147,6 +156,7 @@ class _Pool:
     def __init__(self, domain: Domain, device: str, count: int, threads: int, progress: "_Progress") -> None:
         self.domain, self.device, self.count, self.threads, self.progress = domain, device, count, threads, progress
         self.failed: list[str] = []
+        self.stopped: list[str] = []
 
     def run(self, jobs: Sequence[Job]) -> list[str]:
         """Does the jobs in order; returns a line for each that failed.
@@ -203,6 +213,8 @@ class _Pool:
     def _end(self, job: Job, ended: Ended) -> None:
         if ended.status == "failed":
             self.failed.append(f"{job.name()}: {ended.error}")
+        elif ended.status == "stopped":
+            self.stopped.append(job.name())
         self.progress.end(job, ended)
 
 

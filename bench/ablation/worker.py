@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.ablation.cells import Job, read_json, write_json
-from bench.ablation.domain import Domain
+from bench.ablation.domain import Domain, Stopped
 from bench.ablation.records import read_scores
 from bench.errors import one_line, without_paths
+from bench.methods.external.command import LAUNCHER_VARIABLES
 from bench.provenance import environment
 
 ALLOCATOR = {
@@ -48,12 +49,16 @@ class Ended:
 def worker_environment(threads: int) -> Iterator[None]:
     """Sets the variables that a worker must find when it starts: its threads, glibc's allocator, and no progress bars.
 
-    The allocator's are left alone where the user has set them.
+    The allocator's are left alone where the user has set them. A launcher's are taken away: a worker trains alone, and
+    accelerate would make it one of the launcher's processes.
     """
     variables = {**dict.fromkeys(THREAD_VARIABLES, str(threads)), **ALLOCATOR, **_given(ALLOCATOR)}
     variables["TQDM_DISABLE"] = "1"  # the bars of several trainings would overwrite that of the sweep
-    before = {name: os.environ.get(name) for name in variables}
+    launchers = [name for name in os.environ if LAUNCHER_VARIABLES.fullmatch(name)]
+    before = {name: os.environ.get(name) for name in (*variables, *launchers)}
     os.environ.update(variables)
+    for name in launchers:
+        del os.environ[name]
     try:
         yield
     finally:
@@ -75,12 +80,14 @@ class Worker:
         import torch
 
         torch.set_num_threads(threads)
+        if device.startswith("cuda:"):  # libraries that choose a GPU take the current one
+            torch.cuda.set_device(device)
         self.domain, self.device, self.stop = domain, device, stop
 
     def run(self, job: Job) -> Ended:
         """Does a job, or continues it. Every failure is recorded in its folder, none is raised."""
         began, cpu_began = time.monotonic(), _cpu_seconds()
-        told = False
+        told, stopped = False, True
 
         def stop() -> bool:
             nonlocal told
@@ -92,9 +99,11 @@ class Worker:
         try:
             spent = self._begin(job)
             _reset_peak(self.device)
-            self._work(job, stop)
+            with contextlib.suppress(Stopped):
+                self._work(job, stop)
+                stopped = told and not (job.folder / "scores.jsonl").exists() and job.cell is not None
             costs = _Costs(time.monotonic() - began, _cpu_seconds() - cpu_began, _peak_mib(self.device)).after(spent)
-            if told and not (job.folder / "scores.jsonl").exists() and job.cell is not None:
+            if stopped:
                 write_json(job.folder / "spent.json", vars(costs))
                 return Ended("stopped", time.monotonic() - began)
             self._check(job)

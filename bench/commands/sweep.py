@@ -17,6 +17,11 @@ examples:
   bench sweep my-question.toml --jobs 4 --out sweeps/my-question
   bench sweep mixture-table4 --report-only     the tables and plots again, from the records
   accelerate launch --num_processes 8 $(which bench) sweep text-table4 --out /shared/text-table4
+  bench sweep table4 --profile paper --dry-run                   memory, GPU hours, what is missing
+  bench sweep table4 --profile paper --model sd3/ --prompt-embeds prompts/ --data prepared/ \\
+              --data-root data/ --time-limit 23:45               the paper's own scale
+  bench sweep table4 --profile paper --model sd3/ --data-root data/ \\
+              --student full=a/student no-tsm=b/student no-dasm=c/student     trained already
 
 A cell is an arm with a seed. Within a seed, all arms share start weights, data and every random
 draw. After an interruption the same command continues. Cells made with other settings, another
@@ -27,8 +32,16 @@ and the records they come from: sweep.json, cells.jsonl and images.npz. A copy o
 enough for --report-only.
 
 exit status: 0 if every cell is done, whatever the result says; 1 if a cell failed (the same command
-tries it again); 2 for bad input
+tries it again); 2 for bad input, or if something is missing; 3 if --time-limit was up (the same
+command continues)
 """
+PROFILES = ("mixture", "text", "paper")
+PAPER_FLAGS = (
+    "model", "data", "prompt_embeds", "teacher_lora", "student", "testsets", "data_root", "weights_root", "time_limit",
+    "dry_run",
+)  # fmt: skip
+STOPPED = 3
+"""The exit status when the time limit was up."""
 
 
 def add_parser(subparsers) -> None:
@@ -41,6 +54,9 @@ def add_parser(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", nargs="?", metavar="FILE", help="a TOML file, or a name that --list shows")
+    parser.add_argument(
+        "--profile", choices=PROFILES, help="FILE is the name of a table, of this profile: table4 is PROFILE-table4"
+    )
     parser.add_argument("--list", action="store_true", help="show the experiments that come with the harness")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of cells and report (default: sweeps/NAME)")
     parser.add_argument("--seeds", metavar="SEEDS", help="such as 0-11 or 0-7,12 (default: those of the file)")
@@ -58,6 +74,40 @@ def add_parser(subparsers) -> None:
         action="store_true",
         help="remove cells made with other settings, base or code, and make them again",
     )
+    paper = parser.add_argument_group("experiments of the domain paper")
+    paper.add_argument(
+        "--model",
+        metavar="DIR",
+        help="base in diffusers layout, or a hub id in the hub's cache (default: SD3-medium in the weights folder)",
+    )
+    paper.add_argument("--data", type=Path, metavar="DIR", help="training set that `tsd prepare` wrote")
+    paper.add_argument(
+        "--prompt-embeds",
+        type=Path,
+        metavar="DIR",
+        help="folder with default/ and null/ prompts (default: the model's)",
+    )
+    paper.add_argument("--teacher-lora", type=Path, metavar="DIR", help="LoRA folder of a tuned teacher")
+    paper.add_argument(
+        "--student",
+        nargs="+",
+        default=[],
+        metavar="ARM=DIR",
+        help="take a finished student instead of training the arm",
+    )
+    paper.add_argument(
+        "--testsets", nargs="+", metavar="NAME", help="score on these test sets, with the file's metrics"
+    )
+    paper.add_argument("--data-root", type=Path, metavar="DIR", help="folder of test sets (default: $TSD_DATA)")
+    paper.add_argument(
+        "--weights-root", type=Path, metavar="DIR", help="folder of weights (default: $TSD_WEIGHTS, else ./weights)"
+    )
+    paper.add_argument(
+        "--time-limit", metavar="HH:MM", help="stop with checkpoints before this time is up (HH:MM[:SS], or minutes)"
+    )
+    paper.add_argument(
+        "--dry-run", action="store_true", help="plan memory and GPU hours, list what is missing, and train nothing"
+    )
     parser.set_defaults(func=run)
 
 
@@ -65,16 +115,21 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         print(_listed(), end="")
         return 0
-    experiment, domain = _opened(args)
+    experiment, domain, seeds = _opened(args)
     out = args.out or Path("sweeps") / experiment.name
+    if args.dry_run:
+        from bench.ablation.paper.call import dry_run
+        from bench.ablation.paper.domain import PaperDomain
+
+        assert isinstance(domain, PaperDomain), "the flag is refused for the others"
+        print(dry_run(experiment, domain, args.arms, seeds or experiment.seeds, out, args.device), end="")
+        return 0
     if args.report_only:
         _report(experiment, domain, out)
         return 0
-    from bench.ablation.experiment import seeds_from
     from bench.ablation.sweep import run_sweep
     from bench.ranks import barrier, on_all_ranks
 
-    seeds = seeds_from(args.seeds, "--seeds") if args.seeds else None
     with on_all_ranks() as rank:
         outcome = run_sweep(
             experiment,
@@ -88,33 +143,86 @@ def run(args: argparse.Namespace) -> int:
             rank=rank,
         )
         if rank.first:
-            _report(experiment, domain, out, some=not outcome.failed)
+            _report(experiment, domain, out, some=not (outcome.failed or outcome.stopped))
             for line in outcome.failed:
                 print(f"failed: {line}", file=sys.stderr)
             if outcome.failed:
                 print("the same command tries the failed cells again; error.json in a cell says more", file=sys.stderr)
+            for name in outcome.stopped:
+                print(f"not done in time, the same command continues: {name}", file=sys.stderr)
         barrier(rank)  # a process that ends with a status of 1 makes the launcher end the others
-    return 1 if outcome.failed else 0
+    return 1 if outcome.failed else STOPPED if outcome.stopped else 0
 
 
-def _opened(args: argparse.Namespace) -> "tuple[Experiment, Domain]":
-    """The experiment and its domain, checked against each other; nothing heavy is imported."""
+def _opened(args: argparse.Namespace) -> "tuple[Experiment, Domain, tuple[int, ...] | None]":
+    """The experiment and its domain, checked against each other, and --seeds; nothing heavy is imported."""
     from bench.ablation.domain import open_domain
-    from bench.ablation.experiment import check_experiment, chosen, find_experiment, read_experiment
+    from bench.ablation.experiment import check_experiment, chosen, find_experiment, read_experiment, seeds_from
     from tsd.errors import UserError
 
     if args.file is None:
         raise UserError("expected FILE, a TOML file or a name that `bench sweep --list` shows")
     if args.report_only and (args.redo_stale or args.arms or args.seeds):
         raise UserError("--report-only reports all that --out has; expected no --arms, --seeds or --redo-stale with it")
-    experiment = read_experiment(find_experiment(args.file))
+    if args.report_only and args.dry_run:
+        raise UserError("--report-only and --dry-run exclude each other; expected one of them")
+    experiment = read_experiment(find_experiment(_name(args.file, args.profile)))
     domain = open_domain(experiment.domain)
+    seeds = seeds_from(args.seeds, "--seeds") if args.seeds else None
+    given = [flag for flag in PAPER_FLAGS if getattr(args, flag)]
+    if domain.name == "paper":
+        experiment, domain = _of_paper(args, experiment, seeds)
+    elif given:
+        flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in given)
+        raise UserError(f"{flags}: only for experiments of the domain paper; {experiment.name} is of {domain.name}")
     check_experiment(experiment, domain)
     chosen(args.arms, experiment)
     from bench.ablation.report.published import Published
 
     Published(experiment, domain)  # refuses rows and columns that the paper does not have
-    return experiment, domain
+    return experiment, domain, seeds
+
+
+def _name(file: str, profile: str | None) -> str:
+    """The experiment that FILE means with --profile: `paper-table4` for `table4`; a path or a whole name stays."""
+    from bench.ablation.experiment import shipped
+
+    if profile is None or Path(file).suffix == ".toml" or file in {path.stem for path in shipped()}:
+        return file
+    return f"{profile}-{file}"
+
+
+def _of_paper(
+    args: argparse.Namespace, experiment: "Experiment", seeds: tuple[int, ...] | None
+) -> "tuple[Experiment, Domain]":
+    """The experiment and its domain with the files and limits of the flags.
+
+    Raises:
+        UserError: a flag of another form, or something is missing that is not only planned; lists all of it.
+    """
+    from bench.ablation.paper.call import opened, require
+    from bench.ablation.paper.files import Files
+    from tsd.errors import UserError
+
+    students = [text.partition("=") for text in args.student]
+    wrong = [arm + equals + folder for arm, equals, folder in students if not arm or not folder]
+    if wrong or len({arm for arm, _, _ in students}) < len(students):
+        raise UserError(f"--student {' '.join(args.student)}: expected ARM=DIR, each arm once")
+    files = Files(
+        model=args.model,
+        data=args.data,
+        prompt_embeds=args.prompt_embeds,
+        teacher_lora=args.teacher_lora,
+        students=tuple((arm, Path(folder).expanduser()) for arm, _, folder in students),
+        data_root=args.data_root,
+        weights_root=args.weights_root,
+    )
+    opened_experiment, domain = opened(experiment, files, testsets=args.testsets, time_limit=args.time_limit)
+    if args.dry_run:
+        return opened_experiment, domain
+    if args.report_only:
+        return require(opened_experiment, domain, None, (), args.device, running=False), domain
+    return require(opened_experiment, domain, args.arms, seeds or experiment.seeds, args.device), domain
 
 
 def _report(experiment: "Experiment", domain: "Domain", out: Path, *, some: bool = True) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
@@ -110,6 +111,10 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--preset", choices=("paper", "release", "mini"), default="mini",
         help="which settings to start from (default: mini)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE",
+        help="start from the settings in a file instead: the config.json of a run of --stage student",
     )  # fmt: skip
     parser.add_argument(
         "--data", nargs="+", type=Path, metavar="DIR", help="folders of high-quality images, or one prepared data set"
@@ -228,23 +233,44 @@ def run(args: argparse.Namespace) -> int:
 
 
 def resolve_config(args: argparse.Namespace) -> TrainConfig | TeacherConfig:
-    """Takes the stage's preset and overrides it with the flags.
+    """Takes the stage's preset, or the file with settings, and overrides it with the flags.
 
     Raises:
-        UserError: a flag of the other stage, or an impossible value.
+        UserError: a flag of the other stage, an impossible value, or a file without settings of a distillation.
     """
 
     from tsd.presets import PRESETS, TEACHER_PRESETS
 
     config = (PRESETS if args.stage == "student" else TEACHER_PRESETS)[args.preset]
+    if args.config is not None and args.stage == "student":
+        config = _config_of(args.config)
     overrides = {name: getattr(args, name) for name in _flags() if getattr(args, name) is not None}
     foreign = [f"--{name.replace('_', '-')}" for name in overrides if args.stage not in _flags()[name][2]]
     if args.stage == "teacher":
-        foreign += [flag for flag in ("--init-lora", "--teacher-lora") if getattr(args, flag[2:].replace("-", "_"))]
+        foreign += [
+            flag for flag in ("--init-lora", "--teacher-lora", "--config") if getattr(args, flag[2:].replace("-", "_"))
+        ]
     if foreign:
         raise UserError(f"{', '.join(foreign)}: not a setting of --stage {args.stage}")
     config = dataclasses.replace(config, **overrides)
     return config if args.max_train_steps is None else config.scaled_to(args.max_train_steps)
+
+
+def _config_of(path: Path) -> TrainConfig:
+    """The settings of a distillation in a file, as a run writes them.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or "phases" not in values:
+            raise UserError(f"--config {path} holds no settings of a distillation; expected a run's config.json")
+        return TrainConfig.from_dict(values)
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read: {error.strerror}; expected a run's config.json") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"--config {path} is no run's config.json: {error}") from error
 
 
 def resolve_settings(args: argparse.Namespace) -> "RunSettings":

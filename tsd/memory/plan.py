@@ -59,14 +59,14 @@ def memory_plan(
         UserError: the model's configuration is neither on disk nor known; or the crop does not fit the model.
     """
     family, configs = model_configs(model)
-    backbone = _build(family, configs, config, str(model), tokens or family.prompt_tokens)
+    backbone = build_planned(family, configs, config, str(model), tokens or family.prompt_tokens)
     parameters, fixed = _held(backbone, config)
     if cuda and config.mixed_precision != "no":
         _normalise_in_fp32(backbone.denoiser, backbone.vae)
     iterations = []
     wanted = [(ckpt, batch) for ckpt in sorted(checkpointing) for batch in batch_sizes]
     with FakeTensorMode(allow_non_fake_inputs=True), tqdm(wanted, desc="plan", unit="run", file=sys.stderr) as bar:
-        _make_fake(backbone)
+        make_fake(backbone)
         for ckpt, batch in bar:
             if ckpt:
                 enable_gradient_checkpointing(backbone.denoiser, backbone.vae)
@@ -87,7 +87,7 @@ def parameters_of(
     family: Family, configs: Mapping[str, Mapping[str, Any]], config: TrainConfig
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Returns the parameter counts and the bytes held for the whole run, both by name; runs nothing."""
-    return _held(_build(family, configs, config, "", tokens=1), config)
+    return _held(build_planned(family, configs, config, "", tokens=1), config)
 
 
 def model_configs(model: str | Path) -> tuple[Family, dict[str, dict[str, Any]]]:
@@ -107,7 +107,7 @@ def model_configs(model: str | Path) -> tuple[Family, dict[str, dict[str, Any]]]
     )
 
 
-def _build(
+def build_planned(
     family: Family, configs: Mapping[str, Mapping[str, Any]], config: TrainConfig, source: str, tokens: int
 ) -> Backbone:
     """Builds the backbone with its adapters on the meta device."""
@@ -125,7 +125,7 @@ def _build(
     return backbone
 
 
-def _make_fake(backbone: Backbone) -> None:
+def make_fake(backbone: Backbone) -> None:
     """Turns meta tensors into fake CPU tensors (inside `FakeTensorMode`), so that the CPU's kernels are chosen.
 
     On the meta device attention would fall back to the formula that stores the full attention matrix.
@@ -217,7 +217,7 @@ class _Metered(Backbone):
         return super().decode(z)
 
 
-class _WithoutData(TorchDispatchMode):
+class WithoutData(TorchDispatchMode):
     """Replaces operations that need data: every sample is inside the trajectory, and draws need no generator."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -240,7 +240,7 @@ def _iterate(backbone: Backbone, config: TrainConfig, batch: int, checkpointing:
     metered = _Metered(
         backbone.vae, backbone.denoiser, backbone.process, backbone.prompts, backbone.family, backbone.source
     )
-    with _WithoutData(), LiveBytes(backbone.denoiser, backbone.vae, data.x_L, data.x_H, moments) as meter:
+    with WithoutData(), LiveBytes(backbone.denoiser, backbone.vae, data.x_L, data.x_H, moments) as meter:
         metered.meter, held = meter, meter.live
         with cast:
             turn = student_turn(metered, data, config, phase, max(config.gamma1), charbonnier)

@@ -63,11 +63,15 @@ class Published:
             self.row_of[arm.name] = rows[_row_key(arm.paper)]
         higher = {measure.name: measure.higher_is_better for measure in domain.measures}
         for name, column in self.column_of.items():
-            if column not in self.columns:
+            place = f"{experiment.name}, [sweep], paper: the paper's {self.table} has no"
+            title, dataset = split_column(column)
+            if title not in self.columns:
                 raise UserError(
-                    f"{experiment.name}, [sweep], paper: the paper's {self.table} has no column {column!r}; "
-                    f"expected one of {', '.join(self.columns)}"
+                    f"{place} column {column!r}; expected one of {', '.join(self.columns)}, or with a data set, "
+                    f"{self.columns[0]} of {self.datasets()[0]}"
                 )
+            if dataset is not None and dataset not in self.datasets():
+                raise UserError(f"{place} data set {dataset!r}; expected one of {', '.join(self.datasets())}")
             if higher.get(name) != column_higher_is_better(column):
                 raise UserError(
                     f"{experiment.name}, [sweep], paper: {name} and {column} do not count in the same direction; "
@@ -75,12 +79,25 @@ class Published:
                 )
 
     def cells(self, arm: str, column: str) -> list[str]:
-        """The figures of an arm's row in a column, one for each test set, as printed; empty without a row."""
-        return [row[column] for row in self.figures if row_name(row) == self.row_of.get(arm)]
+        """The figures of an arm's row in a column, one for each test set, as printed; empty without a row.
+
+        A column of one data set ("lpips of DRealSR") has one figure.
+        """
+        title, dataset = split_column(column)
+        return [
+            row[title]
+            for row in self.figures
+            if row_name(row) == self.row_of.get(arm) and dataset in (None, row["dataset"])
+        ]
 
     def datasets(self) -> list[str]:
         """The test sets that every arm with a row has, in the order of `cells`."""
         return list(dict.fromkeys(row["dataset"] for row in self.figures))
+
+    def dataset_of(self, measure: str) -> str | None:
+        """The one data set whose column the file names for a measure; None if it names none, or a column of all."""
+        column = self.column_of.get(measure)
+        return None if column is None else split_column(column)[1]
 
     def order(self, of: str, against: str, measure: Measure) -> Order | None:
         """What the paper says about two arms in the column that the file names for a measure.
@@ -116,12 +133,19 @@ def row_name(row: Mapping[str, str]) -> str:
     return row["variant"] if "variant" in row else f"N={row['N']}, s={row['s']}"
 
 
+def split_column(column: str) -> tuple[str, str | None]:
+    """("lpips", "DRealSR") for "lpips of DRealSR"; ("lpips", None) for the column of all data sets, "lpips"."""
+    title, _, dataset = column.partition(" of ")
+    return title, dataset or None
+
+
 def column_title(column: str) -> str:
-    return PAPER_DISPLAY[column].split()[0]
+    title, dataset = split_column(column)
+    return PAPER_DISPLAY[title].split()[0] + (f" of {dataset}" if dataset else "")
 
 
 def column_higher_is_better(column: str) -> bool:
-    return PAPER_DISPLAY[column].endswith("↑")
+    return PAPER_DISPLAY[split_column(column)[0]].endswith("↑")
 
 
 def _row_key(name: str) -> str:

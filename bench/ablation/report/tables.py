@@ -26,7 +26,7 @@ def lay_out(
 ) -> Document:
     """The document of a sweep."""
     grids = [
-        _means(experiment, domain, records, published),
+        *_means(experiment, domain, records, published),
         _comparisons(experiment, findings.results),
         _health(experiment, records),
     ]
@@ -62,8 +62,21 @@ def mean(values: Sequence[float | None]) -> float | None:
     return math.fsum(known) / len(known) if known else None
 
 
-def _means(experiment: Experiment, domain: Domain, records: SweepRecords, published: Published) -> Grid:
-    measures = measures_of(experiment.metrics, domain)
+def _means(experiment: Experiment, domain: Domain, records: SweepRecords, published: Published) -> list[Grid]:
+    """One table, or one for each data set that the file holds measures against."""
+    groups: dict[str | None, list[Measure]] = {}
+    for measure in measures_of(experiment.metrics, domain):
+        groups.setdefault(published.dataset_of(measure.name), []).append(measure)
+    return [_means_of(measures, name, experiment, records, published) for name, measures in groups.items()]
+
+
+def _means_of(
+    measures: Sequence[Measure],
+    dataset: str | None,
+    experiment: Experiment,
+    records: SweepRecords,
+    published: Published,
+) -> Grid:
     mapped = [published.column_of[measure.name] for measure in measures if measure.name in published.column_of]
     columns = list(dict.fromkeys(mapped))
     shown = rows_of(experiment, records)
@@ -80,11 +93,13 @@ def _means(experiment: Experiment, domain: Domain, records: SweepRecords, publis
             )
         )
     legend = "Means over seeds ± half-width of the 95 % interval (Student's t over seeds). CPU s: of one cell."
-    if columns:
+    if columns and dataset is None:
         legend += f" The paper's figures, on other data, are for {' / '.join(published.datasets())}."
+    elif columns:
+        legend += f" The paper's figures are its own for {dataset}."
     absent = [arm.label for arm in experiment.arms if not records.of_arm(arm.name)]
     return Grid(
-        caption="",
+        caption=dataset or "",
         headers=(
             "Arm",
             "Seeds",

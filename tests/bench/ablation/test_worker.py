@@ -103,9 +103,14 @@ def test_a_worker_finds_its_threads_and_the_allocators_settings(monkeypatch: pyt
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "77")
     monkeypatch.setenv("OMP_NUM_THREADS", "9")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     with worker_environment(3):
+        assert "WORLD_SIZE" not in os.environ  # a worker is none of the launcher's processes
+        assert "ACCELERATE_MIXED_PRECISION" not in os.environ
         assert os.environ["OMP_NUM_THREADS"] == "3"
         assert os.environ["MALLOC_MMAP_THRESHOLD_"] == ALLOCATOR["MALLOC_MMAP_THRESHOLD_"]
         assert os.environ["MALLOC_TRIM_THRESHOLD_"] == "77"
     assert os.environ["OMP_NUM_THREADS"] == "9"
+    assert os.environ["WORLD_SIZE"] == "8"
     assert "MALLOC_MMAP_THRESHOLD_" not in os.environ
