@@ -57,7 +57,8 @@ def compare_sweeps(old: Path, new: Path, tolerances: Mapping[str, float], *, sub
             raise UserError(f"--tolerance {name}: no such measure; the domain {before.domain} has {', '.join(names)}")
     allowed = {**last_digits(measures), **tolerances}
     olds, news = _by_place(before), _by_place(after)
-    compared, failures, largest = 0, [], dict.fromkeys(names, 0.0)
+    compared, largest = 0, dict.fromkeys(names, 0.0)
+    failures: list[Moved] = []
     for (name, seed), row in olds.items():
         place, now = f"{name} · seed {seed}", news.get((name, seed))
         if now is None:
