@@ -4,7 +4,6 @@
 """
 
 import shutil
-import tomllib
 from pathlib import Path
 
 import nox
@@ -16,6 +15,9 @@ nox.options.sessions = ["lint", "types", "tests"]
 
 # The repository's root holds a folder `datasets`, the name of a library: keep the root off sys.path.
 ENVIRONMENT = {"PYTHONSAFEPATH": "1", "TOKENIZERS_PARALLELISM": "false"}
+EXPERIMENTS = Path("bench/ablation/experiments")
+SHORT_SWEEPS = ["mixture-table4", "mixture-table4-epsilon", "mixture-table6", "text-short"]
+"""Within 15 minutes on two cores together."""
 
 
 def install(session: nox.Session, extra: str) -> None:
@@ -85,16 +87,50 @@ def reproduce_figure6(session: nox.Session) -> None:
     figure(session, 6)
 
 
+def sweep(session: nox.Session, names: list[str], others: list[str]) -> None:
+    """Trains the arms of experiments and reports on them, into sweeps/NAME; further arguments go to `bench sweep`."""
+    install(session, "bench")
+    for name in names:
+        session.run("bench", "sweep", name, *others, env=ENVIRONMENT)
+
+
 @nox.session
 def ablations(session: nox.Session) -> None:
-    """Sweeps that fit into minutes, all that are shipped or `-- NAME`; further arguments go to `bench sweep`."""
-    install(session, "bench")
-    files = sorted(Path("bench/ablation/experiments").glob("*.toml"))
-    experiments = {path.stem: tomllib.loads(path.read_text(encoding="utf-8"))["sweep"] for path in files}
-    named = [argument for argument in session.posargs if argument in experiments]
-    others = [argument for argument in session.posargs if argument not in experiments]
-    for name in named or [name for name, sweep in experiments.items() if not sweep.get("nightly")]:
-        session.run("bench", "sweep", name, *others, env=ENVIRONMENT)
+    """Tables 4 and 6 of the mixture and a short text sweep, or `-- NAME`; `-- --seeds 0-19` and others pass on."""
+    known = [path.stem for path in EXPERIMENTS.glob("*.toml")]
+    named = [argument for argument in session.posargs if argument in known]
+    sweep(session, named or SHORT_SWEEPS, [argument for argument in session.posargs if argument not in known])
+
+
+def reproduce_sweep(session: nox.Session, table: str) -> None:
+    """A table of the ablations on the mixture and on lettering, where one seed is what fits into minutes."""
+    if "--profile" in session.posargs:
+        sweep(session, [table], session.posargs)
+        return
+    sweep(session, [f"mixture-{table}"], session.posargs)
+    if (EXPERIMENTS / f"text-{table}.toml").exists():
+        seeds = [] if "--seeds" in session.posargs else ["--seeds", "0"]
+        sweep(session, [f"text-{table}"], [*seeds, *session.posargs])
+
+
+@nox.session
+def reproduce_table4(session: nox.Session) -> None:
+    """Table 4, w/o TSM and w/o DASM. `-- --seeds 0-7` for more lettering than one seed, `-- --profile paper …`."""
+    reproduce_sweep(session, "table4")
+
+
+@nox.session
+def reproduce_table6(session: nox.Session) -> None:
+    """Table 6, N and s of the trajectory: as reproduce_table4."""
+    reproduce_sweep(session, "table6")
+
+
+@nox.session
+def train_text(session: nox.Session) -> None:
+    """The models of the text domain again from nothing, into runs/text (hours on two cores)."""
+    install(session, "bench,train")
+    output = [] if "--output" in session.posargs else ["--output", "runs/text"]
+    session.run("python", "-m", "bench.ablation.text.recipe", *output, *session.posargs, env=ENVIRONMENT)
 
 
 @nox.session
@@ -124,7 +160,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def ci_regression(session: nox.Session) -> None:
-    """Measures part of the mini tables anew and fails where a number moved from the committed records."""
+    """Measures part of the mini tables and a small sweep anew, and fails where a number moved from the records."""
     install(session, "bench")
     out = str(Path(session.create_tmp()) / "run")
     shutil.rmtree(out, ignore_errors=True)  # what is recorded is not measured again
@@ -137,6 +173,10 @@ def ci_regression(session: nox.Session) -> None:
     for table, methods in parts.items():
         session.run("bench", "run", "--table", table, *options, "--methods", *methods, env=ENVIRONMENT)
     session.run("bench", "compare", "reports/mini", out, "--subset", env=ENVIRONMENT)
+    trained = str(Path(session.create_tmp()) / "sweep")
+    shutil.rmtree(trained, ignore_errors=True)
+    session.run("bench", "sweep", "mixture-ci", "--device", "cpu", "--out", trained, env=ENVIRONMENT)
+    session.run("bench", "compare", "reports/ablations/mixture-ci", trained, env=ENVIRONMENT)
 
 
 @nox.session

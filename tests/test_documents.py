@@ -115,8 +115,15 @@ def check_nox(arguments: list[str]) -> None:
     else:
         assert sessions in ([], ["-l"])
     for name in sessions[1:]:
-        if name.startswith("reproduce_"):
-            check_call(["bench", "run", "--table", name.removeprefix("reproduce_"), *others])
+        kind, number = re.fullmatch(r"reproduce_(table|figure)(\d)|.*", name).groups()  # pyright: ignore
+        if kind == "figure":
+            check_call(["bench", "figure", number, *others])
+        elif number in ("4", "6"):
+            check_call(["bench", "sweep", f"mixture-table{number}", *others])
+        elif number:
+            check_call(["bench", "run", "--table", f"table{number}", *others])
+        elif name == "ablations":
+            check_call(["bench", "sweep", *others])
 
 
 def subparsers(program: str) -> dict[str, argparse.ArgumentParser]:

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # A room is a folder, or a module at the top, of a package. It may import rooms on floors below its own, and itself.
 FLOORS = {
     "tsd": (
-        {"errors", "seeds", "files", "precision"},
+        {"errors", "seeds", "precision"},
+        {"files"},
         {"images", "config"},
         {"model", "presets"},
         {"algorithm", "prompts", "restore"},
@@ -30,7 +31,8 @@ FLOORS = {
         {"testsets", "metrics"},
         {"pixels"},
         {"methods", "report"},
-        {"fetch", "run", "ablation"},
+        {"fetch", "run"},
+        {"ablation"},
         {"commands"},
         {"cli"},
     ),
@@ -90,13 +92,53 @@ def test_tsd_never_imports_bench() -> None:
     ] == []
 
 
-def test_bench_imports_of_tsd_the_ground_and_elsewhere_in_three_rooms() -> None:
-    rooms = [ROOT / "bench" / name for name in ("methods/tsd_sr", "methods/osediff", "ablation")]
+ABLATION = ROOT / "bench" / "ablation"
+DOMAINS = {path.parent.name for path in ABLATION.glob("*/domain.py")}
+"""Folders of `bench/ablation` that train. Beside them are the engine (modules at the top), `report` and `figures`."""
+
+
+def test_bench_imports_of_tsd_the_ground_and_elsewhere_in_few_rooms() -> None:
+    rooms = [ROOT / "bench" / name for name in ("methods/tsd_sr", "methods/osediff", "ablation/figures")]
+    rooms += [ABLATION / domain for domain in DOMAINS]
     found = [
         f"{path.relative_to(ROOT)} imports {module}"
         for path in sources("bench")
         for module in imported_modules(path)
         if module.startswith("tsd.") and room_of(module) not in GROUND and not any(map(path.is_relative_to, rooms))
+    ]
+    assert found == []
+
+
+def test_the_mixture_takes_of_tsd_the_algorithm_and_its_noise() -> None:
+    taken = {
+        module
+        for path in (ABLATION / "mixture").glob("*.py")
+        for module in imported_modules(path)
+        if module.startswith("tsd.") and room_of(module) not in GROUND | {"algorithm", "seeds"}
+    }
+    assert {name for name in taken if not name.startswith("tsd.model.process")} - {"tsd.model"} == set()
+
+
+def test_domains_are_known_by_name_alone() -> None:
+    """Nothing imports one, not even another domain, but by `open_domain` and `open_subject`."""
+    assert {"mixture", "text"} <= DOMAINS
+    found = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in ABLATION.rglob("*.py")
+        for module in imported_modules(path)
+        for domain in DOMAINS
+        if f"{module}.".startswith(f"bench.ablation.{domain}.") and not path.is_relative_to(ABLATION / domain)
+    ]
+    assert found == []
+
+
+def test_of_a_domain_only_its_subject_knows_the_figures() -> None:
+    found = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for domain in (*DOMAINS, "report", "")
+        for path in (ABLATION / domain).glob("*.py")
+        for module in imported_modules(path)
+        if module.startswith("bench.ablation.figures") and path.name != "subject.py"
     ]
     assert found == []
 

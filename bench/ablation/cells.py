@@ -10,8 +10,8 @@ Under the output folder of a sweep:
     references/seed-0003/…                 the same for the rows that need no training
     sweep.json, cells.jsonl, images.npz    what a report needs, see bench/ablation/records.py
 
-A key is a hash of everything that decides about a cell: its settings and seed, the base, and the training code. A
-folder with another key is never continued and never reported beside the others.
+A key is a hash of everything that decides about a cell: its settings with the files that they name, its seed, the
+base, and the training code. A folder with another key is never continued and never reported beside the others.
 """
 
 import json
@@ -26,7 +26,7 @@ from bench.ablation.domain import Cell, Domain, Measure
 from bench.ablation.experiment import Arm, Experiment, resolved_settings
 from bench.provenance import sha256_json
 from tsd.errors import UserError
-from tsd.files import write_text
+from tsd.files import sha256_file, write_text
 
 UNKEYED = ("checkpoint_every",)
 """Settings that change what is kept for resumption, never a result."""
@@ -93,15 +93,24 @@ def jobs_of(
     settings = {arm.name: resolved_settings(experiment, arm, domain) for arm in arms}
     for seed in seeds:
         for arm in arms:
-            key = _key({**common, "settings": _keyed(settings[arm.name])}, seed)
+            own = own_files(settings[arm.name])
+            key = _key({**common, "settings": _keyed(settings[arm.name]), **own}, seed)
             cell = Cell(experiment.name, arm.name, seed, settings[arm.name], key)
             folder = out / "cells" / arm.name / f"seed-{seed:04d}"
-            jobs.append(Job(folder, seed, cell, {**asdict(cell), **_identity(identity)}))
+            jobs.append(Job(folder, seed, cell, {**asdict(cell), **_identity(identity), **own}))
         if domain.references:
             origin = {**common, "seed": seed, "references": list(domain.references)}
             folder = out / "references" / f"seed-{seed:04d}"
             jobs.append(Job(folder, seed, None, {**origin, "key": _key(origin, seed)}))
     return jobs
+
+
+def own_files(settings: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """{"own_files": SHA-256 by path} of the files that settings name as python:FILE.py:FUNCTION; empty without any."""
+    named = [value.split(":", 1)[1] for value in settings.values() if str(value).startswith("python:")]
+    paths = [Path(name.rpartition(":")[0]).expanduser() for name in named]
+    found = {str(path): sha256_file(path) for path in paths if path.is_file()}
+    return {"own_files": found} if found else {}
 
 
 def refuse_stale(jobs: Sequence[Job], identity: Identity, out: Path) -> None:
@@ -210,6 +219,10 @@ def _difference(job: Job, identity: Identity, out: Path) -> str:
         names = [name for name in sorted({*files, *identity.files}) if files.get(name) != identity.files.get(name)]
         shown = f" ({', '.join(names[:4])}{' and others' if len(names) > 4 else ''})" if files else ""
         parts.append(f"the training code changed{shown}")
+    mine, now = then.get("own_files", {}), job.origin.get("own_files", {})
+    altered = [name for name in sorted({*mine, *now}) if name in mine and name in now and mine[name] != now[name]]
+    if altered:
+        parts.append(f"{', '.join(altered)} changed")
     if then.get("references") != job.origin.get("references"):
         parts.append("the domain has other references")
     return ", ".join(parts) or "cell.json has another key"

@@ -74,10 +74,11 @@ class Row:
 
 @dataclass(frozen=True)
 class SweepRecords:
-    """Everything a report is made from. `environments` by their key."""
+    """Everything a report is made from. `environments` by their key; `domain` as `open_domain` takes it."""
 
     rows: tuple[Row, ...]
     environments: Mapping[str, Mapping[str, Any]]
+    domain: str = ""
 
     def of_arm(self, arm: str) -> dict[int, Row]:
         """The cells of an arm by seed."""
@@ -134,7 +135,7 @@ def collect(experiment: Experiment, jobs: Iterable[Job], measures: Sequence[Meas
             scores, images = read_scores(folder, measures)
             name = folder.name if job.cell is None else f"{job.cell.arm}: {folder.name}"
             rows.append(Row(arm=None, reference=name, overrides={}, scores=scores, images=images, **common))
-    return SweepRecords(tuple(sorted(rows, key=lambda row: row.seed)), environments)
+    return SweepRecords(tuple(sorted(rows, key=lambda row: row.seed)), environments, experiment.domain)
 
 
 def read_scores(folder: Path, measures: Sequence[Measure]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
@@ -207,7 +208,7 @@ def read_records(out: Path) -> SweepRecords:
         except (TypeError, IndexError) as error:
             raise UserError(f"{path}, line {number + 1} is no row of a sweep: {error}") from error
         rows.append(row)
-    return SweepRecords(tuple(rows), about.get("environments", {}))
+    return SweepRecords(tuple(rows), about.get("environments", {}), about.get("domain", ""))
 
 
 def refuse_other_settings(records: SweepRecords, experiment: Experiment, out: Path) -> None:

@@ -4,6 +4,9 @@ A paired difference d_i is one seed's value of an arm minus that of another. Eve
 numpy arrays of float64; nothing is rounded.
 """
 
+# scipy ships no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,13 +1,19 @@
-"""`bench compare`: compares two runs, and fails where a value moved."""
+"""`bench compare`: compares two runs or two sweeps, and fails where a value moved."""
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 EPILOG = """\
 examples:
   bench compare reports/mini new/mini
   bench compare reports/mini new/mini-first4 --subset
   bench compare reports/mini new/mini --tolerance psnr=0.05 ssim=0.002
+  bench compare reports/ablations/mixture-ci new/mixture-ci          two sweeps
+
+Scores and learning curves of a sweep may move by half a unit of the last digit that its tables
+print, unless --tolerance says otherwise.
 
 exit status: 0 if every value of OLD is in NEW within its tolerance; 1 if one moved or disappeared;
 2 for bad input
@@ -17,14 +23,14 @@ exit status: 0 if every value of OLD is in NEW within its tolerance; 1 if one mo
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "compare",
-        help="compare two runs, and fail where a value moved",
-        description="Compares the records of two runs value by value. A change beyond the metric's tolerance, another\n"
-        "protocol, or a missing value is a failure. New rows and columns are not.",
+        help="compare two runs or two sweeps, and fail where a value moved",
+        description="Compares the records of two runs, or of two sweeps, value by value. A change beyond the metric's\n"
+        "tolerance, another protocol, or a missing value is a failure. New rows and columns are not.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("old", type=Path, metavar="OLD", help="--out folder of the run that is taken as right")
-    parser.add_argument("new", type=Path, metavar="NEW", help="--out folder of the run to judge")
+    parser.add_argument("old", type=Path, metavar="OLD", help="--out folder of the run or sweep that is taken as right")
+    parser.add_argument("new", type=Path, metavar="NEW", help="--out folder of the run or sweep to judge")
     parser.add_argument(
         "--tolerance",
         nargs="+",
@@ -35,26 +41,41 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--subset",
         action="store_true",
-        help="compare only the methods, images and metrics that NEW has (for instance after --limit)",
+        help="compare only the methods, images and metrics, or arms and seeds, that NEW has",
     )
     parser.add_argument("--show", type=int, default=20, metavar="N", help="how many failures to list (default: 20)")
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    tolerances = dict(_tolerance(text) for text in args.tolerance)
+    if (args.old / "sweep.json").is_file():
+        from bench.ablation.report.compare import compare_sweeps
+
+        sweeps = compare_sweeps(args.old, args.new, tolerances, subset=args.subset)
+        return _report(sweeps.compared, sweeps.failures, sweeps.largest, sweeps.allowed, args.show)
     from bench.records.records import Records
     from bench.report.compare import TOLERANCES, compare
 
-    tolerances = dict(_tolerance(text) for text in args.tolerance)
-    outcome = compare(Records(args.old), Records(args.new), tolerances, subset=args.subset)
-    for metric, change in sorted(outcome.largest.items()):
-        print(f"{metric}: largest change {change:.3g}, allowed {({**TOLERANCES, **tolerances})[metric]:g}")
-    for failure in outcome.failures[: args.show]:
+    runs = compare(Records(args.old), Records(args.new), tolerances, subset=args.subset)
+    return _report(runs.compared, runs.failures, runs.largest, {**TOLERANCES, **tolerances}, args.show)
+
+
+class _Failure(Protocol):
+    def line(self) -> str: ...
+
+
+def _report(
+    compared: int, failures: Sequence[_Failure], largest: Mapping[str, float], allowed: Mapping[str, float], show: int
+) -> int:
+    for metric, change in sorted(largest.items()):
+        print(f"{metric}: largest change {change:.3g}, allowed {allowed[metric]:g}")
+    for failure in failures[:show]:
         print(failure.line())
-    if len(outcome.failures) > args.show:
-        print(f"and {len(outcome.failures) - args.show} more")
-    print(f"{outcome.compared} values compared, {len(outcome.failures)} failures")
-    return 1 if outcome.failures else 0
+    if len(failures) > show:
+        print(f"and {len(failures) - show} more")
+    print(f"{compared} values compared, {len(failures)} failures")
+    return 1 if failures else 0
 
 
 def _tolerance(text: str) -> tuple[str, float]:

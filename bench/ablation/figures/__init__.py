@@ -1,1 +1,1 @@
-"""Figures 3 to 6 of the paper, measured and drawn of any domain that gives its process, teacher, critic and latents."""
+"""Figures 3 to 6 of the paper, of any domain or of students on disk."""

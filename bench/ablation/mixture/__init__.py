@@ -1,1 +1,1 @@
-"""A Gaussian mixture in the plane: the exact score is the teacher, so what a term does is not hidden by its error."""
+"""A Gaussian mixture in the plane, whose exact score is the teacher."""

@@ -49,12 +49,12 @@ class Mixture:
 
     def distance_to_mode(self, points: Tensor) -> Tensor:
         """(B,) Euclidean distances to the nearest mean."""
-        return torch.cdist(points, self.means).amin(dim=1)
+        return _distances(points, self.means).amin(dim=1)
 
     def log_density(self, x: Tensor, alpha: float = 1.0, sigma: float = 0.0) -> Tensor:
         """(B,) log-densities of x; of the prior itself unless α and σ say otherwise. In nats."""
         variance = alpha**2 * self.sd**2 + sigma**2
-        squares = torch.cdist(x, alpha * self.means).square()
+        squares = _distances(x, alpha * self.means).square()
         constant = math.log(self.components) + math.log(2 * math.pi * variance)
         return torch.logsumexp(-squares / (2 * variance), dim=1) - constant
 
@@ -94,3 +94,8 @@ class Mixture:
     @cached_property
     def _means_numpy(self) -> NDArray[np.float32]:
         return self.means.numpy()
+
+
+def _distances(points: Tensor, means: Tensor) -> Tensor:
+    """(B, K). By differences: torch's way for many points, |x|² + |μ|² − 2 x·μ, loses the digits of small distances."""
+    return torch.cdist(points, means, compute_mode="donot_use_mm_for_euclid_dist")

@@ -126,7 +126,7 @@ def curve_band(curves: Sequence[Curve], name: str) -> tuple[list[float], list[fl
     Only the steps that every curve has. With a single curve the band is the line itself.
     """
     by_step = [{point["step"]: point[name] for point in curve if name in point} for curve in curves]
-    steps = sorted(set.intersection(*(set(values) for values in by_step)))
+    steps = sorted(step for step in by_step[0] if all(step in values for values in by_step))
     bands = [mean_ci95([values[step] for values in by_step]) for step in steps]
     return (
         steps,
@@ -215,5 +215,5 @@ def _save(figure: "Figure", stem: Path) -> list[Path]:
     metadata: list[dict[str, Any]] = [{"Software": None}, {"Date": None}]
     for path, content in zip(paths, metadata, strict=True):
         with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=150, metadata=content)
+            figure.savefig(temporary, dpi=150, metadata=content)  # pyright: ignore[reportUnknownMemberType]
     return paths

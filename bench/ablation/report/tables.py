@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from bench.ablation.domain import Domain, Measure
-from bench.ablation.experiment import Experiment, measures_of
+from bench.ablation.experiment import Experiment, measures_of, shipped
 from bench.ablation.records import Row, SweepRecords
 from bench.ablation.report.prose import interval, sentences, signed, signs
 from bench.ablation.report.published import Published, column_title, row_name
@@ -80,7 +80,7 @@ def _means_of(
     mapped = [published.column_of[measure.name] for measure in measures if measure.name in published.column_of]
     columns = list(dict.fromkeys(mapped))
     shown = rows_of(experiment, records)
-    entries = []
+    entries: list[tuple[Entry, ...]] = []
     for title, arm, cells in shown:
         cpu_seconds = mean([row.cpu_seconds for row in cells.values()])
         entries.append(
@@ -187,7 +187,7 @@ def _health(experiment: Experiment, records: SweepRecords) -> Grid | None:
     logged = [name for name in LOGGED if any(name in row.log for _, cells in shown for row in cells.values())]
     if not logged:
         return None
-    rows = []
+    rows: list[tuple[Entry, ...]] = []
     for title, cells in shown:
         if cells:
             values = [mean([row.log.get(name) for row in cells.values()]) for name in logged]
@@ -220,6 +220,8 @@ def _evidence(experiment: Experiment, records: SweepRecords, findings: Findings)
         f"Domain `{experiment.domain}`, {len(cells)} cells, seeds {_ranges(seeds)}; within a seed all arms share start "
         "weights, data and every random draw, and seeds vary all of them."
     )
+    file = experiment.name if experiment.name in {path.stem for path in shipped()} else f"{experiment.name}.toml"
+    yield f"Command: `bench sweep {file} --seeds {_ranges(seeds).replace('–', '-').replace(' ', '')}`."
     if experiment.settings:
         shown = ", ".join(f"{key} = {value}" for key, value in experiment.settings.items())
         yield f"Settings of all arms: {shown}."

@@ -144,3 +144,20 @@ def test_stale_cells_are_removed_on_request_and_no_others(raw: dict[str, Any], t
 def test_an_unknown_domain_is_refused_with_those_there_are() -> None:
     with pytest.raises(UserError, match="no domain 'texts'; expected one of"):
         open_domain("texts")
+
+
+def test_a_changed_file_of_ones_own_makes_its_cells_stale(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("def f(): return 1\n")
+    raw["arms"]["full"]["act"] = "python:mine.py:f"
+    domain, out = LineDomain(), tmp_path / "out"
+    for job in jobs(raw, domain, out):
+        write_json(job.folder / "cell.json", dict(job.origin))
+    assert {job.state() for job in jobs(raw, domain, out)} == {"begun"}
+    Path("mine.py").write_text("def f(): return 2\n")
+    found = jobs(raw, domain, out)
+    assert {job.arm for job in found if job.state() == "stale"} == {"full"}
+    with pytest.raises(UserError, match=r"full \(2 cells\): mine.py changed"):
+        refuse_stale(found, Identity.of(domain), out)

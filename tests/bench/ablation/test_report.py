@@ -64,6 +64,7 @@ def test_every_figure_is_that_of_the_cells(raw: dict[str, Any], trained: Path) -
     assert f"| {full.mean():.4f} ± " in report.markdown
     assert "0.3176 / 0.2934" in report.markdown  # the paper's LPIPS of the row, on both of its sets
     assert "Critic's gain" in report.markdown
+    assert "Command: `bench sweep line.toml --seeds 0-7`." in report.markdown
 
 
 def test_the_files_are_all_there_and_can_be_opened(raw: dict[str, Any], trained: Path) -> None:
