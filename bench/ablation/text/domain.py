@@ -97,8 +97,8 @@ class TextDomain:
             raise UserError(f"no base at {self.model}; `nox -s train_text` makes it")
         if self.model == MODEL and (settings["rank"], settings["vae_rank"]) != (DEFAULTS.rank, DEFAULTS.vae_rank):
             raise UserError(
-                f"rank {settings['rank']} and vae_rank {settings['vae_rank']} do not fit the start student, whose ranks "
-                f"are {DEFAULTS.rank} and {DEFAULTS.vae_rank}"
+                f"rank {settings['rank']} and vae_rank {settings['vae_rank']} do not fit the start student, "
+                f"whose ranks are {DEFAULTS.rank} and {DEFAULTS.vae_rank}"
             )
 
     def config(self, settings: Mapping[str, Any], seed: int) -> TrainConfig:
@@ -122,7 +122,9 @@ class TextDomain:
         return json.dumps([listed, font_hashes(), self.captions], sort_keys=True)
 
     def code(self) -> Sequence[Path]:
-        return [Path(__file__).with_name(f"{name}.py") for name in ("glyphs", "data", "classifier", "measures", "domain")]
+        return [
+            Path(__file__).with_name(f"{name}.py") for name in ("glyphs", "data", "classifier", "measures", "domain")
+        ]
 
     def run(self, cell: Cell, folder: Path, *, device: str, stop: Callable[[], bool]) -> None:
         from bench.ablation.text.data import TextPairs

@@ -6,7 +6,7 @@ read from matplotlib's own folder. Nothing is stored: a line is a pure function 
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +80,7 @@ def font_hashes() -> dict[str, str]:
     return {face: sha256_file(folder / f"{face}.ttf") for face in FACES}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _font(face: int, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(font_folder() / f"{FACES[face]}.ttf", size * _SUPERSAMPLING)
 

@@ -3,7 +3,7 @@
 Of a line: PSNR; LP, an LPIPS-like distance in the glyph classifier's feature maps (Zhang et al., arXiv 1801.03924,
 with equal weights: unit vectors along the channels, squared differences, mean over space, sum over layers); the shares
 of letters and faces that the classifier reads right. Of the set: Fréchet distance and KID of the classifier's
-embeddings against those of *other* ground-truth lines, and sharpness, the gradient energy over that of the ground truth.
+embeddings against those of *other* ground-truth lines; and sharpness, the gradient energy over the ground truth's.
 """
 
 from collections.abc import Sequence

@@ -35,7 +35,7 @@ from tsd.config import Phase, TrainConfig
 from tsd.files import write_text
 from tsd.mini.optim import split_optimisers
 from tsd.mini.recipe import publish
-from tsd.mini.stages import in_batches, psnr_luma, run_stage, save_atomically
+from tsd.mini.stages import in_batches, psnr_luma, run_stage
 from tsd.mini.vae import VaeSettings, initialise, new_vae, vae_loss
 from tsd.mini.warmup import factorise
 from tsd.model.backbone import load_backbone
@@ -276,7 +276,10 @@ class TextRun:
             return found
 
         optimisers = split_optimisers(
-            model, muon_lr=settings.muon_lr, adamw_lr=settings.adamw_lr, keep_adamw=("conv_in.weight", "conv_out.weight")
+            model,
+            muon_lr=settings.muon_lr,
+            adamw_lr=settings.adamw_lr,
+            keep_adamw=("conv_in.weight", "conv_out.weight"),
         )
         run_stage(
             "teacher", self.work, model, optimisers, steps=settings.steps, warm_up=settings.warm_up,

@@ -33,7 +33,8 @@ def test_lines_vary_in_everything_and_stay_in_range() -> None:
     for line in lines:
         assert line.image.shape == (HEIGHT, WIDTH)
         assert line.image.dtype == np.float32
-        assert 0 <= line.image.min() and line.image.max() <= 1
+        assert line.image.min() >= 0
+        assert line.image.max() <= 1
         assert line.image.max() - line.image.min() > 0.8 * MIN_CONTRAST
         darker += np.median(line.image) > line.image.mean()
     assert 100 < darker < 350  # ink is darker than paper in most lines, not in all
@@ -79,7 +80,8 @@ def test_pairs_are_items_of_the_training_and_depend_on_seed_and_split() -> None:
         image = item[name]
         assert isinstance(image, torch.Tensor)
         assert image.shape == (3, HEIGHT, WIDTH)
-        assert -1 <= image.min() and image.max() <= 1
+        assert image.min() >= -1
+        assert image.max() <= 1
     assert "prompt_embeds" not in item
     assert len(data) == 10
     with pytest.raises(IndexError):
