@@ -128,5 +128,5 @@ def _grays(random: np.random.Generator) -> tuple[np.float32, np.float32]:
     """Gray of the paper and of the ink in [0, 1], at least `MIN_CONTRAST` apart, either of them the darker."""
     contrast = random.uniform(MIN_CONTRAST, 1.0)
     dark = random.uniform(0.0, 1.0 - contrast)
-    pair = np.float32(dark), np.float32(dark + contrast)
-    return pair if random.random() < 0.4 else pair[::-1]
+    low, high = np.float32(dark), np.float32(dark + contrast)
+    return (low, high) if random.random() < 0.4 else (high, low)

@@ -51,9 +51,12 @@ class TextScorer:
     def features(self, images: Tensor, lines: Sequence[Line]) -> GlyphFeatures:
         """The classifier's features of every glyph of gray images (N, 1, H, W) in [0, 1]."""
         parts = [self.classifier(crops) for crops in glyph_crops(images, lines).split(512)]
-        maps = (torch.cat(found) for found in zip(*(part.maps for part in parts), strict=True))
-        joined = (torch.cat([getattr(part, name) for part in parts]) for name in ("letters", "faces", "embedding"))
-        return GlyphFeatures(*joined, tuple(maps))
+        return GlyphFeatures(
+            torch.cat([part.letters for part in parts]),
+            torch.cat([part.faces for part in parts]),
+            torch.cat([part.embedding for part in parts]),
+            tuple(torch.cat(found) for found in zip(*(part.maps for part in parts), strict=True)),
+        )
 
     def __call__(self, images: Tensor) -> TextScores:
         """Scores (N, 1, H, W) in [0, 1], which are rounded to 8 bits first, as a file would be."""
