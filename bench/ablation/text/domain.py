@@ -178,7 +178,7 @@ class TextDomain:
             if (folder / name / "scores.jsonl").exists():
                 continue
             if name == "bicubic":
-                images = gray_of(test_inputs())
+                images = gray_of(enlarged_inputs())
             else:
                 images = self.restore(self.model / "lora" / "start", "cpu")
                 if name != "start":
@@ -204,7 +204,7 @@ class TextDomain:
         load_student(backbone, lora)
         parts = []
         with torch.no_grad():
-            for x in test_inputs().split(128):
+            for x in enlarged_inputs().split(128):
                 z = backbone.one_step(backbone.encode(x.to(device), posterior="mode"))
                 parts.append(gray_of(backbone.decode(z)).cpu())
         return torch.cat(parts)
@@ -218,7 +218,7 @@ def open_domain(argument: str) -> TextDomain:
 
 
 @lru_cache(maxsize=1)
-def test_inputs() -> Any:
+def enlarged_inputs() -> Any:
     """The test lines' inputs, enlarged fourfold: (TEST_LINES, 3, H, W) in [-1, 1]."""
     import torch
 
@@ -229,12 +229,13 @@ def test_inputs() -> Any:
 
 
 @lru_cache(maxsize=1)
-def scorer(model: Path, count: int = TEST_LINES) -> "TextScorer":
-    """The scorer of the first `count` test lines, made once in a process."""
+def scorer(model: Path, count: int | None = None) -> "TextScorer":
+    """The scorer of the first `count` test lines (of all for None), made once in a process."""
     from bench.ablation.text.classifier import load_classifier
     from bench.ablation.text.data import TextPairs
     from bench.ablation.text.measures import TextScorer
 
+    count = count or TEST_LINES
     test, other = TextPairs(0, count, split="test"), TextPairs(0, REFERENCE_LINES, split="reference")
     return TextScorer(
         load_classifier(model),

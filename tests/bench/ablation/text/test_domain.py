@@ -2,16 +2,32 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import bench.ablation.text.domain as domain_module
 from bench.ablation.domain import Cell
 from bench.ablation.text.domain import MODEL, SHARPENED, TextDomain, open_domain
 from tsd.errors import UserError
 from tsd.train.settings import FinishedRun, RunSettings
 
+LINES = 48
 SHORT = {"steps": 4, "batch_size": 2, "critic_warmup_steps": 2, "warmup_steps": 1, "mixed_precision": "no"}
+
+
+@pytest.fixture(autouse=True)
+def few_lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Scores on few test lines: what is tested is the bookkeeping."""
+    monkeypatch.setattr(domain_module, "TEST_LINES", LINES)
+    monkeypatch.setattr(domain_module, "REFERENCE_LINES", 3 * LINES)
+    caches = (domain_module.enlarged_inputs, domain_module.scorer)
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
 
 
 def cell(domain: TextDomain, arm: str, seed: int = 0, **overrides: object) -> Cell:
@@ -47,7 +63,7 @@ def test_a_cell_leaves_scores_curve_and_log_and_resumes_to_the_same(tmp_path: Pa
     whole = run(domain, tmp_path / "whole", cell(domain, "full"))
     assert whole[-1]["image"] is None
     assert set(whole[-1]) == {"image", *(measure.name for measure in domain.measures)}
-    assert len(whole) == 385
+    assert len(whole) == LINES + 1
     curve = [json.loads(line) for line in (tmp_path / "whole" / "curve.jsonl").read_text().splitlines()]
     assert curve[-1]["step"] == 6
     log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
