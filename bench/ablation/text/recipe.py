@@ -363,7 +363,7 @@ def labels(lines: Sequence[Line]) -> tuple[Tensor, Tensor]:
 
 
 def write_identity(model: Path, folder: Path, config: TrainConfig) -> None:
-    """Writes a student that begins at ẑ = z_L, up to a bias: the adapter of the last convolution cancels its weights."""
+    """Writes a student that begins at ẑ = z_L up to a bias: the last convolution's adapter cancels its weights."""
     backbone = load_backbone(model)
     targets = denoiser_targets(backbone.denoiser, backbone.family.student_targets)
     attach(backbone.denoiser, STUDENT, targets, config.rank, seed_for(config.seed, "identity", "denoiser"))
