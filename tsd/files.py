@@ -1,20 +1,16 @@
-"""Files: atomic writing, hashes, readable sizes, functions in files, and the mini models shipped in the package.
+"""Files: atomic writing, hashes, readable sizes, and the mini models shipped in the package.
 
 Standard library only, so that `bench` may use it anywhere.
 """
 
 import hashlib
-import importlib.util
 import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from tsd.errors import UserError
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,39 +23,6 @@ def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def load_function(path: Path, name: str) -> tuple[Callable[..., Any], str]:
-    """Runs a file of the user's own, and returns the function `name` in it and the file's SHA-256.
-
-    The file is loaded alone, under a private module name; modules beside it are found only where PYTHONPATH or an
-    installed package provides them.
-
-    Raises:
-        UserError: no such file, the file does not run, or it has no function of that name.
-    """
-    try:
-        source = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} could not be read ({error}); expected python:FILE.py:FUNCTION") from error
-    sha256 = hashlib.sha256(source).hexdigest()
-    module_name = f"function_{sha256[:16]}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if path.suffix != ".py" or spec is None or spec.loader is None:
-        raise UserError(f"{path} is not a Python file; expected python:FILE.py:FUNCTION")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses and pickling inside the file look their module up by name.
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[module_name]
-        raise UserError(f"{path} failed while it was loaded: {type(error).__name__}: {error}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UserError(f"{path} has no function {name!r}; it defines {', '.join(sorted(names)) or 'none'}")
-    return function, sha256
 
 
 def human_size(size_bytes: int | None) -> str:
