@@ -1,1 +1,1 @@
-"""Sweeps over training settings that can decide: domains, cells, paired statistics, reports."""
+"""Sweeps over training settings: cells, paired statistics, domains."""

@@ -1,1 +1,1 @@
-"""The training loops of both stages, and what they share: checks, checkpoints, processes, logs."""
+"""The training loops of both stages, with checks, checkpoints, processes and logs."""
