@@ -80,7 +80,7 @@ class ClassifierTraining:
 
 START = dataclasses.replace(
     PRESETS["mini"],
-    phases=(Phase(steps=1500, latent_mse=1.0, gamma2=0.0, point_weights=(1.0,)),),
+    phases=(Phase(steps=600, latent_mse=1.0, gamma2=0.0, point_weights=(1.0,)),),
     gamma1=(0.0, 0.0),
     batch_size=32,
     crop=32,
