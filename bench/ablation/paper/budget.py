@@ -11,7 +11,7 @@ from bench.ablation.cells import write_json
 from bench.ablation.experiment import Arm, Experiment
 from bench.ablation.paper.files import Files
 from bench.ablation.paper.settings import config_of, default_settings
-from tsd.config import TrainConfig
+from tsd.config import Phase, TrainConfig
 
 if TYPE_CHECKING:
     from tsd.memory.flops import SampleFlops
@@ -23,7 +23,8 @@ SHARE = 0.35
 """The share of the peak that training is taken to reach."""
 GPUS, LAUNCHER, LAUNCHER_ALONE = 8, "gpu-8x-ddp.yaml", "gpu-1x-80gb.yaml"
 NEUTRAL = {"seed": 0, "lr": 1e-6, "critic_lr": 1e-6, "stride": 1.0, "residual": "epsilon", "weighting": "sigma2"}
-"""Settings that change neither memory nor FLOPs."""
+"""Settings that change neither memory nor the FLOPs of a pass."""
+ANY_PHASE = Phase(steps=1, latent_mse=1.0, gamma2=1.0, point_weights=(1.0,))
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def arm_budgets(experiment: Experiment, arms: Sequence[Arm], files: Files, seed:
             found.append(ArmBudget(arm, config, student))
             continue
         shape = dataclasses.replace(
-            config, **NEUTRAL, phases=config.phases[:1], lambda_tsd=float(config.lambda_tsd == 1), regularisation="tsd"
+            config, **NEUTRAL, phases=(ANY_PHASE,), lambda_tsd=float(config.lambda_tsd == 1), regularisation="tsd"
         )
         if shape not in plans:
             checkpointing = (True,) if config.gradient_checkpointing else (False, True)

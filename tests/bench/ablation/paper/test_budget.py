@@ -36,7 +36,8 @@ def test_n_costs_and_s_does_not(raw_paper: dict[str, Any], tiny_sd3_dir: Path, t
     assert flops["n8"].data == flops["n2"].data
     # Three steps with one point and three with N + 1, each point two latents of the teacher and one of the critic.
     assert flops["n8"].trajectory / flops["n2"].trajectory == pytest.approx((1 + 9) / (1 + 3))
-    assert flops["no-tsm"].trajectory / flops["n4"].trajectory == pytest.approx(2 / 3)
+    # λ = 1 leaves out the teacher at z_t; the critic costs a little more than the teacher, by its adapter.
+    assert flops["no-tsm"].trajectory / flops["n4"].trajectory == pytest.approx(2 / 3, rel=0.01)
     assert hours["n4"] == pytest.approx(flops["n4"].total * 2 / (PEAK_FLOPS["A100"] * SHARE) / 3600)
 
     commands = write_commands(list(budgets.values()), files, tmp_path)
