@@ -1,1 +1,1 @@
-"""The domain `paper`: students of a large base such as SD3-medium, scored on real test sets."""
+"""Students of a large base, scored on real test sets."""

@@ -1,1 +1,1 @@
-"""The domain of rendered lettering: images with a prior that a small teacher can really learn."""
+"""Rendered lettering, a prior that a small teacher can learn."""
