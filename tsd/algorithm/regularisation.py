@@ -49,7 +49,7 @@ def load_regularisation(config: TrainConfig, process: NoiseProcess, channels: in
     if config.own_regularisation is None:
         return None
     path, name = config.own_regularisation
-    function, sha256 = _load_function(path, name)
+    function, sha256 = load_function(path, name)
     described = f"{name} in {path}"
 
     def regularise(point: Point, w: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def load_regularisation(config: TrainConfig, process: NoiseProcess, channels: in
     return OwnRegularisation(regularise, f"{name} {sha256}")
 
 
-def _load_function(path: Path, name: str) -> tuple[Callable[..., Any], str]:
+def load_function(path: Path, name: str) -> tuple[Callable[..., Any], str]:
     """Runs the file, and returns the function `name` in it and the file's SHA-256; errors as above."""
     try:
         source = path.read_bytes()

@@ -26,8 +26,8 @@ from tsd.algorithm.objective import (
     student_loss,
     surrogate_loss,
 )
+from tsd.algorithm.regularisation import load_function
 from tsd.errors import UserError
-from tsd.files import load_function
 from tsd.model.process import FlowMatching
 from tsd.seeds import generator_for
 
