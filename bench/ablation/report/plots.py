@@ -1,5 +1,6 @@
 """The plots of a sweep: a forest of paired differences, and learning curves with bands over seeds."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,12 +77,16 @@ def draw_forest(experiment: Experiment, domain: Domain, results: Sequence[Result
 def draw_curves(experiment: Experiment, domain: Domain, records: SweepRecords, out: Path) -> list[Path]:
     """Writes curves.png and curves.svg, a column for each measure that the curves have. Returns the files.
 
-    Above, every arm; below, where there are comparisons, the paired differences, in which the spread that all arms of
-    a seed share has gone.
+    Above, every arm, with bands that leave out what all arms of a seed share; below, where there are comparisons, the
+    paired differences.
     """
-    cells = {arm.name: list(records.of_arm(arm.name).values()) for arm in experiment.arms}
-    arms = [(arm.label, cells[arm.name]) for arm in experiment.arms if any(row.curve for row in cells[arm.name])]
-    logged = {name for _, rows in arms for row in rows for point in row.curve for name in point}
+    cells = [(arm.label, records.of_arm(arm.name)) for arm in experiment.arms]
+    arms = [
+        (title, {seed: row.curve for seed, row in rows.items()})
+        for title, rows in cells
+        if any(row.curve for row in rows.values())
+    ]
+    logged = {name for _, curves in arms for curve in curves.values() for point in curve for name in point}
     measures = [measure for measure in measures_of(experiment.metrics, domain) if measure.name in logged]
     if not measures:
         return []
@@ -99,8 +104,9 @@ def draw_curves(experiment: Experiment, domain: Domain, records: SweepRecords, o
         size = (2.4 + 3.0 * len(measures), 2.8 * levels)
         figure, axes = plt.subplots(levels, len(measures), figsize=size, squeeze=False, layout="constrained")
         for column, measure in enumerate(measures):
-            for number, (title, rows) in enumerate(arms):
-                _band(axes[0][column], number, title, curve_band([row.curve for row in rows], measure.name))
+            bands = within_seeds([curves for _, curves in arms], measure.name)
+            for number, ((title, _), band) in enumerate(zip(arms, bands, strict=True)):
+                _band(axes[0][column], number, title, band)
             for number, (title, rows) in enumerate(pairs):
                 _band(axes[1][column], number, title, curve_band(rows, measure.name))
             axes[0][column].set_title(heading(measure), fontsize=9)
@@ -110,17 +116,47 @@ def draw_curves(experiment: Experiment, domain: Domain, records: SweepRecords, o
             axes[1][0].set_ylabel("paired difference")
             for axis in axes[1]:
                 axis.axhline(0, color="black", linewidth=0.8)
-        for level in axes:
-            level[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=7)
+        for level, title in zip(axes, ("95 %, without what all\narms of a seed share", "95 %"), strict=False):
+            legend = {"title": f"bands: {title}", "title_fontsize": 7, "alignment": "left"}
+            level[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=7, **legend)
         paths = _save(figure, out / "curves")
         plt.close(figure)
     return paths
 
 
 Curve = Sequence[Mapping[str, float]]
+Band = tuple[list[float], list[float], list[float], list[float]]
+"""Steps, means, and the lower and upper ends of an interval."""
 
 
-def curve_band(curves: Sequence[Curve], name: str) -> tuple[list[float], list[float], list[float], list[float]]:
+def within_seeds(arms: Sequence[Mapping[int, Curve]], name: str) -> list[Band]:
+    """The band of each arm, given its curves by seed, as wide as the seeds leave it open which arm is ahead.
+
+    From every value the mean of its seed over all arms is taken away before the intervals are computed, and these are
+    widened by √(J / (J − 1)) for J arms (Cousineau 2005, Morey 2008). Without two seeds that every arm has, or with a
+    single arm, they are those of `curve_band`.
+    """
+    bands = [curve_band(list(curves.values()), name) for curves in arms]
+    seeds = sorted(set(arms[0]).intersection(*arms[1:]))
+    steps = [step for step in bands[0][0] if all(step in band[0] for band in bands)]
+    if len(arms) < 2 or len(seeds) < 2:
+        return bands
+    by_step = [[{point["step"]: point[name] for point in curves[seed]} for seed in seeds] for curves in arms]
+    values = np.array([[[curve[step] for step in steps] for curve in curves] for curves in by_step])
+    own = values - values.mean(axis=0)
+    widened = math.sqrt(len(arms) / (len(arms) - 1))
+    found: list[Band] = []
+    for band, rest in zip(bands, own, strict=True):
+        means = dict(zip(band[0], band[1], strict=True))
+        intervals = [mean_ci95([float(value) for value in column]) for column in rest.T]
+        halves = [0.0 if high is None else widened * (high - average) for average, _, high in intervals]
+        centres = [means[step] for step in steps]
+        pairs = list(zip(centres, halves, strict=True))
+        found.append((steps, centres, [mean - half for mean, half in pairs], [mean + half for mean, half in pairs]))
+    return found
+
+
+def curve_band(curves: Sequence[Curve], name: str) -> Band:
     """(steps, means, lower, upper ends of the 95 % intervals over seeds) of one measure's learning curves.
 
     Only the steps that every curve has. With a single curve the band is the line itself.
@@ -153,7 +189,7 @@ def _paired(records: SweepRecords, of: str, against: str) -> list[Curve]:
     return curves
 
 
-def _band(axis: Any, number: int, title: str, band: tuple[list[float], ...]) -> None:
+def _band(axis: Any, number: int, title: str, band: Band) -> None:
     steps, means, low, high = band
     color, dash = COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
     axis.plot(steps, means, color=color, linestyle=dash, label=title, linewidth=1.4)

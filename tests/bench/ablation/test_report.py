@@ -14,8 +14,9 @@ from PIL import Image
 
 from bench.ablation.cells import Identity, jobs_of
 from bench.ablation.experiment import Experiment, experiment_from
-from bench.ablation.report.plots import curve_band
+from bench.ablation.report.plots import curve_band, within_seeds
 from bench.ablation.report.write import write_report
+from bench.ablation.statistics import paired
 from bench.ablation.sweep import load_records
 from bench.ablation.worker import Worker
 from tsd.errors import UserError
@@ -173,3 +174,28 @@ def test_a_torn_line_is_left_out_and_any_other_is_an_error(raw: dict[str, Any], 
     curve.write_text("{torn}\n" + whole)
     with pytest.raises(UserError, match=r"curve\.jsonl, line 1 is not JSON"):
         load_records(experiment, LineDomain(), tmp_path)
+
+
+def test_bands_within_seeds_leave_out_what_the_arms_of_a_seed_share() -> None:
+    rng = np.random.default_rng(0)
+    luck, noise = 10 * rng.normal(size=8), 0.1 * rng.normal(size=(3, 8))
+
+    def curves(shared: np.ndarray) -> list[dict[int, list[dict[str, float]]]]:
+        return [
+            {seed: [{"step": 5, "error": arm + shared[seed] + noise[arm, seed]}] for seed in range(8)}
+            for arm in range(3)
+        ]
+
+    with_luck, without = within_seeds(curves(luck), "error"), within_seeds(curves(0 * luck), "error")
+    for (_, means, low, high), (_, _, same_low, same_high) in zip(with_luck, without, strict=True):
+        assert high[0] - low[0] == pytest.approx(same_high[0] - same_low[0])
+        assert means[0] == pytest.approx((low[0] + high[0]) / 2)
+    plain = curve_band(list(curves(luck)[0].values()), "error")
+    assert plain[3][0] - plain[2][0] > 20 * (with_luck[0][3][0] - with_luck[0][2][0])
+    # With two arms a band is the interval of their difference, divided by √2.
+    pair = within_seeds(curves(luck)[:2], "error")
+    difference = paired(noise[1] - noise[0])
+    assert difference.high is not None
+    assert difference.low is not None
+    assert pair[0][3][0] - pair[0][2][0] == pytest.approx((difference.high - difference.low) / 2**0.5)
+    assert within_seeds(curves(luck)[:1], "error") == [plain]
