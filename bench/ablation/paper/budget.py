@@ -72,16 +72,13 @@ def arm_budgets(experiment: Experiment, arms: Sequence[Arm], files: Files, seed:
         if student is not None:
             found.append(ArmBudget(arm, config, student))
             continue
-        shape = dataclasses.replace(
-            config, **NEUTRAL, phases=(ANY_PHASE,), lambda_tsd=float(config.lambda_tsd == 1), regularisation="tsd"
-        )
+        # λ strictly inside (0, 1) needs every prediction: the most memory, and the same for all arms.
+        shape = dataclasses.replace(config, **NEUTRAL, phases=(ANY_PHASE,), lambda_tsd=0.5, regularisation="tsd")
         if shape not in plans:
             checkpointing = (True,) if config.gradient_checkpointing else (False, True)
             plans[shape] = memory_plan(model, shape, batch_sizes=(config.batch_size,), checkpointing=checkpointing)
-        frame = dataclasses.replace(shape, lambda_tsd=0.5)
-        if frame not in counters:
-            counters[frame] = FlopCounter(model, frame)
-        found.append(ArmBudget(arm, config, None, counters[frame].run(config), plans[shape]))
+            counters[shape] = FlopCounter(model, shape)
+        found.append(ArmBudget(arm, config, None, counters[shape].run(config), plans[shape]))
     return found
 
 

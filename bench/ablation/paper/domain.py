@@ -27,6 +27,8 @@ from tsd.files import atomic_folder, write_text
 TABLE_SETS = ("drealsr", "realsr")
 TABLE_METRICS = ("lpips", "dists", "fid", "musiq", "maniqa", "clipiqa")
 UNITS = {"psnr": "dB"}
+MODEL_PARTS = ("transformer", "unet", "vae", "scheduler", "prompts")
+"""The folders of a base that decide about a cell: text encoders do not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,7 @@ class PaperDomain:
         parts = {"prompts": files.prompt_embeds, "teacher": files.teacher_lora}
         return sha256_json(
             {
-                "model": of_folder(files.model_folder()),
+                "model": of_folder(files.model_folder(), MODEL_PARTS),
                 "data": prepared_hash(files.data),
                 **{name: None if folder is None else of_folder(folder) for name, folder in parts.items()},
             }
@@ -179,6 +181,9 @@ def on_testsets(experiment: Experiment, testsets: Sequence[str]) -> Experiment:
 def with_students(experiment: Experiment, files: Files, seeds: Sequence[int]) -> Experiment:
     """The experiment with the hashes of the finished students among the settings of their arms.
 
+    Args:
+        seeds: one, that of the students; none for a report of what has been measured, which is not checked again.
+
     Raises:
         UserError: an arm that the experiment does not have, several seeds for one student, or a student that was
             trained with other settings or another seed, as far as its run folder says.
@@ -198,7 +203,8 @@ def with_students(experiment: Experiment, files: Files, seeds: Sequence[int]) ->
     for arm in experiment.arms:
         folder = files.student(arm.name)
         if folder is not None:
-            _refuse_other_run(folder, experiment.overrides(arm), seeds[0], arm.name)
+            for seed in seeds:
+                _refuse_other_run(folder, experiment.overrides(arm), seed, arm.name)
             arm = dataclasses.replace(arm, overrides={**arm.overrides, "student": student_hashes(folder)})
         replaced.append(arm)
     return dataclasses.replace(experiment, arms=tuple(replaced))

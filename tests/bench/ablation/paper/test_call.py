@@ -1,5 +1,6 @@
 """The command line: everything missing within seconds, flags, a whole sweep that is stopped and continued."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from bench.ablation.experiment import EXPERIMENTS, read_experiment
 from bench.ablation.paper.call import missing, opened
 from bench.ablation.paper.files import Files
 from bench.store.missing import describe
+from tsd.config import TrainConfig
 
 CONFTEST = Path(__file__).with_name("conftest.py")
 
@@ -26,6 +28,11 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def experiment_text() -> str:
+    """The experiment of the fixture `raw_paper` as a file; conftest cannot be imported by its name here."""
+    return CONFTEST.read_text().split('MINI = """')[1].split('"""')[0]
 
 
 EVERYTHING = (
@@ -115,12 +122,27 @@ def test_a_profile_before_a_whole_name_changes_nothing(nowhere: Path, capsys: py
 
 
 @pytest.mark.slow
+def test_a_dry_run_plans_writes_settings_and_lists_what_is_missing(
+    nowhere: Path, tiny_sd3_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (nowhere / "tiny.toml").write_text(experiment_text())
+    command = ["sweep", "tiny.toml", "--device", "cpu", "--model", str(tiny_sd3_dir), "--arms", "no-tsm", "--dry-run"]
+    assert cli.main(command) == 0
+    shown = capsys.readouterr().out
+    assert "nothing of it measured" in shown
+    assert "Missing on this machine:\ntraining needs prepared.json" in shown
+    config = nowhere / "sweeps/tiny-paper/configs/no-tsm.json"
+    assert f"--config {config.relative_to(nowhere)}" in shown
+    assert TrainConfig.from_dict(json.loads(config.read_text())).lambda_tsd == 1
+    assert [path.name for path in (nowhere / "sweeps/tiny-paper").iterdir()] == ["configs"]
+
+
+@pytest.mark.slow
 def test_a_sweep_is_stopped_in_time_continued_and_reported(
     nowhere: Path, tiny_sd3_dir: Path, tiny_prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In processes of their own, on the shipped mini test set."""
-    text = CONFTEST.read_text().split('MINI = """')[1].split('"""')[0]
-    (nowhere / "tiny.toml").write_text(text.replace("[sweep]", "[sweep]\nnightly = true"))
+    (nowhere / "tiny.toml").write_text(experiment_text())
     command = [Path(sys.executable).with_name("bench"), "sweep", "tiny.toml", "--device", "cpu", "--jobs", "1"]
     command += ["--model", tiny_sd3_dir, "--data", tiny_prepared]
 
@@ -139,13 +161,4 @@ def test_a_sweep_is_stopped_in_time_continued_and_reported(
     assert "1 seed cannot reach p < .05" in shown
     assert shown == (nowhere / "sweeps/tiny-paper/table.md").read_text()
     assert (nowhere / "sweeps/tiny-paper/cells/no-tsm/seed-0000/done.json").is_file()
-    assert call() == (0, shown, "")
     assert call("--report-only") == (0, shown, "")
-
-    status, planned, errors = call("--dry-run")
-    assert status == 0, errors
-    assert "Nothing is missing." in planned
-    assert (nowhere / "sweeps/tiny-paper/configs/no-tsm.json").is_file()
-    status, _, errors = call("--student", f"full={nowhere}/sweeps/tiny-paper/cells/no-tsm/seed-0000/run/student")
-    assert status == 2
-    assert "other settings than the arm" in errors

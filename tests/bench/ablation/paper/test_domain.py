@@ -115,6 +115,7 @@ def test_a_finished_student_takes_the_place_of_training(
     given = dataclasses.replace(given, students=(("full", student),))
     experiment, domain = opened(experiment_from(raw_paper), given)
     with_student = require(experiment, domain, ["full"], [0], "cpu")
+    assert require(experiment, domain, None, (), "cpu", running=False) == with_student
     digest = with_student.arm("full").overrides["student"]
     assert digest.startswith("prompts/default/pool_embeds.safetensors ")
     assert "transformer.safetensors " in digest
