@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tsd.errors import UserError
+from tsd.files import function_named
 from tsd.precision import Precision
 
 Residual = Literal["velocity", "epsilon"]
@@ -30,7 +31,6 @@ Alignment = Literal["wavelet", "adain", "none"]
 TSD = "tsd"
 """The built-in regularisation, Eq. 5."""
 
-REGULARISATION_FORM = "python:FILE.py:FUNCTION"
 
 RECOMMENDED_FILE = "restore.json"
 """File in a LoRA folder with the restoration settings that its weights were trained for."""
@@ -232,11 +232,7 @@ class TrainConfig(RunConfig):
     @property
     def own_regularisation(self) -> tuple[Path, str] | None:
         """The file and the function of a regularisation of one's own; None for Eq. 5, or if the text names none."""
-        kind, _, argument = self.regularisation.partition(":")
-        file, colon, function = argument.rpartition(":")
-        if kind != "python" or not colon or not function.isidentifier():
-            return None
-        return Path(file).expanduser(), function
+        return function_named(self.regularisation)
 
     @property
     def total_steps(self) -> int:

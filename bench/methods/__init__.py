@@ -38,6 +38,7 @@ from bench.methods.tsd_sr.rows import (
 from bench.methods.tsd_sr.weights import ModelFolders
 from bench.paper.tables import TABLES
 from tsd.errors import UserError
+from tsd.files import OWN_FUNCTION, function_named
 
 __all__ = ["FORMS", "METHODS", "FolderMethod", "Method", "MethodSpec", "get_method"]
 
@@ -118,10 +119,10 @@ def _published(argument: str, label: str) -> MethodSpec:
 
 
 def _python(argument: str, label: str) -> MethodSpec:
-    file, colon, function = argument.rpartition(":")
-    if not colon or not function.isidentifier():
-        raise UserError(f"python:{argument} names no function; expected python:FILE.py:FUNCTION")
-    path = _path(file, "python:FILE.py:FUNCTION")
+    named = function_named(f"python:{argument}")
+    if named is None:
+        raise UserError(f"python:{argument} names no function; expected {OWN_FUNCTION}")
+    path, function = named
     return function_spec(path, function, *_names(label, path.stem, function))
 
 
@@ -175,7 +176,7 @@ FORMS: dict[str, tuple[str, Callable[[str, str], MethodSpec]]] = {
     "folder": ("folder:PATH", _folder),
     "card": ("card:PATH.toml", _card),
     "published": ("published:METHOD", _published),
-    "python": ("python:FILE.py:FUNCTION", _python),
+    "python": (OWN_FUNCTION, _python),
     "tsd-sr": ("tsd-sr:MODEL[,LORA[,PROMPTS]]", _student),
     "teacher": ("teacher:steps=20,strength=0.3,guidance=1,model=DIR,prompts=DIR", _teacher),
 }

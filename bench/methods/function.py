@@ -3,22 +3,18 @@
     def restore(lr, seed):           # the contract of bench/methods/base.py
         return sr
 
-The file is run: it is the user's own, named on the command line. It is loaded alone, under a private module name;
-modules beside it are found only where PYTHONPATH or an installed package provides them.
+The file is run as `tsd.files.load_function` says.
 """
 
-import hashlib
-import importlib.util
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from bench.methods.base import MethodSpec
 from bench.options import RunOptions
 from bench.store.missing import Missing
-from tsd.errors import UserError
+from tsd.files import load_function
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,41 +39,21 @@ class FunctionMethod:
         return {"file": self.file_name, "sha256": self.sha256, "function": self.name}
 
 
-def load_function(path: Path, name: str) -> FunctionMethod:
-    """Runs the file and takes the function `name` from it.
+def load_method(path: Path, name: str) -> FunctionMethod:
+    """The method of a function in a file.
 
     Raises:
-        UserError: no such file, the file does not run, or it has no function of that name.
+        UserError: see `tsd.files.load_function`.
     """
-    try:
-        source = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} could not be read ({error}); expected python:FILE.py:FUNCTION") from error
-    sha256 = hashlib.sha256(source).hexdigest()
-    module_name = f"bench_function_{sha256[:16]}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if path.suffix != ".py" or spec is None or spec.loader is None:
-        raise UserError(f"{path} is not a Python file; expected python:FILE.py:FUNCTION")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses and pickling inside the file look their module up by name.
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[module_name]
-        raise UserError(f"{path} failed while it was loaded: {type(error).__name__}: {error}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UserError(f"{path} has no function {name!r}; it defines {', '.join(sorted(names)) or 'none'}")
-    return FunctionMethod(cast("Callable[..., Tensor]", function), name, path.name, sha256)
+    function, sha256 = load_function(path, name)
+    return FunctionMethod(function, name, path.name, sha256)
 
 
 def function_spec(path: Path, function: str, name: str, display: str) -> MethodSpec:
     """The row of `python:FILE.py:FUNCTION`."""
 
     def load(options: RunOptions) -> FunctionMethod:
-        return load_function(path, function)
+        return load_method(path, function)
 
     def missing(options: RunOptions) -> list[Missing]:
         if path.is_file():

@@ -7,24 +7,18 @@ The function returns the gradient of L_reg on ẑ at one point of the trajectory
 predictions of the point are there, in the configured residual form, and `w` is the product of the point's weight, w(t)
 and whether the sample is inside. It is called without gradient, and must be a function of its arguments alone.
 
-The file is run: it is the user's own, named on the command line or in a configuration. It is loaded alone, under a
-private module name; modules beside it are found only where PYTHONPATH or an installed package provides them.
+The file is run as `tsd.files.load_function` says.
 """
 
-import hashlib
-import importlib.util
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tsd.algorithm.dasm import Point, Regularise
-from tsd.config import REGULARISATION_FORM, TrainConfig
+from tsd.config import TrainConfig
 from tsd.errors import UserError
+from tsd.files import load_function
 from tsd.model.process import NoiseProcess
 
 
@@ -72,32 +66,6 @@ def load_regularisation(config: TrainConfig, process: NoiseProcess, channels: in
     if not torch.isfinite(gradient).all():
         raise UserError(f"{described} returned numbers that are not finite on random latents")
     return OwnRegularisation(regularise, f"{name} {sha256}")
-
-
-def load_function(path: Path, name: str) -> tuple[Callable[..., Any], str]:
-    """Runs the file, and returns the function `name` in it and the file's SHA-256; errors as above."""
-    try:
-        source = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} could not be read ({error}); expected {REGULARISATION_FORM}") from error
-    sha256 = hashlib.sha256(source).hexdigest()
-    module_name = f"tsd_function_{sha256[:16]}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if path.suffix != ".py" or spec is None or spec.loader is None:
-        raise UserError(f"{path} is not a Python file; expected {REGULARISATION_FORM}")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses and pickling inside the file look their module up by name.
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[module_name]
-        raise UserError(f"{path} failed while it was loaded: {type(error).__name__}: {error}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UserError(f"{path} has no function {name!r}; it defines {', '.join(sorted(names)) or 'none'}")
-    return function, sha256
 
 
 def _random_point(config: TrainConfig, process: NoiseProcess, channels: int) -> tuple[Point, Tensor]:

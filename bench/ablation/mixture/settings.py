@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from tsd.config import Residual, Weighting
 from tsd.errors import UserError
+from tsd.files import OWN_FUNCTION, function_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +97,12 @@ class MixtureSettings:
         """
         if self.regularisation == "tsd":
             return None
-        kind, _, argument = self.regularisation.partition(":")
-        file, _, function = argument.rpartition(":")
-        if kind != "python" or not file or not function:
-            raise UserError(f"regularisation is {self.regularisation!r}; expected tsd or python:FILE.py:FUNCTION")
-        if not Path(file).is_file():
-            raise UserError(f"regularisation is {self.regularisation!r}, but there is no file {file}")
-        return Path(file), function
+        named = function_named(self.regularisation)
+        if named is None:
+            raise UserError(f"regularisation is {self.regularisation!r}; expected tsd or {OWN_FUNCTION}")
+        if not named[0].is_file():
+            raise UserError(f"regularisation is {self.regularisation!r}, but there is no file {named[0]}")
+        return named
 
 
 def _as_hinted(name: str, value: Any, hint: Any) -> Any:

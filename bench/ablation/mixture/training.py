@@ -26,8 +26,8 @@ from tsd.algorithm.objective import (
     student_loss,
     surrogate_loss,
 )
-from tsd.algorithm.regularisation import load_function
 from tsd.errors import UserError
+from tsd.files import load_function
 from tsd.model.process import FlowMatching
 from tsd.seeds import generator_for
 
@@ -133,8 +133,7 @@ class Distillation:
         settings = self.settings
         points, z_L = self._pairs(index)
         z, z_hat = as_latents(points), as_latents(self.student(z_L))
-        no_pixels = torch.zeros(())  # γ1 = 0: there are none
-        loss, parts = reconstruction_loss(no_pixels, z_hat, z, 0.0, settings.latent_mse)
+        loss, parts = reconstruction_loss(None, z_hat, z, 0.0, settings.latent_mse)
         gradient = None
         if settings.gamma2 > 0:
             gradient = self.regularisation_gradient(z_hat.detach(), z, index)
