@@ -16,7 +16,7 @@ base, and the training code. A folder with another key is never continued and ne
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from bench.ablation.domain import Cell, Domain, Measure
 from bench.ablation.experiment import Arm, Experiment, resolved_settings
 from bench.provenance import sha256_json
 from tsd.errors import UserError
-from tsd.files import sha256_file, write_text
+from tsd.files import function_named, sha256_file, write_text
 
 UNKEYED = ("checkpoint_every",)
 """Settings that change what is kept for resumption, never a result."""
@@ -107,9 +107,8 @@ def jobs_of(
 
 def own_files(settings: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """{"own_files": SHA-256 by path} of the files that settings name as python:FILE.py:FUNCTION; empty without any."""
-    named = [value.split(":", 1)[1] for value in settings.values() if str(value).startswith("python:")]
-    paths = [Path(name.rpartition(":")[0]).expanduser() for name in named]
-    found = {str(path): sha256_file(path) for path in paths if path.is_file()}
+    named = [function_named(value) for value in settings.values() if isinstance(value, str)]
+    found = {str(own[0]): sha256_file(own[0]) for own in named if own is not None and own[0].is_file()}
     return {"own_files": found} if found else {}
 
 
@@ -186,6 +185,34 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON atomically."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; empty without the file.
+
+    A torn last line (a kill in the middle of a write) is left out; any other that is not JSON is an error.
+    """
+    if not path.is_file():
+        return []
+    found: list[dict[str, Any]] = []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            raise UserError(f"{path}, line {number} is not JSON: {error}") from error
+    return found
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]], *, allow_nan: bool = True) -> None:
+    """Writes a JSONL file atomically.
+
+    Raises:
+        ValueError: a number is not finite, and that is not allowed.
+    """
+    write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False, allow_nan=allow_nan)}\n" for row in rows))
 
 
 def _identity(identity: Identity) -> dict[str, Any]:

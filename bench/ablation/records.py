@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.ablation.cells import Job, read_json, write_json
+from bench.ablation.cells import Job, read_json, read_lines, write_json, write_lines
 from bench.ablation.domain import Measure
 from bench.ablation.experiment import Experiment
 from bench.provenance import environment_key
 from tsd.errors import UserError
-from tsd.files import atomic_path, write_text
+from tsd.files import atomic_path
 
 SCHEMA = 1
 ABSENT = np.iinfo(np.int32).min
@@ -122,8 +122,8 @@ def collect(experiment: Experiment, jobs: Iterable[Job], measures: Sequence[Meas
                     overrides=experiment.overrides(experiment.arm(job.cell.arm)),
                     scores=scores,
                     images=images,
-                    curve=_lines(job.folder / "curve.jsonl"),
-                    log=_log_means(_lines(job.folder / "log.jsonl")),
+                    curve=read_lines(job.folder / "curve.jsonl"),
+                    log=_log_means(read_lines(job.folder / "log.jsonl")),
                     seconds=done["seconds"],
                     cpu_seconds=done["cpu_seconds"],
                     peak_mib=done["peak_mib"],
@@ -149,7 +149,7 @@ def read_scores(folder: Path, measures: Sequence[Measure]) -> tuple[dict[str, fl
         raise UserError(f"{folder.name}: the domain left no scores.jsonl; expected it at the end of a run")
     found: dict[str, float] | None = None
     images: dict[str, dict[str, float]] = {}
-    for row in _lines(path):
+    for row in read_lines(path):
         if row.get("image") is None:
             found = row
             continue
@@ -177,12 +177,10 @@ def write_records(out: Path, experiment: Experiment, records: SweepRecords, meas
             "environments": {key: dict(content) for key, content in sorted(records.environments.items())},
         },
     )
-    lines = []
-    for row in records.rows:
-        content = asdict(row)
+    contents = [asdict(row) for row in records.rows]
+    for content in contents:
         del content["images"]
-        lines.append(json.dumps(content, ensure_ascii=False, allow_nan=False))
-    write_text(out / "cells.jsonl", "".join(f"{line}\n" for line in lines))
+    write_lines(out / "cells.jsonl", contents, allow_nan=False)
     _write_images(out / "images.npz", records, measures)
 
 
@@ -202,7 +200,7 @@ def read_records(out: Path) -> SweepRecords:
         raise UserError(f"{out / 'sweep.json'}: schema {about.get('schema')!r}; this version reads {SCHEMA}")
     images = _read_images(out / "images.npz")
     rows = []
-    for number, content in enumerate(_lines(path)):
+    for number, content in enumerate(read_lines(path)):
         try:
             row = Row(**{**content, "images": {name: scores[number] for name, scores in images.items()}})
         except (TypeError, IndexError) as error:
@@ -246,25 +244,6 @@ def _by_number(path: Path) -> tuple[str, float]:
         return words, float(last)
     except ValueError:
         return path.name, 0.0
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; empty without the file.
-
-    A torn last line (a kill in the middle of a write) is left out; any other that is not JSON is an error.
-    """
-    if not path.is_file():
-        return []
-    found: list[dict[str, Any]] = []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    for number, line in enumerate(lines, 1):
-        try:
-            found.append(json.loads(line))
-        except ValueError as error:
-            if number == len(lines) and not line.endswith("\n"):
-                break
-            raise UserError(f"{path}, line {number} is not JSON: {error}") from error
-    return found
 
 
 def _log_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -3,16 +3,15 @@
 Imports no torch before a cell runs. A cell has no checkpoint: one that was stopped starts again.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.ablation.cells import write_lines
 from bench.ablation.domain import Cell, Measure
 from bench.ablation.mixture.settings import MixtureSettings
 from bench.provenance import sha256_json
 from tsd.errors import UserError
-from tsd.files import write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,4 +121,4 @@ def _write_scores(folder: Path, z_hat: "Tensor", z: "Tensor", fresh: "Tensor") -
 def _write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """JSON lines with floats at six significant digits, which is what fp32 holds."""
     rounded = ({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rounded))
+    write_lines(path, rounded)

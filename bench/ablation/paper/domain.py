@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.ablation.cells import write_lines
 from bench.ablation.domain import Cell, Measure, Stopped
 from bench.ablation.experiment import Experiment
 from bench.ablation.paper.files import Files, prepared_hash, student_hashes
@@ -22,7 +23,7 @@ from bench.provenance import sha256_json
 from bench.testsets.manifest import has_reference, read_manifest
 from tsd.config import RECOMMENDED_FILE, RestoreConfig
 from tsd.errors import UserError
-from tsd.files import atomic_folder, write_text
+from tsd.files import atomic_folder
 
 TABLE_SETS = ("drealsr", "realsr")
 TABLE_METRICS = ("lpips", "dists", "fid", "musiq", "maniqa", "clipiqa")
@@ -77,7 +78,8 @@ class PaperDomain:
 
     def code(self) -> Sequence[Path]:
         """How settings become a run; images and scores have records of their own, which know when they are stale."""
-        return [Path(__file__).with_name(f"{name}.py") for name in ("settings", "training")]
+        folder = Path(__file__).parent
+        return [folder / "settings.py", folder / "training.py", folder.with_name("flat_settings.py")]
 
     def run(self, cell: Cell, folder: Path, *, device: str, stop: Callable[[], bool]) -> None:
         given = self.files.student(cell.arm)
@@ -119,7 +121,7 @@ class PaperDomain:
                 row = {f"{testset}-{m}": values[image] for m, values in scores.images.items() if image in values}
                 rows.append({"image": f"{testset}/{image}", **row})
             of_set |= {f"{testset}-{metric}": value for metric, value in scores.of_set.items()}
-        write_text(folder / "scores.jsonl", "".join(f"{json.dumps(row)}\n" for row in [*rows, of_set]))
+        write_lines(folder / "scores.jsonl", [*rows, of_set])
 
     def wanted(self) -> dict[str, list[str]]:
         """The metrics of the measures, by test set."""

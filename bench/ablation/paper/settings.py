@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from bench.ablation.flat_settings import typed
 from tsd.config import Phase, TrainConfig
 from tsd.errors import UserError
 from tsd.presets import PAPER
@@ -44,7 +45,7 @@ def config_of(settings: Mapping[str, Any], seed: int) -> TrainConfig:
     Raises:
         UserError: an unknown setting, one of another type, or an impossible value.
     """
-    values = _checked(settings)
+    values = typed(settings, default_settings(), "paper")
     phases = {name: values.pop(name) for name in PHASES}
     for name in SCORING:
         values.pop(name)
@@ -70,24 +71,3 @@ def restoration_of(settings: Mapping[str, Any]) -> dict[str, Any]:
         "process_size": settings["process_size"],
         "posterior": settings["posterior"],
     }
-
-
-def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings, defaults included, each in the type of its default; lists as tuples, whole numbers as floats."""
-    defaults = default_settings()
-    unknown = [name for name in settings if name not in defaults]
-    if unknown:
-        raise UserError(f"unknown settings {', '.join(unknown)}; the domain paper knows {', '.join(defaults)}")
-    return {name: _as(name, settings.get(name, default), default) for name, default in defaults.items()}
-
-
-def _as(name: str, value: Any, default: Any) -> Any:
-    if isinstance(default, tuple):
-        if not isinstance(value, list | tuple) or not value:
-            raise UserError(f"{name} = {value!r}; expected a list of numbers")
-        return tuple(_as(name, item, default[0]) for item in value)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not type(default):
-        raise UserError(f"{name} = {value!r}; expected {type(default).__name__}, found {type(value).__name__}")
-    return value

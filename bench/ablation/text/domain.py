@@ -11,7 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.ablation.cells import read_lines, write_lines
 from bench.ablation.domain import Cell, Measure
+from bench.ablation.flat_settings import typed
 from tsd.config import Phase, TrainConfig
 from tsd.errors import UserError
 from tsd.files import sha256_file, write_text
@@ -32,31 +34,37 @@ PHASE_SETTINGS = ("latent_mse", "gamma2", "point_weights", "steps")
 RUN_SETTINGS = ("seed", "checkpoint_every", "validate_every", "crop", "usm", "degradation", "degrade_anew", "phases")
 """Fields of `TrainConfig` that no experiment sets: the sweep sets them, or this domain has no use for them."""
 
-DEFAULTS = dataclasses.replace(
+BASE = dataclasses.replace(
     MINI,
-    phases=(Phase(steps=120, latent_mse=0.1, gamma2=4.0, point_weights=(1.0, 0.3, 0.3, 0.3)),),
     gamma1=(0.0, 0.0),
-    batch_size=16,
     crop=32,
     rank=32,
     vae_rank=8,
+    lr_schedule="cosine",
+    weight_decay=0.0,
+    posterior="mode",
+    mixed_precision="bf16",
+    abort_grad_norm=1e4,
+)
+"""What the common start and all arms share: no pixel term, and the ranks of the student."""
+
+DEFAULTS = dataclasses.replace(
+    BASE,
+    phases=(Phase(steps=120, latent_mse=0.1, gamma2=4.0, point_weights=(1.0, 0.3, 0.3, 0.3)),),
+    batch_size=16,
+    lr=3e-4,
+    warmup_steps=10,
     critic_rank=32,
     critic_layers="student",
+    critic_lr=5e-4,
     critic_warmup_steps=60,
     critic_ema_decay=0.9,
-    lr=3e-4,
-    critic_lr=5e-4,
-    lr_schedule="cosine",
-    warmup_steps=10,
-    weight_decay=0.0,
     lambda_tsd=0.7,
     residual="epsilon",
     guidance_scale=1.0,
-    posterior="mode",
-    mixed_precision="bf16",
     ema_decay=0.96,
-    abort_grad_norm=1e4,
 )
+"""The full arm."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,14 +111,12 @@ class TextDomain:
 
     def config(self, settings: Mapping[str, Any], seed: int) -> TrainConfig:
         """The settings as the training takes them."""
-        values = dict(settings)
+        values = typed(settings, self.settings(), self.name)
         phase = Phase(**{name: values.pop(name) for name in PHASE_SETTINGS})
-        phase = dataclasses.replace(phase, point_weights=tuple(phase.point_weights))
-        tuples = {name: tuple(values[name]) for name in ("adam_betas", "t_range", "gamma1")}
         # Only what is distilled needs a critic: a data-only arm spends no step on its warm-up.
         if phase.gamma2 == 0:
             values["critic_warmup_steps"] = 0
-        config = dataclasses.replace(DEFAULTS, **{**values, **tuples}, phases=(phase,), seed=seed)
+        config = dataclasses.replace(DEFAULTS, **values, phases=(phase,), seed=seed)
         return dataclasses.replace(config, checkpoint_every=max(config.total_steps // CURVE_POINTS, 1))
 
     def fingerprint(self) -> str:
@@ -122,9 +128,9 @@ class TextDomain:
         return json.dumps([listed, font_hashes(), self.captions], sort_keys=True)
 
     def code(self) -> Sequence[Path]:
-        return [
-            Path(__file__).with_name(f"{name}.py") for name in ("glyphs", "data", "classifier", "measures", "domain")
-        ]
+        folder = Path(__file__).parent
+        own = [folder / f"{name}.py" for name in ("glyphs", "data", "classifier", "measures", "domain")]
+        return [*own, folder.with_name("flat_settings.py")]
 
     def run(self, cell: Cell, folder: Path, *, device: str, stop: Callable[[], bool]) -> None:
         from bench.ablation.text.data import TextPairs
@@ -139,8 +145,7 @@ class TextDomain:
         if latest(checkpoint_folder(folder / "run")) is None:  # killed before its first, or after its last
             shutil.rmtree(folder / "run", ignore_errors=True)
             curve.unlink(missing_ok=True)
-        known = [json.loads(line) for line in curve.read_text().splitlines()] if curve.is_file() else []
-        rows = {row["step"]: row for row in known}
+        rows = {row["step"]: row for row in read_lines(curve)}
         ends = sorted({round(config.total_steps * part / CURVE_POINTS) for part in range(1, CURVE_POINTS + 1)})
         scores = None
         for end in ends:
@@ -161,7 +166,7 @@ class TextDomain:
             images = self.restore(run.lora, device)
             scores = scorer(self.model)(images)
             rows[end] = {"step": end, **scores.of_set}
-            write_text(curve, "".join(f"{json.dumps(rows[step])}\n" for step in sorted(rows)))
+            write_lines(curve, [rows[step] for step in sorted(rows)])
             if end == ends[-1]:
                 write_text(folder / "log.jsonl", run.log.read_text())
                 if config.phases[0].gamma2 == 0:
@@ -174,15 +179,9 @@ class TextDomain:
         """Scores the enlarged input, the common start, and the start sharpened; none depends on the seed."""
         from bench.ablation.text.measures import gray_of, unsharp
 
-        for name in self.references:
-            if (folder / name / "scores.jsonl").exists():
-                continue
-            if name == "bicubic":
-                images = gray_of(enlarged_inputs())
-            else:
-                images = self.restore(self.model / "lora" / "start", "cpu")
-                if name != "start":
-                    images = unsharp(images, float(name.rpartition(" ")[2]))
+        start = self.restore(self.model / "lora" / "start", "cpu")
+        sharpened = [unsharp(start, amount) for amount in SHARPENED]
+        for name, images in zip(self.references, [gray_of(enlarged_inputs()), start, *sharpened], strict=True):
             write_scores(scorer(self.model)(images), folder / name)
 
     def _sharpen(self, images: Any, folder: Path) -> None:
@@ -252,5 +251,4 @@ def write_scores(scores: "TextScores", folder: Path) -> None:
         for number, values in enumerate(zip(*scores.per_image.values(), strict=True))
     ]
     rows.append({"image": None, **scores.of_set})
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "scores.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
+    write_lines(folder / "scores.jsonl", rows)

@@ -47,6 +47,8 @@ def test_settings_are_those_of_the_training_and_are_checked() -> None:
     domain.check(domain.settings())
     with pytest.raises(UserError, match="lambda_tsd"):
         domain.check(domain.settings() | {"lambda_tsd": 2.0})
+    with pytest.raises(UserError, match="lr = 'fast'; expected float, found str"):
+        domain.check(domain.settings() | {"lr": "fast"})
     with pytest.raises(UserError, match=r"rank 8 .*start student.*32"):
         domain.check(domain.settings() | {"rank": 8})
     with pytest.raises(UserError, match="train_text"):
