@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -232,11 +232,16 @@ class RecipeRun:
             append_row(self.work / f"{name}.csv", {"step": row["step"]} | {key: row.get(key, "") for key in columns})
 
         def write(folder: Path) -> None:
-            for path in sorted(student.glob("*.safetensors")):
-                save_file({key: tensor.half() for key, tensor in load_file(path).items()}, folder / path.name)
+            write_half(student, folder)
             write_text(folder / "restore.json", json.dumps(RESTORE_SETTINGS, indent=2) + "\n")
 
         publish(self.model / "lora" / name, write)
+
+
+def write_half(student: Path, folder: Path) -> None:
+    """Writes a student's adapters to `folder` in fp16."""
+    for path in sorted(student.glob("*.safetensors")):
+        save_file({key: tensor.half() for key, tensor in load_file(path).items()}, folder / path.name)
 
 
 def publish(folder: Path, write: Callable[[Path], object]) -> None:
@@ -249,7 +254,15 @@ def publish(folder: Path, write: Callable[[Path], object]) -> None:
     os.replace(fresh, folder)
 
 
-def run_stages(run: RecipeRun, stages: Sequence[str]) -> Path:
+class StagedRun(Protocol):
+    """A run of a recipe, with a method for every stage."""
+
+    recipe: Any
+    model: Path
+    work: Path
+
+
+def run_stages(run: StagedRun, stages: Sequence[str]) -> Path:
     """Runs the named stages in order, writes settings and logs beside the model, and returns the model folder."""
     for stage in stages:
         getattr(run, stage)()

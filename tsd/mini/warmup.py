@@ -255,14 +255,15 @@ def train_student(
 
 
 @torch.no_grad()
-def start_as_identity(denoiser: Any, generator: torch.Generator) -> None:
-    """Sets the student adapter of `proj_out` to B·A = −W, so that the network predicts only its last bias."""
-    layer = dict(denoiser.named_modules())["proj_out"]
+def start_as_identity(denoiser: Any, generator: torch.Generator, last: str = "proj_out") -> None:
+    """Sets the student adapter of the `last` layer to B·A = −W, so that the network predicts only its last bias."""
+    layer = dict(denoiser.named_modules())[last]
     parameters = adapter_parameters(denoiser, STUDENT)
-    a, b = parameters["proj_out.lora_A.weight"], parameters["proj_out.lora_B.weight"]
+    a, b = (parameters[f"{last}.lora_{side}.weight"] for side in "AB")
     weight = layer.base_layer.weight.detach().float()
-    if a.shape[0] < min(weight.shape):
-        raise ValueError(f"the adapter's rank is {a.shape[0]}; cancelling proj_out takes {min(weight.shape)}")
+    needed = min(weight.flatten(1).shape)
+    if a.shape[0] < needed:
+        raise ValueError(f"the adapter's rank is {a.shape[0]}; cancelling {last} takes {needed}")
     for parameter, value in zip((a, b), factorise(-weight.cpu(), a.shape[0], generator), strict=True):
         parameter.copy_(value)
 

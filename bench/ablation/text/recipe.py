@@ -13,7 +13,6 @@ by `tsd.train` with the latent term alone, from ẑ = z_L.
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,25 +23,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from bench.ablation.text.classifier import WEIGHTS_FILE, GlyphClassifier, glyph_crops
 from bench.ablation.text.data import CAPTION_WIDTH, TextPairs, caption, no_caption
+from bench.ablation.text.domain import BASE
 from bench.ablation.text.glyphs import Line
 from tsd.config import Phase, TrainConfig
-from tsd.files import write_text
 from tsd.mini.optim import split_optimisers
-from tsd.mini.recipe import publish
+from tsd.mini.recipe import publish, run_stages, write_half
 from tsd.mini.stages import in_batches, psnr_luma, run_stage
 from tsd.mini.vae import VaeSettings, initialise, new_vae, vae_loss
-from tsd.mini.warmup import factorise
+from tsd.mini.warmup import start_as_identity
 from tsd.model.backbone import load_backbone
 from tsd.model.loading import FAMILIES
-from tsd.model.lora import STUDENT, adapter_parameters, attach, denoiser_targets, save_student, vae_targets
+from tsd.model.lora import STUDENT, attach, denoiser_targets, save_student, vae_targets
 from tsd.model.prompt import PromptEmbeds
-from tsd.presets import PRESETS
 from tsd.prompts.folder import write_prompt
 from tsd.seeds import generator_for, seed_for
 from tsd.train.settings import RunSettings
@@ -79,22 +77,13 @@ class ClassifierTraining:
 
 
 START = dataclasses.replace(
-    PRESETS["mini"],
+    BASE,
     phases=(Phase(steps=600, latent_mse=1.0, gamma2=0.0, point_weights=(1.0,)),),
-    gamma1=(0.0, 0.0),
     batch_size=32,
-    crop=32,
-    rank=32,
-    vae_rank=8,
     lr=2e-3,
-    lr_schedule="cosine",
     warmup_steps=50,
-    weight_decay=0.0,
-    posterior="mode",
-    mixed_precision="bf16",
     ema_decay=0.98,
     checkpoint_every=100,
-    abort_grad_norm=1e4,
 )
 """The settings of the common start."""
 
@@ -344,11 +333,7 @@ class TextRun:
         )  # fmt: skip
         student = train(settings, config).lora
 
-        def write(folder: Path) -> None:
-            for path in sorted(student.glob("*.safetensors")):
-                save_file({key: tensor.half() for key, tensor in load_file(path).items()}, folder / path.name)
-
-        publish(self.model / "lora" / "start", write)
+        publish(self.model / "lora" / "start", lambda folder: write_half(student, folder))
 
 
 def colour(gray: Tensor) -> Tensor:
@@ -368,13 +353,7 @@ def write_identity(model: Path, folder: Path, config: TrainConfig) -> None:
     targets = denoiser_targets(backbone.denoiser, backbone.family.student_targets)
     attach(backbone.denoiser, STUDENT, targets, config.rank, seed_for(config.seed, "identity", "denoiser"))
     attach(backbone.vae, STUDENT, vae_targets(backbone.vae), config.vae_rank, seed_for(config.seed, "identity", "vae"))
-    layer = backbone.denoiser.conv_out.base_layer
-    parameters = adapter_parameters(backbone.denoiser, STUDENT)
-    a, b = (parameters[f"conv_out.lora_{side}.weight"] for side in "AB")
-    generator = generator_for(config.seed, "identity", "factors")
-    with torch.no_grad():
-        for parameter, value in zip((a, b), factorise(-layer.weight.detach(), a.shape[0], generator), strict=True):
-            parameter.copy_(value)
+    start_as_identity(backbone.denoiser, generator_for(config.seed, "identity", "factors"), last="conv_out")
     save_student(backbone, folder)
 
 
@@ -388,12 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="every stage for a few steps at toy size")
     args = parser.parse_args(arguments)
     run = TextRun(quick_recipe() if args.quick else TextRecipe(), args.output, torch.device(args.device))
-    for stage in args.stages:
-        getattr(run, stage)()
-        write_text(run.model / "recipe.json", json.dumps(dataclasses.asdict(run.recipe), indent=2, default=str) + "\n")
-    for log in sorted(run.work.glob("*.csv")):
-        write_text(run.model / log.name, log.read_text())
-    print(run.model)
+    print(run_stages(run, args.stages))
     return 0
 
 
