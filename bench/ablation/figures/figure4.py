@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.ablation.figures.points import are_points, window, xy
 from bench.ablation.figures.stage import Stage, Strategy, Subject
-from bench.ablation.figures.style import DEGRADED, INK, STUDENT, TRUTH, drawing, no_ticks, save
+from bench.ablation.figures.style import DEGRADED, INK, STUDENT, TRUTH, drawing, save, show_picture
 
 MOST_IMAGES = 4
 
@@ -70,6 +70,4 @@ def _draw_one(axis: Axes, latents: Tensor, stage: Stage, row: int, column: int) 
         axis.scatter(*xy(latents), s=5, color=colour, lw=0, alpha=0.7)
         window(axis)
     elif stage.images is not None:
-        image = stage.images(latents[row : row + 1]).cpu()[0]
-        axis.imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        no_ticks(axis)
+        show_picture(axis, stage.images(latents[row : row + 1]).cpu()[0])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bench.ablation.figures.points import are_points, window, xy
 from bench.ablation.figures.stage import Stage, Subject
-from bench.ablation.figures.style import ERRORS, MOMENTS, drawing, no_ticks, save
+from bench.ablation.figures.style import ERRORS, MOMENTS, drawing, no_ticks, save, show_picture
 from tsd.algorithm.dasm import Predict
 from tsd.algorithm.objective import in_residual_form, vsd_gradient
 from tsd.config import Residual
@@ -124,7 +124,7 @@ def draw(measured: tuple[pd.DataFrame, list[ErrorMap]], folder: Path) -> list[Pa
         if images is not None:
             shown = images(maps[0].stage.z_hat[:count]).cpu()
             for row in range(count):
-                _picture(axes[row, 0], shown[row])
+                show_picture(axes[row, 0], shown[row])
             axes[0, 0].set_title(r"$\hat z$")
         for column, found in enumerate(maps, start=images is not None):
             axes[0, column].set_title(f"{found.name}, $t$ = {found.t:g}")
@@ -145,9 +145,4 @@ def _draw_map(axis: Axes, found: ErrorMap, row: int, scale: Normalize) -> None:
         window(axis)
         return
     axis.imshow(found.error[row].cpu(), cmap=ERRORS, norm=scale, interpolation="nearest")
-    no_ticks(axis)
-
-
-def _picture(axis: Axes, image: Tensor) -> None:
-    axis.imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     no_ticks(axis)

@@ -96,10 +96,7 @@ class ModelSubject:
             load_student(backbone, folder, merge=False)
         prompt = require_prompt(backbone, "default")
         x_L, x_H = (torch.cat([getattr(pair, name) for pair in pairs]) for name in ("lr_up", "hr"))
-        with role(backbone.vae, STUDENT), role(backbone.denoiser, STUDENT):
-            z_hat = backbone.one_step(backbone.encode(x_L, posterior="mode")).float()
-        with role(backbone.vae, "teacher"):
-            z, z_L = (backbone.encode(x, posterior="mode").float() for x in (x_H, x_L))
+        z_L, z_hat, z = latents_of(backbone, x_L, x_H)
 
         def images(latents: Tensor) -> Tensor:
             with torch.no_grad(), role(backbone.vae, "teacher"):
@@ -118,6 +115,20 @@ class ModelSubject:
             images=images,
             scores={"PSNR-Y": f"{psnr:.2f} dB"},
         )
+
+
+@torch.no_grad()
+def latents_of(backbone: Backbone, x_L: Tensor, x_H: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """z_L and z by the base's own encoder, and ẑ by the attached student between them: (z_L, ẑ, z), (B, C, h, w).
+
+    Args:
+        x_L, x_H: the enlarged degraded images and the true ones, (B, 3, H, W) in [-1, 1].
+    """
+    with role(backbone.vae, STUDENT), role(backbone.denoiser, STUDENT):
+        z_hat = backbone.one_step(backbone.encode(x_L, posterior="mode")).float()
+    with role(backbone.vae, "teacher"):
+        z_L, z = (backbone.encode(x, posterior="mode").float() for x in (x_L, x_H))
+    return z_L, z_hat, z
 
 
 def load_checkpoint(backbone: Backbone, folder: Path) -> None:

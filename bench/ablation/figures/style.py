@@ -9,6 +9,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from tsd.files import atomic_path
 
@@ -60,6 +61,12 @@ def save(figure: Figure, numbers: pd.DataFrame, folder: Path, name: str) -> list
     with atomic_path(paths[2]) as temporary:
         numbers.to_csv(temporary, index=False, float_format="%.6g")
     return paths
+
+
+def show_picture(axis: Axes, image: Tensor) -> None:
+    """Draws an image (1 or 3, H, W) in [0, 1], pixels as pixels, on an axis without ticks."""
+    axis.imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    no_ticks(axis)
 
 
 def no_ticks(axis: Axes) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.ablation.figures.model import latents_of, load_checkpoint
 from bench.ablation.figures.stage import Stage, Strategy
 from bench.ablation.text.data import TextPairs
 from bench.ablation.text.domain import TextDomain, scorer
@@ -16,8 +17,8 @@ from bench.ablation.text.measures import gray_of
 from tsd.algorithm.turns import predictor
 from tsd.config import TrainConfig
 from tsd.model.backbone import load_backbone
-from tsd.model.lora import STUDENT, adapter_parameters, attach_roles, role
-from tsd.train.checkpoint import STATE_FILE, checkpoint_folder, latest
+from tsd.model.lora import attach_roles, role
+from tsd.train.checkpoint import checkpoint_folder, latest
 from tsd.train.settings import RunSettings
 from tsd.train.student import train
 
@@ -48,30 +49,27 @@ class TextSubject:
         self.domain.check(settings)
         config = self.domain.config(settings, seed)
         data = TextPairs(seed, config.total_steps * config.batch_size, captions=self.domain.captions)
-        student_steps = config.total_steps - config.critic_warmup_steps
         with tempfile.TemporaryDirectory() as scratch:
-            output, lora = Path(scratch) / "run", self.domain.model / "lora" / "start"
+            output, start = Path(scratch) / "run", self.domain.model / "lora" / "start"
             for moment in moments:
-                end = config.critic_warmup_steps + round(moment * student_steps)
+                end = config.critic_warmup_steps + round(moment * config.student_steps)
                 if end:
-                    lora = train(
+                    train(
                         RunSettings(
                             model=self.domain.model, data=data, output=output, resume=output.exists(), keep=1,
-                            init_lora=self.domain.model / "lora" / "start", stop_after=end, tracker="none", cpu=True,
+                            init_lora=start, stop_after=end, tracker="none", cpu=True,
                         ),
                         config,
-                    ).lora  # fmt: skip
-                yield self._stage(config, lora, latest(checkpoint_folder(output)), round(moment * student_steps))
+                    )  # fmt: skip
+                yield self._stage(config, latest(checkpoint_folder(output)), round(moment * config.student_steps))
 
-    def _stage(self, config: TrainConfig, lora: Path, checkpoint: Path | None, step: int) -> Stage:
-        """The averaged student of `lora`, and the critic of the checkpoint (before any step: the teacher itself)."""
+    def _stage(self, config: TrainConfig, checkpoint: Path | None, step: int) -> Stage:
+        """The averaged student and critic of the checkpoint; before any step the start, and the teacher as critic."""
         backbone = load_backbone(self.domain.model)
-        attach_roles(backbone, config, lora)
         if checkpoint is not None:
-            state = torch.load(checkpoint / STATE_FILE, map_location="cpu", weights_only=True)["tensors"]
-            saved = state.get("ema.critic.denoiser") or state["critic.denoiser"]
-            for name, parameter in adapter_parameters(backbone.denoiser, "critic").items():
-                parameter.data.copy_(saved[name])
+            load_checkpoint(backbone, checkpoint)
+        else:
+            attach_roles(backbone, config, self.domain.model / "lora" / "start")
         data = TextPairs(0, SHOWN, split="test")
         items = [data[number] for number in range(SHOWN)]
         x_L, x_H = (torch.stack([item[name] for item in items]) for name in ("lr_up", "hr"))  # pyright: ignore
@@ -82,12 +80,7 @@ class TextSubject:
             with role(backbone.vae, "teacher"):
                 return gray_of(backbone.decode(latents)).clamp(0, 1)
 
-        with torch.no_grad():
-            with role(backbone.vae, STUDENT), role(backbone.denoiser, STUDENT):
-                z_L = backbone.encode(x_L, posterior="mode")
-                z_hat = backbone.one_step(z_L)
-            with role(backbone.vae, "teacher"):
-                z = backbone.encode(x_H, posterior="mode")
+        z_L, z_hat, z = latents_of(backbone, x_L, x_H)
         found = scorer(self.domain.model, SHOWN)(images(z_hat)).of_set
         return Stage(
             step,
