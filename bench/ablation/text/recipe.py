@@ -78,7 +78,7 @@ class ClassifierTraining:
 
 START = dataclasses.replace(
     BASE,
-    phases=(Phase(steps=600, latent_mse=1.0, gamma2=0.0, point_weights=(1.0,)),),
+    phases=(Phase(steps=1500, latent_mse=1.0, gamma2=0.0, point_weights=(1.0,)),),
     batch_size=32,
     lr=2e-3,
     warmup_steps=50,
