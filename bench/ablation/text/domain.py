@@ -50,19 +50,20 @@ BASE = dataclasses.replace(
 
 DEFAULTS = dataclasses.replace(
     BASE,
-    phases=(Phase(steps=120, latent_mse=0.1, gamma2=4.0, point_weights=(1.0, 0.3, 0.3, 0.3)),),
-    batch_size=16,
-    lr=3e-4,
-    warmup_steps=10,
+    phases=(Phase(steps=300, latent_mse=0.1, gamma2=2.5, point_weights=(1.0, 0.3, 0.3, 0.3)),),
+    batch_size=8,
+    lr=1e-4,
+    warmup_steps=20,
     critic_rank=32,
     critic_layers="student",
     critic_lr=5e-4,
-    critic_warmup_steps=60,
+    critic_warmup_steps=150,
+    critic_steps=2,
     critic_ema_decay=0.9,
     lambda_tsd=0.7,
     residual="epsilon",
     guidance_scale=1.0,
-    ema_decay=0.96,
+    ema_decay=0.98,
 )
 """The full arm."""
 
