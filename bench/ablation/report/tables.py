@@ -228,7 +228,7 @@ def _evidence(experiment: Experiment, records: SweepRecords, findings: Findings)
     total = mean([row.cpu_seconds for row in cells])
     if total is not None:
         interrupted = sum(row.calls > 1 for row in cells)
-        rest = f"; {interrupted} cells were interrupted and continued" if interrupted else ""
+        rest = f"; interrupted and continued: {interrupted} of the cells" if interrupted else ""
         yield f"Cost: {total * len(cells) / 60:.1f} CPU minutes in all{rest}."
     for key in dict.fromkeys(row.environment for row in records.rows):
         found = records.environments.get(key, {})
