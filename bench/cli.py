@@ -8,6 +8,7 @@ from bench import __version__
 from bench.commands import check, compare, fetch, figure, install, restore, run, score, sweep, table
 from bench.commands import list as list_
 from tsd.errors import UserError
+from tsd.files import megapixels_allowed, print_any_name
 
 EPILOG = """\
 examples:
@@ -39,9 +40,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status: 0 done, 1 something failed, 2 bad input or a missing requirement."""
+    print_any_name()
     args = build_parser().parse_args(argv)
     try:
-        return args.func(args)
+        with megapixels_allowed(getattr(args, "max_megapixels", None)):
+            return args.func(args)
     except UserError as error:
         print(f"bench {args.verb}: {error}", file=sys.stderr)
         return 2

@@ -12,24 +12,29 @@ from bench.options import SCALE
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL import Image
     from torch import Tensor
+
+    from tsd.images import Picture
 
 EIGHT_BIT_MODES = ("RGB", "L", "P")
 """The Pillow modes of finished images that are accepted; gray and palette become RGB."""
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 OVERSHOOT = 0.5
 """How far outside [0, 1] an output may reach; one beyond that must have another range (-1..1, 0..255)."""
 
 
 def read_image(path: Path) -> "Tensor":
-    """An 8-bit RGB image file as float32 (1, 3, h, w) in [0, 1]."""
+    """An image file as float32 (1, 3, h, w) in [0, 1]: upright, values as stored, without alpha.
+
+    Raises:
+        ImageError: see `tsd.images.read_picture`.
+    """
     import numpy as np
     import torch
-    from PIL import Image
 
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"))
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+    from tsd.images import read_picture
+
+    return torch.from_numpy(np.ascontiguousarray(read_picture(path).color)).permute(2, 0, 1)[None]
 
 
 def checked_pixels(sr: "Tensor", height: int, width: int) -> "np.ndarray":
@@ -58,17 +63,19 @@ def checked_pixels(sr: "Tensor", height: int, width: int) -> "np.ndarray":
     return (sr[0].clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
-def output_fault(output: "Image.Image", shown: str, lr_size: tuple[int, int]) -> str:
+def output_fault(output: "Picture", shown: str, lr_size: tuple[int, int]) -> str:
     """What is wrong with the size or mode of a finished image; empty if nothing is.
 
     Args:
-        output: the image that a method made outside the harness.
+        output: the image that a method made outside the harness, as read.
         shown: its name in the message.
         lr_size: (width, height) of its input.
     """
     expected = (lr_size[0] * SCALE, lr_size[1] * SCALE)
     if output.size != expected:
-        return f"wrong size: {shown} is {output.width}x{output.height}, expected {expected[0]}x{expected[1]}"
+        return f"wrong size: {shown} is {output.size[0]}x{output.size[1]}, expected {expected[0]}x{expected[1]}"
+    if output.alpha is not None and output.mode in EIGHT_BIT_MODES:
+        return f"wrong format: {shown} is {output.mode} with a transparent colour, expected 8-bit RGB"
     if output.mode not in EIGHT_BIT_MODES:
         return f"wrong format: {shown} is {output.mode}, expected 8-bit RGB"
     return ""

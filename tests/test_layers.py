@@ -39,6 +39,8 @@ FLOORS = {
 }
 GROUND = {"errors", "files", "precision", "config"}
 """The modules of `tsd` that `bench` may import anywhere: they need the standard library alone."""
+READER = {"images"}
+"""The one reader of images, which `bench` may import too: it needs NumPy and Pillow, and no torch."""
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -104,7 +106,9 @@ def test_bench_imports_of_tsd_the_ground_and_elsewhere_in_few_rooms() -> None:
         f"{path.relative_to(ROOT)} imports {module}"
         for path in sources("bench")
         for module in imported_modules(path)
-        if module.startswith("tsd.") and room_of(module) not in GROUND and not any(map(path.is_relative_to, rooms))
+        if module.startswith("tsd.")
+        and room_of(module) not in GROUND | READER
+        and not any(map(path.is_relative_to, rooms))
     ]
     assert found == []
 
@@ -159,7 +163,7 @@ def test_kinds_of_methods_do_not_know_each_other() -> None:
 
 
 def test_the_ground_and_the_report_need_no_torch() -> None:
-    ground = [f"tsd.{name}" for name in sorted(GROUND)]
+    ground = [f"tsd.{name}" for name in sorted(GROUND | READER)]
     folders = ("bench/report", "bench/ablation/report")
     report = [
         f"{folder.replace('/', '.')}.{path.stem}" for folder in folders for path in sorted((ROOT / folder).glob("*.py"))

@@ -1,20 +1,28 @@
-"""Files: atomic writing, hashes, readable sizes, the shipped mini models, and functions in files of the user's own.
+"""Files: atomic writing, hashes, readable sizes, which files of a folder are images, the shipped mini models, and
+functions in files of the user's own.
 
 Standard library only, so that `bench` may use it anywhere.
 """
 
+import errno
 import hashlib
 import importlib.util
+import io
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tsd.errors import UserError
+from tsd.errors import UserError, some
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +31,30 @@ MiniModel = Literal["mini", "mini-sd2"]
 OWN_FUNCTION = "python:FILE.py:FUNCTION"
 """The form in which a function in a file of the user's own is named."""
 UNITS = ("B", "kB", "MB", "GB", "TB")
+NAME_BYTES = 200
+"""Longest beginning of a name, in bytes, that a temporary name takes over: file systems end at 255."""
+
+WRITABLE = {
+    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP",
+}  # fmt: skip
+READABLE = WRITABLE | {
+    ".jfif": "JPEG", ".jpe": "JPEG", ".gif": "GIF", ".avif": "AVIF", ".heic": "HEIF", ".heif": "HEIF", ".hif": "HEIF",
+}  # fmt: skip
+"""Suffixes of image files, in small letters, and the format that each promises; the content decides."""
+UNREAD = frozenset({
+    ".arw", ".cr2", ".cr3", ".dng", ".exr", ".hdr", ".j2k", ".jp2", ".jxl", ".nef", ".orf", ".pef", ".pgm", ".ppm",
+    ".psd", ".raf", ".rw2", ".srw", ".svg", ".tga",
+})  # fmt: skip
+"""Suffixes of images that are not read: they are found, so that they fail with a reason and do not vanish."""
+_SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
+_SYSTEM_FOLDERS = frozenset(
+    {"@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information"}
+)
+MEGAPIXELS = "TSD_MAX_MEGAPIXELS"
+"""The variable with the largest image, in megapixels, that is read. Worker processes inherit it."""
+MEGAPIXELS_HELP = (
+    "read images of up to this many megapixels (default: 178; guards against files that unpack to fill the memory)"
+)
 
 
 def sha256_file(path: Path) -> str:
@@ -49,27 +81,193 @@ def write_atomic(path: Path, data: bytes) -> None:
     A missing folder is made. A killed process may leave a temporary file named `.NAME.PID.tmp`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{_beginning(path.name)}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with full_disk_explained(path, len(data)):
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces `path` by UTF-8 text, see `write_atomic`."""
-    write_atomic(path, text.encode())
+    """Replaces `path` by UTF-8 text, see `write_atomic`.
+
+    What UTF-8 cannot hold, the bytes of a file name in another encoding, is written as JSON writes it: `\\udce9`.
+    """
+    write_atomic(path, text.encode(errors="backslashreplace"))
+
+
+def as_bytes(text: str) -> bytes:
+    """Text as bytes to hash: UTF-8, and the bytes as they are for a file name in another encoding."""
+    return text.encode(errors="surrogateescape")
+
+
+def printable(text: str) -> str:
+    """Text that any UTF-8 file or terminal can hold: undecodable bytes of a file name become `\\udce9`."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def same_form(name: str) -> str:
+    """A name in the form by which names are matched: macOS writes "é" as two characters (NFD), others as one (NFC)."""
+    return unicodedata.normalize("NFC", name)
+
+
+@dataclass(frozen=True)
+class FoundImages:
+    """What a folder holds.
+
+    Attributes:
+        images: image files by their suffix, sorted, those that cannot be read included.
+        others: numbers of other files by suffix; hidden and system files do not count.
+    """
+
+    images: list[Path]
+    others: Counter[str]
+
+    def passed_over(self) -> str:
+        """`2 .txt, 1 .mp4 and 1 linked folder`, or nothing: what was found and is no image."""
+        return ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.others.items()))
+
+
+def find_images(folder: Path, *, exclude: Path | None = None, recursive: bool = True) -> FoundImages:
+    """The one rule for what counts as an image of a folder; every command that reads folders asks it.
+
+    Suffixes decide, in capitals or not. Hidden and system files and folders (`._a.jpg`, `.DS_Store`, `Thumbs.db`,
+    `@eaDir`, `__MACOSX`) are left out. Symbolic links to files count, even those that lead nowhere, which reading
+    refuses; links to folders are not followed.
+
+    Args:
+        exclude: a folder below `folder` whose content is left out: that of the results. If it is `folder` itself or
+            above it, nothing is left out.
+        recursive: search sub-folders too.
+    """
+    images: list[Path] = []
+    others: Counter[str] = Counter()
+    left_out = None if exclude is None else exclude.resolve()
+    if left_out is not None and left_out in (folder.resolve(), *folder.resolve().parents):
+        left_out = None
+    for place, folders, names in os.walk(folder):
+        here = Path(place)
+        kept = [name for name in folders if not is_hidden(name)] if recursive else []
+        others["linked folder, not followed"] += sum((here / name).is_symlink() for name in kept)
+        folders[:] = [
+            name
+            for name in kept
+            if not (here / name).is_symlink() and (left_out is None or (here / name).resolve() != left_out)
+        ]
+        for name in names:
+            suffix = Path(name).suffix.lower()
+            if is_hidden(name):
+                continue
+            if suffix in READABLE or suffix in UNREAD:
+                images.append(here / name)
+            else:
+                others[suffix or "without suffix"] += 1
+    return FoundImages(sorted(images), +others)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or made by a system for itself."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES or name.lower() in _SYSTEM_FOLDERS
+
+
+@contextmanager
+def megapixels_allowed(most: float | None) -> Iterator[None]:
+    """Reads images of up to `most` megapixels inside the block, also in processes started there; None changes nothing.
+
+    Raises:
+        UserError: not a positive number.
+    """
+    if most is not None and not 0 < most < float("inf"):
+        raise UserError(f"--max-megapixels is {most}; expected a number above 0")
+    before = os.environ.get(MEGAPIXELS)
+    if most is not None:
+        os.environ[MEGAPIXELS] = str(most)
+    try:
+        yield
+    finally:
+        if most is not None:
+            os.environ.pop(MEGAPIXELS, None)
+            if before is not None:
+                os.environ[MEGAPIXELS] = before
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: what is half done is removed, and it says what continues."""
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Raises `Terminated` inside the block when SIGTERM comes; in the main thread only, where signals arrive."""
+
+    def end(number: int, frame: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def print_any_name() -> None:
+    """Makes stdout and stderr print every file name: what their encoding cannot show is escaped, never an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def full_disk_explained(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Tells of a full disk which folder is full and how much room is needed.
+
+    Raises:
+        UserError: in place of the error of a full disk, an exceeded quota or a file that is too large.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_full_disk(error):
+            raise
+        free = human_size(shutil.disk_usage(path.parent).free) if path.parent.is_dir() else "nothing"
+        room = f" needs {human_size(needed)} ({needed:,} bytes)" if needed is not None else " does not fit"
+        raise UserError(
+            f"{path.name}{room} in {path.parent}, where {free} is free ({error}): make room, or choose another folder"
+        ) from error
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """Whether a write failed for want of room; safetensors and torch say so in words alone."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return any(words in str(error) for words in ("StorageFull", "FileTooLarge", "PytorchStreamWriter failed writing"))
+
+
+def _beginning(name: str) -> str:
+    """The beginning of a name that leaves a temporary name room for more; a whole name if it is short enough."""
+    return os.fsencode(name)[:NAME_BYTES].decode(sys.getfilesystemencoding(), "ignore")
 
 
 def write_safetensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file atomically."""
+    """Writes a safetensors file atomically.
+
+    Raises:
+        UserError: a value is NaN or infinite, or the disk is full.
+    """
     from safetensors.torch import save_file
 
-    with atomic_path(path) as temporary:
+    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise UserError(f"{path} is not written: {some(broken)} would hold values that are NaN or infinite")
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    with full_disk_explained(path, size), atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
 
@@ -80,7 +278,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     A missing folder is made. The temporary file keeps the suffix, since libraries choose formats by it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{_beginning(path.stem)}.", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -101,14 +299,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     path = path.resolve()  # replaces the target of a symbolic link, not the link
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{_beginning(path.name)}."))
     old: Path | None = None
     try:
         yield temporary
         for entry in (temporary, *temporary.rglob("*")):  # libraries set different permissions
             entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_umask())
         if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{_beginning(path.name)}.old."))
             os.replace(path, old)
         os.replace(temporary, path)
     finally:

@@ -12,7 +12,7 @@ def seed_for(*parts: int | str) -> int:
     get unrelated streams, and the same parts give the same seed on every machine and in every process.
     """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest(), "big") >> 1
 
 
 def generator_for(*parts: int | str, device: str | torch.device = "cpu") -> torch.Generator:

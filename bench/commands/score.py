@@ -3,13 +3,16 @@
 import argparse
 from pathlib import Path
 
+from tsd.files import MEGAPIXELS_HELP
+
 EPILOG = """\
 examples:
   bench score outputs --hr ground_truth
   bench score outputs --hr ground_truth --metrics psnr ssim niqe --json > scores.json
   bench score outputs --metrics niqe musiq            # no ground truth: no-reference metrics
 
-Files are paired by stem (a.png with a.jpg). Images must be 8-bit RGB or gray. Metrics whose weights
+Files are paired by stem (a.png with a.jpg). Images must be 8-bit RGB or gray; EXIF orientation is
+applied. Values are compared as stored; a colour profile other than sRGB is told. Metrics whose weights
 are not on this machine are listed with the file that is missing. Nothing is downloaded;
 `bench fetch NAME` gets the weights.
 
@@ -36,6 +39,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    parser.add_argument("--max-megapixels", type=float, metavar="N", help=MEGAPIXELS_HELP)
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     parser.set_defaults(func=run)
 

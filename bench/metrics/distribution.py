@@ -14,6 +14,7 @@ different N must never be compared, so N is part of every result. KID has no suc
 """
 
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.metrics.base import CannotScoreError, MetricSpec, SetScorer
-from bench.metrics.images import read_rgb8
+from bench.metrics.images import plain_copy, read_rgb8
 from bench.metrics.quiet import guarded_pyiqa
 from bench.metrics.weights import INCEPTION
 from tsd.errors import UserError
@@ -103,10 +104,11 @@ def image_features(
 
     for path in paths:
         read_rgb8(path)
-    images = torch.utils.data.DataLoader(
-        ResizeDataset(list(paths), mode="clean", size=INPUT_SIZE), batch_size=batch_size, shuffle=False
-    )
-    with torch.inference_mode():
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        files = [plain_copy(path, Path(folder)) for path in paths]  # pyiqa opens the files itself
+        images = torch.utils.data.DataLoader(
+            ResizeDataset(files, mode="clean", size=INPUT_SIZE), batch_size=batch_size, shuffle=False
+        )
         batches = [
             network(batch).double().cpu().numpy()
             for batch in tqdm(images, "features", unit="batch", file=sys.stderr, leave=False, delay=2)

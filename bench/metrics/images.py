@@ -1,21 +1,21 @@
-"""Reads the images to be scored as 8-bit RGB, exactly as on disk, and refuses all others.
+"""Reads the images to be scored as 8-bit RGB by the reader of all commands, and refuses what has no such reading.
 
-A metric must not guess: it would cut a 16-bit file to 8 bits, drop an alpha channel or convert a CMYK image with some
-profile, and nobody would see it from the number.
+The reader (`tsd.images`) sets pictures upright by their EXIF orientation; the values are exactly as on disk, whatever
+their colour profile, as in the published protocols. A metric must not guess: it would cut a 16-bit file to 8 bits, drop
+an alpha channel or convert a CMYK image with some profile, and nobody would see it from the number.
 """
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from tsd.errors import UserError
+from tsd.images import ImageError, read_picture
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 MODES = ("RGB", "L")
 
 
@@ -30,22 +30,29 @@ def read_rgb8(path: Path) -> np.ndarray:
         UnusableImageError: empty, unreadable or truncated, with alpha, or not 8-bit RGB or gray.
     """
     try:
-        if path.stat().st_size == 0:
-            raise UnusableImageError(f"{path}: empty file")
-        with Image.open(path) as image:
-            # Pillow reads 16-bit RGB as mode RGB with half the depth; only the raw mode of the tiles shows it.
-            deep = ";16" in repr(image.tile)
-            image.load()
-            if "transparency" in image.info or "A" in image.getbands() or "a" in image.getbands():
-                raise UnusableImageError(f"{path}: has an alpha channel; expected 8-bit RGB without alpha")
-            if deep or image.mode not in MODES:
-                depth = "16-bit " if deep else ""
-                raise UnusableImageError(f"{path}: {depth}image of mode {image.mode}; expected 8-bit RGB or gray")
-            return np.array(image.convert("RGB"))
-    except UnusableImageError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnusableImageError(f"{path}: cannot be read ({error})") from error
+        picture = read_picture(path)
+    except ImageError as error:
+        if path.is_file() and path.stat().st_size == 0:
+            raise UnusableImageError(f"{path}: empty file") from error
+        reason = str(error).removeprefix(f"{path}: ")
+        raise UnusableImageError(f"{path}: cannot be read ({reason})") from error
+    if picture.alpha is not None:
+        raise UnusableImageError(f"{path}: has an alpha channel; expected 8-bit RGB without alpha")
+    if picture.mode not in MODES:
+        depth = "16-bit " if ";16" in picture.mode else ""
+        raise UnusableImageError(f"{path}: {depth}image of mode {picture.mode}; expected 8-bit RGB or gray")
+    return picture.to_rgb8()
+
+
+def plain_copy(path: Path, folder: Path) -> Path:
+    """The file itself, or a PNG in `folder` of what `read_rgb8` reads, for code that would read the file otherwise."""
+    from PIL import Image
+
+    if read_picture(path).as_stored:
+        return path
+    copy = folder / f"{len(list(folder.iterdir()))}.png"
+    Image.fromarray(read_rgb8(path)).save(copy)
+    return copy
 
 
 def read_tensor(path: Path) -> "Tensor":

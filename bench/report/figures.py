@@ -18,6 +18,7 @@ from bench.provenance import sha256_json
 from bench.records.records import MethodRecords, Records
 from bench.records.schema import Plan, valid_scores
 from tsd.files import write_atomic
+from tsd.images import read_picture
 
 if TYPE_CHECKING:
     from bench.testsets.manifest import TestImage, TestSet
@@ -177,5 +178,4 @@ def _write(sheet: Image.Image, text: str, column: int, top: int, height: int) ->
 
 
 def _open(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
+    return Image.fromarray(read_picture(path).to_rgb8())

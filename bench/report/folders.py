@@ -1,7 +1,8 @@
 """Scores one folder of images against another, by file name, for `bench score`.
 
 Files are paired by stem: `a.png` with `a.jpg`. Two files with the same stem in a folder are an error, and so is a file
-without a partner. Files without an image extension, hidden files and sub-folders are ignored. Everything is checked
+without a partner. Names may be in either Unicode form, as macOS and others write them. Files that are no images by
+`tsd.files.find_images` and sub-folders are ignored. Everything is checked
 before anything is scored, and all faults are reported at once, so that no mean is over a part of the images.
 """
 
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from bench.metrics import CannotScoreError, ImageScorer, MetricSpec, SetScorer, missing_metric
-from bench.metrics.images import EXTENSIONS, UnusableImageError, read_rgb8
+from bench.metrics.images import UnusableImageError, read_rgb8
 from bench.report.summarize import mean_ci95
 from bench.store.missing import Missing
-from tsd.errors import UserError
+from tsd.errors import UserError, some
+from tsd.files import find_images, same_form
+from tsd.images import read_picture
 
 
 class FolderError(UserError):
@@ -55,10 +58,17 @@ def find_pairs(sr_dir: Path, hr_dir: Path | None = None, limit: int | None = Non
     partners = hr if hr is not None else {}
     stems = sorted(stem for stem in sr if hr is None or stem in hr)[:limit]
     pairs = [FolderPair(sr[stem].name, sr[stem], partners.get(stem)) for stem in stems]
+    profiled: list[Path] = []
     for pair in _progress(pairs, "reading"):
-        problems += _faults(pair)
+        problems += _faults(pair, profiled)
     if problems:
         raise FolderError(problems)
+    if profiled:
+        print(
+            f"{some(profiled)}: in a colour profile other than sRGB; values are compared as stored, so both images of "
+            f"a pair must be in the same",
+            file=sys.stderr,
+        )
     return pairs
 
 
@@ -66,22 +76,21 @@ def _images_by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:
     if not folder.is_dir():
         problems.append(f"{folder}: no such folder")
         return {}
-    files = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and not path.is_dir()
-    )
-    if not files:
-        problems.append(f"{folder}: no images ({', '.join(sorted(EXTENSIONS))})")
+    files = find_images(folder, recursive=False)
+    if not files.images:
+        passed_over = files.passed_over()
+        problems.append(f"{folder}: no images{f', but {passed_over}' if passed_over else ''}")
     found: dict[str, Path] = {}
-    for path in files:
-        if path.stem in found:
-            problems.append(f"{path}: same stem as {found[path.stem].name}")
-        found.setdefault(path.stem, path)
+    for path in files.images:
+        stem = same_form(path.stem)
+        if stem in found:
+            problems.append(f"{path}: same stem as {found[stem].name}")
+        found.setdefault(stem, path)
     return found
 
 
-def _faults(pair: FolderPair) -> list[str]:
+def _faults(pair: FolderPair, profiled: list[Path]) -> list[str]:
+    """What is wrong with a pair; files in a colour profile other than sRGB are added to `profiled`."""
     faults: list[str] = []
     shapes: list[tuple[int, ...]] = []
     for path in (pair.sr, pair.hr):
@@ -89,6 +98,8 @@ def _faults(pair: FolderPair) -> list[str]:
             continue
         try:
             shapes.append(read_rgb8(path).shape)
+            if read_picture(path).has_other_colours():
+                profiled.append(path)
         except UnusableImageError as error:
             faults.append(str(error))
     if len(shapes) == 2 and shapes[0] != shapes[1]:

@@ -5,7 +5,6 @@ once, and its outputs are copied as they appear.
 """
 
 import contextlib
-import io
 import json
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bench.errors import one_line, without_paths
 from bench.methods.base import FolderMethod, FolderRunner, Method
 from bench.options import RunOptions
-from bench.pixels import checked_pixels, output_fault, png, read_image
+from bench.pixels import PNG_SIGNATURE, checked_pixels, output_fault, png, read_image
 from bench.provenance import image_seed
 from tsd.errors import UserError
 
@@ -123,17 +122,16 @@ def _synchronize(device: "torch.device") -> None:
 
 def _copier(outputs: Mapping[str, Path]) -> Maker:
     """The maker that copies finished images: an 8-bit RGB PNG byte for byte, other 8-bit formats as a PNG."""
-    import numpy as np
-    from PIL import Image
+    from tsd.images import picture_size, read_picture
 
     def make(image: "TestImage", seed: int | None) -> tuple[bytes, tuple[int, int], float | None]:
         path = outputs[image.name]
         data = path.read_bytes()
-        with Image.open(io.BytesIO(data)) as sr, Image.open(image.lr) as lr:
-            if fault := output_fault(sr, path.name, lr.size):
-                raise ValueError(fault)
-            pixels = np.asarray(sr.convert("RGB"))
-            unchanged = sr.format == "PNG" and sr.mode == "RGB"
+        sr = read_picture(data)
+        if fault := output_fault(sr, path.name, picture_size(image.lr)):
+            raise ValueError(fault)
+        pixels = sr.to_rgb8()
+        unchanged = data.startswith(PNG_SIGNATURE) and sr.mode == "RGB" and sr.as_stored
         return data if unchanged else png(pixels), (pixels.shape[1], pixels.shape[0]), None
 
     return make

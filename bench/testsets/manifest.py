@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from bench.store.missing import Missing, describe
 from tsd.errors import UserError
-from tsd.files import sha256_file
+from tsd.files import find_images, sha256_file
 
 TESTSETS = ("mini", "realsr", "drealsr", "div2k-val", "realsrset", "realset65")
 DATASETS = Path(__file__).resolve().parents[2] / "datasets"
@@ -224,7 +224,10 @@ def _missing(manifest: dict[str, Any], name: str, where: str, size_bytes: int | 
 
 def _paired_names(manifest: dict[str, Any], sides: dict[str, Path]) -> list[str]:
     """File names of a set whose manifest lists none; checks their number, and that both folders have the same names."""
-    lr, hr = ({path.name for path in sides[side].glob("*.png")} for side in ("lr", "hr"))
+    lr, hr = (
+        {path.name for path in find_images(sides[side], recursive=False).images if path.suffix.lower() == ".png"}
+        for side in ("lr", "hr")
+    )
     if lr != hr or len(lr) != manifest["count"]:
         alone = f"; without a partner: {_some(sorted(lr ^ hr), ', ')}" if lr ^ hr else ""
         raise UserError(
@@ -235,13 +238,12 @@ def _paired_names(manifest: dict[str, Any], sides: dict[str, Path]) -> list[str]
 
 
 def _size_fault(path: Path, expected: list[int]) -> list[str]:
-    from PIL import Image
+    from tsd.images import ImageError, picture_size
 
     try:
-        with Image.open(path) as image:
-            size = image.size
-    except OSError as error:
-        return [f"{path}: {error}"]
+        size = picture_size(path)
+    except ImageError as error:
+        return [str(error)]
     return [] if list(size) == expected else [f"{path}: {size[0]}x{size[1]}, expected {expected[0]}x{expected[1]}"]
 
 

@@ -13,6 +13,7 @@ The new folder holds the images and a manifest with their hashes. To change the 
 import argparse
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,8 @@ from tsd.files import sha256_file
 
 COMMITTED = DATASETS / "mini"
 SIZE = 256
+BARE = "bare"
+"""Folder of the crops without colour profiles while the set is built."""
 ROUNDING = "another processor's rounding"
 ROUNDED_SHARE = 0.02
 """Processors differ in the last bit of a convolution, which may change the rounding of one JPEG coefficient; a block of
@@ -68,13 +71,16 @@ def build(out: Path) -> None:
     manifest: dict[str, Any] = json.loads((COMMITTED / "manifest.json").read_text(encoding="utf-8"))
     photographs = {photo["id"]: _photograph(photo) for photo in manifest["photographs"]}
     (out / HR).mkdir(parents=True)
+    (out / BARE).mkdir()
     for entry in tqdm(manifest["images"], desc="crops", unit="image", delay=1, file=sys.stderr, leave=False):
         left, top = entry["corner"]
         crop = photographs[entry["photograph"]].crop((left, top, left + SIZE, top + SIZE))
         crop.save(out / HR / entry["name"], optimize=True)
+        crop.info.pop("icc_profile", None)  # `tsd degrade` would keep it; the set's inputs have none
+        crop.save(out / BARE / entry["name"])
     recipe = manifest["degradation"]
     with tempfile.TemporaryDirectory(dir=out) as scratch:
-        command = [sys.executable, "-m", "tsd.cli", "degrade", str(out / HR), "-o", scratch]
+        command = [sys.executable, "-m", "tsd.cli", "degrade", str(out / BARE), "-o", scratch]
         command += ["--set", recipe["set"], "--seed", str(recipe["seed"]), "--scale", str(manifest["scale"])]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
         if done.returncode:
@@ -83,6 +89,7 @@ def build(out: Path) -> None:
         (out / LR).mkdir()
         for entry in manifest["images"]:
             (Path(scratch) / entry["name"]).replace(out / LR / entry["name"])
+    shutil.rmtree(out / BARE)
     recipe["parameters"] = record["degradation"]
     for entry in manifest["images"]:
         entry["seed"] = record["images"][Path(entry["name"]).stem]["seed"]

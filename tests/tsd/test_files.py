@@ -1,5 +1,6 @@
 """Atomic writing; and the modules that `bench` shares, which import no torch."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tsd.files import sha256_file, write_atomic, write_text
+from tsd.errors import UserError
+from tsd.files import atomic_folder, atomic_path, find_images, sha256_file, write_atomic, write_safetensors, write_text
 
 
 def test_a_failed_write_leaves_the_old_bytes_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,3 +40,68 @@ def test_the_ground_and_the_settings_of_a_run_import_no_torch() -> None:
     code = f"import {modules}, sys; print([name for name in ('torch', 'numpy', 'diffusers') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_one_rule_for_what_is_an_image(tmp_path: Path) -> None:
+    images = ["a.png", "B.JPG", "c.jfif", "d.heic", "e.avif", "f.gif", "sub/g.TIFF", "h.cr2"]
+    touch(tmp_path, *images, "notes.txt", "film.mp4", "film2.MP4", "README")
+    touch(tmp_path, "._a.png", ".DS_Store", "Thumbs.db", "desktop.ini", "@eaDir/a.png", "#recycle/a.png", ".git/a.png")
+    touch(tmp_path, "__MACOSX/a.png", "$RECYCLE.BIN/a.png", "System Volume Information/a.png")
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    (tmp_path / "link").symlink_to(tmp_path / "sub")
+    found = find_images(tmp_path)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in found.images) == sorted([*images, "gone.png"])
+    assert found.passed_over() == "2 .mp4, 1 .txt, 1 linked folder, not followed, 1 without suffix"
+    assert all(
+        "/" not in path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path, recursive=False).images
+    )
+
+
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")).touch()
+    (path,) = find_images(tmp_path).images
+    write_text(tmp_path / "list.json", f'["{path.name}"]')
+    assert (tmp_path / "list.json").read_text(encoding="utf-8") == '["caf\\udce9.png"]'
+    write_atomic(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_temporary_names_of_long_names_fit(tmp_path: Path) -> None:
+    for name in ("x" * 255, "照" * 85, "x" * 251 + ".png"):
+        write_atomic(tmp_path / name, b"1")
+        with atomic_path(tmp_path / name) as temporary:
+            temporary.write_bytes(b"2")
+        assert (tmp_path / name).read_bytes() == b"2"
+        (tmp_path / name).unlink()
+        for _ in range(2):
+            with atomic_folder(tmp_path / name) as folder:
+                (folder / "a").touch()
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        (tmp_path / name / "a").unlink()
+        (tmp_path / name).rmdir()
+
+
+def test_a_full_disk_is_told_with_folder_and_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=rf"a\.json needs 5 B \(5 bytes\) in {tmp_path}, where .* is free .*make room"):
+        write_atomic(tmp_path / "a.json", b"12345")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_written(tmp_path: Path, value: float) -> None:
+    import torch
+
+    with pytest.raises(UserError, match="b would hold values that are NaN or infinite"):
+        write_safetensors(tmp_path / "a.safetensors", {"a": torch.ones(2), "b": torch.tensor([1.0, value])})
+    assert list(tmp_path.iterdir()) == []
+    write_safetensors(tmp_path / "a.safetensors", {"a": torch.ones(2, dtype=torch.int32)})

@@ -9,7 +9,20 @@ import tifffile
 from PIL import Image, ImageCms
 
 from tsd.errors import UserError
-from tsd.images import READABLE, ImageError, Picture, from_array, from_image, read_picture, write_picture
+from tsd.files import megapixels_allowed
+from tsd.images import (
+    WRITABLE,
+    ImageError,
+    Picture,
+    check_size,
+    from_array,
+    from_image,
+    picture_size,
+    read_picture,
+    read_srgb,
+    stored_size,
+    write_picture,
+)
 
 HEIGHT, WIDTH = 12, 17
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -218,11 +231,19 @@ class TestUnreadable:
         with pytest.raises(ImageError, match="truncated"):
             read_picture(tmp_path / "a.png")
 
-    @pytest.mark.parametrize("content", [b"", b"not an image", b"GIF89a" + bytes(30)])
+    @pytest.mark.parametrize("content", [b"not an image", b"GIF89a" + bytes(30), b"<html>404</html>"])
     def test_no_image(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "a.png").write_bytes(content)
-        with pytest.raises(ImageError, match="not a readable PNG, JPEG, WebP, TIFF or BMP"):
+        with pytest.raises(ImageError, match=r"a\.png: "):
             read_picture(tmp_path / "a.png")
+
+    def test_an_empty_file_and_what_is_not_read_are_named(self, tmp_path: Path) -> None:
+        (tmp_path / "a.png").touch()
+        (tmp_path / "a.cr2").write_bytes(b"II*\0")
+        with pytest.raises(ImageError, match="an empty file"):
+            read_picture(tmp_path / "a.png")
+        with pytest.raises(ImageError, match=r"a\.cr2: "):
+            read_picture(tmp_path / "a.cr2")
 
     def test_missing(self, tmp_path: Path) -> None:
         with pytest.raises(ImageError, match="no such file"):
@@ -247,6 +268,178 @@ class TestUnreadable:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
         with pytest.raises(ImageError, match="decompression bomb"):
             read_picture(tmp_path / "a.png")
+
+
+def chunk(kind: bytes, body: bytes, *, sound: bool = True) -> bytes:
+    """A chunk of a PNG, on request with a wrong checksum."""
+    checksum = zlib.crc32(kind + body) ^ (0 if sound else 1)
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
+
+
+def with_chunks(path: Path, *chunks: bytes) -> Path:
+    """A PNG with further chunks after its head, and again before its end."""
+    Image.fromarray(noise(3)).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:33] + b"".join(chunks) + data[33:-12] + b"".join(chunks) + data[-12:])
+    return path
+
+
+def other_profile(size: int = 0) -> bytes:
+    """An RGB profile that is not sRGB: its red and green primaries are exchanged; on request padded to a size."""
+    data = bytearray(SRGB)
+    tags = {bytes(data[at : at + 4]): at for at in range(132, 132 + 12 * int.from_bytes(data[128:132], "big"), 12)}
+    red, green = (slice(tags[name] + 4, tags[name] + 12) for name in (b"rXYZ", b"gXYZ"))
+    data[red], data[green] = data[green], data[red]
+    data += bytes(max(size - len(data), 0))
+    data[:4] = len(data).to_bytes(4, "big")
+    return bytes(data)
+
+
+class TestAdditions:
+    """Metadata that is large or damaged costs no sound picture."""
+
+    @pytest.mark.parametrize(
+        "addition",
+        [
+            chunk(b"zTXt", b"note\0\0" + zlib.compress(bytes(3_000_000))),
+            chunk(b"iTXt", b"note\0\1\0\0\0" + zlib.compress(bytes(3_000_000))),
+            chunk(b"zTXt", b"note\0\0" + zlib.compress(bytes(80_000_000))),
+            chunk(b"zTXt", b"note\0\x07" + b"no known compression"),
+            chunk(b"tEXt", b"note\0text", sound=False),
+            chunk(b"tIME", b"\0"),
+            chunk(b"gAMA", b""),
+            chunk(b"pHYs", b"short"),
+        ],
+        ids=["big zTXt", "big iTXt", "huge zTXt", "unknown compression", "checksum", "tIME", "gAMA", "pHYs"],
+    )
+    def test_a_png_is_read_whatever_its_texts(self, tmp_path: Path, addition: bytes) -> None:
+        assert np.array_equal(eight(read_picture(with_chunks(tmp_path / "a.png", addition))), noise(3))
+
+    def test_a_damaged_image_stays_damaged(self, tmp_path: Path) -> None:
+        path = with_chunks(tmp_path / "a.png", chunk(b"tEXt", b"note\0text", sound=False))
+        data = bytearray(path.read_bytes())
+        data[data.index(b"IDAT") + 20] ^= 255
+        path.write_bytes(data)
+        with pytest.raises(ImageError, match=r"a\.png: "):
+            read_picture(path)
+
+    def test_a_large_profile_is_kept(self, tmp_path: Path) -> None:
+        profile = other_profile(2_000_000)
+        Image.fromarray(noise(3)).save(tmp_path / "a.png", icc_profile=profile)
+        assert read_picture(tmp_path / "a.png").icc_profile == profile
+
+    def test_a_damaged_exif_block_leaves_the_picture_as_stored(self, tmp_path: Path) -> None:
+        Image.fromarray(smooth(3)).save(tmp_path / "a.jpg", exif=b"Exif\0\0no TIFF at all")
+        picture = read_picture(tmp_path / "a.jpg")
+        assert picture.size == (WIDTH, HEIGHT)
+
+
+class TestLargeImages:
+    def test_the_limit_is_named_and_can_be_raised(self, tmp_path: Path) -> None:
+        Image.new("L", (60, 50)).save(tmp_path / "a.png")
+        with megapixels_allowed(0.002):
+            for read in (read_picture, read_srgb, stored_size, picture_size):
+                with pytest.raises(ImageError, match=r"60x50 is 0 megapixels.*--max-megapixels 1"):
+                    read(tmp_path / "a.png")
+            with megapixels_allowed(0.003):
+                assert read_picture(tmp_path / "a.png").size == (60, 50)
+        assert read_picture(tmp_path / "a.png").size == (60, 50)
+
+    def test_a_limit_that_is_none(self) -> None:
+        with pytest.raises(UserError, match="--max-megapixels is -1"), megapixels_allowed(-1):
+            pass
+
+    def test_a_photograph_of_200_megapixels_is_refused_unless_it_is_allowed(self, tmp_path: Path) -> None:
+        Image.new("1", (20000, 10000)).save(tmp_path / "a.png")
+        with pytest.raises(ImageError, match=r"200 megapixels, and up to 179 are read.*--max-megapixels 200"):
+            stored_size(tmp_path / "a.png")
+        with megapixels_allowed(200):
+            assert stored_size(tmp_path / "a.png") == (20000, 10000)
+
+
+class TestOtherFormats:
+    @pytest.mark.parametrize(
+        ("suffix", "kind"), [(".jfif", "JPEG"), (".jpe", "JPEG"), (".gif", "GIF"), (".avif", "AVIF")]
+    )
+    def test_pillow_reads_them(self, tmp_path: Path, suffix: str, kind: str) -> None:
+        flat = Image.new("RGB", (16, 12), (200, 60, 30))
+        flat.save(tmp_path / f"a{suffix}", kind)
+        assert np.abs(eight(read_picture(tmp_path / f"a{suffix}")).astype(int) - (200, 60, 30)).max() <= 4
+
+    def test_heic_is_read_or_says_what_is_needed(self, tmp_path: Path) -> None:
+        flat = Image.new("RGB", (64, 48), (200, 60, 30))
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError:
+            for name in ("a.heic", "a.jpg"):
+                (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+                with pytest.raises(ImageError, match="pip install pillow-heif"):
+                    read_picture(tmp_path / name)
+            return
+        register_heif_opener()
+        flat.save(tmp_path / "a.heic", "HEIF", quality=95)
+        assert np.abs(eight(read_picture(tmp_path / "a.heic")).astype(int) - (200, 60, 30)).max() <= 4
+
+
+class TestColourProfiles:
+    def test_srgb_under_any_name_changes_nothing(self, tmp_path: Path) -> None:
+        Image.fromarray(noise(3)).save(tmp_path / "a.png", icc_profile=SRGB)
+        picture = read_srgb(tmp_path / "a.png")
+        assert np.array_equal(eight(picture), noise(3))
+        assert (picture.icc_profile, picture.notes, picture.as_stored) == (None, (), True)
+
+    @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
+    def test_another_profile_is_converted(self, tmp_path: Path, suffix: str) -> None:
+        red = Image.new("RGB", (9, 9), (250, 5, 5))
+        settings = {"lossless": True} if suffix == ".webp" else {}
+        red.save(tmp_path / f"a{suffix}", icc_profile=other_profile(), **settings)
+        picture = read_srgb(tmp_path / f"a{suffix}")
+        assert picture.color[4, 4].argmax() == 1  # what this profile calls red is green
+        assert picture.icc_profile is None
+        assert "converted" in picture.notes[0]
+        assert not picture.as_stored
+
+    def test_gray_with_a_profile_of_colours_is_converted_and_stays_gray(self, tmp_path: Path) -> None:
+        Image.fromarray(noise()).save(tmp_path / "a.png", icc_profile=other_profile())
+        picture = read_picture(tmp_path / "a.png")
+        assert np.array_equal(eight(picture)[..., 0], noise())  # as stored, for those who compare values
+        converted = picture.to_srgb()
+        assert (converted.icc_profile, converted.gray, picture.has_other_colours()) == (None, True, True)
+        assert np.ptp(converted.color, axis=2).max() == 0
+        assert "converted" in write_picture(picture, tmp_path / "b.png")[0]  # a gray file cannot carry it
+        assert read_picture(tmp_path / "b.png").icc_profile is None
+
+    def test_what_cannot_be_used_is_told(self, tmp_path: Path) -> None:
+        damaged = SRGB[:200] + bytes(len(SRGB) - 200)
+        Image.fromarray(noise(3)).save(tmp_path / "a.png", icc_profile=damaged)
+        assert "damaged" in read_srgb(tmp_path / "a.png").notes[0]
+        lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+        Image.fromarray(noise(3)).save(tmp_path / "b.png", icc_profile=lab)
+        assert "does not fit these channels" in read_picture(tmp_path / "b.png").notes[0]
+
+    def test_bmp_holds_no_profile_and_gets_converted_colours(self, tmp_path: Path) -> None:
+        picture = Picture(np.full((9, 9, 3), (1, 0, 0), np.float32), icc_profile=other_profile())
+        assert "converted" in write_picture(picture, tmp_path / "a.bmp")[0]
+        assert read_picture(tmp_path / "a.bmp").color[4, 4].argmax() == 1
+
+
+class TestNotFinite:
+    """NaN and infinity become no picture."""
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".bmp"])
+    def test_one_value_is_enough(self, tmp_path: Path, value: float, suffix: str) -> None:
+        color = np.full((9, 9, 3), 0.5, np.float32)
+        color[4, 4, 1] = value
+        for picture in (Picture(color), Picture(color, gray=True), Picture(color, depth=16)):
+            with pytest.raises(ImageError, match="NaN or infinite"):
+                write_picture(picture, tmp_path / f"a{suffix}")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_alpha_and_pillow_images_too(self) -> None:
+        color, alpha = np.zeros((9, 9, 3), np.float32), np.full((9, 9), np.nan, np.float32)
+        with pytest.raises(ImageError, match="81 of 324 values"):
+            Picture(color, alpha).to_image()
 
 
 class TestWriting:
@@ -329,6 +522,21 @@ class TestWriting:
             write_picture(too_wide, tmp_path / "a.webp")
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.parametrize(
+        ("name", "width"), [("a.webp", 16384), ("a.jpg", 65501), ("a.tif", 10**6), ("a.bmp", 10**6)]
+    )
+    def test_a_size_that_a_format_cannot_hold_is_refused_before_the_work(self, name: str, width: int) -> None:
+        with pytest.raises(ImageError, match="could not be written as"):
+            check_size(width, 2000, Path(name))
+        check_size(width, 2000, Path("a.png"))
+        check_size(1000, 1000, Path(name))
+
+    def test_names_as_long_as_the_file_system_takes(self, tmp_path: Path) -> None:
+        for name in ("x" * 251 + ".png", "照" * 83 + ".png"):
+            write_picture(from_array(noise(3)), tmp_path / name)
+            assert [path.name for path in tmp_path.iterdir()] == [name]
+            (tmp_path / name).unlink()
+
     def test_folders_are_made_and_no_partial_file_is_left(self, tmp_path: Path) -> None:
         write_picture(from_array(noise(3)), tmp_path / "deep" / "er" / "a.png")
         assert [path.name for path in (tmp_path / "deep" / "er").iterdir()] == ["a.png"]
@@ -359,7 +567,7 @@ class TestArrays:
         assert from_image(image).icc_profile == SRGB
 
 
-def test_every_readable_suffix_can_be_written(tmp_path: Path) -> None:
-    for suffix in READABLE:
+def test_every_writable_suffix_is_read_again(tmp_path: Path) -> None:
+    for suffix in WRITABLE:
         write_picture(from_array(noise(3)), tmp_path / f"a{suffix}")
         assert read_picture(tmp_path / f"a{suffix}").size == (WIDTH, HEIGHT)

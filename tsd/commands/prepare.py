@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tsd.errors import UserError
+from tsd.files import MEGAPIXELS_HELP
 from tsd.precision import PRECISIONS
 
 DESCRIPTION = """\
@@ -61,6 +62,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--plan", action="store_true", help="print the settings and the disk space that the result will take, and stop"
     )
+    parser.add_argument("--max-megapixels", type=float, metavar="N", help=MEGAPIXELS_HELP)
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     hub = parser.add_argument_group("data sets by Hugging Face `datasets`, instead of PATH")
     hub.add_argument("--hub", metavar="NAME", help="hub id, or a folder of images, parquet or Arrow files")
@@ -204,7 +206,9 @@ def _source(args: argparse.Namespace) -> Any:
 
     if args.inputs:
         fallback = args.caption is not None or args.caption_model is not None
-        return FolderSource(args.inputs, caption_files=args.caption_files, fallback=fallback, limit=args.limit)
+        return FolderSource(
+            args.inputs, caption_files=args.caption_files, fallback=fallback, limit=args.limit, exclude=args.out
+        )
     return HubSource(
         args.hub,
         config=args.config,

@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import Dataset
 
 from tsd.data.degrade import DegradationConfig, degrade, usm_sharpen
 from tsd.data.hf import import_datasets
 from tsd.data.sources import SourceImage
-from tsd.images import ImageError, from_image, read_picture
+from tsd.images import ImageError, from_image, read_srgb
 from tsd.seeds import seed_for
 
 CropMode = Literal["random", "grid"]
@@ -127,28 +127,27 @@ class CropMaker(Dataset[CroppedImage]):
 
 
 def decode(picture: Path | Mapping[str, Any]) -> np.ndarray:
-    """(H, W, 3) uint8, upright; alpha is dropped, 16 bits are rounded to 8.
+    """(H, W, 3) uint8, upright and in sRGB; alpha is dropped, 16 bits are rounded to 8.
 
     Raises:
         ImageError: the image cannot be read.
     """
     if isinstance(picture, Path):
-        color = read_picture(picture).color
+        color = read_srgb(picture).color
     else:
         path, data = picture.get("path"), picture.get("bytes")
         if data is None and path and Path(path).is_file():
-            color = read_picture(path).color
+            color = read_srgb(path).color
         elif data is None and not path:
             raise ImageError("the row holds no image")
         else:
             try:
                 if data is not None:
-                    image = Image.open(io.BytesIO(data))
+                    color = read_srgb(data).color
                 else:  # a file inside an archive or on a server, which `datasets` knows how to open
-                    image = import_datasets().Image().decode_example(dict(picture))
-                color = from_image(image).color
-            except UnidentifiedImageError as error:
-                raise ImageError("not a readable image") from error
+                    color = from_image(import_datasets().Image().decode_example(dict(picture))).to_srgb().color
+            except ImageError:
+                raise
             except Exception as error:  # damaged files and failing servers raise anything
                 raise ImageError(str(error) or type(error).__name__) from error
     return np.rint(color * 255).astype(np.uint8)

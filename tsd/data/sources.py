@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from tsd.data.hf import import_datasets
 from tsd.errors import UserError
-from tsd.images import READABLE
+from tsd.files import READABLE, find_images, printable
 
 
 @dataclass(frozen=True)
@@ -64,19 +64,26 @@ class FolderSource:
     """Image files and folders, the latter searched with their sub-folders in sorted order.
 
     A name is the folder's own name and the path below it, `DIV2K_train_HR/0001.png`, since data sets number their files
-    alike. With `caption_files`, the caption of `a.png` is the text of `a.txt` beside it.
+    alike. Images in the folder `exclude`, that of the results, are left out. With `caption_files`, the caption of
+    `a.png` is the text of `a.txt` beside it.
 
     Raises UserError: file or folder missing, no image found, two images of one name, and, if there is no fallback
     caption, missing `.txt` files (all are counted, twenty are listed).
     """
 
     def __init__(
-        self, paths: list[Path], *, caption_files: bool = False, fallback: bool = False, limit: int | None = None
+        self,
+        paths: list[Path],
+        *,
+        caption_files: bool = False,
+        fallback: bool = False,
+        limit: int | None = None,
+        exclude: Path | None = None,
     ) -> None:
         self.caption_files = caption_files
         files: dict[str, Path] = {}
         for given in paths:
-            for name, path in _named_files(given):
+            for name, path in _named_files(given, exclude):
                 if name in files:
                     raise UserError(f"{files[name]} and {path} would both be called {name}; rename one")
                 files[name] = path
@@ -98,7 +105,7 @@ class FolderSource:
         """A hash of the files' names and sizes, which changes when files are added, removed or replaced."""
         digest = hashlib.sha256()
         for name, path in tqdm(self.files.items(), "listing images", unit="image", file=sys.stderr, delay=2):
-            digest.update(f"{name}\0{path.stat().st_size}\n".encode())
+            digest.update(f"{name}\0{path.lstat().st_size if not path.exists() else path.stat().st_size}\n".encode())
         return {"kind": "folders", "images": len(self.files), "names_sha256": digest.hexdigest()}
 
     def images(self, start: int, stream_state: dict[str, Any] | None, state_every: int) -> Iterator[SourceImage]:
@@ -181,15 +188,16 @@ class HubSource:
             )
 
 
-def _named_files(given: Path) -> Iterator[tuple[str, Path]]:
+def _named_files(given: Path, exclude: Path | None) -> Iterator[tuple[str, Path]]:
     if given.is_file():
-        yield given.name, given
+        yield printable(given.name), given
     elif given.is_dir():
-        found = sorted(path for path in given.rglob("*") if path.suffix.lower() in READABLE and path.is_file())
+        found = find_images(given, exclude=exclude).images
         if not found:
             raise UserError(f"no images in {given} or its sub-folders; looked for {', '.join(READABLE)}")
         folder = given.resolve().name
-        yield from ((f"{folder}/{path.relative_to(given).as_posix()}", path) for path in found)
+        # Arrow holds UTF-8 alone; a file name may be in another encoding.
+        yield from ((printable(f"{folder}/{path.relative_to(given).as_posix()}"), path) for path in found)
     else:
         raise UserError(f"no such file or folder: {given}")
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tsd.errors import UserError
-from tsd.files import atomic_path, sha256_file, write_safetensors, write_text
+from tsd.files import atomic_path, full_disk_explained, sha256_file, write_safetensors, write_text
 from tsd.model.prompt import PromptEmbeds
 from tsd.prompts.encode import content_sha256
 from tsd.prompts.text_encoders import TextSide
@@ -84,8 +84,10 @@ def write_prompt(folder: Path, prompt: PromptEmbeds, suffix: str) -> dict[str, d
         if tensor is None:
             continue
         path, tensor = folder / f"{name}.{suffix}", tensor.contiguous().clone()
+        if not bool(tensor.isfinite().all()):
+            raise UserError(f"{path} is not written: it would hold values that are NaN or infinite")
         if suffix == "pt":
-            with atomic_path(path) as temporary:
+            with full_disk_explained(path), atomic_path(path) as temporary:
                 torch.save(tensor, temporary)
         else:
             write_safetensors(path, {name: tensor})

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.pixels import output_fault
+from tsd.files import is_hidden
 
 
 @dataclass
@@ -72,6 +73,8 @@ class OutputNames:
         by_name: dict[str, list[str]] = {}
         unmatched = []
         for path in sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()):
+            if any(map(is_hidden, path.split("/"))):
+                continue
             name = self.name_of(path)
             if name is not None:
                 by_name.setdefault(name, []).append(path)
@@ -103,14 +106,12 @@ def collect(folder: Path, names: OutputNames, sizes: Mapping[str, tuple[int, int
 
 def _fault(path: Path, shown: str, lr_size: tuple[int, int]) -> str:
     """What is wrong with an output; empty where nothing is."""
-    from PIL import Image
+    from tsd.images import ImageError, read_picture
 
     try:
-        with Image.open(path) as image:
-            image.load()
-            return output_fault(image, shown, lr_size)
-    except Exception as error:  # Pillow's decoders raise whatever they meet in a damaged file
-        return f"unreadable: {shown} is no whole image ({type(error).__name__})"
+        return output_fault(read_picture(path), shown, lr_size)
+    except ImageError as error:
+        return f"unreadable: {shown} is no whole image ({type(error.__cause__ or error).__name__})"
 
 
 def _regex(pattern: str, name: str) -> str:

@@ -87,23 +87,22 @@ def write_inputs(images: Mapping[str, Path], folder: Path, upscale: str) -> None
 
     The resize is that of the row "Bicubic" (bench/methods/resize.py), rounded once.
     """
-    from PIL import Image
-
     from bench.methods.resize import Bicubic
-    from bench.pixels import checked_pixels, read_image
+    from bench.pixels import PNG_SIGNATURE, checked_pixels, png, read_image
+    from tsd.images import read_picture
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, path in images.items():
         target = folder / f"{name}.png"
-        with Image.open(path) as image:
-            as_it_is = image.format == "PNG" and image.mode == "RGB"
-            if upscale:
-                lr = read_image(path)
-                Image.fromarray(checked_pixels(Bicubic().restore(lr, 0), *lr.shape[-2:])).save(target)
-            elif not as_it_is:
-                image.convert("RGB").save(target)
-        if not upscale and as_it_is:
-            target.write_bytes(path.read_bytes())  # a copy: nothing keeps a script from writing to its inputs
+        data = path.read_bytes()
+        if upscale:
+            lr = read_image(path)
+            data = png(checked_pixels(Bicubic().restore(lr, 0), *lr.shape[-2:]))
+        else:
+            picture = read_picture(path)
+            if not (data.startswith(PNG_SIGNATURE) and picture.mode == "RGB" and picture.as_stored):
+                data = png(picture.to_rgb8())
+        target.write_bytes(data)  # a copy: nothing keeps a script from writing to its inputs
 
 
 def _fill(text: str, values: Mapping[str, str]) -> str:

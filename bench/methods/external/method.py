@@ -252,7 +252,6 @@ def _patch_sha256(patch: Patch) -> str:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    from PIL import Image
+    from tsd.images import picture_size
 
-    with Image.open(path) as image:
-        return image.size
+    return picture_size(path)

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.methods.base import MethodSpec
-from bench.metrics.images import EXTENSIONS
 from bench.options import SCALE, RunOptions
 from bench.provenance import cached_sha256
 from bench.store.missing import Missing
 from tsd.errors import UserError, some
+from tsd.files import find_images, same_form
 
 if TYPE_CHECKING:
     from bench.testsets.manifest import TestImage, TestSet
@@ -97,7 +97,7 @@ class PublishedOutputs:
 
 
 def images_by_stem(folder: Path, suffix: str = "") -> dict[str, Path]:
-    """The images directly inside `folder`, by stem, in sorted order; hidden files and other files are left out.
+    """The images directly inside `folder` (`tsd.files.find_images`), by stem in Unicode's composed form, sorted.
 
     Args:
         suffix: taken off the stems that end in it.
@@ -108,11 +108,9 @@ def images_by_stem(folder: Path, suffix: str = "") -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}; expected one with the finished images of a method")
     images: dict[str, Path] = {}
-    found = (path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and path.is_file())
-    for name, path in sorted((path.stem.removesuffix(suffix) + path.suffix, path) for path in found):
+    found = find_images(folder, recursive=False).images
+    for name, path in sorted((same_form(path.stem).removesuffix(suffix) + path.suffix, path) for path in found):
         stem = Path(name).stem
-        if path.name.startswith("."):
-            continue
         if stem in images:
             raise UserError(f"{folder} holds both {images[stem].name} and {path.name}; expected one image a name")
         images[stem] = path
@@ -158,20 +156,16 @@ def folder_spec(root: Path, name: str, display: str) -> MethodSpec:
 
 def _size_fault(image: "TestImage", path: Path) -> list[str]:
     """What is wrong with the size of `path`, or that it is no image; at most one line."""
-    from PIL import Image, UnidentifiedImageError
-
-    def size_of(file: Path) -> tuple[int, int]:
-        with Image.open(file) as opened:
-            return opened.size
+    from tsd.images import ImageError, picture_size
 
     try:
-        found = size_of(path)
-    except (UnidentifiedImageError, OSError) as error:
-        return [f"{image.name}: {path.name} is not a readable image ({type(error).__name__})"]
+        found = picture_size(path)
+    except ImageError as error:
+        return [f"{image.name}: {path.name} is not a readable image ({type(error.__cause__ or error).__name__})"]
     if image.hr is not None:
-        expected = size_of(image.hr)
+        expected = picture_size(image.hr)
     else:
-        width, height = size_of(image.lr)
+        width, height = picture_size(image.lr)
         expected = (width * SCALE, height * SCALE)
     if found == expected:
         return []

@@ -25,7 +25,7 @@ from bench.metrics import (
     missing_metric,
     weight_hashes,
 )
-from bench.metrics.images import UnusableImageError, read_rgb8
+from bench.metrics.images import UnusableImageError, plain_copy, read_rgb8
 from bench.metrics.per_image import untrained_timm
 from bench.metrics.quiet import guarded_pyiqa
 from bench.metrics.weights import ALEXNET, LPIPS_HEADS, MUSIQ, hub_dir
@@ -357,6 +357,19 @@ def test_images_are_read_as_they_are_or_refused(tmp_path: Path) -> None:
     save(tmp_path / "deep.png", image[..., 0].astype(np.uint16) * 256)
     with pytest.raises(UnusableImageError, match=r"deep\.png: 16-bit"):
         read_rgb8(tmp_path / "deep.png")
+
+
+def test_what_pyiqa_would_read_otherwise_is_given_to_it_as_we_read_it(tmp_path: Path) -> None:
+    """FID and KID hand paths to pyiqa, which ignores the EXIF orientation."""
+    exif, copies = Image.Exif(), tmp_path / "copies"
+    exif[0x0112] = 6
+    copies.mkdir()
+    Image.fromarray(photo(16)[:, :8]).save(tmp_path / "turned.png", exif=exif)
+    plain = save(tmp_path / "plain.png", photo(16))
+    assert plain_copy(plain, copies) == plain
+    copy = plain_copy(tmp_path / "turned.png", copies)
+    assert np.array_equal(np.asarray(Image.open(copy)), np.rot90(photo(16)[:, :8], -1))
+    assert np.array_equal(read_rgb8(copy), read_rgb8(tmp_path / "turned.png"))
 
 
 def test_16_bit_rgb_is_refused_although_pillow_reads_it_as_8_bit(tmp_path: Path) -> None:

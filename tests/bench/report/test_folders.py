@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from scipy import stats
 from skimage import data
 
@@ -200,3 +200,61 @@ def test_a_metric_of_sets_gets_both_sets_by_name(folders: tuple[Path, Path]) -> 
     spec = replace(METRICS["fid"], weights=(), loader=loader)
     result = score_pairs(find_pairs(*folders), [spec])
     assert result["metrics"] == {"fid": {"mean": 3.0, "ci95": None, "per_image": {}}}
+
+
+def psnr(sr: Path, hr: Path) -> float:
+    return score_pairs(find_pairs(sr, hr), [get_metric("psnr")])["metrics"]["psnr"]["mean"]
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_a_photograph_taken_upright_is_scored_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
+    """The ground truth is stored on its side or on its head, as cameras do, and the restored image is not."""
+    (tmp_path / "hr").mkdir()
+    (tmp_path / "sr").mkdir()
+    image = Image.fromarray(data.astronaut()[:48, 100:140])
+    image.save(tmp_path / "sr" / "a.png")
+    turned = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    settings = {".jpg": {"quality": 100, "subsampling": 0}, ".webp": {"lossless": True}}.get(suffix, {})
+    image.transpose(turned).save(tmp_path / "hr" / f"a{suffix}", exif=exif, **settings)
+    assert psnr(tmp_path / "sr", tmp_path / "hr") > 45
+
+
+def test_hidden_and_system_files_are_no_images_and_names_of_both_unicode_forms_fit(folders: tuple[Path, Path]) -> None:
+    sr, hr = folders
+    (sr / "b.png").rename(sr / "caf\u00e9.png")
+    (hr / "b.png").rename(hr / "cafe\u0301.png")
+    before = len(find_pairs(sr, hr))
+    for folder in folders:
+        for name in ("._a.png", "Thumbs.db", ".DS_Store", "@eaDir/a.png"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(b"metadata")
+    pairs = find_pairs(sr, hr)
+    assert [pair.name for pair in pairs] == ["a.png", "c.png", "caf\u00e9.png"]
+    assert len(pairs) == before
+    Image.new("RGB", (40, 32)).save(sr / "cafe\u0301.png")
+    with pytest.raises(FolderError, match="same stem"):
+        find_pairs(sr, hr)
+
+
+def test_another_colour_profile_is_told_and_values_are_compared_as_stored(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = psnr(*folders)
+    assert capsys.readouterr().err == ""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    at = {bytes(profile[i : i + 4]): i for i in range(132, 132 + 12 * int.from_bytes(profile[128:132], "big"), 12)}
+    red, green = (slice(at[name] + 4, at[name] + 12) for name in (b"rXYZ", b"gXYZ"))
+    profile[red], profile[green] = profile[green], profile[red]
+    with Image.open(folders[1] / "a.png") as image:
+        image.save(folders[1] / "a.png", icc_profile=bytes(profile))
+    assert psnr(*folders) == before
+    assert "a.png: in a colour profile other than sRGB; values are compared as stored" in capsys.readouterr().err
+
+
+def test_an_image_of_a_kind_that_is_not_read_does_not_vanish(folders: tuple[Path, Path]) -> None:
+    (folders[0] / "d.cr2").write_bytes(b"II*\0")
+    with pytest.raises(FolderError, match=r"d\.cr2: no partner"):
+        find_pairs(*folders)

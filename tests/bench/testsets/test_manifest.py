@@ -209,7 +209,7 @@ def test_a_set_without_listed_names_is_verified_by_number_pairing_and_size(root:
     with pytest.raises(UserError, match=r"test_LR/b\.png: 9x8, expected 8x8"):
         load_testset("div2k-val", root)
     (root / "DIV2K_V2_val" / "test_LR" / "b.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"b\.png: cannot identify"):
+    with pytest.raises(UserError, match=r"b\.png: not a readable PNG"):
         load_testset("div2k-val", root)
     (root / "DIV2K_V2_val" / "test_LR" / "b.png").unlink()
     with pytest.raises(UserError, match=r"2 images in test_LR and 3 in test_HR, expected 3.*without a partner: b\.png"):
