@@ -35,6 +35,9 @@ TSD = "tsd"
 RECOMMENDED_FILE = "restore.json"
 """File in a LoRA folder with the restoration settings that its weights were trained for."""
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""File in a LoRA folder with the strength of its adapters, in peft's form."""
+
 EXPORT_FILE = "tsd_student.json"
 """File in an exported student that says what it is and what it was made from."""
 
@@ -377,6 +380,16 @@ class RestoreConfig:
             raise UserError(f"vae_tile is {self.vae_tile!r}; expected true or false")
         if self.tile and self.tile_overlap >= self.tile:
             raise UserError(f"tile_overlap is {self.tile_overlap}; expected less than the tile, {self.tile}")
+
+
+def settings_to_restore(*, posterior: Posterior, crop: int) -> dict[str, object]:
+    """The settings to restore with for a student that was trained with this posterior and crop: its `restore.json`.
+
+    It encodes as it was trained to. Inputs that would be smaller than the crops it has seen are enlarged to them, as
+    the release does with its crops of 512 pixels. Training knows no alignment of colours, but a student that is young
+    or small moves them, and `wavelet` takes them from the input.
+    """
+    return {"color": "wavelet", "posterior": posterior, "process_size": crop}
 
 
 def recommended_settings(lora: Path) -> dict[str, object]:

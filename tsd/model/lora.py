@@ -3,10 +3,14 @@
 Student, critic and teacher are adapters on **one** copy of the base weights; `role` says which of them is active.
 The released layout is two files, `transformer.safetensors` and `vae.safetensors`, with keys
 `transformer.<module path>.lora_A.weight` / `.lora_B.weight` in *both* (the prefix is the same in the VAE's file).
-Nothing was released for the SD2 family; its files use `unet` in place of `transformer`. The scale alpha / rank is 1 in
-the release, and here.
+Nothing was released for the SD2 family; its files use `unet` in place of `transformer`.
+
+The scale of an adapter, alpha / rank, is 1 in the release, and in what is trained here. A file of another scale says so
+in its header, in keys `<module path>.alpha`, or in an `adapter_config.json` beside it (`tsd.model.lora_scale`). Reading
+multiplies the scale into B, so that everything after it deals with a scale of 1.
 """
 
+import json
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,19 +24,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tsd.config import TrainConfig
+from tsd.config import ADAPTER_CONFIG, TrainConfig
 from tsd.errors import UserError, some
-from tsd.files import write_safetensors
+from tsd.files import write_safetensors, write_text
 from tsd.model.backbone import Backbone
 from tsd.model.family import Family
 from tsd.model.loading import FAMILIES
+from tsd.model.lora_scale import scale_of, stated_scale
 from tsd.model.sharded import full_tensor
 from tsd.seeds import seed_for
 
 Role = Literal["student", "critic", "teacher"]
 STUDENT: Role = "student"
 VAE_FILE = "vae.safetensors"
-_KEY = re.compile(r"^(?P<family>[a-z]+)\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
+_KEY = re.compile(r"^(?P<family>[a-z]+)\.(?P<module>.+)\.(lora_(?P<side>[AB])\.weight|alpha)$")
+_VAE_MODULES = r"encoder\..*|quant_conv"
 # The release lists its VAE targets one by one for SD3's four-block encoder; these are the ones it leaves out.
 _VAE_OPTIONAL = re.compile(r"^encoder\.down_blocks\.(0|3)\.resnets\.\d+\.conv_shortcut$")
 
@@ -130,10 +136,12 @@ def check_lora(path: Path, family: Family) -> int:
     try:
         with safe_open(path, framework="pt") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+            header = file.metadata() or {}
     except SafetensorError as error:
         raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
     prefix = family.denoiser_folder
     layout = f"{prefix}.<module path>.lora_(A|B).weight"
+    stated_scale(path, header)  # refuses what is not supported, before its keys look merely foreign
     matches = {key: _KEY.match(key) for key in shapes}
     foreign = [key for key, match in matches.items() if match is None]
     if foreign or not shapes:
@@ -151,13 +159,27 @@ def check_lora(path: Path, family: Family) -> int:
 
 
 def read_lora(path: Path, family: Family) -> dict[str, Tensor]:
-    """The tensors of a LoRA file by `<module path>.lora_A.weight`, in fp32.
+    """The tensors of a LoRA file by `<module path>.lora_A.weight`, in fp32, with the scale multiplied into B.
 
     Raises:
-        UserError: see `check_lora`.
+        UserError: values that are NaN or infinite; see also `check_lora`.
     """
-    check_lora(path, family)
-    return {key.removeprefix(f"{family.denoiser_folder}."): tensor.float() for key, tensor in load_file(path).items()}
+    rank = check_lora(path, family)
+    with safe_open(path, framework="pt") as file:
+        stated = stated_scale(path, file.metadata() or {})
+    state = {key.removeprefix(f"{family.denoiser_folder}."): tensor.float() for key, tensor in load_file(path).items()}
+    broken = [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise UserError(
+            f"{path} holds values that are NaN or infinite, at {some(broken)}: it comes from a run that diverged, or "
+            f"was stored in a precision that cannot hold it; use an earlier checkpoint"
+        )
+    alphas = {name.removesuffix(".alpha"): float(state.pop(name)) for name in list(state) if name.endswith(".alpha")}
+    for module in sorted({name.rsplit(".lora_", 1)[0] for name in state}):
+        scale = scale_of(path, module, rank, stated, alphas.get(module))
+        if scale != 1 and f"{module}.lora_B.weight" in state:
+            state[f"{module}.lora_B.weight"] *= scale
+    return state
 
 
 def load_adapter(
@@ -312,6 +334,21 @@ def save_adapter(
     }
     if write:
         write_safetensors(path, state)
+
+
+def write_adapter_config(folder: Path, rank: int, vae_rank: int | None = None) -> None:
+    """Writes the strength of a folder's adapters, a scale of 1, in peft's form: alpha is the rank.
+
+    Args:
+        rank: the rank of the denoiser's file.
+        vae_rank: that of `VAE_FILE`, if the folder has one.
+    """
+    others = {_VAE_MODULES: vae_rank} if vae_rank not in (None, rank) else {}
+    content = {
+        "peft_type": "LORA", "r": rank, "lora_alpha": rank, "rank_pattern": others, "alpha_pattern": others,
+        "use_rslora": False, "use_dora": False, "bias": "none",
+    }  # fmt: skip
+    write_text(folder / ADAPTER_CONFIG, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def _refuse(path: Path, problem: str, names: list[str]) -> None:

@@ -21,7 +21,7 @@ from bench.ablation.paper.training import train_cell
 from bench.metrics import get_metric
 from bench.provenance import sha256_json
 from bench.testsets.manifest import has_reference, read_manifest
-from tsd.config import RECOMMENDED_FILE, RestoreConfig
+from tsd.config import ADAPTER_CONFIG, RECOMMENDED_FILE, RestoreConfig
 from tsd.errors import UserError
 from tsd.files import atomic_folder
 
@@ -247,7 +247,7 @@ def _copy_student(student: Path, target: Path, restoration: Mapping[str, Any]) -
     """Copies the weights and prompts of a student, with the settings by which all arms restore."""
     with atomic_folder(target) as folder:
         for path in student.rglob("*"):
-            if path.suffix in (".safetensors", ".pt"):
+            if path.suffix in (".safetensors", ".pt") or path.name == ADAPTER_CONFIG:
                 copy = folder / path.relative_to(student)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)

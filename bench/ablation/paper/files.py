@@ -18,7 +18,7 @@ from bench.provenance import sha256_json
 from bench.store.missing import Missing, Obstacle
 from bench.store.store import missing_files
 from bench.testsets.manifest import DATASETS, missing_testset
-from tsd.config import TrainConfig
+from tsd.config import ADAPTER_CONFIG, TrainConfig
 from tsd.errors import UserError
 from tsd.files import sha256_file
 
@@ -183,7 +183,8 @@ def student_hashes(folder: Path) -> str:
     Raises:
         UserError: there are none.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".pt"))
+    decisive = (".safetensors", ".pt")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix in decisive or path.name == ADAPTER_CONFIG)
     if not paths:
         raise UserError(f"{folder} holds no student; expected the folder student/ of a run of `tsd train`")
     return ", ".join(f"{path.relative_to(folder).as_posix()} {sha256_file(path)[:DIGITS]}" for path in paths)

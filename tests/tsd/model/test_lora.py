@@ -1,27 +1,33 @@
 """Adapters: strict released layout, roles on one base, merging."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from tsd.config import CriticLayers
 from tsd.errors import UserError
 from tsd.model.backbone import load_backbone
+from tsd.model.loading import FAMILIES
 from tsd.model.lora import (
     STUDENT,
     VAE_FILE,
     adapter_parameters,
     attach,
     attach_roles,
+    check_lora,
     denoiser_targets,
     load_student,
+    read_lora,
     role,
     save_student,
     vae_targets,
+    write_adapter_config,
 )
 from tsd.presets import MINI
 
@@ -158,3 +164,119 @@ def test_attach_is_seeded_and_refuses_twice(tiny_sd3_dir: Path) -> None:
         attach(first.vae, "student", vae_targets(first.vae), 4, seed=7)
     with pytest.raises(ValueError, match="no module to adapt"):
         attach(first.vae, "critic", [], 4, seed=7)
+
+
+def stating(folder: Path, form: str, alpha: float, rank: int = 4) -> Path:
+    """Rewrites the two files of a student so that they state alpha in one of the known forms."""
+    for file in ("transformer.safetensors", VAE_FILE):
+        state = load_file(folder / file)
+        header = {
+            "diffusers": {
+                "lora_adapter_metadata": json.dumps({"transformer.r": rank, "transformer.lora_alpha": alpha})
+            },
+            "kohya": {"ss_network_alpha": str(alpha), "ss_network_dim": str(rank)},
+            "export": {"tsd_student": json.dumps({"rank": rank, "alpha": alpha})},
+        }.get(form)
+        if form == "keys":
+            modules = {key.rsplit(".lora_", 1)[0] for key in state}
+            state |= {f"{module}.alpha": torch.tensor(float(alpha)) for module in modules}
+        save_file(state, folder / file, header)
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha}
+    if form == "rslora":
+        config |= {"use_rslora": True}
+    if form == "pattern":
+        config |= {"lora_alpha": 4 * alpha, "alpha_pattern": {".*": alpha}}
+    if form in ("peft", "rslora", "pattern"):
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya", "export", "keys", "peft", "rslora", "pattern"])
+def test_alpha_is_read_wherever_it_is_stated(
+    tiny_sd3_dir: Path, tiny_lora_dir: Path, tmp_path: Path, form: str
+) -> None:
+    """For a student, for one to start from, and for a teacher, which all read by `read_lora`."""
+    released_copy(tiny_lora_dir, tmp_path)
+    plain = read_lora(tmp_path / "transformer.safetensors", FAMILIES["sd3"])
+    stating(tmp_path, form, alpha=1)
+    scale = 1 / 2 if form == "rslora" else 1 / 4
+    family, config = FAMILIES["sd3"], dataclasses.replace(MINI, rank=4, vae_rank=4, critic_rank=2)
+    for file in ("transformer.safetensors", VAE_FILE):
+        found, before = read_lora(tmp_path / file, family), read_lora(tiny_lora_dir / file, family)
+        assert found.keys() == before.keys()
+        for key, value in found.items():
+            assert torch.allclose(value, before[key] * (scale if "lora_B" in key else 1))
+    backbone, other = load_backbone(tiny_sd3_dir), load_backbone(tiny_sd3_dir)
+    load_student(backbone, tmp_path, merge=False)
+    targets = denoiser_targets(other.denoiser, other.family.student_targets)
+    attach_roles(other, config, init_lora=tmp_path, teacher_lora=tmp_path, teacher_targets=targets)
+    for role_, base in ((STUDENT, backbone), (STUDENT, other), ("teacher", other)):
+        for name, parameter in adapter_parameters(base.denoiser, role_).items():
+            assert torch.allclose(parameter, plain[name] * (scale if "lora_B" in name else 1))
+
+
+def test_an_adapter_of_unknown_strength_is_refused(tiny_lora_dir: Path, tmp_path: Path) -> None:
+    family, file = FAMILIES["sd3"], tmp_path / "transformer.safetensors"
+    released_copy(tiny_lora_dir, tmp_path)
+    stating(tmp_path, "keys", alpha=2)
+    stating(tmp_path, "diffusers", alpha=1)
+    with pytest.raises(UserError, match=r"strength of .* is unknown: .* contradict each other"):
+        read_lora(file, family)
+    released_copy(tiny_lora_dir, tmp_path)
+    save_file(load_file(file), file, {"lora_adapter_metadata": "no JSON"})
+    with pytest.raises(UserError, match="is no JSON"):
+        check_lora(file, family)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"use_dora": True},
+        {"bias": "all"},
+        {"peft_type": "LOHA"},
+        {"init_lora_weights": "pissa"},
+        {"modules_to_save": ["x"]},
+    ],
+)
+def test_adapters_that_are_more_than_a_product_are_refused(
+    tiny_lora_dir: Path, tmp_path: Path, setting: dict[str, object]
+) -> None:
+    released_copy(tiny_lora_dir, tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 4, **setting}))
+    with pytest.raises(UserError, match=r"not supported .*; expected a plain LoRA"):
+        check_lora(tmp_path / "transformer.safetensors", FAMILIES["sd3"])
+
+
+def test_a_rank_that_is_not_the_tensors_is_warned_of(tiny_lora_dir: Path, tmp_path: Path) -> None:
+    released_copy(tiny_lora_dir, tmp_path)
+    stating(tmp_path, "diffusers", alpha=1, rank=8)
+    with pytest.warns(UserWarning, match="says rank 8, and the tensors have 4: alpha 1 is divided by 4"):
+        read_lora(tmp_path / "transformer.safetensors", FAMILIES["sd3"])
+
+
+def test_what_we_write_states_a_scale_of_one(tiny_lora_dir: Path, tmp_path: Path) -> None:
+    released_copy(tiny_lora_dir, tmp_path)
+    write_adapter_config(tmp_path, 4, vae_rank=4)
+    for file in ("transformer.safetensors", VAE_FILE):
+        found, before = read_lora(tmp_path / file, FAMILIES["sd3"]), read_lora(tiny_lora_dir / file, FAMILIES["sd3"])
+        assert all(torch.equal(found[key], before[key]) for key in before)
+    write_adapter_config(tmp_path, 8, vae_rank=4)  # ranks that differ, each with its own alpha
+    found, before = (
+        read_lora(tmp_path / VAE_FILE, FAMILIES["sd3"]),
+        read_lora(tiny_lora_dir / VAE_FILE, FAMILIES["sd3"]),
+    )
+    assert all(torch.equal(found[key], before[key]) for key in before)
+    config = LoraConfig.from_pretrained(tmp_path)  # peft reads it
+    assert (config.r, config.lora_alpha, list(config.rank_pattern.values())) == (8, 8, [4])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_that_is_not_finite_is_refused(
+    tiny_sd3_dir: Path, tiny_lora_dir: Path, tmp_path: Path, value: float
+) -> None:
+    _, state = released_copy(tiny_lora_dir, tmp_path)
+    name = next(key for key in state if "lora_B" in key)
+    state[name][0] = value
+    save_file(state, tmp_path / "transformer.safetensors")
+    with pytest.raises(UserError, match="holds values that are NaN or infinite"):
+        load_student(load_backbone(tiny_sd3_dir), tmp_path)
