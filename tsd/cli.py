@@ -7,6 +7,14 @@ from collections.abc import Sequence
 from tsd import __version__
 from tsd.commands import degrade, export, prepare, prompts, restore, train
 from tsd.errors import UserError
+from tsd.files import Terminated, ended_by_sigterm, megapixels_allowed, print_any_name
+
+CONTINUES = {
+    "restore": "the same command with --skip-existing continues",
+    "degrade": "the same command with --skip-existing continues",
+    "train": "the same command with --resume continues from the last checkpoint",
+    "export": "nothing was written; the same command starts again",
+}
 
 EPILOG = """\
 examples:
@@ -35,16 +43,23 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0 done, 1 partly failed, 2 bad input (one message on stderr)."""
+    """Runs a command; returns the exit status.
+
+    0: done, 1: partly failed, 2: bad input (one message on stderr), 130 and 143: interrupted by Ctrl-C and SIGTERM.
+    """
+    print_any_name()
     args = build_parser().parse_args(argv)
     try:
-        return args.func(args)
+        with megapixels_allowed(getattr(args, "max_megapixels", None)), ended_by_sigterm():
+            return args.func(args)
     except UserError as error:
         print(f"tsd {args.verb}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"tsd {args.verb}: interrupted; the same command (train: with --resume) continues", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(
+            f"tsd {args.verb}: interrupted; {CONTINUES.get(args.verb, 'the same command continues')}", file=sys.stderr
+        )
+        return 143 if isinstance(error, Terminated) else 130
 
 
 if __name__ == "__main__":

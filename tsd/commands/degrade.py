@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tsd.errors import UserError
+from tsd.files import MEGAPIXELS_HELP, READABLE, find_images
 
 DESCRIPTION = """\
 Makes low-resolution images the way the training of TSD-SR does: Real-ESRGAN's second-order
@@ -57,6 +59,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--seed", type=int, default=42, metavar="N", help="seed of the degradations (default: 42)")
     parser.add_argument("--device", default="cpu", metavar="cpu|cuda", help="where to run (default: cpu)")
+    parser.add_argument("--max-megapixels", type=float, metavar="N", help=MEGAPIXELS_HELP)
     exists = parser.add_mutually_exclusive_group()
     exists.add_argument("--overwrite", action="store_true", help="replace results that exist")
     exists.add_argument("--skip-existing", action="store_true", help="leave results that exist as they are")
@@ -79,17 +82,21 @@ def run(args: argparse.Namespace) -> int:
     # Written first, so that settings and seeds are known for everything in the folder after an interruption.
     record = _record(args, jobs)
     write_text(args.output / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    pending = [job for job in jobs if not (args.skip_existing and job.target.exists())]
+    pending = [job for job in jobs if not (args.skip_existing and os.path.exists(job.target))]
     failed: list[str] = []
     with tqdm(pending, unit="image", file=sys.stderr) as bar:
         for job in bar:
             bar.set_postfix_str(job.name)
             try:
-                note = _degrade_file(job, args)
+                notes = _degrade_file(job, args)
             except ImageError as error:
                 failed.append(str(error))
                 continue
-            if note:
+            except Exception as error:  # one bad image never ends a batch
+                known = isinstance(error, UserError | OSError)
+                failed.append(f"{job.source}: {'' if known else f'{type(error).__name__}: '}{error}")
+                continue
+            for note in notes:
                 bar.write(f"warning: {job.source}: {note}", file=sys.stderr)
     print(f"{len(pending) - len(failed)} of {len(jobs)} images written to {args.output}, settings to {RECORD}")
     if failed:
@@ -98,27 +105,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _degrade_file(job: Job, args: argparse.Namespace) -> str:
-    """Writes one result; returns a note on what was cut, or nothing."""
+def _degrade_file(job: Job, args: argparse.Namespace) -> tuple[str, ...]:
+    """Writes one result, in the colours of the image; returns notes on how it was read and on what was cut."""
     import torch
 
     from tsd.data.degrade import DEGRADATIONS, degrade
     from tsd.images import ImageError, Picture, read_picture, write_picture
 
-    color = read_picture(job.source).color
+    picture = read_picture(job.source)
+    color = picture.color
     height, width = (side - side % args.scale for side in color.shape[:2])
     if not (height and width):
         raise ImageError(f"{job.source}: {color.shape[1]}x{color.shape[0]} is smaller than the scale {args.scale}")
     hr = torch.from_numpy(color[:height, :width]).permute(2, 0, 1).to(args.device)
     lr = degrade(hr, DEGRADATIONS[args.set], job.seed, scale=args.scale)
-    write_picture(Picture(lr.permute(1, 2, 0).cpu().numpy()), job.target)
+    profile = None if picture.gray else picture.icc_profile
+    write_picture(Picture(lr.permute(1, 2, 0).cpu().numpy(), icc_profile=profile), job.target)
     cut = (height, width) != color.shape[:2]
-    return f"cut from {color.shape[1]}x{color.shape[0]} to {width}x{height}" if cut else ""
+    return (*picture.notes, *([f"cut from {color.shape[1]}x{color.shape[0]} to {width}x{height}"] if cut else []))
 
 
 def _plan(args: argparse.Namespace) -> list[Job]:
     """Names and seeds the images, and refuses bad input before any work."""
-    from tsd.images import READABLE
     from tsd.seeds import seed_for
 
     out = args.output
@@ -127,11 +135,13 @@ def _plan(args: argparse.Namespace) -> list[Job]:
     jobs: list[Job] = []
     for given in args.inputs:
         if given.is_dir():
-            found = sorted(p for p in given.rglob("*") if p.suffix.lower() in READABLE and p.is_file())
-            if not found:
+            found = find_images(given, exclude=out)
+            if not found.images:
                 raise UserError(f"no images in {given}; looked for {', '.join(READABLE)}")
-            named = [(path, path.relative_to(given).with_suffix("").as_posix()) for path in found]
-        elif given.is_file():
+            if passed_over := found.passed_over():
+                print(f"{given}: passed over what is no image: {passed_over}", file=sys.stderr)
+            named = [(path, path.relative_to(given).with_suffix("").as_posix()) for path in found.images]
+        elif given.is_file() or given.is_symlink():
             named = [(given, given.stem)]
         else:
             raise UserError(f"no such file or folder: {given}")
@@ -144,7 +154,7 @@ def _plan(args: argparse.Namespace) -> list[Job]:
     sources = {job.source.resolve() for job in jobs}
     if replaced := [job.target for job in jobs if job.target.resolve() in sources]:
         raise UserError(f"{replaced[0]} is one of the inputs and would be replaced; choose another output (-o)")
-    existing = [job.target for job in jobs if job.target.exists()]
+    existing = [job.target for job in jobs if os.path.exists(job.target)]
     if existing and not (args.overwrite or args.skip_existing):
         raise UserError(
             f"{len(existing)} of {len(jobs)} results exist, e.g. {existing[0]}; give --overwrite to replace them, "

@@ -3,12 +3,16 @@
 import argparse
 import json
 import math
+import os
 import sys
 import time
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tsd.errors import UserError
+from tsd.files import MEGAPIXELS_HELP, READABLE, WRITABLE, find_images
 from tsd.precision import PRECISIONS
 
 DESCRIPTION = """\
@@ -24,11 +28,12 @@ examples:
               --device cuda --dtype bf16
 
 files:
-  Reads PNG, JPEG, WebP, TIFF and BMP: gray, palette, alpha (enlarged with the picture), CMYK
-  (converted to sRGB), 16 bit (kept in PNG and TIFF). EXIF orientation is applied, the colour
-  profile is kept, other metadata is dropped. If a file has several frames or pages, the first is
-  read, with a warning. A file that cannot be read is listed at the end; the others are still done,
-  and the exit status is 1.
+  Reads PNG, JPEG (JFIF), WebP, TIFF, BMP, GIF, AVIF, and HEIC where the package pillow-heif is
+  installed: gray, palette, alpha (enlarged with the picture), CMYK (converted to sRGB), 16 bit
+  (kept in PNG and TIFF). EXIF orientation is applied, the colour profile is kept, other metadata is
+  dropped. If a file has several frames or pages, the first is read, with a warning. Hidden and
+  system files are left out. A file that cannot be read is listed at the end; the others are still
+  done, and the exit status is 1.
 
 settings:
   Options on the command line win over what restore.json in the LoRA folder recommends, and that
@@ -67,6 +72,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "-o", "--output", type=Path, default=Path("restored"), metavar="OUT",
         help="folder for the results, or a file name if the only input is a file (default: restored/)",
     )  # fmt: skip
+    parser.add_argument("--max-megapixels", type=float, metavar="N", help=MEGAPIXELS_HELP)
     parser.add_argument("--format", choices=SUFFIXES, help="format of the results (default: png, or that of OUT)")
     exists = parser.add_mutually_exclusive_group()
     exists.add_argument("--overwrite", action="store_true", help="replace results that exist")
@@ -134,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
 
     from tsd.config import config_for
     from tsd.files import write_text
-    from tsd.images import ImageError, read_picture, write_picture
+    from tsd.images import ImageError, check_size, read_picture, write_picture
     from tsd.model.loading import DTYPES
     from tsd.restore import Restorer
     from tsd.restore.student import find_student
@@ -156,12 +162,13 @@ def run(args: argparse.Namespace) -> int:
 
     done: list[dict[str, object]] = []
     failed: dict[str, str] = {}
-    with tqdm(jobs, unit="image", file=sys.stderr) as bar:
+    with _left_to_do(jobs, done, failed), tqdm(jobs, unit="image", file=sys.stderr) as bar:
         for job in bar:
             bar.set_postfix_str(job.name)
             start = time.perf_counter()
             try:
                 picture = read_picture(job.source)
+                check_size(config.scale * picture.size[0], config.scale * picture.size[1], job.target)
                 work = restorer.processing_size(*picture.size)
                 if math.prod(work) > max(LARGE, 2 * config.scale**2 * math.prod(picture.size)):
                     bar.write(
@@ -176,8 +183,9 @@ def run(args: argparse.Namespace) -> int:
             except ImageError as error:
                 failed[str(job.source)] = str(error)
                 continue
-            except (UserError, OSError) as error:
-                failed[str(job.source)] = f"{job.source}: {error}"
+            except Exception as error:  # one bad image never ends a batch
+                known = isinstance(error, UserError | OSError)
+                failed[str(job.source)] = f"{job.source}: {'' if known else f'{type(error).__name__}: '}{error}"
                 continue
             seconds = time.perf_counter() - start
             width, height = restored.size
@@ -199,6 +207,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+@contextmanager
+def _left_to_do(jobs: list[Job], done: Sized, failed: Sized) -> Iterator[None]:
+    """Says after an interruption how much is done; what continues is said by the command line itself."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"{len(done)} of {len(jobs)} images are done, {len(failed)} failed", file=sys.stderr)
+        raise
+
+
 def _plan(args: argparse.Namespace) -> list[Job]:
     """Pairs inputs with outputs, and refuses bad combinations before any work."""
     jobs = _named_file(args) or _in_folder(args)
@@ -217,11 +235,12 @@ def _plan(args: argparse.Namespace) -> list[Job]:
         raise UserError(
             f"{inputs[0]} is one of the inputs and would be replaced by a result; choose another output (-o)"
         )
-    existing = [job for job in jobs if job.target.exists()]
+    existing = [job for job in jobs if os.path.exists(job.target)]
     if args.skip_existing:
         if existing:
             print(f"{len(existing)} of {len(jobs)} results exist and are left as they are", file=sys.stderr)
-        return [job for job in jobs if not job.target.exists()]
+        there = set(existing)
+        return [job for job in jobs if job not in there]
     if existing and not args.overwrite:
         raise UserError(
             f"{existing[0].target} exists{f', and {len(existing) - 1} more' if len(existing) > 1 else ''}; give "
@@ -232,10 +251,12 @@ def _plan(args: argparse.Namespace) -> list[Job]:
 
 def _named_file(args: argparse.Namespace) -> list[Job]:
     """The one job whose output is a file name; no job if the output is a folder."""
-    from tsd.images import READABLE
-
     out, (source, *others) = args.output, args.inputs
-    if out.suffix.lower() not in READABLE or out.is_dir():
+    if out.suffix.lower() not in WRITABLE or out.is_dir():
+        if out.suffix.lower() in READABLE and not out.is_dir():
+            raise UserError(
+                f"the output {out} would be a {out.suffix}, which is not written; use {', '.join(WRITABLE)}"
+            )
         if out.is_file():
             raise UserError(f"the output {out} is a file without an image's suffix; give a folder or an image's name")
         return []
@@ -243,33 +264,31 @@ def _named_file(args: argparse.Namespace) -> list[Job]:
         raise UserError(f"the output {out} is a file name, but there is more than one input; give a folder")
     if not source.is_file():
         raise UserError(f"no such file or folder: {source}")
-    if args.format is not None and READABLE[out.suffix.lower()] != READABLE[f".{args.format}"]:
+    if args.format is not None and WRITABLE[out.suffix.lower()] != WRITABLE[f".{args.format}"]:
         raise UserError(f"the output {out} and --format {args.format} disagree; leave one away")
     return [Job(source, source.stem, out)]
 
 
 def _in_folder(args: argparse.Namespace) -> list[Job]:
-    from tsd.images import READABLE
-
     suffix, out = f".{args.format or 'png'}", args.output
-    jobs: dict[Path, Job] = {}
+    jobs: dict[tuple[Path, Path], Job] = {}
     for given in args.inputs:
         if given.is_dir():
-            found = sorted(
-                path
-                for path in given.rglob("*")
-                if path.suffix.lower() in READABLE
-                and path.is_file()
-                and not any(part.startswith(".") for part in path.relative_to(given).parts)
-                and out.resolve() not in path.resolve().parents  # earlier results are no inputs
-            )
-            if not found:
-                raise UserError(f"no images in {given} or its sub-folders; looked for {', '.join(READABLE)}")
-            names = [path.relative_to(given).with_suffix("") for path in found]
-        elif given.is_file():
-            found, names = [given], [Path(given.stem)]
+            found = find_images(given, exclude=out)  # earlier results in a folder below the input are no inputs
+            passed_over = found.passed_over()
+            if not found.images:
+                raise UserError(
+                    f"no images in {given} or its sub-folders{f', but {passed_over}' if passed_over else ''}; looked "
+                    f"for {', '.join(READABLE)}"
+                )
+            if passed_over:
+                print(f"{given}: passed over what is no image: {passed_over}", file=sys.stderr)
+            named = [(path, path.relative_to(given).with_suffix("")) for path in found.images]
+        elif given.is_file() or given.is_symlink():
+            named = [(given, Path(given.stem))]
         else:
             raise UserError(f"no such file or folder: {given}")
-        for path, name in zip(found, names, strict=True):
-            jobs.setdefault(path.resolve(), Job(path, name.as_posix(), (out / name).with_name(name.name + suffix)))
+        for path, name in named:
+            target = (out / name).with_name(name.name + suffix)
+            jobs.setdefault((path.resolve(), target), Job(path, name.as_posix(), target))
     return list(jobs.values())

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from tsd.config import RestoreConfig, config_for
+from tsd.config import ADAPTER_CONFIG, RestoreConfig, config_for
 from tsd.errors import UserError
 from tsd.files import sha256_file
-from tsd.images import Picture, from_array, from_image, read_picture
+from tsd.images import LUMA, Picture, from_array, from_image, read_picture
 from tsd.model.backbone import Backbone, load_backbone, require_prompt
 from tsd.model.groupnorm import use_two_pass_group_norm
 from tsd.model.loading import parts_of, resolve_model
@@ -133,13 +133,19 @@ class Restorer:
         return array.reshape(*array.shape[:2], *image.shape[2:])
 
     def restore_picture(self, picture: Picture, name: str = "", progress: Progress | None = None) -> Picture:
-        """Restores a decoded picture at full depth. Alpha is enlarged bicubically: a mask has no texture to restore."""
+        """Restores a decoded picture at full depth; one in shades of gray stays so.
+
+        Alpha is enlarged bicubically: a mask has no texture to restore.
+        """
         lr = torch.from_numpy(picture.color).permute(2, 0, 1)[None]
         sr = self.restore_tensor(lr, seed_for(self.config.seed, "posterior", name), progress=progress)
         alpha = picture.alpha
         if alpha is not None:
             alpha = resize(torch.from_numpy(alpha)[None, None], sr.shape[-2:])[0, 0].numpy()
-        return replace(picture, color=sr[0].permute(1, 2, 0).contiguous().numpy(), alpha=alpha)
+        color = sr[0].permute(1, 2, 0).contiguous().numpy()
+        if picture.is_neutral():  # the network may tint a black-and-white photograph
+            color = np.repeat(color @ LUMA[:, None], 3, axis=2)
+        return replace(picture, color=color, alpha=alpha)
 
     @torch.inference_mode()
     def restore_tensor(self, lr: Tensor, seed: int, *, progress: Progress | None = None) -> Tensor:
@@ -154,10 +160,13 @@ class Restorer:
             (1, 3, scale·h, scale·w) float32 in [0, 1], not rounded, on lr's device.
 
         Raises:
-            UserError: an unusable shape, or not enough memory (the message says what helps).
+            UserError: an unusable shape, values that are NaN or infinite in the input or in the networks' output, or
+                not enough memory (the message says what helps).
         """
         if lr.ndim != 4 or lr.shape[:2] != (1, 3) or min(lr.shape[-2:]) < SMALLEST_SIDE:
             raise UserError(f"an input is (1, 3, h, w) with sides of {SMALLEST_SIDE} or more; found {tuple(lr.shape)}")
+        if not bool(lr.isfinite().all()):
+            raise UserError("the input holds values that are NaN or infinite; expected [0, 1]")
         try:
             return self._restore(lr, seed, progress).to(lr.device)
         except (RuntimeError, MemoryError) as error:
@@ -175,13 +184,35 @@ class Restorer:
         generator = torch.Generator().manual_seed(seed)
         z_L = backbone.encode(x_L, posterior=config.posterior, generator=generator)
         z_hat = self._one_step(z_L, progress)
-        image = backbone.decode(z_hat).float().clamp(-1, 1) / 2 + 0.5
+        decoded = backbone.decode(z_hat).float()
+        self._require_finite(decoded)
+        image = decoded.clamp(-1, 1) / 2 + 0.5
         if config.color == "adain":
             return adain(truncate_to_8_bits(image, target), lr).clamp(0, 1).contiguous()
         image = resize(image, target)
         if config.color == "wavelet":
             image = wavelet(image, resize(lr, target))
         return image.clamp(0, 1).contiguous()
+
+    def _require_finite(self, decoded: Tensor) -> None:
+        """Refuses an image that is partly or wholly NaN or infinite: clamped, it would look like a black or white one.
+
+        Raises:
+            UserError: says what to try.
+        """
+        broken = decoded.numel() - int(decoded.isfinite().sum())
+        if broken:
+            half = self.backbone.dtype != torch.float32
+            advice = (
+                "its range or precision is too small for these weights: try --dtype bf16 or fp32"
+                if half
+                else "the weights of the model or of the student are damaged, or its LoRA is far too strong"
+            )
+            name = str(self.backbone.dtype).removeprefix("torch.")
+            raise UserError(
+                f"the networks gave {broken:,} of {decoded.numel():,} values that are NaN or infinite in {name}; "
+                f"{advice}"
+            )
 
     def _one_step(self, z_L: Tensor, progress: Progress | None) -> Tensor:
         tile, (height, width) = self.config.tile, z_L.shape[-2:]
@@ -232,6 +263,7 @@ class Restorer:
         parts = parts_of(self.backbone.family)
         files = {f"model/{part}/{path.name}": path for part in parts for path in (model / part).glob("*.safetensors")}
         files |= {f"lora/{path.name}": path for path in lora.glob("*.safetensors")}
+        files |= {f"lora/{ADAPTER_CONFIG}": path for path in lora.glob(ADAPTER_CONFIG)}  # it may state alpha
         files |= {f"prompt/{path.name}": path for path in prompt.glob("*_embeds.*")}
         return {name: sha256_file(files[name]) for name in sorted(files)}
 

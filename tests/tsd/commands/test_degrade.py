@@ -1,10 +1,12 @@
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from tsd.cli import main
 from tsd.data.degrade import FULL, LIGHT, degrade
@@ -138,3 +140,35 @@ def test_bad_arguments_end_with_one_message_and_status_2(
     assert message in error
     assert "Traceback" not in error
     assert not (tmp_path / "low").exists()
+
+
+def test_what_restore_takes_for_an_image_is_one_here_too(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """System files are left out, odd names and profiles are handled, and results below the input are no inputs."""
+    for name in ("._a.png", "@eaDir/a.png", ".DS_Store", "Thumbs.db"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).write_bytes(b"metadata")
+    shutil.copyfile(photos / "a.png", os.fsencode(photos) + b"/caf\xe9.png")
+    (photos / "broken.png").write_bytes(b"no image")
+    out = photos / "low"
+    assert run(photos, "-o", out) == 1
+    said = capsys.readouterr()
+    assert "3 of 4 images written" in said.out
+    assert "broken.png: not a readable" in said.err
+    assert sorted(json.loads((out / "degrade.json").read_text(encoding="utf-8"))["images"]) == [
+        "a", "broken", "caf\udce9", "trip/b",
+    ]  # fmt: skip
+    assert run(photos, "-o", out, "--skip-existing") == 1
+    assert "0 of 4 images written" in capsys.readouterr().out
+
+
+def test_a_colour_profile_is_kept(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.new("RGB", (16, 16), (200, 60, 30)).save(tmp_path / "a.png", icc_profile=profile)
+    assert run(tmp_path / "a.png", "-o", tmp_path / "low") == 0
+    with Image.open(tmp_path / "low" / "a.png") as image:
+        assert image.info["icc_profile"] == profile
+
+
+def test_results_may_lie_above_the_images(photos: Path) -> None:
+    assert run(photos / "trip", "-o", photos) == 0
+    assert (photos / "b.png").is_file()

@@ -1,5 +1,8 @@
+import io
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,8 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tsd.cli import main
+from tsd.errors import UserError
+from tsd.images import write_picture
+from tsd.restore import Restorer
 
 
 def picture(path: Path, width: int = 12, height: int = 9, mode: str = "RGB") -> Path:
@@ -147,6 +154,155 @@ def test_a_file_and_its_folder_give_the_same_result(weights: list[str], tmp_path
     assert (tmp_path / "one" / "a.png").read_bytes() == (tmp_path / "two" / "a.png").read_bytes()
     assert restore(source, "-o", tmp_path / "three", *sampled, "--seed", 1) == 0
     assert (tmp_path / "one" / "a.png").read_bytes() != (tmp_path / "three" / "a.png").read_bytes()
+
+
+def test_every_name_works_or_fails_alone(
+    weights: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names that are no UTF-8, that another encoding cannot print, and as long as the file system takes."""
+    photos, one = tmp_path / "photos", picture(tmp_path / "one.png", 8, 8)
+    photos.mkdir()
+    names = [b"a.png", b"b_caf\xe9.png", "c_照片.png".encode(), b"x" * 251 + b".png", b"z.png"]
+    for name in names:
+        shutil.copyfile(one, os.fsencode(photos) + b"/" + name)
+    (photos / "y.png").write_bytes(b"no image")
+    assert restore(photos, "-o", tmp_path / "out", *weights, "--report", tmp_path / "report.json") == 1
+    assert sorted(os.listdir(os.fsencode(tmp_path / "out"))) == sorted(names)
+    assert "1 of 6 images failed" in capsys.readouterr().err
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert "b_caf\udce9" in [image["name"] for image in report["images"]]
+    assert restore(photos, "-o", tmp_path / "webp", *weights, "--format", "webp", "--report", tmp_path / "r") == 1
+    assert len(os.listdir(tmp_path / "webp")) == 4  # ".webp" makes the long name one byte too long
+    assert "2 of 6 images failed" in capsys.readouterr().err
+
+
+def test_a_terminal_that_cannot_print_a_name_stops_nothing(
+    weights: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = picture(tmp_path / "照片.png", 8, 8), io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))
+    assert restore(source, "-o", tmp_path / "out", *weights) == 0
+    out.seek(0)
+    assert "\\u7167\\u7247.png" in out.read()
+
+
+def test_results_may_lie_in_or_above_the_folder_of_the_images(
+    weights: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside = tmp_path / "photos" / "inside"
+    picture(inside / "a.bmp", 8, 8)
+    for out in (inside, inside.parent, tmp_path):
+        assert restore(inside, "-o", out, *weights) == 0
+        assert (out / "a.png").is_file()
+        (out / "a.png").unlink()
+    assert restore(inside, "-o", inside, *weights) == 0
+    assert restore(inside, "-o", inside, *weights) == 2  # the result is an image of the folder now
+    assert f"would both be written to {inside / 'a.png'}" in capsys.readouterr().err
+    picture(inside / "b.png", 8, 8)
+    (inside / "a.png").unlink()
+    assert restore(inside, "-o", inside, *weights) == 2
+    assert "is one of the inputs" in capsys.readouterr().err
+
+
+def test_a_link_and_its_target_are_two_images_and_a_broken_link_fails_alone(
+    weights: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    (photos / "link.png").parent.mkdir()
+    (photos / "link.png").symlink_to(picture(photos / "a.png", 8, 8))
+    (photos / "gone.png").symlink_to(photos / "nowhere.png")
+    (tmp_path / "again").symlink_to(photos)
+    assert restore(photos, tmp_path / "again", "-o", tmp_path / "out", *weights) == 1
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "link.png"]
+    assert f"{photos / 'gone.png'}: no such file" in capsys.readouterr().err
+
+
+def test_what_is_passed_over_is_told(weights: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (8, 8)).save(photos / "a.gif")
+    Image.new("RGB", (8, 8)).save(photos / "b.jfif", "JPEG")
+    for name in ("notes.txt", "c.cr2", "._a.gif", "Thumbs.db"):
+        (photos / name).write_bytes(b"content")
+    assert restore(photos, "-o", tmp_path / "out", *weights) == 1
+    said = capsys.readouterr().err
+    assert "passed over what is no image: 1 .txt" in said
+    assert "1 of 3 images failed" in said
+    assert "c.cr2: .cr2 is not read; convert it" in said
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "b.png"]
+
+
+def test_networks_that_give_nan_make_no_picture(
+    weights: list[str], tiny_sd3_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Partly NaN like wholly NaN; the decoder is damaged, since an adapter with NaN is refused when it is loaded."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_sd3_dir, model)
+    path = model / "vae" / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    state["decoder.conv_out.bias"][1] = float("nan")
+    save_file(state, path, {"format": "pt"})
+    source, options = picture(tmp_path / "a.png"), ["--model", str(model), *weights[2:]]
+    for dtype, advice in (("fp32", "the weights of the model or of the student are damaged"), ("bf16", "fp32")):
+        assert restore(source, "-o", tmp_path / "out", *options, "--dtype", dtype) == 1
+        said = capsys.readouterr().err
+        assert "1 of 1 images failed" in said
+        assert "values that are NaN or infinite" in said
+        assert advice in said
+    assert not (tmp_path / "out").exists()
+    restorer = Restorer.load(model, weights[3])
+    for image in (source, Image.open(source), np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.float32)):
+        with pytest.raises(UserError, match="NaN or infinite"):
+            restorer(image)
+
+
+def test_a_size_that_the_format_cannot_hold_is_refused_before_the_work(
+    weights: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / "in" / "wide.png", 4200, 8)
+    picture(tmp_path / "in" / "small.png", 8, 8)
+    assert restore(tmp_path / "in", "-o", tmp_path / "out", *weights, "--format", "webp") == 1
+    assert "16800x32 image could not be written as WEBP, whose sides end at 16383" in capsys.readouterr().err
+    assert os.listdir(tmp_path / "out") == ["small.webp"]
+
+
+def test_black_and_white_stays_so_also_in_three_channels(weights: list[str], tmp_path: Path) -> None:
+    source = picture(tmp_path / "a.png", mode="L")
+    with Image.open(source) as image:
+        image.convert("RGB").save(tmp_path / "b.png")
+    assert restore(tmp_path / "b.png", "-o", tmp_path / "out", *weights, "--color", "none") == 0
+    with Image.open(tmp_path / "out" / "b.png") as image:
+        assert image.mode == "RGB"
+        assert np.ptp(np.asarray(image).astype(int), axis=2).max() == 0
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_says_what_is_done_and_what_continues(
+    weights: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    number: int, status: int,
+) -> None:  # fmt: skip
+    for name in ("a", "b", "c"):
+        picture(tmp_path / "in" / f"{name}.png", 8, 8)
+    write = write_picture
+
+    def write_and_signal(*arguments: object) -> tuple[str, ...]:
+        notes = write(*arguments)  # type: ignore[arg-type]
+        os.kill(os.getpid(), number)
+        return notes
+
+    monkeypatch.setattr("tsd.images.write_picture", write_and_signal)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert restore(tmp_path / "in", "-o", tmp_path / "out", *weights) == status
+    finally:
+        signal.signal(signal.SIGINT, before)
+    said = capsys.readouterr().err
+    assert "0 of 3 images are done" in said or "1 of 3 images are done" in said
+    assert "the same command with --skip-existing continues" in said
+    monkeypatch.undo()
+    assert restore(tmp_path / "in", "-o", tmp_path / "out", *weights, "--skip-existing") == 0
+    assert len(os.listdir(tmp_path / "out")) == 3
 
 
 class TestRefusedBeforeWork:
