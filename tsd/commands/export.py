@@ -24,9 +24,11 @@ what is written:
   merged   transformer/ or unet/, vae/, scheduler/, prompts/: loads by
            from_pretrained(..., subfolder="transformer"). model_index.json is left out, because a
            pipeline also needs text encoders; --text-encoders copies both.
-  lora     transformer.safetensors or unet.safetensors, vae.safetensors, prompts/; restore.json if
-           the student has one.
+  lora     transformer.safetensors or unet.safetensors, vae.safetensors, prompts/, and
+           adapter_config.json with the strength of the adapters.
   both     the merged model, with the two LoRA files in lora/.
+  restore.json holds the settings that the student restores with, where they are known: from its own
+  restore.json, or from the settings of --run.
   Every export has tsd_student.json, which says what it is, its ranks and precisions, and the hashes
   of what it was made from.
 
@@ -92,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--private says how to upload; give --push-to-hub OWNER/NAME as well")
 
     from tsd.export.hub import check_repo_id, upload
-    from tsd.export.model_card import CardFacts, licence_of, read_run
+    from tsd.export.model_card import CardFacts, licence_of, read_run, settings_of_run
     from tsd.export.student import open_student
     from tsd.export.write import check_target, export
     from tsd.model.loading import DTYPES
@@ -103,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
     check_target(args.out.expanduser(), (), args.overwrite)
     facts = read_run(args.run) if args.run is not None else None
     lora = args.lora if args.lora is not None or facts is None else facts.student
-    student = open_student(args.model, lora, args.prompt_embeds, base_model=args.base_model)
+    settings = None if facts is None else settings_of_run(facts)
+    student = open_student(args.model, lora, args.prompt_embeds, base_model=args.base_model, settings=settings)
     card = CardFacts(
         title=args.title or (args.push_to_hub or args.out.resolve().name).rpartition("/")[2],
         repo_id=args.push_to_hub,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 from tsd.config import RunConfig, TeacherConfig, TrainConfig
 from tsd.errors import UserError
+from tsd.files import MEGAPIXELS_HELP
 
 if TYPE_CHECKING:
     from tsd.train.settings import RunSettings
@@ -46,10 +47,14 @@ several processes, by accelerate (--accelerate-configs prints the folder of its 
 
 on a cluster:
   --time-limit 23:45 stops cleanly in time; submit the same command with --resume until it is done.
+  Ctrl-C and SIGTERM stop after the step in progress, with a checkpoint; the exit status is then 130
+  or 143.
 
 on one GPU of 24 GB:
   --batch-size 1 --gradient-accumulation 16 --gradient-checkpointing --optimizer adamw8bit
 """
+STOPPED = {"Ctrl-C": 130, "SIGTERM": 143, "another process": 143}
+"""The exit status by what stopped a run, as a shell gives it for a process that the signal ended."""
 _NOT_FLAGS = ("steps",)  # --max-train-steps serves both stages
 _SETTINGS_HELP = {
     "batch_size": "samples per process and micro-batch",
@@ -119,6 +124,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--data", nargs="+", type=Path, metavar="DIR", help="folders of high-quality images, or one prepared data set"
     )
+    parser.add_argument("--max-megapixels", type=float, metavar="N", help=MEGAPIXELS_HELP)
     parser.add_argument("--output", type=Path, metavar="DIR", help="run folder")
     parser.add_argument(
         "--model", metavar="DIR", help="base model in diffusers layout, or hub id (default: the mini model)"
@@ -190,7 +196,11 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains; returns 0, or 1 if training diverged (the last good checkpoint is kept and named)."""
+    """Trains; returns the exit status.
+
+    0: done, or stopped where --stop-after or --time-limit said; 1: diverged (the last good checkpoint is kept and
+    named); 130 and 143: stopped by Ctrl-C and SIGTERM, with a checkpoint.
+    """
     if args.accelerate_configs:
         print(Path(__file__).parents[1] / "assets" / "accelerate")
         return 0
@@ -216,20 +226,28 @@ def run(args: argparse.Namespace) -> int:
         if isinstance(config, TrainConfig):
             from tsd.train.student import train
 
-            folder = train(settings, config).lora
+            finished = train(settings, config)
+            folder = finished.lora
             base = f"--model {args.model} " if args.model is not None else ""
             done = f"student written to {folder}; try: tsd restore photo.png -o out/ {base}--lora {folder}"
         else:
             from tsd.train.teacher import train_teacher
 
-            folder = train_teacher(settings, config).lora
+            finished = train_teacher(settings, config)
+            folder = finished.lora
             done = f"teacher written to {folder}; distil against it with: tsd train --teacher-lora {folder} …"
     except DivergenceError as error:
         print(f"tsd train: {error}", file=sys.stderr)
         return 1
+    if finished.step < finished.total_steps:
+        by = finished.stopped_by or "--stop-after"
+        done = (
+            f"stopped at step {finished.step} of {finished.total_steps}, continue with --resume ({by}; the weights so "
+            f"far are in {folder})"
+        )
     if _is_main_process():
         print(done)
-    return 0
+    return STOPPED.get(finished.stopped_by or "", 0)
 
 
 def resolve_config(args: argparse.Namespace) -> TrainConfig | TeacherConfig:

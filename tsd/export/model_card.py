@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from tsd.config import settings_to_restore
 from tsd.errors import UserError
 from tsd.files import mini_model_dir
 from tsd.model.loading import FAMILIES
@@ -146,6 +147,16 @@ def read_run(run: str | Path) -> RunFacts:
         row = rows[-1] if rows else {}
     validation = {name.removeprefix("val_"): value for name, value in row.items() if name.startswith("val_")}
     return RunFacts(students[0], config, row.get("step"), validation)
+
+
+def settings_of_run(run: RunFacts) -> dict[str, object]:
+    """The settings to restore with that follow from a run's settings, also of one that wrote no `restore.json`.
+
+    Empty if its `config.json` does not say how the student was trained.
+    """
+    if not {"posterior", "crop"} <= run.config.keys():
+        return {}
+    return settings_to_restore(posterior=run.config["posterior"], crop=run.config["crop"])
 
 
 def _log_rows(path: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ A LoRA of another family, size or layout, a damaged file and a missing prompt ar
 would refuse them: the architecture is built on tensors without data, and only the headers of files are read.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class Student:
         base: the known facts of the base model.
         lora: folder of the LoRA files.
         prompts: fp32 prompts by name, including `default`.
-        settings: the settings that the student's `restore.json` recommends.
+        settings: the settings to restore with, by the student's `restore.json` or its training run.
         ranks: LoRA ranks by part (`transformer` or `unet`, and `vae`).
         dtypes: stored precision of the base's weights, by part; `lora_dtypes` is that of the LoRA files.
         sizes: numbers of values in the base's weights, by part.
@@ -68,6 +69,7 @@ def open_student(
     prompt_embeds: str | Path | None = None,
     *,
     base_model: str | None = None,
+    settings: Mapping[str, object] | None = None,
 ) -> Student:
     """Finds a student and checks it, every LoRA key and shape against the base's architecture.
 
@@ -77,6 +79,7 @@ def open_student(
         prompt_embeds: folder with the student's prompt tensors; by default those beside its weights, else the model
             folder's `prompts/`.
         base_model: hub id of the base model, if `model` is a local folder; it is recorded in the export.
+        settings: the settings to restore with that follow from its training run; its own `restore.json` wins.
 
     Raises:
         UserError: something is missing, damaged or does not fit; says what to give.
@@ -110,7 +113,7 @@ def open_student(
         family=family,
         lora=found,
         prompts=prompts,
-        settings=recommended_settings(found),
+        settings=dict(settings or {}) | recommended_settings(found),
         ranks=dict(zip(parts, ranks, strict=True)),
         dtypes={part: _stored_dtype(weight_files(folder / part)) for part in parts},
         lora_dtypes={part: _stored_dtype([file]) for part, file in zip(parts, files, strict=True)},

@@ -27,7 +27,7 @@ from tsd.export.student import Student, weight_files
 from tsd.files import atomic_folder, sha256_file, write_safetensors
 from tsd.model.backbone import load_backbone
 from tsd.model.loading import DTYPES, read_config
-from tsd.model.lora import load_student, read_lora
+from tsd.model.lora import load_student, read_lora, write_adapter_config
 from tsd.prompts.folder import write_prompt
 
 What = Literal["merged", "lora", "both"]
@@ -80,7 +80,9 @@ def export(
             _copy_components(student, folder, components, report)
         if lora:
             report("writing the LoRA files")
-            _write_lora(student, folder / LORA_FOLDER if merged else folder, lora_dtypes)
+            place = folder / LORA_FOLDER if merged else folder
+            _write_lora(student, place, lora_dtypes)
+            write_adapter_config(place, *(student.ranks[part] for part in student.parts))
         for name, prompt in student.prompts.items():
             write_prompt(folder / "prompts" / name, prompt.to(dtype=torch.float32), "safetensors")
         if student.settings:

@@ -17,6 +17,7 @@ import torch
 
 from tsd.config import RunConfig
 from tsd.errors import UserError
+from tsd.files import full_disk_explained
 from tsd.model.sharded import full_tensor, sharded_like
 
 _NAME = re.compile(r"^checkpoint-(\d{7})$")
@@ -52,6 +53,9 @@ class TrainState:
             record: what the run depends on besides its settings, see `check_same_run`.
             write: False in all processes but one. All processes must call this, because they gather sharded tensors
                 together.
+
+        Raises:
+            UserError: the disk is full; what was written of the checkpoint is removed.
         """
         state = {
             "tensors": {
@@ -68,13 +72,24 @@ class TrainState:
             return target
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=_UNFINISHED))
-        torch.save(state, temporary / STATE_FILE)
-        (temporary / CONFIG_FILE).write_text(config.to_json())
-        (temporary / RECORD_FILE).write_text(json.dumps(record, indent=2, sort_keys=True))
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(temporary, target)
+        try:
+            with full_disk_explained(target, self.size_bytes()):
+                torch.save(state, temporary / STATE_FILE)
+                (temporary / CONFIG_FILE).write_text(config.to_json())
+                (temporary / RECORD_FILE).write_text(json.dumps(record, indent=2, sort_keys=True))
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
         return target
+
+    def size_bytes(self) -> int:
+        """About how large a checkpoint is: the adapters, and the two moments of those that are trained."""
+        groups = {
+            name: sum(t.numel() * t.element_size() for t in group.values()) for name, group in self.tensors.items()
+        }
+        return sum(groups.values()) + 2 * sum(size for name, size in groups.items() if not name.startswith("ema."))
 
     def load(self, checkpoint: Path) -> None:
         """Restores everything in place.
@@ -136,6 +151,12 @@ def remove_unfinished(folder: Path) -> None:
         shutil.rmtree(entry)
 
 
+def recorded_unreadable(checkpoint: Path) -> dict[str, int | None]:
+    """The training images that a run could not read until this checkpoint, as `PairDataset.listing` gives them."""
+    path = checkpoint / RECORD_FILE
+    return json.loads(path.read_text()).get("unreadable", {}) if path.is_file() else {}
+
+
 def check_same_run(checkpoint: Path, config: RunConfig, record: dict[str, Any]) -> None:
     """Refuses to resume a checkpoint with other settings, another model or other data than it was made with.
 
@@ -145,12 +166,14 @@ def check_same_run(checkpoint: Path, config: RunConfig, record: dict[str, Any]) 
 
     Args:
         record: `stage`, `global_batch`, and fingerprints of `model`, `data`, `init_lora`, `teacher_lora` and others. An
-            entry named as a setting is compared in its place: `regularisation` by its content, not by its path.
+            entry named as a setting is compared in its place: `regularisation` by its content, not by its path. The
+            images that could not be read are not compared: they may have been repaired or removed.
 
     Raises:
         UserError: names everything that differs, with both values.
     """
     now = json.loads(config.to_json())
+    record = {name: value for name, value in record.items() if name != "unreadable"}
     defaults = {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
     saved = defaults | json.loads((checkpoint / CONFIG_FILE).read_text())
     free = {"checkpoint_every", "validate_every", "gain_every"}

@@ -6,14 +6,14 @@ of the student's steps, which are thus the same whatever its length.
 """
 
 import json
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from tsd.algorithm.turns import Batch
 from tsd.config import RunConfig, TrainConfig
@@ -48,9 +48,15 @@ def degradation_of(config: TrainConfig) -> DegradationConfig:
 
 
 def open_data(
-    given: str | Path | Sequence[ImageInput] | Dataset[dict[str, Any]], config: RunConfig, processes: int
+    given: str | Path | Sequence[ImageInput] | Dataset[dict[str, Any]],
+    config: RunConfig,
+    processes: int,
+    exclude: Path | None = None,
 ) -> Dataset[dict[str, Any]]:
     """Opens folders of images, files or arrays as crops, one folder that `tsd prepare` wrote, or a data set object.
+
+    Args:
+        exclude: the run's own folder, whose pictures are no training images.
 
     Raises:
         UserError: nothing usable in the sources; a prepared set that is incomplete, or one among other sources; a data
@@ -75,8 +81,9 @@ def open_data(
             length=length,
             degradation=degradation_of(config),
             usm=config.usm,
+            exclude=exclude,
         )
-    return CropDataset(sources, crop=config.crop, seed=config.seed, length=length, usm=config.usm)
+    return CropDataset(sources, crop=config.crop, seed=config.seed, length=length, usm=config.usm, exclude=exclude)
 
 
 def require_dataset(data: Dataset[dict[str, Any]], length: int, *, distils: bool) -> None:
@@ -142,7 +149,11 @@ def data_fingerprint(data: Dataset[dict[str, Any]], prepared: Path | None) -> st
     """
     if prepared is None:
         known: Any = data
-        return fingerprint.of_images(known.images) if isinstance(data, PairDataset) else known.fingerprint
+        if not isinstance(data, PairDataset):
+            return known.fingerprint
+        listed = data.listing()
+        readable = [image for name, image in zip(data.names, data.images, strict=True) if name not in listed]
+        return fingerprint.of_images(readable)
     folder = prepared
     files = ((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*.arrow"))
     settings: Any = data.settings  # pyright: ignore[reportAttributeAccessIssue]
@@ -158,8 +169,13 @@ def batches(
     processes: int,
     workers: int,
     device: torch.device,
+    report: Callable[[dict[str, str]], None] = lambda news: None,
 ) -> Iterator[Batch]:
-    """Yields this process's micro-batches from `first_step` on, on `device`."""
+    """Yields this process's micro-batches from `first_step` on, on `device`.
+
+    Args:
+        report: called with the files that could not be read since the last batch, and the reasons.
+    """
     loader = DataLoader(
         data,
         batch_size=config.batch_size,
@@ -167,9 +183,18 @@ def batches(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
+        collate_fn=_collate,
     )
     for item in loader:
+        for news in item.pop("unreadable", []):
+            report(news)
         yield to_batch(item, device)
+
+
+def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """torch's batch of the items, and a list of what some of them say could not be read."""
+    news = [item.pop("unreadable") for item in items if "unreadable" in item]
+    return default_collate(items) | ({"unreadable": news} if news else {})
 
 
 def to_batch(item: dict[str, Tensor], device: torch.device) -> Batch:

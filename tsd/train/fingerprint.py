@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from tsd.files import as_bytes
+
 SAMPLES = 16
 SAMPLE_BYTES = 2**16
 
@@ -22,7 +24,7 @@ def of_files(files: Iterable[tuple[str, Path]]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for name, path in sorted(files):
         size = path.stat().st_size
-        digest.update(f"{name}\x1f{size}\x1f".encode())
+        digest.update(as_bytes(f"{name}\x1f{size}\x1f"))
         with path.open("rb") as file:
             if size <= SAMPLES * SAMPLE_BYTES:
                 digest.update(file.read())
@@ -53,7 +55,7 @@ def of_images(images: Sequence[Path | np.ndarray]) -> str:
         if isinstance(image, np.ndarray):
             digest.update(f"{image.shape}\x1f".encode() + hashlib.blake2b(image.tobytes()).digest())
         else:
-            digest.update(f"{image.name}\x1f{image.stat().st_size}\x1f".encode())
+            digest.update(as_bytes(f"{image.name}\x1f{image.stat().st_size}\x1f"))
     return digest.hexdigest()
 
 

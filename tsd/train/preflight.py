@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from tsd.algorithm.regularisation import OwnRegularisation, load_regularisation
 from tsd.config import RunConfig, TrainConfig
+from tsd.data.pairs import PairDataset
 from tsd.errors import UserError
 from tsd.model.backbone import Backbone, build_backbone, require_prompt
 from tsd.model.family import Family
@@ -22,7 +23,7 @@ from tsd.model.loading import FAMILIES, read_configs, resolve_model
 from tsd.model.lora import VAE_FILE, check_lora, check_student, denoiser_file, denoiser_targets, vae_targets
 from tsd.model.prompt import PromptEmbeds, load_prompts
 from tsd.train import fingerprint
-from tsd.train.checkpoint import check_same_run, checkpoint_folder, latest
+from tsd.train.checkpoint import check_same_run, checkpoint_folder, latest, recorded_unreadable
 from tsd.train.feed import as_sources, data_fingerprint, degradation_of, open_data, prepared_folder
 from tsd.train.optim import require_optimizer
 from tsd.train.parallel import check_launcher
@@ -96,7 +97,10 @@ def check_run(settings: RunSettings, config: RunConfig, processes: int) -> Check
         _check_initial(Path(init_lora), backbone, config)
     if teacher_lora is not None:
         teacher_targets = _check_teacher(Path(teacher_lora), backbone)
-    data = open_data(settings.data, config, processes)
+    newest = None if settings.output is None else latest(checkpoint_folder(settings.output))
+    data = open_data(settings.data, config, processes, None if settings.output is None else Path(settings.output))
+    if newest is not None and isinstance(data, PairDataset):
+        data.rejoin(recorded_unreadable(newest))
     prepared = None if isinstance(settings.data, Dataset) else prepared_folder(as_sources(settings.data))
     if own is not None:
         lengths |= _check_item(own[0], type(own).__name__, backbone, family.prompt_widths(configs["denoiser"]))
@@ -128,7 +132,8 @@ def check_run(settings: RunSettings, config: RunConfig, processes: int) -> Check
     }
     if isinstance(config, TrainConfig):
         record["regularisation"] = config.regularisation if regularisation is None else regularisation.identity
-    newest = None if settings.output is None else latest(checkpoint_folder(settings.output))
+    if isinstance(data, PairDataset) and data.listing():
+        record["unreadable"] = data.listing()
     if newest is not None:
         check_same_run(newest, config, record)
     count = sum(parameter.numel() for parameter in backbone.denoiser.parameters())
@@ -221,7 +226,8 @@ def _check_teacher(folder: Path, backbone: Backbone) -> list[str]:
 def _check_shapes(path: Path, module: nn.Module, family: Family, targets: list[str] | None) -> list[str]:
     """Checks that a LoRA file fits the module and adapts exactly `targets` (None: any); returns the adapted modules."""
     with safe_open(path, framework="pt") as file:
-        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        keys = [key for key in file.keys() if not key.endswith(".alpha")]  # noqa: SIM118
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
     prefix = f"{family.denoiser_folder}."
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
     adapted = sorted({key.removeprefix(prefix).rsplit(".lora_", 1)[0] for key in shapes})

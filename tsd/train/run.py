@@ -3,9 +3,11 @@
 The loops themselves (`tsd.train.student`, `tsd.train.teacher`) contain only their algorithm.
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +20,22 @@ from tqdm import tqdm
 from tsd.algorithm.turns import Batch
 from tsd.config import RunConfig
 from tsd.errors import UserError
-from tsd.files import write_text
+from tsd.files import full_disk_explained, write_text
 from tsd.model.backbone import Backbone, load_backbone
 from tsd.model.gradient_checkpointing import enable_gradient_checkpointing
 from tsd.model.loading import DTYPES
 from tsd.train.checkpoint import TrainState, checkpoint_folder, latest, prune, remove_unfinished
 from tsd.train.ema import averaged
-from tsd.train.feed import batches
+from tsd.train.feed import batches, data_fingerprint
+from tsd.train.optim import DivergenceError
 from tsd.train.parallel import any_process, is_sharded, mean, new_accelerator, shard
 from tsd.train.preflight import Checked, check_run
 from tsd.train.run_log import RunLog, peak_mib
 from tsd.train.settings import FinishedRun, RunSettings
 from tsd.train.stopping import Stopper
+
+UNREADABLE = "unreadable.txt"
+"""File in a run's folder that lists the training images that could not be read."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,7 @@ class Run:
         self.end = min(config.total_steps, settings.stop_after or config.total_steps)
         self.stopped_by: str | None = None
         self._step_began = time.monotonic()
+        self._told: set[str] = set()
         self._bar: Any = None
 
     def load(self, attach: Callable[[Backbone], None]) -> Backbone:
@@ -117,6 +124,7 @@ class Run:
         if accelerator.is_main_process:
             remove_unfinished(self.folder)
             write_text(self.output / "config.json", config.to_json())
+            self._write_unreadable()
         if self.settings.tracker != "none":
             accelerator.init_trackers("tsd", config={"config": config.to_json()})
         quiet = not accelerator.is_main_process
@@ -130,7 +138,25 @@ class Run:
             processes=accelerator.num_processes,
             workers=self.settings.workers,
             device=accelerator.device,
+            report=self._list_unreadable,
         )
+
+    def _list_unreadable(self, news: dict[str, str]) -> None:
+        """Tells of training images that cannot be read, and lists them for whoever repairs or removes them."""
+        data: Any = self.checked.data
+        new = {name: reason for name, reason in news.items() if name not in self._told}
+        data.unreadable.update(new)
+        self._told |= new.keys()
+        for reason in new.values():
+            self._bar.write(f"warning: {reason}: replaced by the next image", file=sys.stderr)
+        self.checked.record["data"] = data_fingerprint(data, None)
+        self.checked.record["unreadable"] = data.listing()
+        self._write_unreadable()
+
+    def _write_unreadable(self) -> None:
+        unreadable = getattr(self.checked.data, "unreadable", None)
+        if unreadable and self.accelerator.is_main_process:
+            write_text(self.output / UNREADABLE, "".join(f"{reason}\n" for reason in unreadable.values()))
 
     def describe(self, text: str) -> None:
         """Sets the word in front of the progress bar."""
@@ -177,33 +203,54 @@ class Run:
         if validate is not None and self.stopped_by is None and (last or state.step % config.validate_every == 0):
             with self.stopper.timed("validation"), averaged(state), accelerator.autocast():
                 result = validate()
+                if not all(map(math.isfinite, result.numbers.values())):
+                    raise DivergenceError(
+                        f"the validation at step {state.step} gave values that are NaN or infinite: {result.numbers}; "
+                        f"the last good checkpoint is {self.last_good()}"
+                    )
                 better = state.best is None or result.score > state.best
                 if better:
+                    with self._full_disk_survived(needed=False):
+                        save(self.output / "best", accelerator.is_main_process)
                     state.best, state.best_step = result.score, state.step
-                    save(self.output / "best", accelerator.is_main_process)
             logs |= {f"val_{name}": value for name, value in result.numbers.items()}
             self.log.images(state.step, result.title, result.strip)
-        self.log.row(state.step, logs)
+        with self._full_disk_survived(needed=False), full_disk_explained(self.log.path):
+            self.log.row(state.step, logs)
         if last or better or self.stopped_by is not None or state.step % config.checkpoint_every == 0:
-            with self.stopper.timed("checkpoint"):
+            with self.stopper.timed("checkpoint"), self._full_disk_survived(needed=last or self.stopped_by is not None):
                 state.save(self.folder, config, self.checked.record, write=accelerator.is_main_process)
                 if accelerator.is_main_process:
                     prune(self.folder, self.settings.keep, state.best_step)
                 accelerator.wait_for_everyone()
         self._step_began = time.monotonic()
 
+    @contextmanager
+    def _full_disk_survived(self, *, needed: bool) -> Iterator[None]:
+        """Goes on without a file if the disk is full, since there may be room for the next; not if it is needed.
+
+        Raises:
+            UserError: the disk is full, and the run ends here.
+        """
+        try:
+            yield
+        except UserError as error:
+            if needed:
+                raise
+            self._bar.write(f"warning: {error}. The training goes on without it", file=sys.stderr)
+
     def finish(self, state: TrainState, folder: Path, save: Callable[[Path, bool], None]) -> FinishedRun:
-        """Writes the final weights, prints why the run stopped early if it did, and returns the run's paths."""
+        """Writes the weights as they stand after the last step done, and returns the run's paths."""
         with averaged(state):
             save(folder, self.accelerator.is_main_process)
         if self.stopped_by is not None:
             self.print_on_main(
-                f"stopped by {self.stopped_by} after step {state.step} of {self.config.total_steps}, with a "
-                f"checkpoint: the same command with --resume continues"
+                f"stopped by {self.stopped_by} after step {state.step} of {self.config.total_steps}, with a checkpoint"
             )
         self.accelerator.wait_for_everyone()
         best = self.output / "best" if state.best is not None else None
-        return FinishedRun(self.output, folder, best, self.log.path, state.step, self.stopped_by)
+        total = self.config.total_steps
+        return FinishedRun(self.output, folder, best, self.log.path, state.step, total, self.stopped_by)
 
     def print_on_main(self, text: str) -> None:
         """Prints a line to stderr in the main process only."""

@@ -79,8 +79,9 @@ class FinishedRun:
         best: folder of the LoRA files of the best validation; None if nothing was validated.
         log: `log.jsonl`, one JSON object a step.
         step: steps done in all.
+        total_steps: steps of the whole run.
         stopped_by: what ended the run before its last step (`the time limit`, `SIGTERM`, `Ctrl-C`, `another process`),
-            or None. With `resume` it continues.
+            or None, as after `stop_after`. With `resume` it continues.
     """
 
     output: Path
@@ -88,4 +89,5 @@ class FinishedRun:
     best: Path | None
     log: Path
     step: int
+    total_steps: int
     stopped_by: str | None

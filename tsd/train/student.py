@@ -6,6 +6,7 @@ on one copy of the base (`tsd.model.lora`). `tsd.train.parallel` shares the work
 does everything that is not the algorithm.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from tsd.algorithm.pixel_loss import load_pixel_loss
 from tsd.algorithm.turns import Batch, student_latents, student_turn
-from tsd.config import TrainConfig
+from tsd.config import RECOMMENDED_FILE, TrainConfig, settings_to_restore
+from tsd.files import write_text
 from tsd.model.backbone import Backbone
-from tsd.model.lora import adapter_parameters, attach_roles, save_student
+from tsd.model.lora import adapter_parameters, attach_roles, save_student, write_adapter_config
 from tsd.model.prompt import load_prompts
 from tsd.prompts.folder import write_prompt
 from tsd.train.checkpoint import TrainState
@@ -80,10 +82,14 @@ def train(settings: RunSettings, config: TrainConfig) -> FinishedRun:
         widths = backbone.family.prompt_widths(backbone.denoiser.config)
         prompts = load_prompts(run.checked.folder, settings.prompt_embeds, widths)  # not rounded to the base's dtype
 
+        to_restore = settings_to_restore(posterior=config.posterior, crop=config.crop)
+
         def save(folder: Path, write: bool) -> None:
             save_student(backbone, folder, write=write)
-            if write:  # a student needs the prompt it was trained with
+            if write:  # a student needs the prompt it was trained with, and is restored as it was trained
                 write_prompt(folder / "prompts" / "default", prompts["default"], "safetensors")
+                write_text(folder / RECOMMENDED_FILE, json.dumps(to_restore, indent=2) + "\n")
+                write_adapter_config(folder, config.rank, config.vae_rank)
 
         own = run.checked.regularisation
         regularise = None if own is None else own.regularise

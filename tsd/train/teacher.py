@@ -17,7 +17,15 @@ from tsd.algorithm.turns import Batch, ground_truth_latents, noise_for
 from tsd.config import TeacherConfig
 from tsd.data.degrade import FULL
 from tsd.model.backbone import Backbone
-from tsd.model.lora import adapter_parameters, attach, denoiser_file, denoiser_targets, role, save_adapter
+from tsd.model.lora import (
+    adapter_parameters,
+    attach,
+    denoiser_file,
+    denoiser_targets,
+    role,
+    save_adapter,
+    write_adapter_config,
+)
 from tsd.model.prompt import PromptEmbeds
 from tsd.seeds import generator_for, seed_for
 from tsd.train.checkpoint import TrainState
@@ -64,6 +72,8 @@ def train_teacher(settings: RunSettings, config: TeacherConfig) -> FinishedRun:
         def save(folder: Path, write: bool) -> None:
             path = folder / denoiser_file(backbone.family)
             save_adapter(backbone.denoiser, "teacher", path, backbone.family, write=write)
+            if write:
+                write_adapter_config(folder, config.rank)
 
         overflows = 0
         while not run.done(state):

@@ -1,6 +1,7 @@
 """Validation during training: PSNR-Y against bicubic on held-out photographs, and a strip of images to look at."""
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from torchvision.utils import make_grid
 
 from tsd.algorithm.pixel_loss import PixelLoss
 from tsd.data.degrade import DegradationConfig, degrade
-from tsd.data.pairs import SUFFIXES
-from tsd.errors import UserError
-from tsd.images import read_picture
+from tsd.errors import UserError, some
+from tsd.files import READABLE, find_images
+from tsd.images import ImageError, read_srgb
 from tsd.model.backbone import Backbone
 from tsd.model.lora import STUDENT, role
 from tsd.seeds import seed_for
@@ -49,12 +50,16 @@ def load_validation(
 ) -> list[ValidationPair]:
     """Crops every photograph (at its centre, then at seeded places) and degrades each crop once with a fixed seed."""
     folder = Path(folder)
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    files = find_images(folder).images if folder.is_dir() else []
     if not files:
-        raise UserError(f"no images in the validation folder {folder}; expected {', '.join(sorted(SUFFIXES))}")
-    pairs = []
+        raise UserError(f"no images in the validation folder {folder}; expected {', '.join(READABLE)}")
+    pairs, unreadable = [], []
     for path in files:
-        pixels = torch.from_numpy(read_picture(path).color).permute(2, 0, 1).contiguous()
+        try:
+            pixels = torch.from_numpy(read_srgb(path).color).permute(2, 0, 1).contiguous()
+        except ImageError as error:
+            unreadable.append(str(error))
+            continue
         height, width = pixels.shape[-2:]
         if min(height, width) < size:
             raise UserError(f"{path} is {width}x{height}; validation crops are {size}x{size}")
@@ -68,6 +73,10 @@ def load_validation(
             lr = degrade(hr, degradation, seed_for(seed, "validation", path.stem, index))
             lr_up = F.interpolate(lr[None], size=(size, size), mode="bicubic", align_corners=False).clamp(0, 1)
             pairs.append(ValidationPair(f"{path.stem}-{index}", lr_up * 2 - 1, hr[None] * 2 - 1))
+    if unreadable and not pairs:
+        raise UserError(f"no image of the validation folder {folder} can be read:\n  " + some(unreadable, 20))
+    if unreadable:
+        warnings.warn("left out validation images that cannot be read:\n  " + "\n  ".join(unreadable), stacklevel=2)
     return pairs
 
 

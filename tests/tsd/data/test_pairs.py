@@ -1,3 +1,5 @@
+import dataclasses
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,9 @@ from torch.utils.data import DataLoader, Subset
 from tsd.data.degrade import LIGHT, degrade, usm_sharpen
 from tsd.data.pairs import PairDataset
 from tsd.errors import UserError
+from tsd.presets import MINI
 from tsd.seeds import seed_for
+from tsd.train.feed import batches, data_fingerprint
 
 
 def pattern(height: int, width: int, seed: int) -> np.ndarray:
@@ -176,19 +180,106 @@ def test_bad_sources_are_explained(tmp_path: Path):
         PairDataset([np.zeros((32, 32, 3))], crop=32, seed=0)
 
 
-def test_unreadable_files_are_all_listed_at_the_start(folder: Path):
+def cut(path: Path) -> str:
+    """Truncates an image behind its header; returns its name."""
+    path.write_bytes(path.read_bytes()[:2000])
+    return path.name
+
+
+def test_files_that_are_no_images_are_left_out_and_listed_at_the_start(folder: Path):
     (folder / "broken.png").write_bytes(b"no image")
     (folder / "empty.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match=r"(?s)2 unreadable images.*broken\.png.*empty\.jpg"):
-        PairDataset(folder, crop=32, seed=0)
+    (folder / "gone.png").symlink_to("nowhere.png")
+    for system in ("._a.png", ".hidden.png", "Thumbs.db", "@eaDir/a.png", "__MACOSX/a.png"):
+        (folder / system).parent.mkdir(exist_ok=True)
+        (folder / system).write_bytes(b"metadata")
+    with pytest.warns(UserWarning, match=r"(?s)left out 3 images.*broken\.png.*empty\.jpg.*gone\.png") as warned:
+        data = PairDataset(folder, crop=32, seed=0)
+    assert "._a" not in str(warned[0].message)
+    assert data.names == ["a.png", "c.webp", "more/b.JPG"]
+    assert data.listing() == {"broken.png": None, "empty.jpg": None, "gone.png": None}
+    assert equal(data[0], PairDataset([folder / name for name in data.names], crop=32, seed=0)[0])
 
 
-def test_a_truncated_file_is_named_when_it_is_decoded(tmp_path: Path):
-    path = tmp_path / "cut.png"
-    Image.fromarray(pattern(64, 64, 0)).save(path)
-    path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(UserError, match=r"cut\.png"):
+def test_not_one_readable_file_is_an_error(tmp_path: Path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"(?s)not one of 1 images can be read.*broken\.png"):
+        PairDataset(tmp_path, crop=32, seed=0)
+    Image.fromarray(pattern(64, 64, 0)).save(tmp_path / "broken.png")
+    cut(tmp_path / "broken.png")
+    with pytest.raises(UserError, match=r"(?s)not one training image can be decoded.*broken\.png"):
         PairDataset(tmp_path, crop=32, seed=0)[0]
+
+
+def test_a_truncated_image_is_replaced_by_the_next_and_named(folder: Path):
+    name = cut(folder / "a.png")
+    data = PairDataset(folder, crop=32, seed=0, length=6)
+    items = [data[index] for index in range(6)]
+    assert [list(item["unreadable"]) for item in items if "unreadable" in item] == [[name]]  # told once
+    assert str(folder / name) in data.unreadable[name]
+    # Every sample that does not need the file is as before, and its own are of the next image, "c.webp".
+    sound = PairDataset(folder, crop=32, seed=0, length=6)
+    sound.images[0] = sound.images[1]
+    assert all(equal(item, sound[index]) for index, item in enumerate(items))
+    assert data.listing() == {name: 0}
+
+
+def test_batches_carry_the_news_of_worker_processes(folder: Path):
+    name = cut(folder / "a.png")
+    data = PairDataset(folder, crop=32, seed=0, length=6)
+    config = dataclasses.replace(MINI.scaled_to(3), batch_size=2)
+    told: list[dict[str, str]] = []
+    device = torch.device("cpu")
+    for workers in (0, 1):
+        read = batches(data, config, 0, process=0, processes=1, workers=workers, device=device, report=told.append)
+        assert sum(len(batch.indices) for batch in read) == 6
+        data = PairDataset(folder, crop=32, seed=0, length=6)
+    assert [list(news) for news in told] == [[name], [name]]
+
+
+@pytest.mark.parametrize("then", ["as it was", "removed", "repaired", "wholly broken"])
+def test_a_listed_file_may_be_there_or_not_or_repaired_on_resumption(folder: Path, then: str):
+    whole = (folder / "a.png").read_bytes()
+    name = cut(folder / "a.png")
+    before = PairDataset(folder, crop=32, seed=0, length=6)
+    items = [before[index] for index in range(6)]
+    if then == "removed":
+        (folder / name).unlink()
+    elif then == "repaired":
+        (folder / name).write_bytes(whole)
+    elif then == "wholly broken":
+        (folder / name).write_bytes(b"")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        after = PairDataset(folder, crop=32, seed=0, length=6)
+    after.rejoin(before.listing())
+    assert after.names == before.names
+    assert after.listing() == before.listing()
+    assert data_fingerprint(after, None) == data_fingerprint(before, None)
+    same = [equal(items[index], after[index]) for index in range(6)]
+    assert sum(same) == (4 if then == "repaired" else 6)
+
+
+def test_a_file_left_out_at_the_start_stays_out_when_it_is_repaired(folder: Path):
+    whole = (folder / "a.png").read_bytes()
+    (folder / "a.png").write_bytes(b"")
+    with pytest.warns(UserWarning, match="cannot be read"):
+        before = PairDataset(folder, crop=32, seed=0, length=4)
+    (folder / "a.png").write_bytes(whole)
+    after = PairDataset(folder, crop=32, seed=0, length=4)
+    after.rejoin(before.listing())
+    assert after.names == before.names
+    assert all(equal(before[index], after[index]) for index in range(4))
+    assert data_fingerprint(after, None) == data_fingerprint(before, None)
+
+
+def test_the_folder_of_the_run_holds_no_training_images(folder: Path):
+    for place in ("run/validation", "running"):
+        (folder / place).mkdir(parents=True)
+        Image.fromarray(pattern(64, 64, 3)).save(folder / place / "step.png")
+    assert "run/validation/step.png" not in PairDataset(folder, crop=32, seed=0, exclude=folder / "run").names
+    assert "running/step.png" in PairDataset(folder, crop=32, seed=0, exclude=folder / "run").names
+    assert len(PairDataset(folder, crop=32, seed=0, exclude=folder).names) == 5  # the run's folder is the images' own
 
 
 def test_indices_outside_the_length_are_errors(folder: Path):

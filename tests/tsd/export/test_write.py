@@ -562,6 +562,23 @@ def tsd_export(*arguments: object) -> int:
 
 
 class TestCommand:
+    def test_an_old_run_tells_how_its_student_is_restored(
+        self, tiny_sd3_dir: Path, run_dir: Path, tmp_path: Path
+    ) -> None:
+        """A run of an earlier version wrote no `restore.json`; its settings say it, in the export and on its card."""
+        config = json.loads((run_dir / "config.json").read_text()) | {"posterior": "mode", "crop": 64}
+        (run_dir / "config.json").write_text(json.dumps(config))
+        out = tmp_path / "out"
+        options = ("--model", tiny_sd3_dir, "--out", out, "--license", "mit", "--what", "lora")
+        assert tsd_export("--run", run_dir, *options) == 0
+        expected = {"color": "wavelet", "posterior": "mode", "process_size": 64}
+        assert json.loads((out / "restore.json").read_text()) == expected
+        assert "| `process_size` | `64` |" in (out / "README.md").read_text()
+        assert json.loads((out / "adapter_config.json").read_text())["lora_alpha"] == 4
+        (run_dir / "best" / "restore.json").write_text('{"process_size": 0}')  # the student's own word counts more
+        assert tsd_export("--run", run_dir, *options, "--overwrite") == 0
+        assert json.loads((out / "restore.json").read_text()) == expected | {"process_size": 0}
+
     def test_export_and_restore(
         self, tiny_sd3_dir: Path, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

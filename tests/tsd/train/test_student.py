@@ -1,13 +1,16 @@
 """The training loop on the tiny SD3-family model: turns, resumption, divergence, the command."""
 
 import dataclasses
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -474,3 +477,104 @@ def test_bad_options_are_one_line_and_exit_2(
     command += ["--crop", "32", "--rank", "4", "--output", str(tmp_path / "run"), *arguments]
     assert main(command) == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("then", ["data", "data_removed", "data_repaired"])
+def test_a_truncated_photograph_ends_no_run_and_hinders_no_resumption(
+    tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path, then: str
+) -> None:
+    for folder in ("data", "data_removed", "data_repaired"):
+        (tmp_path / folder).mkdir()
+        for number, photo in enumerate(photos):
+            Image.fromarray(photo).save(tmp_path / folder / f"p{number}.png")
+    bad = tmp_path / "data" / "p1.png"
+    bad.write_bytes(bad.read_bytes()[:1500])
+    (tmp_path / "data_removed" / "p1.png").unlink()
+    config = dataclasses.replace(TINY, batch_size=1)  # a round of three samples shows every file
+    run = tmp_path / "run"
+
+    def step(data: str, **options: object) -> None:
+        settings = RunSettings(
+            model=tiny_sd3_dir, data=tmp_path / data, output=run, tracker="none", cpu=True, **options
+        )
+        train(settings, config)
+
+    step("data", stop_after=3)
+    assert str(bad) in (run / "unreadable.txt").read_text()
+    step(then, resume=True)
+    assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+    Image.fromarray(photos[0][:40]).save(tmp_path / then / "p2.png")  # a file that was read is another one now
+    with pytest.raises(UserError, match="made with other settings, model or data"):
+        step(then, resume=True)
+
+
+def test_a_student_says_how_it_was_trained_and_is_restored_so(
+    tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path
+) -> None:
+    lora = tiny_run(tiny_sd3_dir, photos, tmp_path / "run")
+    settings = {"color": "wavelet", "posterior": TINY.posterior, "process_size": TINY.crop}
+    assert json.loads((lora / "restore.json").read_text()) == settings
+    restorer = Restorer.load(tiny_sd3_dir, lora)
+    assert restorer.processing_size(8, 8) == (32, 32)  # and not 512
+    assert dataclasses.asdict(restorer.config).items() >= settings.items()
+    assert json.loads((lora / "adapter_config.json").read_text())["lora_alpha"] == TINY.rank
+
+
+@pytest.mark.parametrize(
+    ("stop", "status", "by"), [("SIGINT", 130, "Ctrl-C"), ("SIGTERM", 143, "SIGTERM"), ("", 0, "--stop-after")]
+)
+def test_a_stopped_run_says_so_and_has_the_exit_status_of_its_signal(
+    tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], stop: str, status: int, by: str,
+) -> None:  # fmt: skip
+    Image.fromarray(photos[0]).save(tmp_path / "a.png")
+    row = RunLog.row
+
+    def row_and_signal(self: RunLog, step: int, numbers: dict[str, float]) -> None:
+        row(self, step, numbers)
+        if stop and step == 1:  # arrives while step 2 is under way
+            os.kill(os.getpid(), getattr(signal, stop))
+
+    monkeypatch.setattr(RunLog, "row", row_and_signal)
+    arguments = [
+        "train", "--model", str(tiny_sd3_dir), "--data", str(tmp_path / "a.png"), "--output", str(tmp_path / "run"),
+        "--crop", "32", "--max-train-steps", "3", "--batch-size", "1", "--device", "cpu", "--tracker", "none",
+        "--rank", "4", "--vae-rank", "4", *([] if stop else ["--stop-after", "2"]),
+    ]  # fmt: skip
+    assert main(arguments) == status
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"stopped at step 2 of 3, continue with --resume ({by}")
+    assert "student written" not in last
+    monkeypatch.setattr(RunLog, "row", row)
+    assert main([*arguments[:21], "--resume"] if not stop else [*arguments, "--resume"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("student written to ")
+
+
+def test_a_full_disk_costs_a_checkpoint_and_leaves_no_half_of_one(
+    tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    save = torch.save
+
+    def full_at(*steps: int) -> None:
+        def save_or_fail(state: dict[str, Any], path: Path) -> None:
+            save(state, path)
+            if state["step"] in steps:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(torch, "save", save_or_fail)
+
+    full_at(2)
+    tiny_run(tiny_sd3_dir, photos, tmp_path / "a")
+    said = capsys.readouterr().err
+    assert re.search(r"checkpoint-0000002 needs .* bytes\) in .*checkpoints, where .* is free", said)
+    assert "The training goes on without it" in said
+    assert [path.name for path in sorted((tmp_path / "a" / "checkpoints").iterdir())] == [
+        "checkpoint-0000003", "checkpoint-0000004",
+    ]  # fmt: skip
+    full_at(4)
+    with pytest.raises(UserError, match="make room"):
+        tiny_run(tiny_sd3_dir, photos, tmp_path / "b")
+    assert [path.name for path in sorted((tmp_path / "b" / "checkpoints").iterdir())] == [
+        "checkpoint-0000002", "checkpoint-0000003",
+    ]  # fmt: skip
