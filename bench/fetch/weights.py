@@ -14,6 +14,7 @@ from bench.metrics import EXTRA_METRICS, METRICS, MetricSpec
 from bench.options import RunOptions
 from bench.provenance import cached_sha256
 from bench.store import hub
+from bench.store.content import content_fault
 from bench.store.download import download
 from bench.store.missing import Missing
 from bench.store.store import FIRST_USE, KnownHash, Store, missing_files
@@ -32,7 +33,7 @@ def _metric_item(spec: MetricSpec) -> Item:
     def get(options: RunOptions) -> None:
         for file in spec.weights:
             if not file.path().is_file():
-                download(file.urls, file.path(), file.sha256)
+                download(file.urls, file.path(), file.sha256, size_bytes=file.size_bytes)
 
     return Item(
         name=spec.name,
@@ -115,7 +116,8 @@ def _get(store: Store, weight: Weight) -> None:
     if weight.urls and not weight.is_folder:
         expected = known.get(weight.file)
         try:
-            return download(weight.urls, store.path(weight), expected.digest if expected else None)
+            digest = expected.digest if expected else None
+            return download(weight.urls, store.path(weight), digest, size_bytes=weight.size_bytes)
         except UserError as error:
             failures.append(str(error))
     for place in weight.hub:
@@ -137,11 +139,18 @@ def record_first_hashes(weights: Sequence[Weight], name: str, options: RunOption
         One line for each hash that was recorded.
 
     Raises:
-        UserError: a file's hash is not the known one.
+        UserError: a file's hash is not the known one, or a file without one is not what its name says.
     """
     store = Store(options)
     lines = []
-    for file in store.unknown(weights):
+    sizes = {weight.file: weight.size_bytes for weight in weights if not weight.is_folder}
+    unknown = store.unknown(weights)
+    found = {file: content_fault(store.root / file, file, sizes.get(file)) for file in unknown}
+    if faults := [f"{file} is {fault}" for file, fault in found.items() if fault]:
+        raise UserError(
+            "\n  ".join([f"{name}: not recorded and not to be used, move it away and fetch it again:", *faults])
+        )
+    for file in unknown:
         digest = cached_sha256(store.root / file)
         store.record({file: KnownHash(digest, FIRST_USE)})
         lines.append(f"{file}: sha256 {digest} recorded in the store; nobody publishes one to compare it with")

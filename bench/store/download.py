@@ -14,6 +14,7 @@ from time import sleep
 from typing import TYPE_CHECKING
 
 from bench.provenance import cached_sha256
+from bench.store.content import content_fault, is_web_page
 from tsd.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,16 +32,29 @@ class BrokenTransferError(OSError):
     """The connection ended before the file did."""
 
 
-def download(urls: Sequence[str], target: Path, digest: str | None, title: str | None = None) -> None:
+class NotTheFileError(OSError):
+    """The server answered with something else."""
+
+
+def download(
+    urls: Sequence[str],
+    target: Path,
+    digest: str | None,
+    title: str | None = None,
+    *,
+    size_bytes: int | None = None,
+) -> None:
     """Fetches `target` from the first of `urls` that has it.
 
     An earlier `.part` is continued. If the hash is known, it decides whether the continued file is right; if it is
     not, the file is transferred once more from the start. Without a known hash the server must confirm, by its entity
-    tag, that its file is still the one that the part was taken from.
+    tag, that its file is still the one that the part was taken from, and the file must be what its name says
+    (`bench.store.content`).
 
     Args:
         digest: the sha256 or its first digits, or "git:" and the blob id; None where none is published.
         title: the text of the progress bar; the file name by default.
+        size_bytes: the stated size, which counts where no hash is known.
 
     Raises:
         UserError: no address gave the file; the message gives the reason for each. Without a network this takes
@@ -61,6 +75,10 @@ def download(urls: Sequence[str], target: Path, digest: str | None, title: str |
                     _transfer(session, url, part, title or target.name, only_if_same=digest is None)
             except (requests.RequestException, OSError) as error:
                 failures.append(f"{url}: {_reason(error)}")
+                break
+            if digest is None and (fault := content_fault(part, target.name, size_bytes)):
+                _discard(part)
+                failures.append(f"{url}: not the file but {fault}; the download was deleted")
                 break
             found = digest_of(part, digest)
             if digest is None or found.startswith(digest):
@@ -111,6 +129,8 @@ def _receive(session: "requests.Session", url: str, part: Path, title: str, only
         if answer.status_code == 416 and have:
             return  # the server has nothing beyond the part; the hash says whether that is the whole file
         answer.raise_for_status()
+        if only_if_same and is_web_page(answer.headers.get("Content-Type")):
+            raise NotTheFileError(f"the server answered with a web page ({answer.headers['Content-Type']})")
         part.parent.mkdir(parents=True, exist_ok=True)  # only now, so that a failed request leaves no empty folder
         if answer.status_code != 206:
             have = 0  # the server does not resume: it sends the file from the start

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from bench.cards.card import Weight
+from bench.store.content import content_fault
 from bench.store.download import CONNECT_SECONDS, GIT, digest_of
 from tsd.errors import UserError
 
@@ -65,6 +66,9 @@ def get(place: str, weight: Weight, target: Path, known: Mapping[str, str]) -> d
             continue
         if not (part / file).is_file():
             raise UserError(f"hf:{place} has no {file}")
+        if expected is None and (fault := content_fault(part / file, file)):
+            (part / file).unlink()
+            raise UserError(f"hf:{place}: {file} is {fault}; deleted")
         hashes[in_store] = digest_of(part / file, expected)
         if expected is not None and hashes[in_store] != expected:
             (part / file).unlink()

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import bench.fetch.items
 import bench.fetch.testsets
@@ -51,6 +52,7 @@ class Server(ThreadingHTTPServer):
         self.ranges = True
         self.etag: str | None = None
         self.content = CONTENT
+        self.content_type: str | None = None
         self.requests: list[tuple[str, str | None]] = []
 
     def url(self, name: str) -> str:
@@ -84,6 +86,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content) - start))
         if self.server.etag is not None:
             self.send_header("ETag", self.server.etag)
+        if self.server.content_type is not None:
+            self.send_header("Content-Type", self.server.content_type)
         self.end_headers()
         end = start + self.server.cut.pop(0) if self.server.cut else len(content)
         self.wfile.write(content[start:end])
@@ -404,7 +408,10 @@ def test_published_outputs_come_from_the_cards_commit_and_are_verified_as_a_whol
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """BSRGAN's card with a test set of two images and a server whose every file is the same."""
+    """BSRGAN's card with a test set of two images and a server whose every file is the same picture."""
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    server.content = picture.getvalue()
     manifest = json.loads((bench.testsets.manifest.DATASETS / "realsrset" / "manifest.json").read_text())
     manifest |= {"count": 2, "images": [{"name": f"{n}.png", "lr_sha256": SHA256, "size": [8, 8]} for n in "ab"]}
     shutil.copytree(bench.testsets.manifest.DATASETS, tmp_path / "datasets", ignore=shutil.ignore_patterns("*.png"))
@@ -420,7 +427,8 @@ def test_published_outputs_come_from_the_cards_commit_and_are_verified_as_a_whol
     ]
     assert absent_outputs(card, options), "nothing unverified has the folder's name"
 
-    digest = hashlib.sha256("".join(f"{SHA256}  {n}\n" for n in "ab").encode()).hexdigest()
+    one = hashlib.sha256(server.content).hexdigest()
+    digest = hashlib.sha256("".join(f"{one}  {n}\n" for n in "ab").encode()).hexdigest()
     card = replace(card, published=(replace(card.published[0], images_sha256=digest),))
     fetch_published(card, options)
     assert len(server.requests) == 2, "what was there is not fetched again"
@@ -510,3 +518,16 @@ def test_a_file_without_a_hash_is_resumed_only_where_the_server_says_it_is_the_s
     server.etag, server.content, server.cut = '"two"', CONTENT[::-1], []  # replaced meanwhile: it comes from the start
     download([server.url("file")], tmp_path / "other", None)
     assert (tmp_path / "other").read_bytes() == CONTENT[::-1]
+
+
+def test_a_page_answered_with_200_is_no_file(server: Server, tmp_path: Path) -> None:
+    """By its type, whatever its bytes are; by its bytes, whatever type is said. Where a hash is known, it decides."""
+    server.content_type = "text/html; charset=utf-8"
+    with pytest.raises(UserError, match=r"the server answered with a web page \(text/html"):
+        download([server.url("file.pth")], tmp_path / "net.pth", None)
+    server.content_type, server.content = "application/octet-stream", b"<!doctype html><html>Log in</html>"
+    with pytest.raises(UserError, match=r"not the file but a web page .*; the download was deleted"):
+        download([server.url("file.pth")], tmp_path / "net.pth", None)
+    assert list(tmp_path.iterdir()) == []
+    server.content_type, server.content = "text/html", CONTENT
+    download([server.url("file")], tmp_path / "net.pth", SHA256)

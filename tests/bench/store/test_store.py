@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from bench.store.download import GIT
 from bench.store.store import FIRST_USE, KnownHash, Store, missing_weights, verified_weights
 from tsd.errors import UserError
 
-SHA256 = hashlib.sha256(b"numbers").hexdigest()
+NUMBERS = b"\x80\x02numbers."  # begins as a checkpoint does
+SHA256 = hashlib.sha256(NUMBERS).hexdigest()
+FITTING = {".json": b"{}", ".safetensors": struct.pack("<Q", 2) + b"{}"}
+"""Contents that are what the suffix of a file says."""
 
 
 @pytest.fixture
@@ -29,7 +33,7 @@ def card(*weights: Weight) -> Card:
     return replace(cards()["tsd-sr"], name="net", display="Net", licence="MIT", weights=weights)
 
 
-def put(options: RunOptions, name: str, content: bytes = b"numbers") -> None:
+def put(options: RunOptions, name: str, content: bytes = NUMBERS) -> None:
     path = options.weights() / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
@@ -45,7 +49,7 @@ def test_a_file_with_the_published_hash_is_loaded(options: RunOptions) -> None:
 
 
 def test_a_file_with_the_blob_id_of_the_pinned_commit_is_loaded(options: RunOptions) -> None:
-    blob = hashlib.sha1(b"blob 7\0numbers").hexdigest()
+    blob = hashlib.sha1(b"blob %d\0" % len(NUMBERS) + NUMBERS).hexdigest()
     net = card(Weight("net.pkl", git_sha1=blob))
     put(options, "net.pkl")
     assert verified_weights(net, options) == {"net.pkl": SHA256}
@@ -148,7 +152,7 @@ def test_fetch_picks_up_what_a_browser_put_into_the_store(
     assert "read these licences, then repeat the command with --accept-license" in capsys.readouterr().err
     for weight in cards()["tsd-sr"].weights:
         for name in weight.contains:
-            put(options, f"{weight.file}{name}")
+            put(options, f"{weight.file}{name}", FITTING.get(Path(name).suffix, NUMBERS))
     assert main(["fetch", "tsd-sr", "--weights-root", root]) == 2  # still to be accepted before it is picked up
     assert not (options.weights() / LEDGER).exists()
     assert main(["fetch", "tsd-sr", "--weights-root", root, "--accept-license"]) == 0
