@@ -379,6 +379,39 @@ class RestoreConfig:
             raise UserError(f"tile_overlap is {self.tile_overlap}; expected less than the tile, {self.tile}")
 
 
+@dataclass(frozen=True)
+class FastPath:
+    """How a loaded student is rewritten so that it computes the same image in less time: only rounding differs.
+
+    Attributes:
+        channels_last: the VAE's images lie in memory channel by channel of each pixel.
+        fold: time and pooled prompt are constants of a one-step student, so every modulation computed from them is
+            one too: a third of SD3's weights leave memory. A folded student has one prompt and one time.
+        text: whatever depends on the prompt alone is computed once: SD3's `context_embedder` and the text's queries,
+            keys and values of its first block, all keys and values of the text in SD2. Needs `fold`.
+        qkv: queries, keys and values of an attention come from one matrix product.
+        upsample: "nearest x2, then 3x3 convolution" as four 2x2 convolutions of the small image, 4/9 of the products.
+        mean: with the posterior `mode` the encoder computes the mean alone.
+        compile: `torch.compile` for each kind of block (`tsd.fast.compiling`). The first image takes minutes longer.
+    """
+
+    channels_last: bool = True
+    fold: bool = True
+    text: bool = True
+    qkv: bool = True
+    upsample: bool = True
+    mean: bool = True
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.text and not self.fold:
+            raise UserError("text: what depends on the prompt alone is computed once only with fold; switch both off")
+
+
+PLAIN = FastPath(channels_last=False, fold=False, text=False, qkv=False, upsample=False, mean=False)
+"""Every measure switched off: diffusers' own modules, as they were loaded."""
+
+
 def recommended_settings(lora: Path) -> dict[str, object]:
     """The settings that a LoRA folder's `restore.json` recommends; empty without that file.
 

@@ -5,7 +5,7 @@ import json
 import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tsd.errors import UserError
@@ -114,7 +114,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", metavar="cpu|cuda", help="where to run (default: cuda if there is one, else cpu)")
     machine.add_argument(
-        "--dtype", choices=PRECISIONS, default="fp32", help="precision of the networks (default: fp32)"
+        "--dtype", choices=(*PRECISIONS, "auto"), default="fp32",
+        help="precision of the networks; auto: bf16 where the device computes in it, else fp32 (default: fp32)",
+    )  # fmt: skip
+    machine.add_argument(
+        "--compile", action="store_true",
+        help="compile the networks: the first image of each size takes minutes longer, the others less",
+    )  # fmt: skip
+    machine.add_argument(
+        "--plain", action="store_true", help="none of the exact shortcuts: diffusers' own modules, to compare"
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write settings, weight hashes and results as JSON")
     parser.add_argument("--verbose", action="store_true", help="print settings and weight hashes before starting")
@@ -132,10 +140,11 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from tsd.config import config_for
+    from tsd.config import PLAIN, FastPath, config_for
     from tsd.files import write_text
     from tsd.images import ImageError, read_picture, write_picture
     from tsd.model.loading import DTYPES
+    from tsd.precision import native_precision
     from tsd.restore import Restorer
     from tsd.restore.student import find_student
 
@@ -145,8 +154,13 @@ def run(args: argparse.Namespace) -> int:
     overrides = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
     model, lora = find_student(args.model, args.lora)
     config = config_for(lora, overrides)
-    print(f"loading {model} with {lora} on {device}", file=sys.stderr)
-    restorer = Restorer.load(model, lora, args.prompt_embeds, config=config, device=device, dtype=DTYPES[args.dtype])
+    dtype, why = native_precision(device) if args.dtype == "auto" else (args.dtype, "as asked")
+    print(f"loading {model} with {lora} on {device} in {dtype} ({why})", file=sys.stderr)
+    restorer = Restorer.load(
+        model, lora, args.prompt_embeds, config=config, device=device, dtype=DTYPES[dtype],
+        fast=replace(PLAIN if args.plain else FastPath(), compile=args.compile),
+        report=lambda message: tqdm.write(message, file=sys.stderr),
+    )  # fmt: skip
     provenance: dict[str, object] = {}
     if args.verbose or args.report is not None:
         print("hashing the weight files", file=sys.stderr)

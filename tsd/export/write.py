@@ -23,10 +23,10 @@ from tsd import __version__
 from tsd.config import EXPORT_FILE, RECOMMENDED_FILE
 from tsd.errors import UserError
 from tsd.export.model_card import CardFacts, model_card
-from tsd.export.student import Student, weight_files
+from tsd.export.student import Student
 from tsd.files import atomic_folder, sha256_file, write_safetensors
 from tsd.model.backbone import load_backbone
-from tsd.model.loading import DTYPES, read_config
+from tsd.model.loading import DTYPES, read_config, weight_files
 from tsd.model.lora import load_student, read_lora
 from tsd.prompts.folder import write_prompt
 
