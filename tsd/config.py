@@ -37,6 +37,8 @@ RECOMMENDED_FILE = "restore.json"
 
 EXPORT_FILE = "tsd_student.json"
 """File in an exported student that says what it is and what it was made from."""
+FOLDED_FILE = "folded.safetensors"
+"""The denoiser's weights in a folded export, which diffusers does not read."""
 
 DEFAULT_PROMPT = (
     "Cinematic, High Contrast, highly detailed, taken using a Canon EOS R camera, hyper detailed photo - realistic "
@@ -410,6 +412,42 @@ class FastPath:
 
 PLAIN = FastPath(channels_last=False, fold=False, text=False, qkv=False, upsample=False, mean=False)
 """Every measure switched off: diffusers' own modules, as they were loaded."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Everything the distillation of a small decoder depends on besides its images and its model.
+
+    Attributes:
+        steps: number of optimiser steps.
+        batch_size: crops per step.
+        crop: side of the crops in pixels, a multiple of 8.
+        width: channels of the decoder; TAESD's has 64.
+        blocks: residual blocks at each size but the largest, which has one.
+        lr: peak learning rate, from which a cosine falls to zero.
+        seed: seeds crops and initial weights.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    steps: int = 5000
+    batch_size: int = 8
+    crop: int = 128
+    width: int = 64
+    blocks: int = 3
+    lr: float = 1e-3
+    seed: int = 0
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value < (0 if field.name == "seed" else 1e-12):
+                raise UserError(f"{field.name} is {value}; expected more than 0")
+        if self.crop % 8 or self.crop < 32:
+            raise UserError(f"crop is {self.crop}; expected a multiple of 8 of 32 or more")
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
 
 
 def recommended_settings(lora: Path) -> dict[str, object]:

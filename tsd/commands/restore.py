@@ -80,6 +80,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     weights.add_argument(
         "--prompt-embeds", metavar="DIR", help="folder with the prompt embeddings (default: the student's own)"
     )
+    weights.add_argument(
+        "--decoder", metavar="DIR",
+        help="small decoder to use in the VAE's place: faster, nearly the same image (an AutoencoderTiny such as "
+        "TAESD3, or what tsd distill-decoder wrote)",
+    )  # fmt: skip
     settings = parser.add_argument_group("settings")
     settings.add_argument("--scale", type=int, metavar="N", help="enlargement (default: 4)")
     settings.add_argument(
@@ -116,6 +121,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     machine.add_argument(
         "--dtype", choices=(*PRECISIONS, "auto"), default="fp32",
         help="precision of the networks; auto: bf16 where the device computes in it, else fp32 (default: fp32)",
+    )  # fmt: skip
+    machine.add_argument(
+        "--quantize", choices=("int8", "fp8"),
+        help="matrix products of the denoiser in 8 bits, by torchao: nearly the same image; use it with --compile",
     )  # fmt: skip
     machine.add_argument(
         "--compile", action="store_true",
@@ -159,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
     restorer = Restorer.load(
         model, lora, args.prompt_embeds, config=config, device=device, dtype=DTYPES[dtype],
         fast=replace(PLAIN if args.plain else FastPath(), compile=args.compile),
-        report=lambda message: tqdm.write(message, file=sys.stderr),
+        decoder=args.decoder, quantization=args.quantize, report=lambda message: tqdm.write(message, file=sys.stderr),
     )  # fmt: skip
     provenance: dict[str, object] = {}
     if args.verbose or args.report is not None:

@@ -4,6 +4,7 @@ Of SD3's denoiser one block at a time is read, gets its LoRA, and is folded; wha
 back before the next block is read. So the peak of memory is that of the folded model and one block.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from tsd.config import FastPath
+from tsd.config import FOLDED_FILE, FastPath
 from tsd.errors import UserError
 from tsd.fast import sd2, sd3
+from tsd.fast.upsampling import use_fast_upsampling
 from tsd.model.backbone import Backbone, build_backbone, load_backbone, load_vae, require_prompt
 from tsd.model.loading import read_configs, resolve_model, weight_files
 from tsd.model.lora import (
@@ -27,7 +29,7 @@ from tsd.model.lora import (
     merge_adapter,
     merged_weight,
 )
-from tsd.model.prompt import load_prompts
+from tsd.model.prompt import PromptEmbeds, load_prompts
 
 _REWRITES = {"sd3": sd3.rewrite, "sd2": sd2.rewrite}
 
@@ -59,7 +61,10 @@ def load_fast(
     family, configs = read_configs(folder)
     prompts = load_prompts(folder, prompt_embeds, family.prompt_widths(configs["denoiser"]))
     backbone = build_backbone(family, configs, prompts, str(model))
-    files = _tensor_files(folder / family.denoiser_folder)
+    if (folder / family.denoiser_folder / FOLDED_FILE).is_file():
+        _require_own_prompt(folder, prompts["default"], family.prompt_widths(configs["denoiser"]))
+        return _load_folded(backbone, folder, fast, torch.device(device), dtype)
+    files = _tensor_files(weight_files(folder / family.denoiser_folder))
     if family.name not in _REWRITES or not _is_streamable(backbone.denoiser, files):
         backbone = load_backbone(model, device=device, dtype=dtype, prompt_embeds=prompt_embeds)
         if lora is not None:
@@ -133,10 +138,43 @@ class _Weights:
             owner._buffers[leaf] = value
 
 
-def _tensor_files(folder: Path) -> dict[str, Path]:
+def _require_own_prompt(folder: Path, given: PromptEmbeds, widths: tuple[int, int | None]) -> None:
+    own = load_prompts(folder, None, widths)["default"]
+    same = given.embeds.shape == own.embeds.shape and torch.equal(given.embeds, own.embeds)
+    if not same or (own.pooled is not None and not torch.equal(own.pooled, given.pooled)):  # pyright: ignore
+        raise UserError(
+            f"{folder} is a student folded for its own prompt, and another was given; leave --prompt-embeds away, or "
+            f"use the base model with the LoRA"
+        )
+
+
+def _load_folded(
+    backbone: Backbone, folder: Path, fast: FastPath, device: torch.device, dtype: torch.dtype
+) -> tuple[Backbone, FastPath]:
+    """Loads what `tsd export --fold` wrote: the rewritten network is built without data, then filled."""
+    if not fast.fold:
+        raise UserError(
+            f"{folder} is a folded student and has no plain form; use the base model with the LoRA, or a student "
+            f"exported without --fold"
+        )
+    denoiser, prompts = backbone.denoiser, backbone.prompts
+    backbone.prompts = {name: prompt.to("meta") for name, prompt in prompts.items()}
+    done = rewrite(backbone, replace(fast, text=True, qkv=True, upsample=False))
+    files = _tensor_files([folder / backbone.family.denoiser_folder / FOLDED_FILE])
+    if set(files) != set(denoiser.state_dict()):
+        raise UserError(f"{folder} was folded by another version of this program; export it anew")
+    _Weights(denoiser, files, {}, device, dtype)("")
+    if fast.upsample:
+        use_fast_upsampling(denoiser)
+    backbone.vae = load_vae(folder, dtype).eval().requires_grad_(False).to(device)
+    backbone.prompts = {name: prompt.to(device, dtype) for name, prompt in prompts.items()}
+    return backbone, replace(done, upsample=fast.upsample)
+
+
+def _tensor_files(paths: list[Path]) -> dict[str, Path]:
     """The file of every tensor of a network on disk, by the tensor's name."""
     found: dict[str, Path] = {}
-    for path in weight_files(folder):
+    for path in paths:
         try:
             with safe_open(path, framework="pt") as file:
                 found |= dict.fromkeys(file.keys(), path)

@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from tsd.config import Posterior
+from tsd.config import FOLDED_FILE, Posterior
 from tsd.errors import UserError
 from tsd.model.family import Family
 from tsd.model.loading import read_configs, resolve_model
@@ -184,6 +184,11 @@ def load_backbone(
     folder = resolve_model(source)
     # Small files show whether prompts, VAE and denoiser fit together; they are read before gigabytes of weights.
     family, configs = read_configs(folder)
+    if (folder / family.denoiser_folder / FOLDED_FILE).is_file():
+        raise UserError(
+            f"{folder} is a folded student, with what it needs for restoring in one step and no more; name the base "
+            f"model it was exported from"
+        )
     process = family.process(configs["scheduler"])
     prompts = load_prompts(folder, prompt_embeds, family.prompt_widths(configs["denoiser"]))
     vae = load_vae(folder, dtype)

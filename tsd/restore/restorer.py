@@ -22,9 +22,11 @@ from torch import Tensor
 from tsd.config import FastPath, RestoreConfig, config_for
 from tsd.errors import UserError
 from tsd.fast.compiling import Sizes, compile_blocks
+from tsd.fast.decoder import SmallDecoder, load_decoder
 from tsd.fast.loading import load_fast
 from tsd.fast.mean import encode_mean
 from tsd.fast.projections import use_fused_projections
+from tsd.fast.quantizing import Quantization, check_quantization, quantize
 from tsd.fast.upsampling import use_fast_upsampling
 from tsd.files import sha256_file
 from tsd.images import Picture, from_array, from_image, read_picture
@@ -70,6 +72,8 @@ class Restorer:
         sources: dict[str, str],
         fast: FastPath | None = None,
         report: Callable[[str], None] = warnings.warn,
+        decoder: SmallDecoder | None = None,
+        quantization: Quantization | None = None,
     ) -> None:
         """Wraps a backbone whose student is merged or active; `sources` names what it was loaded from.
 
@@ -77,6 +81,9 @@ class Restorer:
         denoiser. `report` is called with one line where compilation fails or takes place.
         """
         self.backbone = backbone
+        self.decoder, self.quantization = decoder, quantization
+        if quantization is not None:
+            quantize(backbone.denoiser, quantization)
         fast = FastPath() if fast is None else fast
         fast = replace(fast, fold=backbone.folded, text=fast.text and backbone.folded)
         self.config = config
@@ -108,6 +115,8 @@ class Restorer:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         fast: FastPath | None = None,
+        decoder: str | Path | None = None,
+        quantization: Quantization | None = None,
         report: Callable[[str], None] = warnings.warn,
     ) -> "Restorer":
         """Loads model, prompts and student (merged into the weights).
@@ -120,6 +129,8 @@ class Restorer:
                 student's weights, else the model folder's own.
             config: by default the settings that the LoRA folder recommends (`restore.json`), else the release's.
             fast: exact rewrites, by default all but compilation; `tsd.config.PLAIN` for none.
+            decoder: folder of an `AutoencoderTiny` that decodes in the VAE's place, nearly alike and faster.
+            quantization: products of the denoiser in 8 bits (`tsd.fast.quantizing`), nearly alike.
             report: called with one line where compilation fails or takes place; by default a Python warning.
 
         Raises:
@@ -127,6 +138,8 @@ class Restorer:
         """
         if str(device).startswith("cuda") and not torch.cuda.is_available():
             raise UserError("the device is cuda but torch finds no CUDA device here; use cpu")
+        if quantization is not None:
+            check_quantization(quantization, device)
         model, lora = find_student(model, lora)
         config = config_for(lora) if config is None else config
         prompt_embeds = student_prompts(lora) if prompt_embeds is None else prompt_embeds
@@ -134,10 +147,13 @@ class Restorer:
         fast = FastPath() if fast is None else fast
         merged = None if is_merged(lora) else lora
         backbone, fast = load_fast(model, merged, prompt_embeds, fast, device=device, dtype=dtype)
-        sources = {"model": str(model), "lora": str(lora)}
+        small = None
+        if decoder is not None:
+            small = load_decoder(decoder, backbone.vae.config, device=device, dtype=dtype)
+        sources = {"model": str(model), "lora": str(lora)} | ({"decoder": str(decoder)} if small else {})
         if prompt_embeds is not None:
             sources["prompt_embeds"] = str(prompt_embeds)
-        return cls(backbone, config, sources, fast, report)
+        return cls(backbone, config, sources, fast, report, small, quantization)
 
     def __call__(self, image: Image.Image | np.ndarray | str | Path, name: str = "") -> Image.Image | np.ndarray:
         """Restores one image and returns it as the kind that was given.
@@ -210,7 +226,8 @@ class Restorer:
             generator = torch.Generator().manual_seed(seed)
             z_L = backbone.encode(x_L, posterior=config.posterior, generator=generator)
         z_hat = self._one_step(z_L, progress)
-        image = backbone.decode(z_hat).float().clamp(-1, 1) / 2 + 0.5
+        decode = backbone.decode if self.decoder is None else self.decoder
+        image = decode(z_hat).float().clamp(-1, 1) / 2 + 0.5
         if config.color == "adain":
             return adain(truncate_to_8_bits(image, target), lr).clamp(0, 1).contiguous()
         image = resize(image, target)
@@ -267,6 +284,9 @@ class Restorer:
         parts = parts_of(self.backbone.family)
         files = {f"model/{part}/{path.name}": path for part in parts for path in (model / part).glob("*.safetensors")}
         files |= {f"lora/{path.name}": path for path in lora.glob("*.safetensors")}
+        if "decoder" in self.sources:
+            decoder = Path(self.sources["decoder"]).expanduser()
+            files |= {f"decoder/{path.name}": path for path in decoder.glob("*.safetensors")}
         files |= {f"prompt/{path.name}": path for path in prompt.glob("*_embeds.*")}
         return {name: sha256_file(files[name]) for name in sorted(files)}
 
@@ -279,6 +299,7 @@ class Restorer:
             "sha256": self.weights_sha256,
             "settings": asdict(self.config),
             "fast": asdict(self.fast),
+            "quantization": self.quantization,
             "dtype": str(self.backbone.dtype).removeprefix("torch."),
             "device": str(self.backbone.device),
             "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
