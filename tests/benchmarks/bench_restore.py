@@ -189,9 +189,16 @@ def decoding(shape: Shape) -> dict[str, Step]:
     return steps
 
 
-def test_denoise(benchmark: Any, shape: Shape, results: Any, capsys: Any) -> None:
+@pytest.fixture
+def chosen(request: pytest.FixtureRequest) -> Callable[[dict[str, Step]], dict[str, Step]]:
+    """The forms that are measured, of all."""
+    short = request.config.getoption("--short")
+    return lambda steps: {form: step for form, step in steps.items() if not short or form in (RELEASED, OURS)}
+
+
+def test_denoise(benchmark: Any, shape: Shape, results: Any, chosen: Any, capsys: Any) -> None:
     steps, size = denoising(shape)
-    results["denoise"] = in_turns(benchmark, steps, shape.pairs)
+    results["denoise"] = in_turns(benchmark, chosen(steps), shape.pairs)
     saved = 1 - size[OURS] / size[MERGED]
     benchmark.extra_info["denoiser_bytes"] = size
     with capsys.disabled():
@@ -200,12 +207,12 @@ def test_denoise(benchmark: Any, shape: Shape, results: Any, capsys: Any) -> Non
         )
 
 
-def test_encode(benchmark: Any, shape: Shape, results: Any) -> None:
-    results["encode"] = in_turns(benchmark, encoding(shape), shape.pairs)
+def test_encode(benchmark: Any, shape: Shape, results: Any, chosen: Any) -> None:
+    results["encode"] = in_turns(benchmark, chosen(encoding(shape)), shape.pairs)
 
 
-def test_decode(benchmark: Any, shape: Shape, results: Any) -> None:
-    results["decode"] = in_turns(benchmark, decoding(shape), shape.pairs)
+def test_decode(benchmark: Any, shape: Shape, results: Any, chosen: Any) -> None:
+    results["decode"] = in_turns(benchmark, chosen(decoding(shape)), shape.pairs)
 
 
 def test_the_whole(benchmark: Any, results: Any, capsys: Any, request: pytest.FixtureRequest) -> None:
@@ -217,7 +224,7 @@ def test_the_whole(benchmark: Any, results: Any, capsys: Any, request: pytest.Fi
     forms = [*(form for form in forms if form != OURS), OURS]
     rows = []
     for form in forms:
-        taken = [results[stage].get(form, results[stage][MERGED]) for stage in stages]
+        taken = [results[stage][form if form in results[stage] else MERGED] for stage in stages]
         total = [sum(parts) for parts in zip(*taken, strict=True)]
         against = {
             other: statistics.median(
@@ -225,6 +232,7 @@ def test_the_whole(benchmark: Any, results: Any, capsys: Any, request: pytest.Fi
                 for mine, *parts in zip(total, *(results[stage][other] for stage in stages), strict=True)
             )
             for other in (RELEASED, MERGED)
+            if other in forms
         }
         rows.append(
             [form, *(statistics.median(values) for values in taken), statistics.median(total), *against.values()]
@@ -234,21 +242,21 @@ def test_the_whole(benchmark: Any, results: Any, capsys: Any, request: pytest.Fi
     with capsys.disabled():
         unit = "s" if CUDA else "CPU s, one thread"
         print(f"\n{request.config.getoption('--shape')}, bf16, {unit}")
-        print("| form | encode | denoise | decode | sum | released / this | merged / this |")
-        print(f"|:--|{'--:|' * 6}")
-        for form, *cells, released, merged in rows:
-            numbers = " | ".join(f"{cell:.3f}" for cell in cells)
-            print(f"| {form} | {numbers} | {released:.2f}x | {merged:.2f}x |")
+        columns = ["form", *stages, "sum", *(f"{other} / this" for other in (RELEASED, MERGED) if other in forms)]
+        print(f"| {' | '.join(columns)} |\n|:--|{'--:|' * (len(columns) - 1)}")
+        for form, *cells in rows:
+            numbers = [f"{cell:.3f}" for cell in cells[:4]] + [f"{ratio:.2f}x" for ratio in cells[4:]]
+            print(f"| {form} | {' | '.join(numbers)} |")
 
 
 def in_turns(benchmark: Any, steps: dict[str, Step], pairs: int) -> dict[str, list[float]]:
     """Seconds of every form, run in turns whose order rotates; first all forms are shown to compute the same."""
     with torch.inference_mode():
-        expected = steps[MERGED]().float()
+        expected = steps[RELEASED]().float()
         with FlopCounterMode(display=False) as counter:
             steps[OURS]()
         benchmark.extra_info["gflop_ours"] = counter.get_total_flops() / 1e9
-        for form, step in steps.items():
+        for form, step in steps.items():  # also warms them up
             difference = (step().float() - expected).square().mean().sqrt() / expected.std()
             assert difference < 0.05, f"{form} differs by {difference:.3f} of the result's deviation"
     taken: dict[str, list[float]] = {form: [] for form in steps}
@@ -262,7 +270,7 @@ def in_turns(benchmark: Any, steps: dict[str, Step], pairs: int) -> dict[str, li
         for form in names[shift:] + names[:shift]:
             taken[form].append(seconds(steps[form]))
 
-    benchmark.pedantic(rotate, rounds=pairs)  # warm: every form has run above
+    benchmark.pedantic(rotate, rounds=pairs)
     return taken
 
 

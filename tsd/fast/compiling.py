@@ -14,6 +14,7 @@ from tsd.model.backbone import Backbone
 
 BLOCKS = ("FoldedBlock", "JointTransformerBlock", "BasicTransformerBlock", "ResnetBlock2D")
 """Class names of the blocks that repeat: of SD3, folded or not, of SD2, and of every VAE."""
+VARIANTS = 4096
 
 Report = Callable[[str], None]
 
@@ -28,6 +29,11 @@ def compile_blocks(backbone: Backbone, report: Report) -> bool:
     if reason is not None:
         report(f"not compiled: {reason}")
         return False
+    # One class has up to a dozen variants (widths, first and last block), each compiled for each size. The default of
+    # eight in all would run the rest uncompiled.
+    for name in ("recompile_limit", "cache_size_limit", "accumulated_recompile_limit"):  # names differ by version
+        if hasattr(torch._dynamo.config, name):
+            setattr(torch._dynamo.config, name, VARIANTS)
     mode = "reduce-overhead" if backbone.device.type == "cuda" else None
     for module in (backbone.denoiser, backbone.vae):
         for block in module.modules():
@@ -53,8 +59,6 @@ class Sizes:
             self.seen.add(size)
             again = " again" if len(self.seen) > 1 else ""
             self.report(f"compiling{again} for {size[0]}x{size[1]} pixels: this image takes much longer")
-            # Every size is a variant of its own; the default of eight would silently run the rest uncompiled.
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(self.seen))
 
 
 def _why_not(device: torch.device) -> str | None:

@@ -35,7 +35,8 @@ def rewrite(
         for block in denoiser.modules():
             if isinstance(block, ResnetBlock2D) and block.time_emb_proj is not None:
                 added = block.time_emb_proj(block.nonlinearity(embedding))[0]
-                block.conv1.bias = nn.Parameter(block.conv1.bias.detach() + added, requires_grad=False)
+                bias: Any = block.conv1.bias
+                block.conv1.bias = nn.Parameter(bias.detach() + added, requires_grad=False)
                 block.time_emb_proj = None
         denoiser.time_embedding = NoEmbedding()
     if fast.text:

@@ -65,6 +65,11 @@ class FoldedBlock(nn.Module):
         text: (1, L, D), the text that enters this block, if that is always the same.
     """
 
+    gate: Tensor
+    gate_ff: Tensor
+    text_gate: Tensor
+    text_gate_ff: Tensor
+
     def __init__(self, block: Any, temb: Tensor, fuse: bool, text: Tensor | None) -> None:
         super().__init__()
         attention = block.attn

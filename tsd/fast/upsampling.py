@@ -22,6 +22,8 @@ class FastUpsample2D(nn.Module):
         taps: (C, C', 4, 4), the summed kernel.
     """
 
+    taps: Tensor
+
     def __init__(self, plain: Any) -> None:
         super().__init__()
         self.conv = plain.conv

@@ -199,7 +199,7 @@ def check_adapter(
     """
     rank, state = check_lora(path, family), read_lora(path, family)
     for name in _targets(path, state, allowed, optional):
-        weight = module.get_submodule(name).weight
+        weight: Any = module.get_submodule(name).weight
         for side, shape in (
             ("A", (rank, *weight.shape[1:])),
             ("B", (weight.shape[0], rank, *(1 for _ in weight.shape[2:]))),

@@ -11,6 +11,7 @@ from diffusers.models.upsampling import Upsample2D
 
 from tsd.config import PLAIN, FastPath
 from tsd.errors import UserError
+from tsd.fast import loading
 from tsd.fast.loading import rewrite
 from tsd.fast.mean import encode_mean
 from tsd.fast.upsampling import FastUpsample2D, use_fast_upsampling
@@ -121,6 +122,25 @@ class TestLoading:
         for name, tensor in streamed.denoiser.state_dict().items():
             # peft multiplies the same two matrices; a sum that ends on the other side of a tie is one step of dtype off
             torch.testing.assert_close(tensor, expected[name], rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+    def test_while_loading_no_more_is_held_than_the_result_and_one_block(
+        self, student_of: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        held: list[int] = []
+
+        class Metered(loading._Weights):
+            def _fill(self, module: torch.nn.Module, name: str, full_name: str) -> None:
+                super()._fill(module, name, full_name)
+                tensors = [*self.denoiser.parameters(), *self.denoiser.buffers()]
+                held.append(sum(tensor.nbytes for tensor in tensors if not tensor.is_meta))
+
+        plain = student_of("sd3").load().backbone.denoiser
+        monkeypatch.setattr(loading, "_Weights", Metered)
+        folded = student_of("sd3").load(FastPath()).backbone.denoiser
+        result, whole = (sum(t.nbytes for t in model.state_dict().values()) for model in (folded, plain))
+        block = max(sum(t.nbytes for t in b.state_dict().values()) for b in plain.transformer_blocks)
+        assert max(held) < result + block
+        assert max(held) < whole
 
     def test_files_that_diffusers_must_rename_are_loaded_whole(
         self, student_of: Any, student_at: Any, tmp_path: Path
