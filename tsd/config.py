@@ -393,6 +393,7 @@ class FastPath:
             keys and values of its first block, all keys and values of the text in SD2. Needs `fold`.
         qkv: queries, keys and values of an attention come from one matrix product.
         upsample: "nearest x2, then 3x3 convolution" as four 2x2 convolutions of the small image, 4/9 of the products.
+        pack: on a CPU in bf16 the denoiser's linear layers hold their weights as oneDNN multiplies them.
         mean: with the posterior `mode` the encoder computes the mean alone.
         compile: `torch.compile` for each kind of block (`tsd.fast.compiling`). The first image takes minutes longer.
     """
@@ -402,6 +403,7 @@ class FastPath:
     text: bool = True
     qkv: bool = True
     upsample: bool = True
+    pack: bool = True
     mean: bool = True
     compile: bool = False
 
@@ -410,7 +412,7 @@ class FastPath:
             raise UserError("text: what depends on the prompt alone is computed once only with fold; switch both off")
 
 
-PLAIN = FastPath(channels_last=False, fold=False, text=False, qkv=False, upsample=False, mean=False)
+PLAIN = FastPath(channels_last=False, fold=False, text=False, qkv=False, upsample=False, pack=False, mean=False)
 """Every measure switched off: diffusers' own modules, as they were loaded."""
 
 

@@ -1,1 +1,1 @@
-"""Exact rewrites of a loaded student, which compute the same image in less time, and how a student is loaded so."""
+"""The same image in less time: a student rewritten while it is loaded."""

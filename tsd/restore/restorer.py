@@ -25,6 +25,7 @@ from tsd.fast.compiling import Sizes, compile_blocks
 from tsd.fast.decoder import SmallDecoder, load_decoder
 from tsd.fast.loading import load_fast
 from tsd.fast.mean import encode_mean
+from tsd.fast.packing import PackedLinear, pack_linears
 from tsd.fast.projections import use_fused_projections
 from tsd.fast.quantizing import Quantization, check_quantization, quantize
 from tsd.fast.upsampling import use_fast_upsampling
@@ -78,14 +79,14 @@ class Restorer:
         """Wraps a backbone whose student is merged or active; `sources` names what it was loaded from.
 
         Of `fast`, by default all but compilation, only what concerns the VAE is done here; `load` rewrites the
-        denoiser. `report` is called with one line where compilation fails or takes place.
+        denoiser; `quantization` says what was done to it. `report` is called with one line where compilation fails or
+        takes place.
         """
         self.backbone = backbone
         self.decoder, self.quantization = decoder, quantization
-        if quantization is not None:
-            quantize(backbone.denoiser, quantization)
         fast = FastPath() if fast is None else fast
-        fast = replace(fast, fold=backbone.folded, text=fast.text and backbone.folded)
+        packed = any(type(module) is PackedLinear for module in backbone.denoiser.modules())
+        fast = replace(fast, fold=backbone.folded, text=fast.text and backbone.folded, pack=packed)
         self.config = config
         self.prompt = require_prompt(backbone, "default")
         self.sources = sources
@@ -147,6 +148,10 @@ class Restorer:
         fast = FastPath() if fast is None else fast
         merged = None if is_merged(lora) else lora
         backbone, fast = load_fast(model, merged, prompt_embeds, fast, device=device, dtype=dtype)
+        if quantization is not None:
+            quantize(backbone.denoiser, quantization)
+        elif fast.pack and not fast.compile:  # a compiler packs by itself
+            pack_linears(backbone.denoiser)
         small = None
         if decoder is not None:
             small = load_decoder(decoder, backbone.vae.config, device=device, dtype=dtype)
