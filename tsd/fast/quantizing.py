@@ -4,6 +4,7 @@ Weights are rounded once, per row; activations at every product, per token. With
 than the products save, so use it with `--compile`.
 """
 
+import importlib
 from typing import Any, Literal
 
 import torch
@@ -23,9 +24,9 @@ def check_quantization(name: Quantization, device: torch.device | str) -> None:
         UserError: torchao is missing, or the device has no such products.
     """
     try:
-        import torchao.quantization  # noqa: F401
+        importlib.import_module("torchao.quantization")
     except ImportError as error:
-        raise UserError(f"--quantize {name} needs torchao ({error}): pip install torchao") from error
+        raise UserError(f"--quantize {name} needs torchao ({error}): pip install 'tsd-sr-bench[quantize]'") from error
     kind = torch.device(device).type
     needed = {"int8": (8, 0), "fp8": (8, 9)}[name]
     if kind == "cuda" and torch.cuda.get_device_capability(device) < needed:
@@ -43,8 +44,7 @@ def quantize(denoiser: Any, name: Quantization) -> int:
     Raises:
         UserError: no layer is large enough.
     """
-    from torchao import quantization
-
+    quantization: Any = importlib.import_module("torchao.quantization")
     config = {
         "int8": quantization.Int8DynamicActivationInt8WeightConfig,
         "fp8": quantization.Float8DynamicActivationFloat8WeightConfig,
