@@ -221,6 +221,16 @@ def bench_train(session: nox.Session) -> None:
 
 
 @nox.session
+def bench_restore(session: nox.Session) -> None:
+    """Time of a restoration, released form and ours, each measure alone. `-- --shape sd3-medium` for the real shape."""
+    install(session, "dev")
+    output = ["--benchmark-json", "runs/bench_restore.json", "--benchmark-columns", "median,rounds"]
+    Path("runs").mkdir(exist_ok=True)
+    threads = {"OMP_NUM_THREADS": "1"} | ALLOCATOR
+    session.run("pytest", "tests/benchmarks/bench_restore.py", *output, *session.posargs, env=ENVIRONMENT | threads)
+
+
+@nox.session
 def mini_testset(session: nox.Session) -> None:
     """The mini test set again from the photographs shipped in scikit-image and scikit-learn; compares the bytes."""
     install(session, "dev")

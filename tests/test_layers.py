@@ -18,6 +18,7 @@ FLOORS = {
         {"files"},
         {"images", "config"},
         {"model", "presets"},
+        {"fast"},
         {"algorithm", "prompts", "restore"},
         {"data", "export", "memory"},
         {"train"},

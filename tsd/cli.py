@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from tsd import __version__
-from tsd.commands import degrade, export, prepare, prompts, restore, train
+from tsd.commands import degrade, distill_decoder, export, prepare, prompts, restore, train
 from tsd.errors import UserError
 from tsd.files import Terminated, ended_by_sigterm, megapixels_allowed, print_any_name
 
@@ -24,6 +24,7 @@ examples:
   tsd train --preset mini --data photos/ --output run/
   tsd export --run run/ --out student/          the trained student as a model folder with a card
   tsd degrade photos/ -o low/ --set full        make low-resolution test inputs
+  tsd distill-decoder photos/ --output small/   a small decoder, for faster restoration
 Run `tsd VERB --help` for the options of a verb.
 """
 
@@ -37,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tsd-sr-bench {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb in (restore, prompts, prepare, train, export, degrade):
+    for verb in (restore, prompts, prepare, train, export, degrade, distill_decoder):
         verb.add_parser(verbs)
     return parser
 

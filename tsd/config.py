@@ -40,6 +40,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 EXPORT_FILE = "tsd_student.json"
 """File in an exported student that says what it is and what it was made from."""
+FOLDED_FILE = "folded.safetensors"
+"""The denoiser's weights in a folded export, which diffusers does not read."""
 
 DEFAULT_PROMPT = (
     "Cinematic, High Contrast, highly detailed, taken using a Canon EOS R camera, hyper detailed photo - realistic "
@@ -390,6 +392,77 @@ def settings_to_restore(*, posterior: Posterior, crop: int) -> dict[str, object]
     or small moves them, and `wavelet` takes them from the input.
     """
     return {"color": "wavelet", "posterior": posterior, "process_size": crop}
+
+
+@dataclass(frozen=True)
+class FastPath:
+    """How a loaded student is rewritten so that it computes the same image in less time: only rounding differs.
+
+    Attributes:
+        channels_last: the VAE's images lie in memory channel by channel of each pixel.
+        fold: time and pooled prompt are constants of a one-step student, so every modulation computed from them is
+            one too: a third of SD3's weights leave memory. A folded student has one prompt and one time.
+        text: whatever depends on the prompt alone is computed once: SD3's `context_embedder` and the text's queries,
+            keys and values of its first block, all keys and values of the text in SD2. Needs `fold`.
+        qkv: queries, keys and values of an attention come from one matrix product.
+        upsample: "nearest x2, then 3x3 convolution" as four 2x2 convolutions of the small image, 4/9 of the products.
+        pack: on a CPU in bf16 the denoiser's linear layers hold their weights as oneDNN multiplies them.
+        mean: with the posterior `mode` the encoder computes the mean alone.
+        compile: `torch.compile` for each kind of block (`tsd.fast.compiling`). The first image takes minutes longer.
+    """
+
+    channels_last: bool = True
+    fold: bool = True
+    text: bool = True
+    qkv: bool = True
+    upsample: bool = True
+    pack: bool = True
+    mean: bool = True
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.text and not self.fold:
+            raise UserError("text: what depends on the prompt alone is computed once only with fold; switch both off")
+
+
+PLAIN = FastPath(channels_last=False, fold=False, text=False, qkv=False, upsample=False, pack=False, mean=False)
+"""Every measure switched off: diffusers' own modules, as they were loaded."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Everything the distillation of a small decoder depends on besides its images and its model.
+
+    Attributes:
+        steps: number of optimiser steps.
+        batch_size: crops per step.
+        crop: side of the crops in pixels, a multiple of 8.
+        width: channels of the decoder; TAESD's has 64.
+        blocks: residual blocks at each size but the largest, which has one.
+        lr: peak learning rate, from which a cosine falls to zero.
+        seed: seeds crops and initial weights.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    steps: int = 5000
+    batch_size: int = 8
+    crop: int = 128
+    width: int = 64
+    blocks: int = 3
+    lr: float = 1e-3
+    seed: int = 0
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value < (0 if field.name == "seed" else 1e-12):
+                raise UserError(f"{field.name} is {value}; expected more than 0")
+        if self.crop % 8 or self.crop < 32:
+            raise UserError(f"crop is {self.crop}; expected a multiple of 8 of 32 or more")
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
 
 
 def recommended_settings(lora: Path) -> dict[str, object]:

@@ -58,6 +58,10 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "--dtype", choices=("fp16", "bf16", "fp32"), help="precision to write (default: that of the files read)"
     )
     parser.add_argument(
+        "--fold", action="store_true",
+        help="write a merged student folded for its prompt: a third smaller for SD3, and only tsd restore loads it",
+    )  # fmt: skip
+    parser.add_argument(
         "--text-encoders", action="store_true", help="also copy the base's text encoders and model_index.json"
     )
     source = parser.add_argument_group("the student")
@@ -124,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         what=args.what,
         dtype=DTYPES[args.dtype] if args.dtype else None,
+        fold=args.fold,
         text_encoders=args.text_encoders,
         card=card if args.card else None,
         overwrite=args.overwrite,

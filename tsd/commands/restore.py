@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tsd.errors import UserError
@@ -86,6 +86,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     weights.add_argument(
         "--prompt-embeds", metavar="DIR", help="folder with the prompt embeddings (default: the student's own)"
     )
+    weights.add_argument(
+        "--decoder", metavar="DIR",
+        help="small decoder to use in the VAE's place: faster, nearly the same image (an AutoencoderTiny such as "
+        "TAESD3, or what tsd distill-decoder wrote)",
+    )  # fmt: skip
     settings = parser.add_argument_group("settings")
     settings.add_argument("--scale", type=int, metavar="N", help="enlargement (default: 4)")
     settings.add_argument(
@@ -120,7 +125,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", metavar="cpu|cuda", help="where to run (default: cuda if there is one, else cpu)")
     machine.add_argument(
-        "--dtype", choices=PRECISIONS, default="fp32", help="precision of the networks (default: fp32)"
+        "--dtype", choices=(*PRECISIONS, "auto"), default="fp32",
+        help="precision of the networks; auto: bf16 where the device computes in it, else fp32 (default: fp32)",
+    )  # fmt: skip
+    machine.add_argument(
+        "--quantize", choices=("int8", "fp8"),
+        help="matrix products of the denoiser in 8 bits, by torchao: nearly the same image; use it with --compile",
+    )  # fmt: skip
+    machine.add_argument(
+        "--compile", action="store_true",
+        help="compile the networks: the first image of each size takes minutes longer, the others less",
+    )  # fmt: skip
+    machine.add_argument(
+        "--plain", action="store_true", help="none of the exact shortcuts: diffusers' own modules, to compare"
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write settings, weight hashes and results as JSON")
     parser.add_argument("--verbose", action="store_true", help="print settings and weight hashes before starting")
@@ -138,10 +155,11 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from tsd.config import config_for
+    from tsd.config import PLAIN, FastPath, config_for
     from tsd.files import write_text
     from tsd.images import ImageError, check_size, read_picture, write_picture
     from tsd.model.loading import DTYPES
+    from tsd.precision import native_precision
     from tsd.restore import Restorer
     from tsd.restore.student import find_student
 
@@ -151,8 +169,13 @@ def run(args: argparse.Namespace) -> int:
     overrides = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
     model, lora = find_student(args.model, args.lora)
     config = config_for(lora, overrides)
-    print(f"loading {model} with {lora} on {device}", file=sys.stderr)
-    restorer = Restorer.load(model, lora, args.prompt_embeds, config=config, device=device, dtype=DTYPES[args.dtype])
+    dtype, why = native_precision(device) if args.dtype == "auto" else (args.dtype, "as asked")
+    print(f"loading {model} with {lora} on {device} in {dtype} ({why})", file=sys.stderr)
+    restorer = Restorer.load(
+        model, lora, args.prompt_embeds, config=config, device=device, dtype=DTYPES[dtype],
+        fast=replace(PLAIN if args.plain else FastPath(), compile=args.compile),
+        decoder=args.decoder, quantization=args.quantize, report=lambda message: tqdm.write(message, file=sys.stderr),
+    )  # fmt: skip
     provenance: dict[str, object] = {}
     if args.verbose or args.report is not None:
         print("hashing the weight files", file=sys.stderr)

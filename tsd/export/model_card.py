@@ -246,6 +246,10 @@ def _usage(base: Base, description: Mapping[str, Any], facts: CardFacts) -> str:
         )
         folders = "STUDENT is the folder with these files" + ("." if base.on_hub else ", BASE that of the base model.")
         return f"```\n{fetch}{command}\n```\n\n{folders}"
+    command = f"{fetch}tsd restore photo.png -o restored/ --model STUDENT"
+    shown = f"```\n{command}\n```\n\nSTUDENT is the folder with these files."
+    if description.get("folded"):
+        return f"{shown} The denoiser is folded for its one prompt and its one step, so that only `tsd` loads it."
     family = FAMILIES[description["family"]]
     kind, part = family.denoiser_class, family.denoiser_folder
     code = (
@@ -254,8 +258,7 @@ def _usage(base: Base, description: Mapping[str, Any], facts: CardFacts) -> str:
         f'vae = AutoencoderKL.from_pretrained("STUDENT", subfolder="vae")'
     )
     return (
-        f"```\n{fetch}tsd restore photo.png -o restored/ --model STUDENT\n```\n\n"
-        f"STUDENT is the folder with these files. The networks also load in diffusers:\n\n```python\n{code}\n```\n\n"
+        f"{shown} The networks also load in diffusers:\n\n```python\n{code}\n```\n\n"
         f"Latents are scaled but not shifted (z = encode(x) · `scaling_factor`), the prompt is `prompts/default`, and "
         f"the single step is taken from the last time of the schedule."
     )

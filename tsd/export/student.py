@@ -16,7 +16,7 @@ from tsd.errors import UserError
 from tsd.export.model_card import Base, known_base
 from tsd.model.backbone import build_backbone
 from tsd.model.family import Family
-from tsd.model.loading import read_configs, resolve_model
+from tsd.model.loading import read_configs, resolve_model, weight_files
 from tsd.model.lora import VAE_FILE, check_student, denoiser_file, load_student
 from tsd.model.prompt import PromptEmbeds, load_prompts
 from tsd.restore.student import find_student, is_merged, student_prompts
@@ -119,14 +119,6 @@ def open_student(
         lora_dtypes={part: _stored_dtype([file]) for part, file in zip(parts, files, strict=True)},
         sizes=sizes,
     )
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that `from_pretrained` reads: one file or shards, without fp16 variants."""
-    files = [*folder.glob("diffusion_pytorch_model.safetensors"), *folder.glob("diffusion_pytorch_model-*.safetensors")]
-    if not files:
-        raise UserError(f"{folder} has no weights; expected diffusion_pytorch_model.safetensors, whole or in shards")
-    return sorted(files)
 
 
 def _stored_dtype(files: list[Path]) -> torch.dtype:

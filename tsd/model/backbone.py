@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from tsd.config import Posterior
+from tsd.config import FOLDED_FILE, Posterior
 from tsd.errors import UserError
 from tsd.model.family import Family
 from tsd.model.loading import read_configs, resolve_model
@@ -37,7 +37,11 @@ class Backbone:
         prompts: by name; `default` is the student's fixed prompt, `null` the empty prompt of guidance.
         family: what is particular to the denoiser's model family.
         source: where it was loaded from, for records and messages.
+        folded: the denoiser was rewritten for the `default` prompt and the last time, and can do nothing else
+            (`tsd.fast`).
     """
+
+    folded = False
 
     def __init__(
         self,
@@ -114,7 +118,30 @@ class Backbone:
             z_t: (B, C, h, w).
             t: Algorithm 1's time, (B,) or (1,), in [0, `process.last_time`].
             prompt: batch size B or 1.
+
+        Raises:
+            UserError: the denoiser is folded, and this is another time or another prompt.
         """
+        if self.folded:
+            self._require_folded_prompt(prompt)
+            if not bool((t == self.process.last_time).all()):
+                raise UserError(
+                    f"the student {self.source} is folded for t = {self.process.last_time:.0f} and asked for t = "
+                    f"{t.tolist()}; load it unfolded (fast=PLAIN)"
+                )
+        return self._predict(z_t, t, prompt)
+
+    def _require_folded_prompt(self, prompt: PromptEmbeds) -> None:
+        own = self.prompts["default"]
+        if prompt is not own and not (
+            prompt.embeds.shape[1:] == own.embeds.shape[1:] and bool((prompt.embeds == own.embeds).all())
+        ):
+            raise UserError(
+                f"the student {self.source} is folded for its own prompt and asked for another; load it unfolded "
+                f"(fast=PLAIN), or with the other prompt (--prompt-embeds)"
+            )
+
+    def _predict(self, z_t: Tensor, t: Tensor, prompt: PromptEmbeds) -> Tensor:
         batch = z_t.shape[0]
         timestep = self.process.timestep(t.to(z_t.device)).expand(batch)
         return self.family.predict(self.denoiser, z_t, timestep, prompt.expand(batch))
@@ -127,7 +154,10 @@ class Backbone:
         the result has z_L's dtype.
         """
         t = torch.full((1,), self.process.last_time, device=z_L.device)
-        prediction = self.predict(z_L, t, prompt if prompt is not None else self.prompts["default"])
+        prompt = prompt if prompt is not None else self.prompts["default"]
+        if self.folded:
+            self._require_folded_prompt(prompt)
+        prediction = self._predict(z_L, t, prompt)
         return self.process.x0(z_L.float(), prediction.float(), t).to(z_L.dtype)
 
 
@@ -154,16 +184,33 @@ def load_backbone(
     folder = resolve_model(source)
     # Small files show whether prompts, VAE and denoiser fit together; they are read before gigabytes of weights.
     family, configs = read_configs(folder)
+    if (folder / family.denoiser_folder / FOLDED_FILE).is_file():
+        raise UserError(
+            f"{folder} is a folded student, with what it needs for restoring in one step and no more; name the base "
+            f"model it was exported from"
+        )
     process = family.process(configs["scheduler"])
     prompts = load_prompts(folder, prompt_embeds, family.prompt_widths(configs["denoiser"]))
+    vae = load_vae(folder, dtype)
     try:
-        vae = AutoencoderKL.from_pretrained(str(folder), subfolder="vae", torch_dtype=dtype, local_files_only=True)
         denoiser = family.load_denoiser(str(folder), dtype)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"the model in {folder} could not be loaded: {error}") from error
     for module in (vae, denoiser):
         module.eval().requires_grad_(False)
     return Backbone(vae, denoiser, process, prompts, family, str(source)).to(device, dtype)
+
+
+def load_vae(folder: Path, dtype: torch.dtype) -> Any:
+    """The VAE of a model folder on the CPU, not yet frozen.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    try:
+        return AutoencoderKL.from_pretrained(str(folder), subfolder="vae", torch_dtype=dtype, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"the model in {folder} could not be loaded: {error}") from error
 
 
 def build_backbone(

@@ -142,6 +142,14 @@ def _has_weights(folder: Path) -> bool:
     return all((folder / name).is_file() for name in set(read_config(index)["weight_map"].values()))
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that `from_pretrained` reads: one file or shards, without fp16 variants."""
+    files = [*folder.glob("diffusion_pytorch_model.safetensors"), *folder.glob("diffusion_pytorch_model-*.safetensors")]
+    if not files:
+        raise UserError(f"{folder} has no weights; expected diffusion_pytorch_model.safetensors, whole or in shards")
+    return sorted(files)
+
+
 def resolve_text_model(source: str | Path, *, t5: bool = True) -> Path:
     """The local folder of a model's text side: text encoders, tokenizers and the denoiser's configuration.
 

@@ -199,23 +199,59 @@ def load_adapter(
         UserError: a key is missing, extra or of another shape (the message names it); see also `check_lora`.
     """
     rank, state = check_lora(path, family), read_lora(path, family)
+    attach(module, role, _targets(path, state, allowed, optional), rank, seed=0)
+    parameters = adapter_parameters(module, role)
+    for name, parameter in parameters.items():
+        _refuse_shape(path, f"{family.denoiser_folder}.{name}", state[name], tuple(parameter.shape), rank)
+        parameter.data.copy_(state[name])
+        parameter.requires_grad_(False)
+    return rank
+
+
+def check_adapter(
+    module: nn.Module, path: Path, family: Family, allowed: list[str], optional: re.Pattern[str] | None = None
+) -> tuple[int, dict[str, Tensor]]:
+    """Checks a LoRA file against a module without adapters, as strictly as `load_adapter`; module may be on `meta`.
+
+    Returns:
+        Its rank, and its fp32 tensors by `<module path>.lora_A.weight`.
+
+    Raises:
+        UserError: see `load_adapter`.
+    """
+    rank, state = check_lora(path, family), read_lora(path, family)
+    for name in _targets(path, state, allowed, optional):
+        weight: Any = module.get_submodule(name).weight
+        for side, shape in (
+            ("A", (rank, *weight.shape[1:])),
+            ("B", (weight.shape[0], rank, *(1 for _ in weight.shape[2:]))),
+        ):
+            key = f"{name}.lora_{side}.weight"
+            _refuse_shape(path, f"{family.denoiser_folder}.{key}", state[key], shape, rank)
+    return rank, state
+
+
+def merged_weight(weight: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
+    """The weight of the layer `name` with its LoRA added in fp32 and rounded once; unchanged if it has none.
+
+    Args:
+        state: LoRA tensors by `<module path>.lora_A.weight`.
+    """
+    if f"{name}.lora_A.weight" not in state:
+        return weight
+    a, b = (state[f"{name}.lora_{side}.weight"].to(weight.device).flatten(1) for side in "AB")
+    return (weight.float() + (b @ a).view(weight.shape)).to(weight.dtype)
+
+
+def _targets(path: Path, state: dict[str, Tensor], allowed: list[str], optional: re.Pattern[str] | None) -> list[str]:
+    """The modules that a LoRA file adapts, in module order; refuses a file that adapts others or lacks some."""
     adapted = {name.rsplit(".lora_", 1)[0] for name in state}
     required = {name for name in allowed if optional is None or not optional.match(name)}
     _refuse(path, "adapts modules this model does not have or does not adapt", sorted(adapted - set(allowed)))
     targets = [name for name in allowed if name in adapted or name in required]
     expected = {f"{name}.lora_{side}.weight" for name in targets for side in "AB"}
     _refuse(path, "lacks", sorted(expected - set(state)))
-    attach(module, role, targets, rank, seed=0)
-    parameters = adapter_parameters(module, role)
-    for name, parameter in parameters.items():
-        if state[name].shape != parameter.shape:
-            raise UserError(
-                f"{path}: {family.denoiser_folder}.{name} has shape {tuple(state[name].shape)}; this model at "
-                f"rank {rank} needs {tuple(parameter.shape)}"
-            )
-        parameter.data.copy_(state[name])
-        parameter.requires_grad_(False)
-    return rank
+    return targets
 
 
 def load_initial(module: nn.Module, path: Path, family: Family) -> None:
@@ -297,12 +333,17 @@ def load_student(backbone: Backbone, folder: str | Path, *, merge: bool = True) 
     check_student(folder, family)
     allowed = denoiser_targets(backbone.denoiser, family.student_targets)
     load_adapter(backbone.denoiser, STUDENT, folder / denoiser_file(family), family, allowed)
-    load_adapter(backbone.vae, STUDENT, folder / VAE_FILE, family, vae_targets(backbone.vae), _VAE_OPTIONAL)
+    load_vae_adapter(backbone.vae, folder, family)
     for module in (backbone.denoiser, backbone.vae):
         if merge:
             merge_adapter(module, STUDENT)
         else:
             module.to(backbone.device)
+
+
+def load_vae_adapter(vae: Any, folder: Path, family: Family) -> None:
+    """Attaches the adapter of a student's VAE encoder; raises as `load_adapter`."""
+    load_adapter(vae, STUDENT, folder / VAE_FILE, family, vae_targets(vae), _VAE_OPTIONAL)
 
 
 def merge_adapter(module: Any, role: Role) -> None:
@@ -354,3 +395,8 @@ def write_adapter_config(folder: Path, rank: int, vae_rank: int | None = None) -
 def _refuse(path: Path, problem: str, names: list[str]) -> None:
     if names:
         raise UserError(f"{path} {problem}: {some(names, 5)}")
+
+
+def _refuse_shape(path: Path, name: str, found: Tensor, wanted: tuple[int, ...], rank: int) -> None:
+    if tuple(found.shape) != wanted:
+        raise UserError(f"{path}: {name} has shape {tuple(found.shape)}; this model at rank {rank} needs {wanted}")

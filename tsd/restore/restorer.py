@@ -7,6 +7,7 @@ average.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -18,14 +19,21 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from tsd.config import ADAPTER_CONFIG, RestoreConfig, config_for
+from tsd.config import ADAPTER_CONFIG, FastPath, RestoreConfig, config_for
 from tsd.errors import UserError
+from tsd.fast.compiling import Sizes, compile_blocks
+from tsd.fast.decoder import SmallDecoder, load_decoder
+from tsd.fast.loading import load_fast
+from tsd.fast.mean import encode_mean
+from tsd.fast.packing import PackedLinear, pack_linears
+from tsd.fast.projections import use_fused_projections
+from tsd.fast.quantizing import Quantization, check_quantization, quantize
+from tsd.fast.upsampling import use_fast_upsampling
 from tsd.files import sha256_file
 from tsd.images import LUMA, Picture, from_array, from_image, read_picture
-from tsd.model.backbone import Backbone, load_backbone, require_prompt
+from tsd.model.backbone import Backbone, require_prompt
 from tsd.model.groupnorm import use_two_pass_group_norm
 from tsd.model.loading import parts_of, resolve_model
-from tsd.model.lora import load_student
 from tsd.restore.color import adain, wavelet
 from tsd.restore.student import check_parts, find_student, is_merged, student_prompts
 from tsd.restore.tiling import blend_tiles
@@ -58,15 +66,40 @@ class Restorer:
     >>> restored = restorer(Image.open("photo.jpg"))     # Pillow image or NumPy array in, the same kind out
     """
 
-    def __init__(self, backbone: Backbone, config: RestoreConfig, sources: dict[str, str]) -> None:
-        """Wraps a backbone whose student is merged or active; `sources` names what it was loaded from."""
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: RestoreConfig,
+        sources: dict[str, str],
+        fast: FastPath | None = None,
+        report: Callable[[str], None] = warnings.warn,
+        decoder: SmallDecoder | None = None,
+        quantization: Quantization | None = None,
+    ) -> None:
+        """Wraps a backbone whose student is merged or active; `sources` names what it was loaded from.
+
+        Of `fast`, by default all but compilation, only what concerns the VAE is done here; `load` rewrites the
+        denoiser; `quantization` says what was done to it. `report` is called with one line where compilation fails or
+        takes place.
+        """
         self.backbone = backbone
+        self.decoder, self.quantization = decoder, quantization
+        fast = FastPath() if fast is None else fast
+        packed = any(type(module) is PackedLinear for module in backbone.denoiser.modules())
+        fast = replace(fast, fold=backbone.folded, text=fast.text and backbone.folded, pack=packed)
         self.config = config
         self.prompt = require_prompt(backbone, "default")
         self.sources = sources
         # Channels-last halves the VAE's time on the CPU in half precision; the mathematics is the same.
-        backbone.vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if fast.channels_last:
+            backbone.vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         use_two_pass_group_norm(backbone.vae)
+        if fast.qkv:
+            use_fused_projections(backbone.vae)
+        if fast.upsample:
+            use_fast_upsampling(backbone.vae)
+        self.sizes = Sizes(report) if fast.compile and compile_blocks(backbone, report) else None
+        self.fast = replace(fast, compile=self.sizes is not None)
         if config.vae_tile:
             backbone.vae.enable_tiling()
             backbone.vae.tile_sample_min_size = VAE_TILE_PIXELS
@@ -82,6 +115,10 @@ class Restorer:
         config: RestoreConfig | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        fast: FastPath | None = None,
+        decoder: str | Path | None = None,
+        quantization: Quantization | None = None,
+        report: Callable[[str], None] = warnings.warn,
     ) -> "Restorer":
         """Loads model, prompts and student (merged into the weights).
 
@@ -92,23 +129,36 @@ class Restorer:
             prompt_embeds: folder with `prompt_embeds.pt` and `pool_embeds.pt`; by default those beside the
                 student's weights, else the model folder's own.
             config: by default the settings that the LoRA folder recommends (`restore.json`), else the release's.
+            fast: exact rewrites, by default all but compilation; `tsd.config.PLAIN` for none.
+            decoder: folder of an `AutoencoderTiny` that decodes in the VAE's place, nearly alike and faster.
+            quantization: products of the denoiser in 8 bits (`tsd.fast.quantizing`), nearly alike.
+            report: called with one line where compilation fails or takes place; by default a Python warning.
 
         Raises:
             UserError: a part is missing, damaged or does not fit the others; the message says what to give.
         """
         if str(device).startswith("cuda") and not torch.cuda.is_available():
             raise UserError("the device is cuda but torch finds no CUDA device here; use cpu")
+        if quantization is not None:
+            check_quantization(quantization, device)
         model, lora = find_student(model, lora)
         config = config_for(lora) if config is None else config
         prompt_embeds = student_prompts(lora) if prompt_embeds is None else prompt_embeds
         check_parts(model, lora, prompt_embeds)
-        backbone = load_backbone(model, device=device, dtype=dtype, prompt_embeds=prompt_embeds)
-        if not is_merged(lora):
-            load_student(backbone, lora, merge=True)
-        sources = {"model": str(model), "lora": str(lora)}
+        fast = FastPath() if fast is None else fast
+        merged = None if is_merged(lora) else lora
+        backbone, fast = load_fast(model, merged, prompt_embeds, fast, device=device, dtype=dtype)
+        if quantization is not None:
+            quantize(backbone.denoiser, quantization)
+        elif fast.pack and not fast.compile:  # a compiler packs by itself
+            pack_linears(backbone.denoiser)
+        small = None
+        if decoder is not None:
+            small = load_decoder(decoder, backbone.vae.config, device=device, dtype=dtype)
+        sources = {"model": str(model), "lora": str(lora)} | ({"decoder": str(decoder)} if small else {})
         if prompt_embeds is not None:
             sources["prompt_embeds"] = str(prompt_embeds)
-        return cls(backbone, config, sources)
+        return cls(backbone, config, sources, fast, report, small, quantization)
 
     def __call__(self, image: Image.Image | np.ndarray | str | Path, name: str = "") -> Image.Image | np.ndarray:
         """Restores one image and returns it as the kind that was given.
@@ -179,12 +229,19 @@ class Restorer:
         lr = lr.to(backbone.device, torch.float32)
         target = (config.scale * lr.shape[-2], config.scale * lr.shape[-1])
         width, height = self.processing_size(lr.shape[-1], lr.shape[-2])
+        if self.sizes is not None:
+            self.sizes.meet((width, height))
         x_L = F.interpolate(lr, size=(height, width), mode="bicubic", align_corners=False)
-        x_L = (2 * x_L - 1).clamp(-1, 1).to(backbone.dtype, memory_format=torch.channels_last)
-        generator = torch.Generator().manual_seed(seed)
-        z_L = backbone.encode(x_L, posterior=config.posterior, generator=generator)
+        layout = torch.channels_last if self.fast.channels_last else torch.contiguous_format
+        x_L = (2 * x_L - 1).clamp(-1, 1).to(backbone.dtype, memory_format=layout)
+        if self.fast.mean and config.posterior == "mode":
+            z_L = encode_mean(backbone, x_L)
+        else:
+            generator = torch.Generator().manual_seed(seed)
+            z_L = backbone.encode(x_L, posterior=config.posterior, generator=generator)
         z_hat = self._one_step(z_L, progress)
-        decoded = backbone.decode(z_hat).float()
+        decode = backbone.decode if self.decoder is None else self.decoder
+        decoded = decode(z_hat).float()
         self._require_finite(decoded)
         image = decoded.clamp(-1, 1) / 2 + 0.5
         if config.color == "adain":
@@ -264,6 +321,9 @@ class Restorer:
         files = {f"model/{part}/{path.name}": path for part in parts for path in (model / part).glob("*.safetensors")}
         files |= {f"lora/{path.name}": path for path in lora.glob("*.safetensors")}
         files |= {f"lora/{ADAPTER_CONFIG}": path for path in lora.glob(ADAPTER_CONFIG)}  # it may state alpha
+        if "decoder" in self.sources:
+            decoder = Path(self.sources["decoder"]).expanduser()
+            files |= {f"decoder/{path.name}": path for path in decoder.glob("*.safetensors")}
         files |= {f"prompt/{path.name}": path for path in prompt.glob("*_embeds.*")}
         return {name: sha256_file(files[name]) for name in sorted(files)}
 
@@ -275,6 +335,8 @@ class Restorer:
             **self.sources,
             "sha256": self.weights_sha256,
             "settings": asdict(self.config),
+            "fast": asdict(self.fast),
+            "quantization": self.quantization,
             "dtype": str(self.backbone.dtype).removeprefix("torch."),
             "device": str(self.backbone.device),
             "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},

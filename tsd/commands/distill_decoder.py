@@ -1,0 +1,64 @@
+"""`tsd distill-decoder`: a small decoder that follows the one of a model, for `tsd restore --decoder`."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+
+DESCRIPTION = """\
+Trains a small decoder (diffusers' AutoencoderTiny) to give the images that a model's frozen decoder
+gives, on photographs of your own. tsd restore --decoder then decodes with it: faster, and only
+nearly the same image. Without --model it is for the mini model shipped in the package.
+"""
+EPILOG = """\
+examples:
+  tsd distill-decoder photos/ --output small/            then: tsd restore a.jpg --decoder small/decoder
+  tsd distill-decoder photos/ --output small/ --resume   continue after an interruption
+  tsd distill-decoder photos/ --output small/ --model sd3/ --crop 256 --device cuda
+"""
+
+
+def add_parser(verbs: argparse._SubParsersAction) -> None:
+    """Adds the verb to `tsd`."""
+    parser = verbs.add_parser(
+        "distill-decoder",
+        help="train a small, fast decoder that follows a model's own",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("data", nargs="+", type=Path, metavar="DATA", help="photographs: files or folders")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in --output")
+    parser.add_argument("--model", metavar="DIR", help="model folder or hub id (default: the mini model)")
+    parser.add_argument("--device", default="cpu", metavar="cpu|cuda", help="where to train (default: cpu)")
+    settings = parser.add_argument_group("settings")
+    for name, kind, text in (
+        ("steps", int, "optimiser steps (default: 5000)"),
+        ("batch-size", int, "crops per step (default: 8)"),
+        ("crop", int, "side of the crops in pixels (default: 128)"),
+        ("width", int, "channels of the decoder (default: 64)"),
+        ("blocks", int, "residual blocks at each size (default: 3)"),
+        ("lr", float, "peak learning rate (default: 0.001)"),
+        ("seed", int, "seed of crops and initial weights (default: 0)"),
+        ("checkpoint-every", int, "steps between checkpoints (default: 200)"),
+    ):
+        settings.add_argument(f"--{name}", type=kind, metavar="N" if kind is int else "X", help=text)
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains; returns 0, or 130 if it was stopped."""
+    from tsd.config import DecoderConfig
+    from tsd.files import mini_model_dir
+    from tsd.model.loading import resolve_model
+    from tsd.train.decoder import distill_decoder
+
+    given = {field.name: getattr(args, field.name) for field in fields(DecoderConfig)}
+    config = DecoderConfig(**{name: value for name, value in given.items() if value is not None})
+    model = resolve_model(args.model or mini_model_dir())
+    done = distill_decoder(model, args.data, args.output, config, device=args.device, resume=args.resume)
+    if done.folder is None:
+        print(f"stopped after step {done.step} of {config.steps}; the same command with --resume continues")
+        return 130
+    print(f"{done.folder}: {done.psnr:.2f} dB from the frozen decoder; try: tsd restore a.png --decoder {done.folder}")
+    return 0

@@ -1,0 +1,1 @@
+"""The same image in less time: a student rewritten while it is loaded."""
