@@ -33,6 +33,7 @@ FLOORS = {
         {"methods", "report"},
         {"fetch", "run"},
         {"ablation"},
+        {"latency"},
         {"commands"},
         {"cli"},
     ),

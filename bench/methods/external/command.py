@@ -39,8 +39,8 @@ def variables(
 ) -> dict[str, str]:
     """The environment variables of the process: the harness's own without those of its Python and its launcher.
 
-    The script finds the modules `bench_seed` and `bench_time`, sees one GPU or none, and does not reach the model hub: it loads what was
-    verified. A card's variables come last and may override these; its PYTHONPATH is added.
+    The script finds `bench_seed` and `bench_time`, sees one GPU or none, and does not reach the model hub: it loads
+    what was verified. A card's variables come last and may override these; its PYTHONPATH is added.
     """
     kept = {
         key: value

@@ -16,6 +16,7 @@ in tiles.
 """
 
 import functools
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,12 +25,13 @@ from bench.cards.card import Card
 from bench.methods.base import MethodSpec, spec_of
 from bench.methods.osediff.checkpoint import ALPHA, attach, merge, read_checkpoint
 from bench.methods.osediff.tagger import Tagger, is_installed
+from bench.methods.stages import Boundary
 from bench.options import SCALE, RunOptions
 from bench.store.store import Store, missing_weights, verified_weights
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from tsd.model.backbone import Backbone, PromptEmbeds
 
@@ -156,6 +158,21 @@ class OSEDiffMethod:
         embeds, _ = encoder([text])
         return PromptEmbeds(embeds).to(self.backbone.device, self.backbone.dtype)
 
+    def boundaries(self) -> Sequence[Boundary]:
+        """Without a tagger the prompt is the same for all images, and `text` costs nothing but in the first call."""
+        boundaries = [
+            Boundary("text", self, "_prompt"),
+            Boundary("encode", self.backbone, "encode", "denoise"),
+            Boundary("decode", self.backbone, "decode", "colour"),
+        ]
+        return [*boundaries, *([Boundary("tag", self.tagger, "tags", "text")] if self.tagger else [])]
+
+    def networks(self) -> "dict[str, nn.Module]":
+        found: dict[str, nn.Module] = {"denoiser": self.backbone.denoiser, "vae": self.backbone.vae}
+        if self.tagger is not None and self.tagger.model is not None:
+            found |= {"text_encoder": self._encoder._module, "tagger": self.tagger.model}
+        return found
+
     def provenance(self) -> dict[str, object]:
         settings = {
             **asdict(self.settings),
@@ -210,4 +227,12 @@ def _tensor(image: "Image.Image") -> "Tensor":
 
 def osediff_spec(card: Card) -> MethodSpec:
     """The row of a card with `run = "osediff"`."""
-    return spec_of(card, functools.partial(OSEDiffMethod, card), functools.partial(missing_weights, card))
+
+    def load(options: RunOptions) -> OSEDiffMethod:
+        if options.random_weights:
+            from bench.methods.osediff.random_model import RandomOSEDiff
+
+            return RandomOSEDiff(card, options)
+        return OSEDiffMethod(card, options)
+
+    return spec_of(card, load, functools.partial(missing_weights, card), random_weights=True)

@@ -109,12 +109,16 @@ def gan_spec(card: Card) -> MethodSpec:
         obstacles = _obstacles(card)
         if obstacles:
             raise UserError("\n".join(obstacle.line() for obstacle in obstacles))
+        if options.random_weights:
+            from bench.methods.spandrel.random_network import RandomGan
+
+            return RandomGan(card, options)
         return GanMethod(card, options)
 
     def missing(options: RunOptions) -> list[Missing | Obstacle]:
         return [*missing_weights(card, options), *_obstacles(card)]
 
-    return spec_of(card, load, missing)
+    return spec_of(card, load, missing, random_weights=True)
 
 
 def _obstacles(card: Card) -> list[Obstacle]:

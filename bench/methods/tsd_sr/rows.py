@@ -4,6 +4,7 @@ import functools
 
 from bench.cards.card import Card, assets
 from bench.methods.base import MethodSpec, spec_of
+from bench.methods.tsd_sr.forms import FORMS
 from bench.methods.tsd_sr.method import (
     TeacherSettings,
     load_mini,
@@ -17,6 +18,8 @@ from bench.options import RunOptions
 from bench.store.missing import Missing
 from bench.store.store import missing_weights, source
 from tsd.files import MiniModel, mini_model_dir
+
+FORM_WORDS = {name: words for name, (words, _) in FORMS.items()}
 
 
 def _missing_mini(folder: str, needed_by: str, options: RunOptions, base: MiniModel = "mini") -> list[Missing]:
@@ -47,6 +50,7 @@ def student_spec(weights: ModelFolders, name: str, display: str) -> MethodSpec:
         licence="that of the weights",
         load=functools.partial(load_student, weights),
         missing=missing,
+        forms=FORM_WORDS if weights.lora else {},
     )
 
 
@@ -91,6 +95,7 @@ def _mini_spec(name: str, recipe: str, adapters: str, how: str, base: MiniModel 
         licence="Apache-2.0",
         load=functools.partial(load_mini, adapters, base=base),
         missing=functools.partial(_missing_mini, f"lora/{adapters}", display, base=base),
+        forms=FORM_WORDS,
     )
 
 
@@ -104,6 +109,8 @@ def _sd2_spec(base: SD2Base) -> MethodSpec:
         licence="CreativeML Open RAIL++-M (base)",
         load=functools.partial(load_sd2, base),
         missing=functools.partial(missing_sd2_student, base),
+        random_weights=True,
+        forms=FORM_WORDS,
     )
 
 
@@ -116,4 +123,5 @@ TSD_SR_SD2, TSD_SR_SD21 = (_sd2_spec(base) for base in SD2_BASES.values())
 
 def release_spec(card: Card) -> MethodSpec:
     """The row of the authors' own weights."""
-    return spec_of(card, functools.partial(load_release, card), functools.partial(missing_weights, card))
+    load, missing = functools.partial(load_release, card), functools.partial(missing_weights, card)
+    return spec_of(card, load, missing, random_weights=True, forms=FORM_WORDS)
