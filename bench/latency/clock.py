@@ -87,6 +87,7 @@ def timed_call(method: Method, lr: "Tensor", device: str) -> Call:
 
     Raises:
         ValueError: the method returned no image, as in `bench.pixels.checked_pixels`.
+        RuntimeError: a stage that the method names never began, so its time would count for another.
     """
     boundaries = boundaries_of(method)
     timeline = Timeline(device)
@@ -95,6 +96,9 @@ def timed_call(method: Method, lr: "Tensor", device: str) -> Call:
         sr = method.restore(lr, 0)
         timeline.begin("")
     call = timeline.call()
+    missed = {boundary.stage for boundary in boundaries} - set(call.stages)
+    if missed:
+        raise RuntimeError(f"the stages {', '.join(sorted(missed))} never began: the method's boundaries are wrong")
     start, cpu_start = time.perf_counter(), time.process_time()
     png(checked_pixels(sr, lr.shape[-2], lr.shape[-1]))
     call.stages["png"] = time.perf_counter() - start

@@ -22,7 +22,8 @@ FREE = frozenset((
     "empty_permuted", "empty_strided", "expand", "fill_", "full", "full_like", "index", "lift_fresh", "new_empty",
     "new_zeros", "ones", "pixel_shuffle", "repeat", "scalar_tensor", "slice", "stack", "split", "split_with_sizes",
     "unbind", "upsample_nearest2d", "_local_scalar_dense", "_to_copy", "_unsafe_view", "zero_", "zeros",
-    "zeros_like", "replication_pad2d", "is_pinned", "native_dropout", "alias", "lift_fresh_copy",
+    "zeros_like", "replication_pad2d", "is_pinned", "rand", "randn", "normal_", "native_dropout", "alias",
+    "lift_fresh_copy",
 ))
 # fmt: on
 """Operators that only make or move data."""

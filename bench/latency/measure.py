@@ -317,9 +317,13 @@ def _take_turns(session: Session, subjects: list[Subject], lr: "Tensor", lr_sha2
     from tqdm import tqdm
 
     keys = {subject.row.name: _begin(session, subject, lr_sha256) for subject in subjects}
-    rounds = session.rounds - min(len(subject.records.timed()) for subject in subjects)
     size = subjects[0].records.size
-    total = len(subjects) * (1 + session.warmups + rounds)
+
+    def missing() -> int:
+        """Rounds to be made for the methods that did not fail; one that always fails makes the others no work."""
+        return max((session.rounds - len(s.records.timed()) for s in subjects if not s.failed), default=0)
+
+    total = len(subjects) * (1 + session.warmups + missing())
     with torch.no_grad(), tqdm(total=total, desc=f"{size} x {size}", unit="call", file=sys.stderr) as bar:
 
         def each(number: int, turn: Callable[[Subject, int], None]) -> None:
@@ -353,7 +357,8 @@ def _take_turns(session: Session, subjects: list[Subject], lr: "Tensor", lr_sha2
                 _count(session, subject, lr)
                 _compile(subject.method)
         each(0, record)
-        for number in range(1, session.warmups + 1):
+        rounds = missing()
+        for number in range(1, session.warmups + 1 if rounds else 1):
             each(number, warm_up)
         for number in range(1, rounds + 1):
             each(number, record)

@@ -1,5 +1,6 @@
 """Stages as they are observed from outside: their order, what is left behind, and the clock's sums."""
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -75,6 +76,13 @@ def test_a_call_has_all_stages_and_the_harness_own() -> None:
     assert list(call.stages) == ["upsample", "encode", "denoise", "decode", "text", "colour", "png"]
     assert all(seconds >= 0 for seconds in call.stages.values())
     assert call.stages.keys() == call.cpu_stages.keys()
+
+
+def test_a_stage_that_never_begins_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = Method()
+    monkeypatch.setattr(method, "boundaries", lambda: [Boundary("encode", Codec(), "encode")])
+    with pytest.raises(RuntimeError, match="the stages encode never began"):
+        timed_call(method, torch.rand(1, 3, 16, 16), "cpu")
 
 
 def test_a_method_that_names_no_stages_counts_whole() -> None:
