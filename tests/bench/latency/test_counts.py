@@ -51,17 +51,12 @@ def test_shared_parameters_count_once() -> None:
     assert (size.parameters, size.adapters, size.bytes) == (20, 0, 40)
 
 
-@pytest.mark.parametrize(
-    ("model", "parameters", "denoise", "vae"),
-    [
-        # TinySR's table prints 2,700 and 1,782 G for TSD-SR and its VAE.
-        ("stabilityai/stable-diffusion-3-medium-diffusers", 2_028_328_000, 917.998, 1781.943),
-    ],
-)
-def test_the_published_counts(model: str, parameters: int, denoise: float, vae: float) -> None:
+def test_the_published_counts_of_tsd_sr() -> None:
+    """TinySR's table prints 2,700 G multiply-adds for TSD-SR and 1,782 G for its VAE; 5,740 GFLOP are torch's count."""
     from tsd.memory.plan import model_configs
     from tsd.model.backbone import PromptEmbeds, build_backbone
 
+    model = "stabilityai/stable-diffusion-3-medium-diffusers"
     family, configs = model_configs(model)
     width, pooled = family.prompt_widths(configs["denoiser"])
     with torch.device("meta"):
@@ -82,9 +77,13 @@ def test_the_published_counts(model: str, parameters: int, denoise: float, vae: 
     networks = {"denoiser": backbone.denoiser, "vae": backbone.vae}
     with torch.no_grad():
         found = count_operations(networks, work)
-    assert size_of({"denoiser": backbone.denoiser}).parameters == parameters
+    assert size_of({"denoiser": backbone.denoiser}).parameters == 2_028_328_000
     macs = {stage: count / 1e9 for stage, count in found.macs.items()}
-    assert macs["encode"] + macs["decode"] == pytest.approx(vae, abs=0.01)
-    assert macs["denoise"] == pytest.approx(denoise, abs=0.01)
-    assert sum(macs.values()) == pytest.approx(2699.94, abs=0.01)
-    assert sum(found.flops.values()) / 1e9 == pytest.approx(5740.1, abs=0.1)
+    assert macs["encode"] + macs["decode"] == pytest.approx(1782, abs=0.5)
+    assert sum(macs.values()) == pytest.approx(2700, abs=0.5)
+    flops = {stage: count / 1e9 for stage, count in found.flops.items()}
+    assert sum(flops.values()) == pytest.approx(5740, abs=0.5)
+    # What the hooks leave out are the two products of the attentions: two of 4096 x 512 in the VAE's middle blocks ...
+    assert flops["encode"] + flops["decode"] == pytest.approx(2 * (1781.908 + 2 * 2 * 4096**2 * 512 / 1e9), abs=0.01)
+    # ... and 24 of 1024 + 333 tokens and 1536 channels in the denoiser.
+    assert flops["denoise"] == pytest.approx(2 * (macs["denoise"] + 24 * 2 * (1024 + 333) ** 2 * 1536 / 1e9), abs=0.01)

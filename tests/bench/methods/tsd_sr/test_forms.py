@@ -15,7 +15,6 @@ from bench.options import RunOptions
 from tsd.errors import UserError
 from tsd.memory.public_configs import PUBLIC_CONFIGS
 
-
 TILED = {"color": "wavelet", "tile": 4, "tile_overlap": 2, "posterior": "mode"}
 
 
