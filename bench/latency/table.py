@@ -172,7 +172,7 @@ def _evidence(plan: LatencyPlan, tables: Sequence[SizeTable]) -> list[str]:
 
 def _machine(settings: dict[str, object]) -> str:
     device = settings.get("accelerator") or settings.get("processor")
-    threads = "" if settings.get("accelerator") else f", {settings.get('threads')} threads"
+    threads = "" if settings.get("accelerator") else f", {settings.get('threads')} thread(s)"
     power = f", power limit {settings['power.limit']}" if settings.get("power.limit") else ""
     compiled = ", compiled" if settings.get("compile") else ", not compiled"
     return f"{device}{threads}{power}, {settings.get('dtype')}{compiled}"
@@ -216,7 +216,7 @@ def to_csv(plan: LatencyPlan, tables: Sequence[SizeTable]) -> str:
 
 def _columns(name: str, value: Middle | None) -> dict[str, object]:
     value = value or Middle(float("nan"), 0)
-    columns = {name: value.value if value.n else None, f"{name}_n": value.n}
+    columns: dict[str, object] = {name: value.value if value.n else None, f"{name}_n": value.n}
     columns |= {f"{name}_ci95_low": value.low, f"{name}_ci95_high": value.high}
     return columns | {f"{name}_p10": value.p10, f"{name}_p90": value.p90}
 

@@ -11,7 +11,6 @@ from tsd.errors import UserError
 
 if TYPE_CHECKING:
     from bench.cards.card import Command
-    from bench.methods.external.attempt import Attempt
 
 SEED_LIMIT = 2**32
 # Variables by which torchrun, accelerate, MPI and Slurm number their processes; the script is not one of those.
@@ -35,7 +34,7 @@ def values(*, lr: Path, sr: Path, weights: Path, seed: int) -> dict[str, str]:
 
 
 def variables(
-    command: "Command", values: Mapping[str, str], *, python: Path, weights: Path, attempt: "Attempt", device: str
+    command: "Command", values: Mapping[str, str], *, python: Path, weights: Path, seeds: Path, times: Path, device: str
 ) -> dict[str, str]:
     """The environment variables of the process: the harness's own without those of its Python and its launcher.
 
@@ -59,8 +58,8 @@ def variables(
         "TRANSFORMERS_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": visible_gpu(device, os.environ.get("CUDA_VISIBLE_DEVICES")),
         "TSD_BENCH_WEIGHTS": str(weights.absolute()),
-        "TSD_BENCH_SEEDS": str(attempt.seeds),
-        "TSD_BENCH_TIMES": str(attempt.times),
+        "TSD_BENCH_SEEDS": str(seeds),
+        "TSD_BENCH_TIMES": str(times),
     }
     asked = {key: _fill(value, values) for key, value in command.variables.items()}
     path = [os.path.dirname(seed_module.__file__), *filter(None, [asked.pop("PYTHONPATH", "")])]

@@ -154,7 +154,8 @@ class ExternalMethod:
             filled,
             python=installed.python,
             weights=weights,
-            attempt=attempt,
+            seeds=attempt.seeds,
+            times=attempt.times,
             device=self.options.device,
         )
         count = len(os.listdir(attempt.lr))

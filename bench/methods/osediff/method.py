@@ -22,12 +22,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.cards.card import Card
-from bench.methods.base import MethodSpec, spec_of
 from bench.methods.osediff.checkpoint import ALPHA, attach, merge, read_checkpoint
 from bench.methods.osediff.tagger import Tagger, is_installed
 from bench.methods.stages import Boundary
 from bench.options import SCALE, RunOptions
-from bench.store.store import Store, missing_weights, verified_weights
+from bench.store.store import Store, verified_weights
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -223,16 +222,3 @@ def _tensor(image: "Image.Image") -> "Tensor":
     import torch
 
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-
-
-def osediff_spec(card: Card) -> MethodSpec:
-    """The row of a card with `run = "osediff"`."""
-
-    def load(options: RunOptions) -> OSEDiffMethod:
-        if options.random_weights:
-            from bench.methods.osediff.random_model import RandomOSEDiff
-
-            return RandomOSEDiff(card, options)
-        return OSEDiffMethod(card, options)
-
-    return spec_of(card, load, functools.partial(missing_weights, card), random_weights=True)

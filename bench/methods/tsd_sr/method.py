@@ -17,7 +17,6 @@ This folder and `bench/methods/osediff/` are the only ones that import more of `
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bench.methods.random_weights import REMARK
@@ -25,25 +24,15 @@ from bench.methods.stages import Boundary
 from bench.methods.tsd_sr.loading import load_restorer
 from bench.methods.tsd_sr.weights import (
     RELEASE_SETTINGS,
-    SD3_HUB_ID,
     ModelFolders,
-    SD2Base,
     Shape,
-    missing_sd2_student,
-    release_folders,
-    sd2_student_folders,
 )
 from bench.options import SCALE, RunOptions
-from bench.store.missing import describe
-from bench.store.store import verified_files, verified_weights
-from tsd.config import EXPORT_FILE, RestoreConfig, recommended_settings
-from tsd.errors import UserError
-from tsd.files import MiniModel, mini_model_dir
+from tsd.config import RestoreConfig, recommended_settings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from bench.cards.card import Card
     from tsd.model.backbone import Backbone
     from tsd.restore import Restorer
 
@@ -188,56 +177,3 @@ class TeacherMethod:
     @functools.cached_property
     def _sha256(self) -> dict[str, str]:
         return self.weights.sha256()
-
-
-def load_student(
-    weights: ModelFolders, options: RunOptions, row_settings: Mapping[str, object] = MappingProxyType({})
-) -> OneStepMethod:
-    for folder in (weights.model, weights.lora, weights.prompts):
-        if folder is not None and not folder.is_dir():
-            raise UserError(f"no folder at {folder}; expected tsd-sr:MODEL[,LORA[,PROMPTS]]")
-    if weights.lora is None and not (weights.model / EXPORT_FILE).is_file():
-        raise UserError(
-            f"{weights.model} is no merged student of `tsd export` (no {EXPORT_FILE} in it): name its LoRA folder, "
-            f"tsd-sr:MODEL,LORA"
-        )
-    return make_student(weights, options, row_settings)
-
-
-def make_student(
-    weights: ModelFolders | Shape, options: RunOptions, row_settings: Mapping[str, object]
-) -> OneStepMethod:
-    """The student in the form that the options name."""
-    from bench.methods.tsd_sr.forms import FORMS
-
-    options.require_dtype()
-    return (FORMS[options.form][1] if options.form else OneStepMethod)(weights, options, row_settings)
-
-
-def load_mini(adapters: str, options: RunOptions, base: MiniModel = "mini") -> OneStepMethod:
-    return load_student(ModelFolders(mini_model_dir(base), mini_model_dir(base) / "lora" / adapters), options)
-
-
-def load_sd2(base: SD2Base, options: RunOptions) -> OneStepMethod:
-    if options.random_weights:
-        return make_student(Shape(base.hub_id), options, {"color": "adain"})
-    absent = missing_sd2_student(base, options)
-    if absent:
-        raise UserError(f"TSD-SR on {base.display} cannot run here:\n{describe(absent)}")
-    verified_files((base.weight,), options, licence="", needed_by=f"TSD-SR ({base.display})", fetch=base.asset)
-    return load_student(sd2_student_folders(base, options), options, {"color": "adain"})
-
-
-def load_release(card: "Card", options: RunOptions) -> OneStepMethod:
-    if options.random_weights:
-        return make_student(Shape(SD3_HUB_ID), options, {"color": "adain"})
-    verified_weights(card, options)
-    return load_student(release_folders(options), options, {"color": "adain"})
-
-
-def load_teacher(weights: ModelFolders | None, settings: TeacherSettings, options: RunOptions) -> TeacherMethod:
-    options.require_dtype()
-    weights = weights or ModelFolders(mini_model_dir())
-    if not weights.model.is_dir():
-        raise UserError(f"no model folder at {weights.model}")
-    return TeacherMethod(weights, options, settings)

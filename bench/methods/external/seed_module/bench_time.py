@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-_running = None
+_running = ("", 0.0)
 
 
 def timed(image, function):
@@ -39,10 +39,8 @@ def start(image):
 
 def stop():
     """Stops the clock and writes the line."""
-    global _running
     _synchronize()
     image, began = _running
-    _running = None
     with open(os.environ["TSD_BENCH_TIMES"], "a", encoding="utf-8") as file:
         file.write(json.dumps({"image": image, "seconds": time.perf_counter() - began}) + "\n")
 

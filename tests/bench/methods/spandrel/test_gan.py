@@ -15,7 +15,8 @@ from torch import Tensor
 from bench.cards.card import Card, cards
 from bench.methods.base import Method
 from bench.methods.check import check_method
-from bench.methods.spandrel.gan import GanMethod, gan_spec
+from bench.methods.spandrel.gan import GanMethod
+from bench.methods.spandrel.row import gan_spec
 from bench.options import RunOptions
 from bench.store.missing import Obstacle
 from bench.store.store import KnownHash, Store

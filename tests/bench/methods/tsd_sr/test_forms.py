@@ -9,7 +9,8 @@ from bench.latency.clock import timed_call
 from bench.methods import METHODS, get_method
 from bench.methods.stages import Staged
 from bench.methods.tsd_sr.forms import FORMS, ReleasedStudent
-from bench.methods.tsd_sr.method import OneStepMethod, load_student
+from bench.methods.tsd_sr.method import OneStepMethod
+from bench.methods.tsd_sr.rows import load_student
 from bench.methods.tsd_sr.weights import SD2_BASES, ModelFolders
 from bench.options import RunOptions
 from tsd.errors import UserError
@@ -20,7 +21,7 @@ TILED = {"color": "wavelet", "tile": 4, "tile_overlap": 2, "posterior": "mode"}
 
 @pytest.mark.parametrize(
     ("family", "settings"),
-    # AdaIN multiplies a level of rounding where an output is flat, as that of the tiny SD2 is.
+    # AdaIN multiplies a level of rounding where an output is flat, as the tiny SD2's is.
     [("sd3", {"color": "adain"}), ("sd3", TILED), ("sd2", {"color": "none"}), ("sd2", TILED)],
 )
 def test_the_released_form_gives_the_same_image(
@@ -33,7 +34,11 @@ def test_the_released_form_gives_the_same_image(
     released = load_student(weights, RunOptions(form="released"), settings)
     assert isinstance(released, ReleasedStudent)
     lr = torch.rand(1, 3, 16, 24)
-    assert torch.allclose(released.restore(lr, 7), usual.restore(lr, 7), atol={"sd3": 2e-4, "sd2": 2e-3}[family])
+    difference = (released.restore(lr, 7) - usual.restore(lr, 7)).abs()
+    tolerance = {"sd3": 2e-4, "sd2": 2e-3}[family]
+    # Before AdaIN the image is cut to 8 bits: a value at the edge of a level may fall into the next.
+    assert (difference > tolerance).float().mean() < (0.01 if settings["color"] == "adain" else 1e-9)
+    assert difference.max() < 0.05
     assert any("lora_" in name for name, _ in released.networks()["denoiser"].named_parameters())
     assert not any("lora_" in name for name, _ in usual.networks()["denoiser"].named_parameters())
     assert released.provenance() != usual.provenance()
