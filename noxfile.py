@@ -52,6 +52,13 @@ def reproduce_table2(session: nox.Session) -> None:
 
 
 @nox.session
+def reproduce_table3(session: nox.Session) -> None:
+    """Table 3, seconds by stage: the mini models here, or `-- --profile paper --random-weights` on a GPU."""
+    install(session, "bench")
+    session.run("bench", "latency", *session.posargs, env=ENVIRONMENT)
+
+
+@nox.session
 def reproduce_table5(session: nox.Session) -> None:
     """Table 5, the same base model: as reproduce_table1, with two recipes on each of the two mini bases."""
     reproduce(session, "table5")
@@ -68,6 +75,16 @@ def figure(session: nox.Session, number: int) -> None:
     """Measures and draws a figure of the paper, of the domain `mixture` unless the arguments say otherwise."""
     install(session, "bench")
     session.run("bench", "figure", str(number), *session.posargs, env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def reproduce_figure1(session: nox.Session) -> None:
+    """Figure 1, quality against seconds: of the mini tables, or `-- --quality DIR --latency DIR` of your records."""
+    install(session, "bench")
+    if not session.posargs:
+        session.run("bench", "run", "--table", "table1", "--profile", "mini", env=ENVIRONMENT)
+        session.run("bench", "latency", env=ENVIRONMENT)
+    session.run("bench", "figure", "1", *session.posargs, env=ENVIRONMENT)
 
 
 @nox.session

@@ -36,6 +36,9 @@ class RunOptions:
         cache_root: folder of checkouts and environments; None means $TSD_CACHE, else a folder in ~/.cache.
         time_limit_seconds: limit for a method's process over one folder; None means the limit of its card.
         seed: the run's seed. Each image has its own seed, derived from it, unless the method takes one for all images.
+        random_weights: build networks at their real shape with random weights, for time and memory alone. Only methods
+            whose spec says so can; nothing but `bench latency` asks for it.
+        form: another way of computing the same images, one of the spec's `forms`; "" for the usual one.
     """
 
     device: str = "cpu"
@@ -47,6 +50,8 @@ class RunOptions:
     cache_root: Path | None = None
     time_limit_seconds: float | None = None
     seed: int = 42
+    random_weights: bool = False
+    form: str = ""
 
     def weights(self) -> Path:
         """The folder of weights that are not shipped; it need not exist."""

@@ -120,6 +120,8 @@ def check_nox(arguments: list[str]) -> None:
             check_call(["bench", "figure", number, *others])
         elif number in ("4", "6"):
             check_call(["bench", "sweep", f"mixture-table{number}", *others])
+        elif number == "3":
+            check_call(["bench", "latency", *others])
         elif number:
             check_call(["bench", "run", "--table", f"table{number}", *others])
         elif name == "ablations":

@@ -34,6 +34,7 @@ FLOORS = {
         {"methods", "report"},
         {"fetch", "run"},
         {"ablation"},
+        {"latency"},
         {"commands"},
         {"cli"},
     ),

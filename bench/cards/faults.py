@@ -111,6 +111,8 @@ def _checkout_faults(card: Card, command: Command, files: set[str]) -> Iterator[
             yield f"patches: {patch.file!r} does not lie in the checkout"
     if card.seeding == "image" and not any("bench_seed" in patch.replace for patch in card.patches):
         yield "seeding = 'image' needs a patch that calls bench_seed"
+    if bool(card.timing) != any("bench_time" in patch.replace for patch in card.patches):
+        yield "timing says what the patches with bench_time count; expected both or neither"
 
 
 def _lies_inside(path: str) -> bool:

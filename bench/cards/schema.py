@@ -170,6 +170,7 @@ class Card:
         verified: how the card was last checked, with the date.
         seeding: "image" where every image is made from a seed of its own (by the script, or by a patch that calls
             `bench_seed`), "deterministic" where no random number is drawn, "none" where the seed cannot be set.
+        timing: what the patches with `bench_time` count, in words that follow "counts"; empty where there are none.
         assets: keys of `assets.toml`; `weights` holds those files too once the card is read.
     """
 
@@ -185,6 +186,7 @@ class Card:
     commit: str
     verified: str
     seeding: str
+    timing: str = ""
     restriction: str = ""
     settings: tuple[str, ...] = ()
     assets: tuple[str, ...] = ()

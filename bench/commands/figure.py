@@ -1,4 +1,4 @@
-"""`bench figure`: measures and draws a figure of the paper, of a domain of the ablations or of a real model."""
+"""`bench figure`: measures and draws a figure of the paper, of records, a domain of the ablations or a real model."""
 
 import argparse
 from pathlib import Path
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 EPILOG = """\
 examples:
   bench figure 6                                   the method in one picture, where the score is exact
+  bench figure 1 --metric psnr --testset mini       quality against seconds, from two folders of records
   bench figure 3 --seeds 0-7
   bench figure 5 --domain text --out figures/text
   bench figure 3 --model sd3-medium/ --student runs/full --data photographs/ --seeds 0
@@ -18,6 +19,7 @@ Each figure is a PNG, an SVG, and a CSV with its numbers.
 """
 
 FIGURES = {
+    "1": "quality against seconds, for every method that has both records",
     "3": "does the teacher point to the data, at the student's outputs and at the truth",
     "4": "outputs of VSD alone, MSE alone and ours, side by side",
     "5": "where and when the predictions of teacher and critic differ",
@@ -28,13 +30,13 @@ FIGURES = {
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "figure",
-        help="measure and draw Figure 3, 4, 5 or 6",
+        help="draw Figure 1, 3, 4, 5 or 6",
         description="Measures and draws a figure of the paper:\n"
         + "\n".join(f"  {number}  {what}" for number, what in FIGURES.items()),
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("figure", choices=FIGURES, metavar="FIGURE", help="number of the figure: 3, 4, 5 or 6")
+    parser.add_argument("figure", choices=FIGURES, metavar="FIGURE", help="number of the figure: 1, 3, 4, 5 or 6")
     parser.add_argument("--domain", default="mixture", help="domain of the ablations (default: mixture)")
     parser.add_argument(
         "--model", type=Path, metavar="DIR", help="a real model in diffusers layout instead of a domain, with --student"
@@ -56,6 +58,17 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--seeds", default="0-2", metavar="A-B", help="seeds of the trainings, e.g. 0-7 or 3 (default: 0-2)"
     )
+    records = parser.add_argument_group("Figure 1, from records of `bench run` and `bench latency`")
+    records.add_argument("--metric", default="psnr", metavar="NAME", help="quality (default: psnr)")
+    records.add_argument("--testset", default="mini", metavar="NAME", help="test set (default: mini)")
+    records.add_argument("--table", default="table1", help="table whose rows are drawn (default: table1)")
+    records.add_argument("--size", type=int, default=256, metavar="PIXELS", help="side of the output (default: 256)")
+    records.add_argument(
+        "--quality", type=Path, default=Path("reports/mini"), metavar="DIR", help="folder of `bench run`"
+    )
+    records.add_argument(
+        "--latency", type=Path, default=Path("reports/latency/mini"), metavar="DIR", help="folder of `bench latency`"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the files (default: figures/DOMAIN)")
     parser.set_defaults(func=run)
 
@@ -64,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
     import importlib
     import sys
 
+    if args.figure == "1":
+        return _figure1(args)
     seeds = _seeds(args.seeds)
     from bench.ablation.figures.subjects import open_subject
 
@@ -71,6 +86,25 @@ def run(args: argparse.Namespace) -> int:
     figure = importlib.import_module(f"bench.ablation.figures.figure{args.figure}")
     measured = figure.measure(subject, seeds, lambda text: print(text, file=sys.stderr))
     for path in figure.draw(measured, args.out or Path("figures") / subject.name):
+        print(path)
+    return 0
+
+
+def _figure1(args: argparse.Namespace) -> int:
+    from bench.latency.figures import draw_figure1, measured_points, paper_points
+    from bench.metrics import get_metric
+
+    points = measured_points(
+        args.quality, args.latency, table=args.table, testset=args.testset, metric=args.metric, size=args.size
+    )
+    metric = get_metric(args.metric)
+    datasets = {"drealsr": "DRealSR", "realsr": "RealSR", "div2k-val": "DIV2K-Val"}
+    paper = paper_points(datasets.get(args.testset, ""), args.metric)
+    labels = (
+        f"seconds per image, {args.size} x {args.size} pixels",
+        f"{metric.display} {metric.arrow}, {args.testset}",
+    )
+    for path in draw_figure1(points, paper, labels, args.out or args.latency):
         print(path)
     return 0
 

@@ -151,6 +151,8 @@ def _tables(options) -> str:
     for name, spec in TABLES.items():
         if spec.profiles:
             rows.append((name, f"{spec.title} (profiles {', '.join(spec.profiles)})", []))
+        elif spec.verb:
+            rows.append((name, f"{spec.title} (`{spec.verb}`)", []))
         else:
             missing = ["no row of it can be measured by this version"]
             rows.append((name, f"{spec.title} (the paper's figures: bench/paper/{spec.paper})", missing))

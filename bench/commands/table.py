@@ -10,6 +10,7 @@ examples:
   bench table                                  Table 1 of reports/mini
   bench table --out reports/realsr --no-timing
   bench table --out reports/mini --reference lanczos
+  bench table --table table3 --out reports/latency/mini
 """
 
 
@@ -37,6 +38,8 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.table == "table3":
+        return _latency(args.out)
     from bench.records.records import Records
     from bench.report.render import write_table
     from tsd.errors import UserError
@@ -48,4 +51,18 @@ def run(args: argparse.Namespace) -> int:
             f"no records of {args.table} in {args.out}: `bench run --table {args.table} --out {args.out}` makes them"
         )
     print(write_table(records, plan, timing=args.timing, reference=args.reference), end="")
+    return 0
+
+
+def _latency(out: Path) -> int:
+    from bench.latency.figures import draw_stages
+    from bench.latency.records import read_plan
+    from bench.latency.table import write_latency_table
+    from tsd.errors import UserError
+
+    plan = read_plan(out, "table3")
+    if plan is None:
+        raise UserError(f"no timings in {out}: `bench latency --out {out}` makes them")
+    print(write_latency_table(out, plan), end="")
+    draw_stages(out, plan)
     return 0

@@ -16,12 +16,12 @@ from bench.cards.card import Card, cards, read_card
 from bench.methods.base import FolderMethod, Method, MethodSpec
 from bench.methods.external.method import external_spec
 from bench.methods.function import function_spec
-from bench.methods.osediff.method import osediff_spec
+from bench.methods.osediff.row import osediff_spec
 from bench.methods.published.folder import folder_spec
 from bench.methods.published.published import published_spec, published_specs
 from bench.methods.resize import BICUBIC, LANCZOS
-from bench.methods.spandrel.gan import gan_spec
 from bench.methods.spandrel.network import spandrel_spec
+from bench.methods.spandrel.row import gan_spec
 from bench.methods.tsd_sr.method import TeacherSettings
 from bench.methods.tsd_sr.rows import (
     OSEDIFF_MINI,

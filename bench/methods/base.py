@@ -24,8 +24,9 @@ runs as a process over a whole folder is a `FolderRunner`; seeds, checks and rec
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from bench.options import RunOptions
@@ -105,6 +106,13 @@ class FolderRunner(Protocol):
         """Whether every image is made from its own seed. If not, its row records no seed."""
         ...
 
+    def seconds(self, name: str) -> float | None:
+        """The time of an image that was yielded, measured inside the process; None where it was not timed.
+
+        The first image of a process is never timed.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class MethodSpec:
@@ -127,6 +135,9 @@ class MethodSpec:
         missing: returns the files that are not on this machine, and obstacles that no file removes (no GPU). It looks
             at file names only and needs no network.
         testsets: the only test sets it can serve; None for all.
+        random_weights: whether it can be built at its real shape with random weights (`RunOptions.random_weights`).
+        forms: other ways of computing the same images (`RunOptions.form`), by name, each with the words that a table
+            puts after the method's name. A row of `bench latency` is NAME or NAME@FORM.
     """
 
     name: str
@@ -142,6 +153,8 @@ class MethodSpec:
     restriction: str = ""
     verified: str = "by the tests"
     card: "Card | None" = None
+    random_weights: bool = False
+    forms: Mapping[str, str] = field(default_factory=dict)
 
 
 def spec_of(
@@ -149,6 +162,9 @@ def spec_of(
     load: Callable[[RunOptions], Method | FolderMethod | FolderRunner],
     missing: "Callable[[RunOptions], Sequence[Missing | Obstacle]]",
     how: str = "in process",
+    *,
+    random_weights: bool = False,
+    forms: Mapping[str, str] = MappingProxyType({}),
 ) -> MethodSpec:
     """The spec of a card; its facts are the card's."""
     return MethodSpec(
@@ -164,6 +180,8 @@ def spec_of(
         restriction=card.restriction,
         verified=card.verified,
         card=card,
+        random_weights=random_weights,
+        forms=forms,
     )
 
 

@@ -48,12 +48,19 @@ class Profile:
 
 @dataclass(frozen=True)
 class TableSpec:
-    """One table of the paper. `paper` is the CSV of its published figures."""
+    """One table of the paper.
+
+    Attributes:
+        paper: the CSV of its published figures.
+        profiles: what `bench run` measures; empty for a table that it does not make.
+        verb: the command that measures it instead; empty for none.
+    """
 
     name: str
     title: str
     paper: str
     profiles: Mapping[str, Profile] = field(default_factory=dict)
+    verb: str = ""
 
 
 BICUBIC = PaperRow("bicubic", "Bicubic", None)
@@ -137,7 +144,7 @@ TABLES: dict[str, TableSpec] = {
                 ),
             },
         ),
-        TableSpec("table3", "Table 3: computational complexity", "table3.csv"),
+        TableSpec("table3", "Table 3: computational complexity", "table3.csv", verb="bench latency"),
         TableSpec("table4", "Table 4: ablation of TSM and DASM", "table4.csv"),
         TableSpec(
             "table5",
@@ -209,6 +216,8 @@ def get_profile(table: str, profile: str) -> tuple[TableSpec, Profile]:
     spec = TABLES[table]
     if profile not in spec.profiles:
         able = [f"--table {name} --profile {known}" for name, other in TABLES.items() for known in other.profiles]
+        if spec.verb:
+            raise UserError(f"{table} is measured by `{spec.verb} --table {table} --profile {profile}`")
         raise UserError(
             f"{table} cannot be measured in the profile {profile!r} by this version (the paper's own figures are in "
             f"bench/paper/{spec.paper}). What can: {'; '.join(able)}"

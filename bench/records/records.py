@@ -11,11 +11,9 @@ Under the output folder of a run:
     images/.work/<test set>/<method>[.rank<N>]/       inputs, outputs and logs of a method's own process
     superseded/                                       records moved aside by `--redo`
 
-A row is appended with one write and flushed to disk, so a kill at any time leaves complete lines and at most one torn
-line without a newline at the end. Reading ignores that torn line (its work is done again) and the next append removes
-it. Any other line that is not a valid row is an error with file and line number: a record that cannot be read is never
-skipped. If a key has two rows, the later one counts. A finished file is rewritten in order, atomically. Error messages
-are recorded without this machine's absolute paths.
+A kill at any time leaves complete lines and at most one torn one, whose work is done again (bench/records/lines.py). If
+a key has two rows, the later one counts. A finished file is rewritten in order, atomically. Error messages are recorded
+without this machine's absolute paths.
 
 In a shared run (bench/ranks.py) every process except the first writes to its own files. Readers see all files
 together. The first process merges them when a job is done or when a killed run is resumed.
@@ -23,7 +21,6 @@ together. The first process merges them when a job is done or when a killed run 
 This module imports only the standard library and the ground: a table must be renderable without torch.
 """
 
-import json
 import os
 import re
 import shutil
@@ -31,11 +28,11 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from bench.errors import without_paths
+from bench.records.lines import append_line, read_lines, read_object, rewrite_lines, write_object
 from bench.records.schema import (
-    SCHEMA,
     ImageRow,
     Plan,
     PlanMethod,
@@ -44,11 +41,10 @@ from bench.records.schema import (
     RecordError,
     Restoration,
     ScoreRow,
-    check_schema,
     from_json,
 )
 from tsd.errors import UserError
-from tsd.files import sha256_file, write_atomic
+from tsd.files import sha256_file
 
 RowT = TypeVar("RowT", ImageRow, ScoreRow)
 
@@ -78,14 +74,14 @@ class Records:
 
     def measured(self) -> list[tuple[str, str]]:
         """Every (test set, method) that has a run, in alphabetical order."""
-        runs = [from_json(Restoration, _read_object(path), path) for path in sorted(self.root.glob("*/*/run.json"))]
+        runs = [from_json(Restoration, read_object(path), path) for path in sorted(self.root.glob("*/*/run.json"))]
         return [(run.testset, run.method) for run in runs]
 
     def read_plan(self, table: str) -> Plan | None:
         path = self.root / f"{table}.json"
         if not path.exists():
             return None
-        raw = _read_object(path)
+        raw = read_object(path)
         for key, cls in (("testsets", PlanSet), ("methods", PlanMethod), ("metrics", PlanMetric)):
             if not isinstance(raw.get(key), list):
                 raise RecordError(f"{path}: `{key}` must be a list")
@@ -93,7 +89,7 @@ class Records:
         return from_json(Plan, raw, path)
 
     def write_plan(self, plan: Plan) -> None:
-        _write_object(self.root / f"{plan.table}.json", asdict(plan))
+        write_object(self.root / f"{plan.table}.json", asdict(plan))
 
     @contextmanager
     def lock(self) -> Generator[None]:
@@ -167,13 +163,13 @@ class MethodRecords:
         first, *others = _parts(self._run)
         if not first.exists():
             return None
-        run = from_json(Restoration, _read_object(first), first)
+        run = from_json(Restoration, read_object(first), first)
         for path in others:
-            run.environments.update(from_json(Restoration, _read_object(path), path).environments)
+            run.environments.update(from_json(Restoration, read_object(path), path).environments)
         return run
 
     def write_run(self, run: Restoration) -> None:
-        _write_object(_of_rank(self._run, self.rank), asdict(run))
+        write_object(_of_rank(self._run, self.rank), asdict(run))
 
     def images(self) -> dict[str, ImageRow]:
         """The last row of every image, by name."""
@@ -221,7 +217,7 @@ class MethodRecords:
         if run is not None:
             used = {row.environment for row in rows.values()}
             environments = {key: content for key, content in run.environments.items() if key in used}
-            _write_object(self._run, asdict(replace(run, environments=environments)))
+            write_object(self._run, asdict(replace(run, environments=environments)))
             _remove(_parts(self._run)[1:])
 
     def set_aside(self) -> Path:
@@ -248,19 +244,9 @@ class MethodRecords:
 
 
 def _append(path: Path, row: ImageRow | ScoreRow) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     if row.error is not None:
         row = replace(row, error=without_paths(row.error))
-    line = json.dumps({"schema": SCHEMA, **asdict(row)}, allow_nan=False, ensure_ascii=False) + "\n"
-    with open(path, "a+b", buffering=0) as handle:
-        size = handle.seek(0, os.SEEK_END)
-        if size:
-            handle.seek(size - 1)
-            if handle.read(1) != b"\n":  # torn by a kill in the middle of the last append
-                handle.seek(0)
-                handle.truncate(_complete_length(handle.read()))
-        handle.write(line.encode())
-        os.fsync(handle.fileno())
+    append_line(path, asdict(row))
 
 
 def _of_rank(path: Path, rank: int) -> Path:
@@ -282,11 +268,6 @@ def _remove(paths: Iterable[Path]) -> None:
         path.unlink()
 
 
-def _complete_length(data: bytes) -> int:
-    """Length of `data` up to and including its last newline."""
-    return data.rfind(b"\n") + 1
-
-
 def _finish(cls: type[RowT], path: Path, order: Iterable[str]) -> dict[str, RowT]:
     """Rewrites a file with one row per key: first in `order`, then the rows that `order` does not name, as they came.
 
@@ -297,10 +278,7 @@ def _finish(cls: type[RowT], path: Path, order: Iterable[str]) -> dict[str, RowT
     rows = _read_rows(cls, path)
     keys = dict.fromkeys([key for key in order if key in rows])
     keys |= dict.fromkeys(rows)
-    lines = [json.dumps({"schema": SCHEMA, **asdict(rows[key])}, allow_nan=False, ensure_ascii=False) for key in keys]
-    data = "".join(line + "\n" for line in lines).encode()
-    if not path.exists() or data != path.read_bytes():
-        write_atomic(path, data)
+    rewrite_lines(path, [asdict(rows[key]) for key in keys])
     _remove(_parts(path)[1:])
     return rows
 
@@ -313,35 +291,10 @@ def _read_rows(cls: type[RowT], path: Path) -> dict[str, RowT]:
 
 
 def _read_part(cls: type[RowT], path: Path) -> dict[str, RowT]:
-    data = path.read_bytes()
     rows: dict[str, RowT] = {}
-    for number, line in enumerate(data[: _complete_length(data)].splitlines(), start=1):
-        where = f"{path}, line {number}"
-        try:
-            raw = json.loads(line)
-        except ValueError as error:
-            raise RecordError(
-                f"{where}: not a record ({error}). The file was damaged; delete that line to have its work done again"
-            ) from None
-        row = from_json(cls, check_schema(raw, where), where)
+    for raw, where in read_lines(path):
+        row = from_json(cls, raw, where)
         if (row.error is None) != ((row.sr_sha256 if isinstance(row, ImageRow) else row.value) is not None):
             raise RecordError(f"{where}: a row has either a result or an error")
         rows[row.key] = row
     return rows
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise RecordError(
-            f"{path}: not JSON ({error}). The file was damaged; restore it from git, or delete it"
-        ) from None
-    return check_schema(raw, path)
-
-
-def _write_object(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps({"schema": SCHEMA, **content}, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    data = text.encode()
-    if not path.exists() or path.read_bytes() != data:
-        write_atomic(path, data)

@@ -39,7 +39,8 @@ class ImageRow:
             on failure.
         width, height: size of the output in pixels.
         seconds: time of `restore` alone, without loading the method, decoding and encoding; None on
-            failure, for published outputs, and for methods that run in their own process over the whole folder.
+            failure and for published outputs. A method that runs in its own process over the whole folder is timed
+            there, where its card says what counts; the first image of the process is not.
         environment: key into `Restoration.environments`.
         error: one line that says what went wrong; None on success.
     """

@@ -41,12 +41,15 @@ class Measured:
         return () if self.reasons_unrestored() else tuple(self.provenance.get("remarks", ()))
 
     def reason_untimed(self) -> str | None:
-        """Why there are no seconds per image, in words that follow the method's name; None if there are."""
+        """Why there are no seconds per image, in words that follow the method's name; None if there are.
+
+        A process over a whole folder has none for its first image.
+        """
         without = [row for row in self.images.values() if row.seconds is None]
-        if not without:
+        if len(without) < len(self.images):
             return None
         if any(EXTERNAL in self.environments.get(row.environment, ()) for row in without):
-            return "runs as a process of its own over the whole folder; its time is not measured per image"
+            return "runs as a process of its own, which did not time its images"
         return "published images, the time is not measured here"
 
     def reasons_unrestored(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Turns a method of any of the three protocols into one `Work`, which makes the images of a row one by one.
 
 A method that restores one image at a time is timed. Published images are copied. A process over a whole folder is run
-once, and its outputs are copied as they appear.
+once, and its outputs are copied as they appear; where its card has a patch for it, it times its images itself.
 """
 
 import contextlib
@@ -120,8 +120,12 @@ def _synchronize(device: "torch.device") -> None:
         torch.cuda.synchronize(device)
 
 
-def _copier(outputs: Mapping[str, Path]) -> Maker:
-    """The maker that copies finished images: an 8-bit RGB PNG byte for byte, other 8-bit formats as a PNG."""
+def _copier(outputs: Mapping[str, Path], seconds: float | None = None) -> Maker:
+    """The maker that copies finished images: an 8-bit RGB PNG byte for byte, other 8-bit formats as a PNG.
+
+    Args:
+        seconds: how long the image took, where that was measured.
+    """
     from tsd.images import picture_size, read_picture
 
     def make(image: "TestImage", seed: int | None) -> tuple[bytes, tuple[int, int], float | None]:
@@ -132,7 +136,7 @@ def _copier(outputs: Mapping[str, Path]) -> Maker:
             raise ValueError(fault)
         pixels = sr.to_rgb8()
         unchanged = data.startswith(PNG_SIGNATURE) and sr.mode == "RGB" and sr.as_stored
-        return data if unchanged else png(pixels), (pixels.shape[1], pixels.shape[0]), None
+        return data if unchanged else png(pixels), (pixels.shape[1], pixels.shape[0]), seconds
 
     return make
 
@@ -169,7 +173,8 @@ def _run_folder(
         for name, output in outputs:
             if name not in waiting:
                 raise ValueError(f"an output for {name!r}, which was not asked for or came before")
-            yield waiting.pop(name), _failing(output) if isinstance(output, str) else _copier({name: output})
+            failed = isinstance(output, str)
+            yield waiting.pop(name), _failing(output) if failed else _copier({name: output}, runner.seconds(name))
     except Exception as error:
         reason = one_line(error)
     finally:

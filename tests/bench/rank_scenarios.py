@@ -223,6 +223,9 @@ class Enlarger:
     def seeded(self) -> bool:
         return True
 
+    def seconds(self, name: str) -> float | None:
+        return None
+
 
 def restored(out: str, load: Callable[[int], object]) -> Callable[[int], int]:
     """`restore_set` with a method of its own per rank, through a `Rank` alone; its status as of `bench run`."""

@@ -2,6 +2,7 @@
 
     <work>/attempt-3/job.json    the method's provenance ("account"), and the inputs and seeds by name
     <work>/attempt-3/seeds.json  what `bench_seed` reads
+    <work>/attempt-3/times.jsonl what `bench_time` writes
     <work>/attempt-3/lr/, sr/    the folders that the script is given
     <work>/attempt-3.log         its output; kept
 
@@ -27,6 +28,7 @@ class Attempt:
         self.folder = folder
         self.lr, self.sr = folder / "lr", folder / "sr"
         self.seeds, self.job = folder / "seeds.json", folder / "job.json"
+        self.times = folder / "times.jsonl"
         self.log = folder.with_name(f"{folder.name}.log")
 
     def log_display_path(self) -> str:

@@ -34,12 +34,12 @@ def values(*, lr: Path, sr: Path, weights: Path, seed: int) -> dict[str, str]:
 
 
 def variables(
-    command: "Command", values: Mapping[str, str], *, python: Path, weights: Path, seeds: Path, device: str
+    command: "Command", values: Mapping[str, str], *, python: Path, weights: Path, seeds: Path, times: Path, device: str
 ) -> dict[str, str]:
     """The environment variables of the process: the harness's own without those of its Python and its launcher.
 
-    The script finds the module `bench_seed`, sees one GPU or none, and does not reach the model hub: it loads what was
-    verified. A card's variables come last and may override these; its PYTHONPATH is added.
+    The script finds `bench_seed` and `bench_time`, sees one GPU or none, and does not reach the model hub: it loads
+    what was verified. A card's variables come last and may override these; its PYTHONPATH is added.
     """
     kept = {
         key: value
@@ -59,6 +59,7 @@ def variables(
         "CUDA_VISIBLE_DEVICES": visible_gpu(device, os.environ.get("CUDA_VISIBLE_DEVICES")),
         "TSD_BENCH_WEIGHTS": str(weights.absolute()),
         "TSD_BENCH_SEEDS": str(seeds),
+        "TSD_BENCH_TIMES": str(times),
     }
     asked = {key: _fill(value, values) for key, value in command.variables.items()}
     path = [os.path.dirname(seed_module.__file__), *filter(None, [asked.pop("PYTHONPATH", "")])]

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from bench.methods.external.git import git_program
 from bench.methods.external.install import Installed, install
 from bench.methods.external.log import last_lines, note
 from bench.methods.external.process import Ending, Process
+from bench.methods.external.times import read_times
 from bench.options import RunOptions
 from bench.records.schema import DESCRIPTIONS
 from bench.store.missing import Missing, Obstacle
@@ -46,11 +47,13 @@ class ExternalMethod:
 
     Attributes:
         weights: sha256 of every weight file, by its name in the store.
+        times: seconds of the images that were yielded, as far as the card's patches time them.
     """
 
     card: Card
     options: RunOptions
     weights: Mapping[str, str]
+    times: dict[str, float] = field(default_factory=dict)
 
     @property
     def command(self) -> Command:
@@ -59,6 +62,9 @@ class ExternalMethod:
 
     def seeded(self) -> bool:
         return self.card.seeding == "image"
+
+    def seconds(self, name: str) -> float | None:
+        return self.times.get(name)
 
     def provenance(self) -> dict[str, object]:
         assert self.card.environment is not None
@@ -78,8 +84,14 @@ class ExternalMethod:
             "upscale": command.upscale or "none",
             "seeding": self.card.seeding,
             "weights": dict(self.weights),
-            "remarks": ["unseeded"] if self.card.seeding == "none" else [],
+            "remarks": self._remarks(),
         }
+
+    def _remarks(self) -> list[str]:
+        remarks = ["unseeded"] if self.card.seeding == "none" else []
+        if self.card.timing:
+            remarks.append(f"s/image counts {self.card.timing}; the first image of a process is not counted")
+        return remarks
 
     def environment(self) -> dict[str, object]:
         return environment.describe(self.card, self.options)
@@ -100,7 +112,9 @@ class ExternalMethod:
         names = OutputNames(self.command.outputs, self.command.ignore, jobs)
         done: dict[str, Path] = {}
         for earlier in attempts(work):
-            done |= earlier.resume(provenance, jobs, names, sizes)
+            resumed = earlier.resume(provenance, jobs, names, sizes)
+            self.times.update(read_times(earlier.times, resumed))
+            done |= resumed
         pending = {name: images[name] for name in jobs if name not in done}
         installed = install(self.card, self.options) if jobs else None
         yield from done.items()
@@ -115,6 +129,7 @@ class ExternalMethod:
             result = collect(attempt.sr, names, {name: sizes[name] for name in pending})
             reasons = {name: self._reason(name, attempt, installed, ending, result) for name in result.faults}
             self._log_outcome(attempt, ending, result)
+            self.times.update(read_times(attempt.times, result.files))
             for name in pending:
                 yield name, result.files[name] if name in result.files else reasons[name]
         yield from refused.items()
@@ -140,6 +155,7 @@ class ExternalMethod:
             python=installed.python,
             weights=weights,
             seeds=attempt.seeds,
+            times=attempt.times,
             device=self.options.device,
         )
         count = len(os.listdir(attempt.lr))

@@ -16,20 +16,21 @@ in tiles.
 """
 
 import functools
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.cards.card import Card
-from bench.methods.base import MethodSpec, spec_of
 from bench.methods.osediff.checkpoint import ALPHA, attach, merge, read_checkpoint
 from bench.methods.osediff.tagger import Tagger, is_installed
+from bench.methods.stages import Boundary
 from bench.options import SCALE, RunOptions
-from bench.store.store import Store, missing_weights, verified_weights
+from bench.store.store import Store, verified_weights
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from tsd.model.backbone import Backbone, PromptEmbeds
 
@@ -156,6 +157,21 @@ class OSEDiffMethod:
         embeds, _ = encoder([text])
         return PromptEmbeds(embeds).to(self.backbone.device, self.backbone.dtype)
 
+    def boundaries(self) -> Sequence[Boundary]:
+        """Without a tagger the prompt is the same for all images, and `text` costs nothing but in the first call."""
+        boundaries = [
+            Boundary("text", self, "_prompt"),
+            Boundary("encode", self.backbone, "encode", "denoise"),
+            Boundary("decode", self.backbone, "decode", "colour"),
+        ]
+        return [*boundaries, *([Boundary("tag", self.tagger, "tags", "text")] if self.tagger else [])]
+
+    def networks(self) -> "dict[str, nn.Module]":
+        found: dict[str, nn.Module] = {"denoiser": self.backbone.denoiser, "vae": self.backbone.vae}
+        if self.tagger is not None and self.tagger.model is not None:
+            found |= {"text_encoder": self._encoder._module, "tagger": self.tagger.model}
+        return found
+
     def provenance(self) -> dict[str, object]:
         settings = {
             **asdict(self.settings),
@@ -206,8 +222,3 @@ def _tensor(image: "Image.Image") -> "Tensor":
     import torch
 
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-
-
-def osediff_spec(card: Card) -> MethodSpec:
-    """The row of a card with `run = "osediff"`."""
-    return spec_of(card, functools.partial(OSEDiffMethod, card), functools.partial(missing_weights, card))

@@ -60,6 +60,11 @@ class Tagger:
         self.root = Store(options).root
         self._model: Any = None
 
+    @property
+    def model(self) -> Any:
+        """The network; there is none before the first image."""
+        return self._model
+
     def tags(self, image: "Tensor", device: str, dtype: "torch.dtype") -> str:
         """The tags of an image as one text, "cat, dog, table"; empty where none is recognised.
 

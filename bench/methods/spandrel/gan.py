@@ -5,24 +5,19 @@ authors' own test code pads. If a checkpoint has parameters with and without mov
 LDL's authors do not.
 """
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cards.card import Card, Network
-from bench.methods.base import MethodSpec, spec_of
 from bench.methods.spandrel.network import SpandrelMethod, architecture_facts
 from bench.options import SCALE, RunOptions
-from bench.store.missing import Missing, Obstacle
-from bench.store.store import Store, missing_weights, verified_weights
+from bench.store.store import Store, verified_weights
 from tsd.errors import UserError, some
 
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor
     from torch import Tensor
 
-EXTRA_PACKAGE = "spandrel_extra_arches"
-IN_EXTRA_PACKAGE = ("FeMaSR",)  # of the architectures that cards name
 FOUND_BY_SPANDREL = "*"  # a card's `network.key`
 NO_SIZE_RULES = {"minimum": 0, "multiple_of": 1, "square": False}
 
@@ -100,32 +95,3 @@ def select_parameters(state_dict: dict[str, object], network: Network, path: Pat
         hint = "; one of them may be the entry that `network.key` should name" if not network.key else ""
         raise UserError(f"{what} does not hold tensors alone: {some(odd, 8) or 'it is empty'}{hint}")
     return {name: value for name, value in part.items() if not name.startswith(network.drop)}
-
-
-def gan_spec(card: Card) -> MethodSpec:
-    """The row of a card with `run = "spandrel"`."""
-
-    def load(options: RunOptions) -> GanMethod:
-        obstacles = _obstacles(card)
-        if obstacles:
-            raise UserError("\n".join(obstacle.line() for obstacle in obstacles))
-        return GanMethod(card, options)
-
-    def missing(options: RunOptions) -> list[Missing | Obstacle]:
-        return [*missing_weights(card, options), *_obstacles(card)]
-
-    return spec_of(card, load, missing)
-
-
-def _obstacles(card: Card) -> list[Obstacle]:
-    """Names the package that the architecture needs, if it is not installed."""
-    architecture = card.network.architecture if card.network else ""
-    if architecture not in IN_EXTRA_PACKAGE or importlib.util.find_spec(EXTRA_PACKAGE) is not None:
-        return []
-    return [
-        Obstacle(
-            card.display,
-            f"needs the package {EXTRA_PACKAGE}, kept apart for its architectures' licences ({architecture}: "
-            f"{card.licence}): `pip install {EXTRA_PACKAGE}`",
-        )
-    ]

@@ -11,17 +11,19 @@ import hashlib
 import importlib.util
 import io
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.methods.base import MethodSpec
+from bench.methods.stages import Boundary
 from bench.options import SCALE, RunOptions
 from bench.store.missing import Missing
 from tsd.errors import UserError
 
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 class SpandrelMethod:
@@ -61,6 +63,14 @@ class SpandrelMethod:
         network = build(self.path, self.parameters(read_state_dict(self.path, self.data)))
         self.check(network)
         self.data = b""
+        return self.placed(network)
+
+    def placed(self, network: "ImageModelDescriptor") -> "ImageModelDescriptor":
+        """The network in the precision and on the device asked for.
+
+        Raises:
+            UserError: it cannot run in that precision.
+        """
         dtype = self.options.dtype
         supported = {"fp32": True, "bf16": network.supports_bfloat16, "fp16": network.supports_half}
         if not supported[dtype]:
@@ -89,6 +99,13 @@ class SpandrelMethod:
         # Copied, since an architecture may write into its input; cloned, since spandrel returns an inference tensor.
         image = lr.to(self.options.device, self.network.dtype, copy=True)
         return self.enlarge(image).to("cpu", torch.float32).clone()
+
+    def boundaries(self) -> Sequence[Boundary]:
+        assert self.network is not None  # loads it
+        return [Boundary("denoise", self, "enlarge", "copy")]
+
+    def networks(self) -> "dict[str, nn.Module]":
+        return {"network": self.network.model}
 
     def provenance(self) -> dict[str, object]:
         facts = architecture_facts(self.network)

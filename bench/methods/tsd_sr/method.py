@@ -15,30 +15,24 @@ This folder and `bench/methods/osediff/` are the only ones that import more of `
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from bench.methods.random_weights import REMARK
+from bench.methods.stages import Boundary
+from bench.methods.tsd_sr.loading import load_restorer
 from bench.methods.tsd_sr.weights import (
     RELEASE_SETTINGS,
     ModelFolders,
-    SD2Base,
-    missing_sd2_student,
-    release_folders,
-    sd2_student_folders,
+    Shape,
 )
 from bench.options import SCALE, RunOptions
-from bench.store.missing import describe
-from bench.store.store import verified_files, verified_weights
-from tsd.config import EXPORT_FILE, RestoreConfig, recommended_settings
-from tsd.errors import UserError
-from tsd.files import MiniModel, mini_model_dir
+from tsd.config import RestoreConfig, recommended_settings
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from bench.cards.card import Card
     from tsd.model.backbone import Backbone
     from tsd.restore import Restorer
 
@@ -50,37 +44,53 @@ class OneStepMethod:
     that finds all its work done never imports a network library.
     """
 
-    def __init__(self, weights: ModelFolders, options: RunOptions, row_settings: Mapping[str, object]) -> None:
+    def __init__(self, weights: ModelFolders | Shape, options: RunOptions, row_settings: Mapping[str, object]) -> None:
         self.weights = weights
         self.options = options
-        recommended = recommended_settings(weights.lora or weights.model)
+        recommended = {} if isinstance(weights, Shape) else recommended_settings(weights.lora or weights.model)
         recommended.pop("seed", None)  # the harness gives each image its own
         self.settings = RELEASE_SETTINGS | recommended | dict(row_settings)
 
+    @property
+    def config(self) -> RestoreConfig:
+        return RestoreConfig(**self.settings)  # pyright: ignore[reportArgumentType]
+
     @functools.cached_property
     def restorer(self) -> "Restorer":
-        from tsd.restore import Restorer
-
-        self.options.require_device()
-        return Restorer.load(
-            model=self.weights.model,
-            lora=self.weights.lora,
-            prompt_embeds=self.weights.prompts,
-            config=RestoreConfig(**self.settings),  # pyright: ignore[reportArgumentType]
-            device=self.options.device,
-            dtype=self.options.torch_dtype(),
-        )
+        return load_restorer(self.weights, self.config, self.options)
 
     def restore(self, lr: "Tensor", seed: int) -> "Tensor":
         # Cloned into an ordinary tensor: a tensor made in inference mode cannot be written to outside it.
         return self.restorer.restore_tensor(lr, seed).clone()
 
+    def boundaries(self) -> Sequence[Boundary]:
+        return [Boundary("upsample", self.restorer, "_restore", "copy"), *codec_boundaries(self.restorer.backbone)]
+
+    def networks(self) -> "dict[str, nn.Module]":
+        return networks_of(self.restorer.backbone)
+
     def provenance(self) -> dict[str, object]:
-        return {"weights": self._sha256, "settings": self.settings, "dtype": self.options.dtype}
+        content: dict[str, object] = {
+            "weights": self._sha256,
+            "settings": self.settings,
+            "dtype": self.options.dtype,
+        }
+        if isinstance(self.weights, Shape):
+            content["remarks"] = [REMARK]
+        return content
 
     @functools.cached_property
     def _sha256(self) -> dict[str, str]:
         return self.weights.sha256()
+
+
+def codec_boundaries(backbone: "Backbone") -> list[Boundary]:
+    """The stages around the denoiser, which works from the end of encoding to the beginning of decoding."""
+    return [Boundary("encode", backbone, "encode", "denoise"), Boundary("decode", backbone, "decode", "colour")]
+
+
+def networks_of(backbone: "Backbone") -> "dict[str, nn.Module]":
+    return {"denoiser": backbone.denoiser, "vae": backbone.vae}
 
 
 @dataclass(frozen=True)
@@ -154,6 +164,12 @@ class TeacherMethod:
             sr = backbone.decode(z)[..., :height, :width].to("cpu", torch.float32)
         return (sr.clamp(-1, 1) / 2 + 0.5).clone()
 
+    def boundaries(self) -> Sequence[Boundary]:
+        return codec_boundaries(self.backbone)
+
+    def networks(self) -> "dict[str, nn.Module]":
+        return networks_of(self.backbone)
+
     def provenance(self) -> dict[str, object]:
         settings = {**asdict(self.settings), "start": "bicubic x4, posterior mode", "color": "none"}
         return {"weights": self._sha256, "settings": settings, "dtype": self.options.dtype}
@@ -161,43 +177,3 @@ class TeacherMethod:
     @functools.cached_property
     def _sha256(self) -> dict[str, str]:
         return self.weights.sha256()
-
-
-def load_student(
-    weights: ModelFolders, options: RunOptions, row_settings: Mapping[str, object] = MappingProxyType({})
-) -> OneStepMethod:
-    options.require_dtype()
-    for folder in (weights.model, weights.lora, weights.prompts):
-        if folder is not None and not folder.is_dir():
-            raise UserError(f"no folder at {folder}; expected tsd-sr:MODEL[,LORA[,PROMPTS]]")
-    if weights.lora is None and not (weights.model / EXPORT_FILE).is_file():
-        raise UserError(
-            f"{weights.model} is no merged student of `tsd export` (no {EXPORT_FILE} in it): name its LoRA folder, "
-            f"tsd-sr:MODEL,LORA"
-        )
-    return OneStepMethod(weights, options, row_settings)
-
-
-def load_mini(adapters: str, options: RunOptions, base: MiniModel = "mini") -> OneStepMethod:
-    return load_student(ModelFolders(mini_model_dir(base), mini_model_dir(base) / "lora" / adapters), options)
-
-
-def load_sd2(base: SD2Base, options: RunOptions) -> OneStepMethod:
-    absent = missing_sd2_student(base, options)
-    if absent:
-        raise UserError(f"TSD-SR on {base.display} cannot run here:\n{describe(absent)}")
-    verified_files((base.weight,), options, licence="", needed_by=f"TSD-SR ({base.display})", fetch=base.asset)
-    return load_student(sd2_student_folders(base, options), options, {"color": "adain"})
-
-
-def load_release(card: "Card", options: RunOptions) -> OneStepMethod:
-    verified_weights(card, options)
-    return load_student(release_folders(options), options, {"color": "adain"})
-
-
-def load_teacher(weights: ModelFolders | None, settings: TeacherSettings, options: RunOptions) -> TeacherMethod:
-    options.require_dtype()
-    weights = weights or ModelFolders(mini_model_dir())
-    if not weights.model.is_dir():
-        raise UserError(f"no model folder at {weights.model}")
-    return TeacherMethod(weights, options, settings)

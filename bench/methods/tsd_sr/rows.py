@@ -1,22 +1,83 @@
 """The rows of this project's own models: what `bench list` says of them, what they need, how they are loaded."""
 
 import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from bench.cards.card import Card, assets
 from bench.methods.base import MethodSpec, spec_of
-from bench.methods.tsd_sr.method import (
-    TeacherSettings,
-    load_mini,
-    load_release,
-    load_sd2,
-    load_student,
-    load_teacher,
+from bench.methods.tsd_sr.forms import FORMS
+from bench.methods.tsd_sr.method import OneStepMethod, TeacherMethod, TeacherSettings
+from bench.methods.tsd_sr.weights import (
+    SD2_BASES,
+    SD3_BASE,
+    SD3_HUB_ID,
+    ModelFolders,
+    SD2Base,
+    Shape,
+    missing_sd2_student,
+    release_folders,
+    sd2_student_folders,
 )
-from bench.methods.tsd_sr.weights import SD2_BASES, SD3_BASE, ModelFolders, SD2Base, missing_sd2_student
 from bench.options import RunOptions
-from bench.store.missing import Missing
-from bench.store.store import missing_weights, source
+from bench.store.missing import Missing, describe
+from bench.store.store import missing_weights, source, verified_files, verified_weights
+from tsd.config import EXPORT_FILE
+from tsd.errors import UserError
 from tsd.files import MiniModel, mini_model_dir
+
+FORM_WORDS = {name: words for name, (words, _) in FORMS.items()}
+
+
+def load_student(
+    weights: ModelFolders, options: RunOptions, row_settings: Mapping[str, object] = MappingProxyType({})
+) -> OneStepMethod:
+    for folder in (weights.model, weights.lora, weights.prompts):
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"no folder at {folder}; expected tsd-sr:MODEL[,LORA[,PROMPTS]]")
+    if weights.lora is None and not (weights.model / EXPORT_FILE).is_file():
+        raise UserError(
+            f"{weights.model} is no merged student of `tsd export` (no {EXPORT_FILE} in it): name its LoRA folder, "
+            f"tsd-sr:MODEL,LORA"
+        )
+    return make_student(weights, options, row_settings)
+
+
+def make_student(
+    weights: ModelFolders | Shape, options: RunOptions, row_settings: Mapping[str, object]
+) -> OneStepMethod:
+    """The student in the form that the options name."""
+    options.require_dtype()
+    return (FORMS[options.form][1] if options.form else OneStepMethod)(weights, options, row_settings)
+
+
+def load_mini(adapters: str, options: RunOptions, base: MiniModel = "mini") -> OneStepMethod:
+    return load_student(ModelFolders(mini_model_dir(base), mini_model_dir(base) / "lora" / adapters), options)
+
+
+def load_sd2(base: SD2Base, options: RunOptions) -> OneStepMethod:
+    if options.random_weights:
+        return make_student(Shape(base.hub_id), options, {"color": "adain"})
+    absent = missing_sd2_student(base, options)
+    if absent:
+        raise UserError(f"TSD-SR on {base.display} cannot run here:\n{describe(absent)}")
+    verified_files((base.weight,), options, licence="", needed_by=f"TSD-SR ({base.display})", fetch=base.asset)
+    return load_student(sd2_student_folders(base, options), options, {"color": "adain"})
+
+
+def load_release(card: Card, options: RunOptions) -> OneStepMethod:
+    if options.random_weights:
+        return make_student(Shape(SD3_HUB_ID), options, {"color": "adain"})
+    verified_weights(card, options)
+    return load_student(release_folders(options), options, {"color": "adain"})
+
+
+def load_teacher(weights: ModelFolders | None, settings: TeacherSettings, options: RunOptions) -> TeacherMethod:
+    options.require_dtype()
+    weights = weights or ModelFolders(mini_model_dir())
+    if not weights.model.is_dir():
+        raise UserError(f"no model folder at {weights.model}")
+    return TeacherMethod(weights, options, settings)
 
 
 def _missing_mini(folder: str, needed_by: str, options: RunOptions, base: MiniModel = "mini") -> list[Missing]:
@@ -47,6 +108,7 @@ def student_spec(weights: ModelFolders, name: str, display: str) -> MethodSpec:
         licence="that of the weights",
         load=functools.partial(load_student, weights),
         missing=missing,
+        forms=FORM_WORDS if weights.lora else {},
     )
 
 
@@ -91,6 +153,7 @@ def _mini_spec(name: str, recipe: str, adapters: str, how: str, base: MiniModel 
         licence="Apache-2.0",
         load=functools.partial(load_mini, adapters, base=base),
         missing=functools.partial(_missing_mini, f"lora/{adapters}", display, base=base),
+        forms=FORM_WORDS,
     )
 
 
@@ -104,6 +167,8 @@ def _sd2_spec(base: SD2Base) -> MethodSpec:
         licence="CreativeML Open RAIL++-M (base)",
         load=functools.partial(load_sd2, base),
         missing=functools.partial(missing_sd2_student, base),
+        random_weights=True,
+        forms=FORM_WORDS,
     )
 
 
@@ -116,4 +181,5 @@ TSD_SR_SD2, TSD_SR_SD21 = (_sd2_spec(base) for base in SD2_BASES.values())
 
 def release_spec(card: Card) -> MethodSpec:
     """The row of the authors' own weights."""
-    return spec_of(card, functools.partial(load_release, card), functools.partial(missing_weights, card))
+    load, missing = functools.partial(load_release, card), functools.partial(missing_weights, card)
+    return spec_of(card, load, missing, random_weights=True, forms=FORM_WORDS)

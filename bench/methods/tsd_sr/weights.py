@@ -19,6 +19,7 @@ from bench.store.store import missing_files
 from tsd.config import RestoreConfig
 
 SD3_BASE = "sd3-medium"
+SD3_HUB_ID = "stabilityai/stable-diffusion-3-medium-diffusers"
 ADAPTERS = "tsdsr-mse"
 PROMPT = "default"
 SD3_PARTS = ("transformer", "vae", "scheduler")
@@ -51,6 +52,11 @@ class SD2Base:
         return assets()[self.asset]
 
     @property
+    def hub_id(self) -> str:
+        """The base's name among the published configurations."""
+        return f"sd2-community/{self.weight.file.rstrip('/')}"
+
+    @property
     def student(self) -> str:
         return f"tsdsr-{self.name}"
 
@@ -78,6 +84,23 @@ class ModelFolders:
         files |= _files(prompts, "prompts")
         bar = tqdm(files.items(), desc="hashing weights", unit="file", delay=2, leave=False, file=sys.stderr)
         return {name: cached_sha256(path) for name, path in bar}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A student of a published base, with random weights in place of its files.
+
+    Attributes:
+        model: key of `tsd.memory.public_configs.PUBLIC_CONFIGS`.
+        rank: of its adapters, where they are not merged; the release's.
+    """
+
+    model: str
+    rank: int = 64
+
+    def sha256(self) -> dict[str, str]:
+        """What a record states in place of hashes."""
+        return {self.model: "random"}
 
 
 def release_folders(options: RunOptions) -> ModelFolders:

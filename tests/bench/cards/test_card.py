@@ -114,10 +114,10 @@ def test_a_patch_says_why_and_changes_something(name):
 
 
 @pytest.mark.parametrize("name", ["pisa-sr", "adcsr"])
-def test_a_new_competitor_is_under_forty_lines_of_card(name):
+def test_a_new_competitor_is_under_fifty_lines_of_card(name):
     from bench.cards.card import CARDS
 
-    assert len((CARDS / f"{name}.toml").read_text().splitlines()) < 40
+    assert len((CARDS / f"{name}.toml").read_text().splitlines()) < 50
 
 
 CARD = """

@@ -90,6 +90,9 @@ class Enlarger:
     def seeded(self) -> bool:
         return self.has_seed
 
+    def seconds(self, name: str) -> float | None:
+        return None
+
     def spec(self) -> MethodSpec:
         return MethodSpec("enlarger", "Enlarger", 1, "function", "", "", lambda options: self, nothing_missing)
 
@@ -220,9 +223,7 @@ def test_the_table_says_why_there_are_no_seconds_and_what_the_method_remarks(rec
     )  # fmt: skip
     (row,) = summarize(records, plan).sections[0].rows
     assert row.remarks == ("unseeded",)
-    assert row.cells[SECONDS].reasons == (
-        "Enlarger: runs as a process of its own over the whole folder; its time is not measured per image",
-    )
+    assert row.cells[SECONDS].reasons == ("Enlarger: runs as a process of its own, which did not time its images",)
 
 
 def test_work_of_a_killed_run_is_left_for_the_next(records: Records, tiny: TestSet) -> None:

@@ -116,6 +116,7 @@ repository = {repository!r}
 commit = {commit!r}
 verified = "by these tests"
 seeding = {seeding!r}
+timing = {timing!r}
 {patches}
 [[weights]]
 file = "tiny.bin"
@@ -181,6 +182,7 @@ def make_card(official: tuple[Path, str], tmp_path: Path) -> MakeCard:
         *,
         mode: str = "",
         seeding: str = "none",
+        timing: str = "",
         patches: str = "",
         command: str = "",
         requirements: tuple[str, ...] = (f"pillow=={PILLOW}",),
@@ -193,6 +195,7 @@ def make_card(official: tuple[Path, str], tmp_path: Path) -> MakeCard:
             repository=repository or str(official[0]),
             commit=commit or official[1],
             seeding=seeding,
+            timing=timing,
             patches=patches or (SEED_PATCH if seeding == "image" else ""),
             weight_sha256=hashlib.sha256(WEIGHT).hexdigest(),
             python=f"{sys.version_info.major}.{sys.version_info.minor}",

@@ -50,6 +50,7 @@ def test_variables_are_the_harness_s_without_its_python_and_its_launcher(filled,
         python=Path("/env/bin/python"),
         weights=Path("/store"),
         seeds=Path("/w/seeds.json"),
+        times=Path("/w/times.jsonl"),
         device="cuda:1",
     )
     assert not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "PYTHONHOME", "PYTHONSAFEPATH"} & set(found)
@@ -63,6 +64,7 @@ def test_variables_are_the_harness_s_without_its_python_and_its_launcher(filled,
     assert found["CKPT"] == "/store/x"
     assert found["TSD_BENCH_WEIGHTS"] == "/store"
     assert found["TSD_BENCH_SEEDS"] == "/w/seeds.json"
+    assert found["TSD_BENCH_TIMES"] == "/w/times.jsonl"
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ from bench.methods.base import Method
 from bench.methods.check import check_method, synthetic_image
 from bench.methods.osediff import checkpoint
 from bench.methods.osediff import tagger as tagging
-from bench.methods.osediff.method import BASE, CHECKPOINT, OSEDiffMethod, OSEDiffSettings, enlarged, osediff_spec
+from bench.methods.osediff.method import BASE, CHECKPOINT, OSEDiffMethod, OSEDiffSettings, enlarged
+from bench.methods.osediff.row import osediff_spec
 from bench.options import RunOptions
 from bench.provenance import cached_sha256
 from bench.store.store import KnownHash, Store

@@ -15,7 +15,8 @@ from torch import Tensor
 from bench.cards.card import Card, cards
 from bench.methods.base import Method
 from bench.methods.check import check_method
-from bench.methods.spandrel.gan import GanMethod, gan_spec
+from bench.methods.spandrel.gan import GanMethod
+from bench.methods.spandrel.row import gan_spec
 from bench.options import RunOptions
 from bench.store.missing import Obstacle
 from bench.store.store import KnownHash, Store
@@ -294,3 +295,14 @@ def test_femasr_goes_in_tiles_from_600_pixels_square():
         assert all(height % 16 == 0 and width % 16 == 0 for height, width in seen)
         assert torch.equal(output, F.interpolate(image, scale_factor=2, mode="nearest"))
     assert seen[0] == (256, 272)  # 240 + 5 and 240 + 16, each to the next multiple of 16
+
+
+@pytest.mark.parametrize("name", ["realesrgan", "realesrgan-compact"])
+def test_with_random_weights_it_is_the_network_of_the_card(name: str, tmp_path: Path):
+    spec = gan_spec(cards()[name])
+    assert spec.random_weights
+    method = spec.load(RunOptions(weights_root=tmp_path, random_weights=True))
+    assert isinstance(method, GanMethod)
+    assert sum(p.numel() for p in method.networks()["network"].parameters()) == cards()[name].network.parameters
+    assert method.restore(torch.rand(1, 3, 16, 16), 0).isfinite().all()
+    assert method.provenance()["weights"] == {cards()[name].network.file: "random"}

@@ -19,8 +19,9 @@ from bench.cards.card import cards
 from bench.methods import METHODS, get_method
 from bench.methods.base import Method
 from bench.methods.check import check_method
-from bench.methods.spandrel.gan import NO_SIZE_RULES, gan_spec
+from bench.methods.spandrel.gan import NO_SIZE_RULES
 from bench.methods.spandrel.network import SpandrelMethod, architecture_facts
+from bench.methods.spandrel.row import gan_spec
 from bench.options import RunOptions
 from tsd.errors import UserError
 
