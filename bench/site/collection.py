@@ -3,15 +3,13 @@
 Everything is addressed by its place in a list (test set 0, method 3, image 17), never by a name: names of images are
 whatever their files were called, and no name becomes a path, a key or a piece of markup.
 
-A value counts by the rule of the tables (`bench.records.schema.valid_scores`). An image is shown only if its file is the
-recorded one, byte for byte.
+A value counts by the rule of the tables (`bench.records.schema.valid_scores`). An image is shown only if its file is
+the recorded one, byte for byte.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from bench.paper.tables import pairs_of, paper_figures
 from bench.records.records import Records
@@ -20,7 +18,6 @@ from bench.report.measured import Measured
 from bench.report.summarize import Table, mean_ci95, summarize
 from bench.testsets.manifest import MissingData, TestSet, load_testset
 from tsd.errors import UserError
-from tsd.files import sha256_file
 
 
 @dataclass(frozen=True)
@@ -146,11 +143,7 @@ def _runs(folders: Sequence[Path]) -> list[Run]:
 
 def _collect_set(name: str, runs: Sequence[Run], data_root: Path | None, images: bool) -> Set:
     plans = [
-        (run, plan, testset)
-        for run in runs
-        for plan in run.plans
-        for testset in plan.testsets
-        if testset.name == name
+        (run, plan, testset) for run in runs for plan in run.plans for testset in plan.testsets if testset.name == name
     ]
     metrics: dict[tuple[str, str], PlanMetric] = {}
     for _, plan, _ in plans:

@@ -1,4 +1,4 @@
-"""The tables of the overview: the printed cells of `bench.report.document`, and behind each the value it was made from."""
+"""The tables of the overview: the printed cells of `bench.report.document`, and behind each its value."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ def _section(site: SiteTable, section: Section, grids: tuple[Grid, ...], place: 
     means, *others = grids
     rows = [row for row in section.rows if not row.reasons]
     methods = {method.name: at for at, method in enumerate(found.methods) if method.run.label == site.run.label}
-    protocols = {display: protocol for display, protocol in site.table.protocols}
+    protocols = dict(site.table.protocols)
     columns = [c for c in site.table.columns if any(row.cells[c.name].value is not None for row in rows)]
     metrics: Mapping[str, int | None] = {
         column.name: next(

@@ -140,7 +140,9 @@ def _set_data(place: int, found: Set, images: Images) -> dict[str, Any]:
             {
                 "name": _link_name(found, index),
                 "display": method.display,
-                "folder": None if images.single_file else f"records/{quote(method.run.label)}/{found.name}/{method.name}",
+                "folder": None
+                if images.single_file
+                else f"records/{quote(method.run.label)}/{found.name}/{method.name}",
             }
             for index, method in enumerate(found.methods)
         ],

@@ -1,4 +1,4 @@
-"""Makes the image files of a site: a preview of every picture, a strip of thumbnails per image, and regions of interest.
+"""Makes the images of a site: a preview of every picture, a strip of thumbnails per image, and regions of interest.
 
 A preview holds exactly the pixels of its original (lossless WebP) unless a quality is asked for; then the page says so.
 A strip holds one thumbnail for every picture of an image, side by side, so that a grid of 3,000 images needs one small
@@ -117,7 +117,9 @@ def estimate_bytes(sets: Sequence[Sequence[Job]], quality: int | None) -> int:
     return round(total)
 
 
-def check_size(sets: Sequence[Sequence[Job]], estimated: int, max_bytes: int, quality: int | None, share: float) -> None:
+def check_size(
+    sets: Sequence[Sequence[Job]], estimated: int, max_bytes: int, quality: int | None, share: float
+) -> None:
     """Refuses a site that would be larger than asked for.
 
     Args:

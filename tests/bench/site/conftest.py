@@ -1,4 +1,4 @@
-"""A run of two methods on three images, made through the records' own classes, whose names are as hostile as they get."""
+"""A run of two methods on three images, made through the records' own classes, with names as hostile as they get."""
 
 import hashlib
 import io
@@ -69,7 +69,9 @@ def write_run(out: Path, names: tuple[str, ...], datasets: Path, methods: tuple[
     """
     records = Records(out)
     digests = {
-        side: {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in (datasets / "mini" / folder).iterdir()}
+        side: {
+            path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in (datasets / "mini" / folder).iterdir()
+        }
         for side, folder in (("lr", "test_LR"), ("hr", "test_HR"))
     }
     for number, method in enumerate(methods):

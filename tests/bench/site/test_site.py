@@ -18,7 +18,8 @@ from bench.report.summarize import summarize
 from bench.site import pictures
 from bench.site.build import SiteRequest, build
 from bench.site.collection import collect
-from bench.site.pictures import Job, make, pairs_of as picture_pairs
+from bench.site.pictures import Job, make
+from bench.site.pictures import pairs_of as picture_pairs
 from tsd.errors import UserError
 
 
@@ -119,7 +120,10 @@ def test_two_runs_stand_side_by_side(run: Path) -> None:
     other = shutil.copytree(run, run.parent / "elsewhere" / "run")
     collection = collect([run, other])
     assert [shown.display for shown in collection.sets[0].methods][::2] == ["Bicubic · run", "Bicubic · run (2)"]
-    names = [method["name"] for method in Page(build(SiteRequest((run, other), run.parent / "out"))).data()["sets"][0]["methods"]]
+    names = [
+        method["name"]
+        for method in Page(build(SiteRequest((run, other), run.parent / "out"))).data()["sets"][0]["methods"]
+    ]
     assert names == ["bicubic@run", "my-net@run", "bicubic@run (2)", "my-net@run (2)"]
     with pytest.raises(UserError, match="twice"):
         collect([run, run])
@@ -144,7 +148,8 @@ def test_the_region_is_where_two_pictures_differ_most(tmp_path: Path) -> None:
     regions = dict(zip(picture_pairs(4), made.regions, strict=True))  # three methods and the ground truth
     row, column = divmod(regions[0, 1], 256 // pictures.BLOCK)
     top, left = row * pictures.BLOCK, column * pictures.BLOCK
-    assert top <= 40 and 80 <= top + pictures.WINDOW and left <= 160 and 200 <= left + pictures.WINDOW
+    assert top <= 40 < 80 <= top + pictures.WINDOW
+    assert left <= 160 < 200 <= left + pictures.WINDOW
     assert regions[0, 2] == -1  # they are equal
     assert regions[1, 3] == -1
     assert made.size == (256, 128)
@@ -210,7 +215,9 @@ def test_names_are_text_and_nothing_comes_from_elsewhere(site: Path, name: str) 
     assert len([attributes for attributes in scripts if "type" not in attributes]) == 1
     assert not any(key.startswith("on") for _, attributes in page.elements for key in attributes)
     assert not any(tag in ("img", "link") and attributes.get("rel") != "icon" for tag, attributes in page.elements)
-    addresses = [value for _, attributes in page.elements for key, value in attributes.items() if key in ("src", "href")]
+    addresses = [
+        value for _, attributes in page.elements for key, value in attributes.items() if key in ("src", "href")
+    ]
     assert [value for value in addresses if value and re.match(r"\w+:(?!,)|//", value)] == []
     assert "a <remark>" in page.text
     assert page.data()["sets"][0]["names"][2] == "__proto__"
