@@ -1,1 +1,1 @@
-"""Records and images become one folder, or one file, that shows them in any browser, without a server or a network."""
+"""Runs as a page for any browser, without a server or a network."""

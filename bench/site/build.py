@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -120,7 +120,8 @@ def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def _pictures(jobs: Sequence[Sequence[Job]], quality: int | None):
+def _pictures(jobs: Sequence[Sequence[Job]], quality: int | None) -> Iterator[tuple[tuple[int, int], Pictures]]:
+    """The pictures of all sets, by place of the set and of the image."""
     for place, of_set in enumerate(jobs):
         title = f"pictures of {of_set[0].testset}" if of_set else ""
         for pictures in make(of_set, quality, title):

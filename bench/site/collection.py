@@ -73,7 +73,7 @@ class Set:
     def pair(self, metric: int, method: int, other: int) -> tuple[float, float | None, float | None, int] | None:
         """The mean of the differences `method` - `other`, image by image, its 95 % interval, and their number.
 
-        None unless both have values for the same images, and for all images of a plan's test set.
+        None unless both have values for the same images, at least one.
         """
         mine, theirs = self.methods[method].values[metric], self.methods[other].values[metric]
         both = [(value, against) for value, against in zip(mine, theirs, strict=True) if None not in (value, against)]

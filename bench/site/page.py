@@ -50,7 +50,7 @@ def render(collection: Collection, pages: Sequence[SitePage], cards: Sequence[Me
         lstrip_blocks=True,
     )
     environment.filters["code"] = _code
-    environment.globals |= {"TEXT_COLUMNS": TEXT_COLUMNS, "TIE": TIE}
+    environment.globals.update(TEXT_COLUMNS=TEXT_COLUMNS, TIE=TIE)
     style = (ASSETS / "style.css").read_text(encoding="utf-8")
     script = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}}})();\n'
@@ -146,10 +146,7 @@ def _set_data(place: int, found: Set, images: Images) -> dict[str, Any]:
             }
             for index, method in enumerate(found.methods)
         ],
-        "values": [
-            [[_short(value) for value in method.values[metric]] for method in found.methods]
-            for metric in range(len(found.metrics))
-        ],
+        "values": [[method.values[metric] for method in found.methods] for metric in range(len(found.metrics))],
         "seconds": [_mean(method.seconds) for method in found.methods],
         "pairs": [
             [found.pair(metric, method, other) for method, other in pairs] if count > 1 else []
@@ -172,11 +169,6 @@ def _image_data(pictures: Pictures | None) -> list[Any] | None:
         return None
     present = "".join("0" if preview is None else "1" for preview in pictures.previews)
     return [*pictures.size, pictures.tile, present, pictures.regions]
-
-
-def _short(value: float | None) -> float | None:
-    """A value at the precision at which the page works; the records have all digits."""
-    return None if value is None else float(f"{value:.7g}")
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -133,7 +133,7 @@ function drawPanes() {
     compare.panes = compare.side.map((at) => pane(layer(at), tag(at, "left alone", "")));
     if (!compare.panes.length) compare.panes = [pane(element("p", { class: "absent" }, "Choose methods in the table."))];
   } else if (mode === "flip") {
-    compare.panes = [pane(layer(a), tag(a, "left alone", ""))];
+    compare.panes = [pane(...flipLayers(a), tag(a, "left alone", ""))];
   } else if (mode === "difference") {
     const both = element("div", { class: "layer difference" }, layer(a), layer(b));
     both.style.filter = `brightness(${$("gain").value})`;
@@ -149,6 +149,18 @@ function drawPanes() {
   panes.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`;
   panes.style.gridTemplateRows = `repeat(${Math.ceil(count / columns)}, minmax(0, 1fr))`;
   panes.replaceChildren(...compare.panes);
+}
+
+/** All pictures of the image over each other, of which one is visible: flipping loads nothing and does not flicker. */
+function flipLayers(shown) {
+  const key = `${compare.set} ${compare.image}`;
+  if (compare.flip?.key !== key) {
+    const here = layers(compared()).filter((known) => shownPictures().has(known.place));
+    compare.flip = { key, layers: here.map((known) => [known.place, layer(known.place)]) };
+  }
+  for (const [at, made] of compare.flip.layers) made.style.visibility = at === shown ? "visible" : "hidden";
+  const made = compare.flip.layers.map(([, known]) => known);
+  return shownPictures().has(shown) ? made : [...made, layer(shown)];
 }
 
 function handle() {

@@ -69,7 +69,8 @@ function jsonLines(page) {
         set.values[metric][method].forEach((value, image) => {
           if (value === null) return;
           const names = { testset: set.name, method: set.methods[method].name, metric: set.metrics[metric].name };
-          lines.push(JSON.stringify({ ...names, name: set.names[image], value }) + "\n");
+          const line = JSON.stringify({ ...names, name: set.names[image], value });
+          lines.push(line.replace(/[\u2028\u2029]/g, (end) => `\\u${end.charCodeAt(0).toString(16)}`) + "\n");
         });
   }
   return lines.join("");

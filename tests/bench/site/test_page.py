@@ -177,7 +177,12 @@ def test_wipe_difference_and_keys(open_page: Open) -> None:
     page.keyboard.press("Shift+Digit1")
     assert page.locator("input[data-pick=b-0]").is_checked()
     page.keyboard.press("f")
-    assert page.locator("#panes img").count() == 1
+    page.keyboard.press("1")
+    shown = page.locator("#panes img").evaluate_all(
+        "all => all.filter((image) => image.checkVisibility({visibilityProperty: true})).map((image) => image.alt)"
+    )
+    assert shown == ["__proto__: Bicubic"]
+    page.keyboard.press("2")
     page.keyboard.press("x")
     assert page.locator(".difference").evaluate("layer => layer.style.filter") == "brightness(8)"
     page.keyboard.press("d")
