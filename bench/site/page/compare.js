@@ -143,12 +143,22 @@ function drawPanes() {
     over.classList.add("over");
     compare.panes = [pane(layer(a), over, tag(a, "left", "A: "), tag(b, "right", "B: "), handle())];
   }
-  const count = compare.panes.length;
-  const wide = panes.clientWidth / Math.max(panes.clientHeight, 1);
-  const columns = count === 1 ? 1 : Math.min(count, Math.max(1, Math.round(Math.sqrt(count * wide))));
-  panes.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`;
-  panes.style.gridTemplateRows = `repeat(${Math.ceil(count / columns)}, minmax(0, 1fr))`;
   panes.replaceChildren(...compare.panes);
+}
+
+/** Lays the panes out in as many columns as show their images largest. */
+function arrange() {
+  const count = compare.panes.length;
+  const columns = bestColumns(count);
+  $("panes").style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`;
+  $("panes").style.gridTemplateRows = `repeat(${Math.ceil(count / columns)}, minmax(0, 1fr))`;
+}
+
+/** The number of columns in which `count` panes show their images largest. */
+function bestColumns(count) {
+  const { width = 1, height = 1 } = shownPictures() ?? {};
+  const scaleIn = (columns) => Math.min($("panes").clientWidth / columns / width, $("panes").clientHeight / Math.ceil(count / columns) / height);
+  return Array.from({ length: count }, (_, index) => index + 1).reduce((best, columns) => (scaleIn(columns) > scaleIn(best) ? columns : best), 1);
 }
 
 /** All pictures of the image over each other, of which one is visible: flipping loads nothing and does not flicker. */
@@ -201,6 +211,7 @@ function cssScale() {
 function place() {
   if ($("compare").hidden || !shownPictures()) return;
   const known = shownPictures();
+  arrange();
   const scaled = cssScale();
   compare.x = Math.min(Math.max(compare.x, 0), known.width);
   compare.y = Math.min(Math.max(compare.y, 0), known.height);
