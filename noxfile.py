@@ -158,6 +158,13 @@ def train_text(session: nox.Session) -> None:
 
 
 @nox.session
+def site(session: nox.Session) -> None:
+    """The committed mini runs as a page in runs/site, with images where reproduce_table1 made them. `-- RUN …`"""
+    install(session, "bench")
+    session.run("bench", "site", *(session.posargs or ["reports/mini", "--out", "runs/site"]), env=ENVIRONMENT)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """The whole test suite with coverage, two processes; arguments go to pytest."""
     install(session, "dev")

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from bench import __version__
-from bench.commands import check, compare, fetch, figure, install, latency, restore, run, score, sweep, table
+from bench.commands import check, compare, fetch, figure, install, latency, restore, run, score, site, sweep, table
 from bench.commands import list as list_
 from tsd.errors import UserError
 from tsd.files import megapixels_allowed, print_any_name
@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tsd-sr-bench {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb in (run, table, list_, check, restore, score, compare, latency, sweep, figure, fetch, install):
+    for verb in (run, table, site, list_, check, restore, score, compare, latency, sweep, figure, fetch, install):
         verb.add_parser(verbs)
     return parser
 

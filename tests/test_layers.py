@@ -32,7 +32,7 @@ FLOORS = {
         {"testsets", "metrics"},
         {"pixels"},
         {"methods", "report"},
-        {"fetch", "run"},
+        {"fetch", "run", "site"},
         {"ablation"},
         {"latency"},
         {"commands"},

@@ -1,6 +1,7 @@
 """`bench run`: restore, score, summarize, render; what is already recorded is not done again."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -184,6 +185,8 @@ def run(args: argparse.Namespace) -> int:
         measured = measure(request_of(args), rank)
         if rank.first:
             print(measured.markdown, end="", flush=True)
+            out = shlex.quote(str(measured.records.out))
+            print(f"to look at it: bench site {out} --out {out}/site", file=sys.stderr)
         status = status_of(measured.failed, rank.first)
         barrier(rank)  # a process that ends with a status of 1 makes the launcher end the others
     return status

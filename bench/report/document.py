@@ -96,7 +96,7 @@ def lay_out(table: Table, paper: Sequence[dict[str, str]]) -> Document:
     ]
     lists = [("Remarks", tuple(dict.fromkeys(remarks)))] if remarks else []
     return Document(
-        title=f"{table.title}, measured on {', '.join(_set_name(section) for section in table.sections)}",
+        title=f"{table.title}, measured on {', '.join(set_name(section) for section in table.sections)}",
         about=f"Profile `{table.profile}`, seed {table.seed}.",
         chapters=tuple(chapters),
         lists=(*lists, ("How it was measured", _evidence(table))),
@@ -109,7 +109,19 @@ def relevant_rows(table: Table, paper: Sequence[dict[str, str]]) -> list[dict[st
     return [row for row in paper if row.get("dataset") in shown] or list(paper)
 
 
-def _set_name(section: Section) -> str:
+def evidence_of(cell: Cell, column: HeaderCell) -> str:
+    """What stands behind a printed mean: its 95 % interval if it has one, and the number of images."""
+    if cell.value is None:
+        return "; ".join(cell.reasons)
+    images = f"{cell.n} image{'' if cell.n == 1 else 's'}"
+    if cell.low is None or cell.high is None:
+        return f"no interval, {images}"
+    low, high = f"{cell.low:.{column.decimals}f}", f"{cell.high:.{column.decimals}f}"
+    return f"95 % interval {low} to {high}, {images}"
+
+
+def set_name(section: Section) -> str:
+    """The test set and its number of images: "RealSR (N = 10 of 100)"."""
     of_all = "" if section.n == section.total else f" of {section.total}"
     return f"{section.display} (N = {section.n}{of_all})"
 
@@ -117,8 +129,8 @@ def _set_name(section: Section) -> str:
 def _chapter(table: Table, section: Section, several: bool) -> Chapter:
     grids = [_means(table, section), _differences(table, section), _pairs(table, section), _half_widths(table, section)]
     return Chapter(
-        heading=_set_name(section) if several else None,
-        subject=f"{_without_number(table.title)}, measured on {_set_name(section)}",
+        heading=set_name(section) if several else None,
+        subject=f"{_without_number(table.title)}, measured on {set_name(section)}",
         grids=tuple(grid for grid in grids if grid is not None),
     )
 

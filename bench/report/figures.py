@@ -7,7 +7,7 @@ Every tile is drawn from the PNG whose hash is in the records, with its recorded
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -22,6 +22,8 @@ from tsd.images import read_picture
 
 if TYPE_CHECKING:
     from bench.testsets.manifest import TestImage, TestSet
+
+ImageT = TypeVar("ImageT")
 
 TILE = 240
 """Width and height in pixels of a drawn image and of its detail."""
@@ -94,7 +96,7 @@ def _inputs_of(path: Path) -> str | None:
         return None
 
 
-def spread(images: "list[TestImage]", count: int) -> "list[TestImage]":
+def spread(images: list[ImageT], count: int) -> list[ImageT]:
     """At most `count` images, evenly spread over the list, in its order."""
     count = min(count, len(images))
     return [images[int((index + 0.5) * len(images) / count)] for index in range(count)]

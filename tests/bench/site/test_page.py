@@ -1,0 +1,232 @@
+"""The page in a real browser, opened from its file with the network blocked. Skipped where no browser is installed."""
+
+import csv
+import io
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+playwright = pytest.importorskip("playwright.sync_api")
+from playwright.sync_api import Browser, Page  # noqa: E402
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+COMPARE = "#view=compare&set=mini&image=__proto__&a=bicubic&b=truth%3A"
+VIEWS = {
+    "overview": "#view=overview",
+    "compare": COMPARE,
+    "browse": "#view=browse",
+    "records": "#view=records&set=mini&a=0&metric=0",
+}
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no browser is installed: `apt-get install chromium`")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser, site: Path) -> Iterator[Open]:
+    """Opens a site at a fragment of its address. Nothing but files may be asked for, and nothing may go wrong."""
+    complaints: list[str] = []
+    contexts = []
+
+    def open_page(fragment: str = "", name: str = "folder/index.html", **options) -> Page:
+        context = browser.new_context(**{"viewport": WIDE, "color_scheme": "light", **options})
+        context.set_default_timeout(60_000)
+        contexts.append(context)
+        context.set_offline(True)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "request",
+            lambda request: request.url.startswith(("file:", "data:", "blob:")) or complaints.append(request.url),
+        )
+        page.goto((site / name).as_uri() + fragment)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def texts(page: Page, selector: str) -> list[str]:
+    return page.locator(selector).all_inner_texts()
+
+
+def wait_until(page: Page, condition: str) -> None:
+    """Waits for a condition in JavaScript. Playwright's own waiting evaluates text, which the page's policy forbids."""
+    for _ in range(600):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(100)
+    pytest.fail(f"this did not become true: {condition}")
+
+
+def transforms(page: Page) -> list[str]:
+    """Where each picture of the panes is, in the order of the panes."""
+    return page.locator("#panes img").evaluate_all("images => images.map((image) => image.style.transform)")
+
+
+@pytest.mark.parametrize("name", ["folder/index.html", "single.html"])
+def test_every_view_opens_and_names_stay_text(open_page: Open, name: str) -> None:
+    page = open_page(name=name)
+    assert "My net </script><script>window.hacked = 1</script>" in texts(page, "#overview tbody th")
+    page.get_by_role("button", name="My net").first.click()
+    assert "a <remark>" in page.locator("dialog[open]").inner_text()
+    page.keyboard.press("Escape")
+    page.get_by_role("link", name="Browse").click()
+    assert [text.split("\n")[0] for text in texts(page, ".card .name")][1:] == [
+        "<img src=x onerror=alert(1)>",
+        "__proto__",
+    ]
+    wait_until(page, "[...document.querySelectorAll('.thumb img')].every((image) => image.naturalWidth)")
+    page.locator(".card").last.click()
+    wait_until(page, "[...document.querySelectorAll('#panes img')].every((image) => image.naturalWidth)")
+    assert page.locator("#image option:checked").inner_text() == "__proto__"
+    page.get_by_role("link", name="Overview").click()
+    page.locator("a.number").first.click()
+    assert texts(page, "#records-table tbody tr")[2].split() == ["__proto__", "22.0000", "2"]
+    assert page.evaluate("window.hacked") is None
+
+
+def test_sorting_and_downloads(open_page: Open) -> None:
+    page = open_page()
+    rows = "#overview table.numbers >> nth=0 >> tbody th"
+    assert texts(page, rows)[0] == "Bicubic"
+    header = page.get_by_role("button", name="PSNR ↑").first
+    header.click()
+    header.click()
+    assert texts(page, rows)[1] == "Bicubic"
+    assert page.locator("th[aria-sort=descending]").count() == 1
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="CSV").click()
+    table = list(csv.DictReader(io.StringIO(Path(waiting.value.path()).read_text(encoding="utf-8"))))
+    shown = [float(text) for text in texts(page, "#overview table.numbers >> nth=0 >> tbody td:nth-child(3) a")]
+    assert shown == [round(float(row["psnr"]), 2) for row in table if row["source"] == "measured"][::-1]
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="JSONL").click()
+    assert len(Path(waiting.value.path()).read_text(encoding="utf-8").splitlines()) == 2 * 2 * 3
+    page.locator("a.number").first.focus()
+    assert "95 % interval" in page.locator("#tip").inner_text()
+    assert page.get_by_text("OSEDiff").count() == 0 or not page.locator(".paper").is_visible()
+    page.get_by_label("The paper's own figures").check()
+    assert page.locator(".paper").get_by_text("OSEDiff").first.is_visible()
+    assert "+1.00 [" in texts(page, ".forest td.value")[1]
+    page.get_by_label("Metric").select_option(label="LPIPS ↓")
+    page.get_by_label("Differences to").select_option(index=1)
+    assert "+0.1000" in texts(page, ".forest td.value")[1]
+
+
+def test_panes_move_and_zoom_together_and_the_link_says_where(open_page: Open) -> None:
+    page = open_page("#view=compare&set=mini&image=__proto__&mode=side")
+    assert len(transforms(page)) == 4
+    page.mouse.move(300, 400)
+    page.mouse.wheel(0, -600)
+    page.mouse.down()
+    page.mouse.move(340, 430)
+    page.mouse.up()
+    moved = transforms(page)
+    assert len(set(moved)) == 1
+    assert "scale(1)" not in moved[0]
+    wait_until(page, "location.hash.includes('zoom=')")
+    link = page.evaluate("location.hash")
+    again = open_page(link)
+    assert again.evaluate("location.hash") == link
+    numbers = [
+        [
+            float(number)
+            for number in text.replace("px", "").replace("(", " ").replace(")", " ").replace(",", " ").split()
+            if number[-1].isdigit()
+        ]
+        for text in (moved[0], transforms(again)[0])
+    ]
+    assert numbers[0] == pytest.approx(numbers[1], abs=1)
+    old = open_page("#image=no-such&a=nobody")
+    assert "which is not here" in old.locator("#notice").inner_text()
+
+
+def test_a_pixel_is_shown_as_a_pixel(open_page: Open, site: Path) -> None:
+    page = open_page("#view=compare&set=mini&image=__proto__&a=my-net&b=my-net&mode=flip&x=48&y=32&zoom=8")
+    wait_until(
+        page, "[...document.querySelectorAll('#panes img')].every((image) => image.complete && image.naturalWidth)"
+    )
+    box = page.locator("#panes").bounding_box()
+    shot = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
+    original = np.asarray(Image.open(site / "run & co" / "images" / "mini" / "my-net" / "__proto__.png"))
+    left, top = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    for x, y in ((48, 32), (49, 32), (52, 36), (44, 30)):
+        middle = shot[int(top + (y - 32) * 8 + 4), int(left + (x - 48) * 8 + 4)]
+        assert np.array_equal(middle, original[y, x])
+
+
+def test_wipe_difference_and_keys(open_page: Open) -> None:
+    page = open_page(COMPARE)
+    page.get_by_role("slider").focus()
+    page.keyboard.press("End")
+    assert page.locator(".over").evaluate("layer => layer.style.clipPath") in (
+        "inset(0px 0px 0px 100%)",
+        "inset(0 0 0 100%)",
+    )
+    page.keyboard.press("2")
+    assert page.locator("input[data-pick=a-1]").is_checked()
+    page.keyboard.press("Shift+Digit1")
+    assert page.locator("input[data-pick=b-0]").is_checked()
+    page.keyboard.press("f")
+    page.keyboard.press("1")
+    shown = page.locator("#panes img").evaluate_all(
+        "all => all.filter((image) => image.checkVisibility({visibilityProperty: true})).map((image) => image.alt)"
+    )
+    assert shown == ["__proto__: Bicubic"]
+    page.keyboard.press("2")
+    page.keyboard.press("x")
+    assert page.locator(".difference").evaluate("layer => layer.style.filter") == "brightness(8)"
+    page.keyboard.press("d")
+    assert page.locator("#zoom").inner_text() != "1×"
+    page.keyboard.press("]")
+    assert page.locator("#image option:checked").inner_text() != "__proto__"
+    page.get_by_text("Keys", exact=True).click()
+    page.get_by_label("Keys on").uncheck()
+    page.keyboard.press("w")
+    assert page.locator(".difference").count() == 1
+
+
+def test_browsing_finds_failures(open_page: Open) -> None:
+    page = open_page("#view=browse")
+    assert texts(page, ".card .facts span:nth-child(2)") == ["−1.00 PSNR", "+2.00 PSNR", "+2.00 PSNR"]
+    page.get_by_label("first").select_option("best")
+    assert texts(page, ".card .facts span:nth-child(2)")[-1] == "−1.00 PSNR"
+    page.get_by_label("Lowest value of A").fill("20")
+    assert page.locator(".card").count() == 2
+    assert "2 of 3 images" in page.locator("#browse-note").inner_text()
+    assert "from=20" in page.evaluate("location.hash")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_accessible_and_within_the_screen(open_page: Open, scheme: str, tmp_path: Path) -> None:
+    """axe-core finds no fault by WCAG 2.2 AA, nothing is wider than a phone; screenshots stay in pytest's folder."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
+    page = open_page(color_scheme=scheme)
+    for view, fragment in VIEWS.items():
+        page.evaluate("fragment => location.hash = fragment", fragment)
+        page.set_viewport_size(PHONE)
+        page.screenshot(path=tmp_path / f"{view}-{scheme}-phone.png")
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], view
+        page.set_viewport_size(WIDE)
+        page.screenshot(path=tmp_path / f"{view}-{scheme}-wide.png")
+        found = axe.run(page, options=rules).response["violations"]
+        assert [(fault["id"], fault["nodes"][0]["html"]) for fault in found] == [], view
