@@ -3,6 +3,7 @@
 Under the output folder of a run:
 
     records/<table>.json                              the plan of a table: its test sets, rows and columns
+    records/verification.json                         what `bench verify` found on the machine of the run, if attached
     records/<test set>/<method>/run.json              what produced the images: method, weights, settings, environments
     records/<test set>/<method>/images.jsonl          one line per restored image
     records/<test set>/<method>/scores.<metric>.jsonl one line per score
@@ -44,8 +45,11 @@ from bench.records.schema import (
     RecordError,
     Restoration,
     ScoreRow,
+    Verification,
+    VerifiedMetric,
     check_schema,
     from_json,
+    to_json,
 )
 from tsd.errors import UserError
 from tsd.files import sha256_file, write_atomic
@@ -94,6 +98,24 @@ class Records:
 
     def write_plan(self, plan: Plan) -> None:
         _write_object(self.root / f"{plan.table}.json", asdict(plan))
+
+    def read_verification(self) -> Verification | None:
+        """What `bench verify --attach` wrote; None if it did not."""
+        if not self._verification.exists():
+            return None
+        raw = _read_object(self._verification)
+        if not isinstance(raw.get("metrics"), list):
+            raise RecordError(f"{self._verification}: `metrics` must be a list")
+        raw["metrics"] = [from_json(VerifiedMetric, item, self._verification) for item in raw["metrics"]]
+        return from_json(Verification, raw, self._verification)
+
+    def write_verification(self, verification: Verification) -> Path:
+        _write_object(self._verification, asdict(verification))
+        return self._verification
+
+    @property
+    def _verification(self) -> Path:
+        return self.root / "verification.json"
 
     @contextmanager
     def lock(self) -> Generator[None]:
@@ -251,7 +273,7 @@ def _append(path: Path, row: ImageRow | ScoreRow) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if row.error is not None:
         row = replace(row, error=without_paths(row.error))
-    line = json.dumps({"schema": SCHEMA, **asdict(row)}, allow_nan=False, ensure_ascii=False) + "\n"
+    line = json.dumps({"schema": SCHEMA, **to_json(row)}, allow_nan=False, ensure_ascii=False) + "\n"
     with open(path, "a+b", buffering=0) as handle:
         size = handle.seek(0, os.SEEK_END)
         if size:
@@ -297,7 +319,7 @@ def _finish(cls: type[RowT], path: Path, order: Iterable[str]) -> dict[str, RowT
     rows = _read_rows(cls, path)
     keys = dict.fromkeys([key for key in order if key in rows])
     keys |= dict.fromkeys(rows)
-    lines = [json.dumps({"schema": SCHEMA, **asdict(rows[key])}, allow_nan=False, ensure_ascii=False) for key in keys]
+    lines = [json.dumps({"schema": SCHEMA, **to_json(rows[key])}, allow_nan=False, ensure_ascii=False) for key in keys]
     data = "".join(line + "\n" for line in lines).encode()
     if not path.exists() or data != path.read_bytes():
         write_atomic(path, data)
