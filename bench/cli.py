@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from bench import __version__
-from bench.commands import check, compare, fetch, figure, install, restore, run, score, sweep, table
+from bench.commands import audit, check, compare, fetch, figure, install, restore, run, score, sweep, table, verify
 from bench.commands import list as list_
 from tsd.errors import UserError
 
@@ -15,6 +15,8 @@ examples:
   bench run --methods spandrel:weights/net.pth    one more row in that table
   bench table                                     print it again, from its records alone
   bench score outputs/ --hr ground_truth/         score any two folders
+  bench verify --data-root data                   are the metrics on this machine right?
+  bench audit table7 --out reports/realsr         measured against printed, cell by cell
   bench figure 6                                  the method in one picture
   bench list                                      methods, test sets, metrics, and what is missing
 
@@ -32,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tsd-sr-bench {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb in (run, table, list_, check, restore, score, compare, sweep, figure, fetch, install):
+    for verb in (run, table, audit, verify, list_, check, restore, score, compare, sweep, figure, fetch, install):
         verb.add_parser(verbs)
     return parser
 

@@ -31,7 +31,7 @@ FLOORS = {
         {"testsets", "metrics"},
         {"pixels"},
         {"methods", "report"},
-        {"fetch", "run"},
+        {"fetch", "run", "verify"},
         {"ablation"},
         {"commands"},
         {"cli"},
