@@ -1,4 +1,4 @@
-"""The nine metrics of the paper, and others by name.
+"""The paper's nine metrics, and others by name.
 
 They stand in the paper's order. Importing this imports neither torch nor pyiqa.
 """

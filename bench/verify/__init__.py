@@ -1,1 +1,1 @@
-"""Published scores of published images, and the check that this machine computes the same."""
+"""Checks of this machine's metrics against published scores."""
