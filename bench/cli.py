@@ -5,7 +5,22 @@ import sys
 from collections.abc import Sequence
 
 from bench import __version__
-from bench.commands import check, compare, fetch, figure, install, latency, restore, run, score, site, sweep, table
+from bench.commands import (
+    audit,
+    check,
+    compare,
+    fetch,
+    figure,
+    install,
+    latency,
+    restore,
+    run,
+    score,
+    site,
+    sweep,
+    table,
+    verify,
+)
 from bench.commands import list as list_
 from tsd.errors import UserError
 from tsd.files import megapixels_allowed, print_any_name
@@ -17,6 +32,8 @@ examples:
   bench table                                     print it again, from its records alone
   bench score outputs/ --hr ground_truth/         score any two folders
   bench latency                                   Table 3 for this machine: seconds by stage
+  bench verify --data-root data                   are the metrics on this machine right?
+  bench audit table7 --out reports/realsr         measured against printed, cell by cell
   bench figure 6                                  the method in one picture
   bench list                                      methods, test sets, metrics, and what is missing
 
@@ -34,7 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tsd-sr-bench {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb in (run, table, site, list_, check, restore, score, compare, latency, sweep, figure, fetch, install):
+    measuring = (run, table, audit, site, verify, list_, check, restore, score, compare)
+    for verb in (*measuring, latency, sweep, figure, fetch, install):
         verb.add_parser(verbs)
     return parser
 

@@ -32,7 +32,7 @@ FLOORS = {
         {"testsets", "metrics"},
         {"pixels"},
         {"methods", "report"},
-        {"fetch", "run", "site"},
+        {"fetch", "run", "site", "verify"},
         {"ablation"},
         {"latency"},
         {"commands"},

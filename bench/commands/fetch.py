@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 EPILOG = """\
 examples:
   bench fetch --list                                 every NAME with its size, licence and state
-  bench fetch lpips niqe                             weights of two metrics
+  bench fetch lpips musiq                            weights of two metrics
   bench fetch metrics                                weights of all metrics
   bench fetch realsr --data-root data --accept-license
   bench fetch sinsr resshift --weights-root weights --accept-license
@@ -126,7 +126,7 @@ def _names(asked: list[str], known: "dict[str, Item]") -> list[str]:
     names = [name for ask in asked for name in ([n for n in METRICS if n in known] if ask == ALL_METRICS else [ask])]
     for name in names:
         if name in METRICS and name not in known:
-            raise UserError(f"{name} needs no weights: there is nothing to fetch")
+            raise UserError(f"{name} needs no weights that are not here: there is nothing to fetch")
         if name not in known:
             near = difflib.get_close_matches(name, [*known, ALL_METRICS], n=1)
             hint = f", did you mean {near[0]}?" if near else "."

@@ -11,6 +11,7 @@ examples:
   bench list sinsr           its paper, code, weights, environment, command and settings
   bench list lpips           its protocol, the source of its weights, and where they are kept
   bench list testsets --data-root data
+  bench list --updates       cards whose repository moved on since the pinned commit; asks the network
 
 In a terminal, `bench list methods` cuts long texts to its width; `bench list NAME` shows them in
 full.
@@ -44,6 +45,11 @@ def add_parser(subparsers) -> None:
         metavar="DIR",
         help="folder of checkouts and environments (default: $TSD_CACHE, else ~/.cache/tsd-sr-bench)",
     )
+    parser.add_argument(
+        "--updates",
+        action="store_true",
+        help="ask the repositories of all cards, or of those named, whether they moved on since the pinned commit",
+    )
     parser.set_defaults(func=run)
 
 
@@ -54,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     from bench.options import RunOptions
     from tsd.errors import UserError
 
+    if args.updates:
+        return _updates([name for name in args.names if name != "methods"])
     device = resolve_device("auto")
     options = RunOptions(device, data_root=args.data_root, weights_root=args.weights_root, cache_root=args.cache)
     asked = args.names or list(KINDS)
@@ -73,6 +81,27 @@ def run(args: argparse.Namespace) -> int:
     for number, text in enumerate(described):
         print(("\n" if number or kinds else "") + text)
     return 0
+
+
+def _updates(names: list[str]) -> int:
+    """Prints a line for each repository; the status is 1 if one could not be asked, else 0.
+
+    Raises:
+        UserError: a name has no card.
+    """
+    from bench.cards.card import cards
+    from bench.methods.external.updates import updates
+    from tsd.errors import UserError
+
+    known = cards()
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UserError(f"no card is called {unknown[0]!r}; there are {', '.join(known)}")
+    failed = False
+    for found in updates([known[name] for name in names or known]):
+        print(found.line())
+        failed |= found.error is not None
+    return 1 if failed else 0
 
 
 def _description(name: str, options) -> str:
@@ -136,12 +165,18 @@ def _metrics(options) -> str:
         [
             (
                 name,
-                f"{spec.display} {spec.arrow} ({'full reference' if spec.needs_reference else 'no reference'})",
+                f"{spec.display} {spec.arrow} ({_reference(spec)})",
                 brief(missing_metric(spec)),
             )
             for name, spec in (METRICS | EXTRA_METRICS).items()
         ]
     )
+
+
+def _reference(spec) -> str:
+    if spec.needs_input:
+        return "against the input"
+    return "full reference" if spec.needs_reference else "no reference"
 
 
 def _tables(options) -> str:

@@ -17,6 +17,7 @@ examples:
   bench run --methods my-net=folder:outputs --testsets realsr --data-root data --out reports/realsr
   bench run --metrics psnr ssim --limit 3                   a quick look, in reports/mini-first3
   bench run --profile paper --data-root data --device cuda  the real test sets and models
+  bench run --profile paper --newer --data-root data        and methods that came after the paper
   bench run --redo tsd-sr-mini                              after its weights or settings changed
 
 After an interruption the same command continues. The seconds differ from run to run; with
@@ -83,6 +84,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         default=Request.profile,
         choices=("mini", "paper"),
         help="mini: the test set and models in the repository; paper: those of the paper (default: mini)",
+    )
+    parser.add_argument(
+        "--newer",
+        action="store_true",
+        help="Table 1 in the profile paper: also one-step methods that came after the paper",
     )
     parser.add_argument(
         "--methods",

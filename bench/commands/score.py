@@ -10,6 +10,7 @@ examples:
   bench score outputs --hr ground_truth
   bench score outputs --hr ground_truth --metrics psnr ssim niqe --json > scores.json
   bench score outputs --metrics niqe musiq            # no ground truth: no-reference metrics
+  bench score outputs --lr inputs --metrics lr-psnr   # do the outputs agree with what they were made from?
 
 Files are paired by stem (a.png with a.jpg). Images must be 8-bit RGB or gray; EXIF orientation is
 applied. Values are compared as stored; a colour profile other than sRGB is told. Metrics whose weights
@@ -31,11 +32,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("sr_dir", metavar="SR_DIR", type=Path, help="folder of the images to score")
     parser.add_argument("--hr", metavar="HR_DIR", type=Path, help="folder of the ground truth, with the same names")
+    parser.add_argument("--lr", metavar="LR_DIR", type=Path, help="folder of the inputs, for lr-psnr")
     parser.add_argument(
         "--metrics",
         nargs="+",
         metavar="NAME",
-        help="any of psnr ssim lpips dists fid niqe musiq maniqa clipiqa kid (default: all but kid, as in the paper)",
+        help="any of psnr ssim lpips dists fid niqe musiq maniqa clipiqa, or of kid lr-psnr ms-ssim gmsd fsim vif "
+        "(default: the first nine, as in the paper)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
@@ -56,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit}: expected 1 or more")
     _check_device(args.device)
-    pairs = find_pairs(args.sr_dir, args.hr, args.limit)
+    pairs = find_pairs(args.sr_dir, args.hr, args.limit, args.lr)
     result = score_pairs(pairs, specs, args.device)
     print(json.dumps(result, indent=2, allow_nan=False) if args.json else format_scores(result, get_metric))
     return 0 if result["metrics"] else 1

@@ -2,8 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.commands.run import add_timing
+
+if TYPE_CHECKING:
+    from bench.records.records import Records
+    from bench.records.schema import Plan
 
 EPILOG = """\
 examples:
@@ -42,14 +47,9 @@ def run(args: argparse.Namespace) -> int:
         return _latency(args.out)
     from bench.records.records import Records
     from bench.report.render import write_table
-    from tsd.errors import UserError
 
     records = Records(args.out)
-    plan = records.read_plan(args.table)
-    if plan is None:
-        raise UserError(
-            f"no records of {args.table} in {args.out}: `bench run --table {args.table} --out {args.out}` makes them"
-        )
+    plan = plan_of(records, args.table)
     print(write_table(records, plan, timing=args.timing, reference=args.reference), end="")
     return 0
 
@@ -66,3 +66,19 @@ def _latency(out: Path) -> int:
     print(write_latency_table(out, plan), end="")
     draw_stages(out, plan)
     return 0
+
+
+def plan_of(records: "Records", table: str) -> "Plan":
+    """The plan of a table that was measured into this folder.
+
+    Raises:
+        UserError: it was not.
+    """
+    from tsd.errors import UserError
+
+    plan = records.read_plan(table)
+    if plan is None:
+        raise UserError(
+            f"no records of {table} in {records.out}: `bench run --table {table} --out {records.out}` makes them"
+        )
+    return plan

@@ -22,8 +22,9 @@ from tsd.errors import UserError
 
 
 def metric_items() -> list[Item]:
-    """The weights of every metric that needs some, under the metric's name."""
-    return [_metric_item(spec) for spec in (METRICS | EXTRA_METRICS).values() if spec.weights]
+    """The weights of every metric that needs some beyond those of this package, under the metric's name."""
+    specs = (METRICS | EXTRA_METRICS).values()
+    return [_metric_item(spec) for spec in specs if any(not file.shipped for file in spec.weights)]
 
 
 def _metric_item(spec: MetricSpec) -> Item:

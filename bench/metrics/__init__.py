@@ -1,4 +1,4 @@
-"""The nine metrics of the paper, and KID.
+"""The paper's nine metrics, and others by name.
 
 They stand in the paper's order. Importing this imports neither torch nor pyiqa.
 """
@@ -14,8 +14,22 @@ from bench.metrics.base import (
     missing_metric,
     weight_hashes,
 )
+from bench.metrics.consistency import LR_PSNR
 from bench.metrics.distribution import FID, KID
-from bench.metrics.per_image import CLIPIQA, DISTS, LPIPS, MANIQA_PIPAL, MUSIQ_KONIQ, NIQE, PSNR, SSIM
+from bench.metrics.per_image import (
+    CLIPIQA,
+    DISTS,
+    FSIM,
+    GMSD,
+    LPIPS,
+    MANIQA_PIPAL,
+    MS_SSIM,
+    MUSIQ_KONIQ,
+    NIQE,
+    PSNR,
+    SSIM,
+    VIF,
+)
 from tsd.errors import UserError
 
 __all__ = [
@@ -34,7 +48,7 @@ __all__ = [
 METRICS: dict[str, MetricSpec] = {
     spec.name: spec for spec in (PSNR, SSIM, LPIPS, DISTS, FID, NIQE, MUSIQ_KONIQ, MANIQA_PIPAL, CLIPIQA)
 }
-EXTRA_METRICS: dict[str, MetricSpec] = {KID.name: KID}
+EXTRA_METRICS: dict[str, MetricSpec] = {spec.name: spec for spec in (KID, LR_PSNR, MS_SSIM, GMSD, FSIM, VIF)}
 
 
 def get_metric(name: str) -> MetricSpec:

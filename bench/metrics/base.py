@@ -36,6 +36,7 @@ class MetricSpec:
         name: the name on the command line and in records ("psnr").
         display: the name in tables ("PSNR").
         needs_reference: whether the metric compares with a ground truth.
+        needs_input: whether it compares with the input of the restoration instead.
         higher_is_better: whether a higher value is better; sets the arrow.
         level: "image": one value per image, and tables show the mean; "set": one value for two sets of images.
         pyiqa_name: name of the metric in pyiqa ("maniqa-pipal").
@@ -61,6 +62,7 @@ class MetricSpec:
     weights: tuple[MetricFile, ...] = ()
     modules: tuple[tuple[str, str], ...] = (("pyiqa", "pip install 'tsd-sr-bench[bench]'"),)
     min_sides: tuple[int, int] = (1, 1)
+    needs_input: bool = False
 
     @property
     def arrow(self) -> str:
@@ -73,7 +75,9 @@ class MetricSpec:
         return f"pyiqa {pyiqa_version()} {self.pyiqa_name}({settings}); {self.note}"
 
     def load(self, device: str = "cpu") -> ImageScorer | SetScorer:
-        """Builds the metric as a function: `(sr, hr or None) -> float` on paths, or on two mappings name -> path.
+        """Builds the metric as a function: `(sr, other) -> float` on paths, or on two mappings name -> path.
+
+        The second path is what the metric compares with: the ground truth, the input, or None.
 
         Raises:
             MissingWeightsError: a file is absent. It is not downloaded.

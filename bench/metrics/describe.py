@@ -22,7 +22,8 @@ def description(spec: MetricSpec) -> str:
 
 def _facts(spec: MetricSpec) -> Iterator[tuple[str, list[str]]]:
     yield "direction", ["higher is better" if spec.higher_is_better else "lower is better"]
-    yield "reference", ["compares with a ground truth" if spec.needs_reference else "needs no ground truth"]
+    compared = "the input" if spec.needs_input else "a ground truth" if spec.needs_reference else ""
+    yield "reference", [f"compares with {compared}" if compared else "needs no ground truth"]
     yield "value", ["one for the whole set" if spec.level == "set" else "one for each image; tables show their mean"]
     yield "protocol", [spec.protocol]
     if spec.min_sides != (1, 1):
@@ -35,10 +36,7 @@ def _facts(spec: MetricSpec) -> Iterator[tuple[str, list[str]]]:
 def _weight(file: MetricFile) -> list[str]:
     """A file in lines: name and state, place, addresses, hash."""
     state = "here" if file.path().is_file() else "missing"
-    if file.sha256 is None:
-        digest = "not published; the hash found is recorded with every score"
-    else:
-        digest = file.sha256 if len(file.sha256) == 64 else f"{file.sha256}… (no more of it is published)"
+    digest = file.sha256 if len(file.sha256) == 64 else f"{file.sha256}… (no more of it is published)"
     return [
         f"{file.name}: {state}; {human_size(file.size_bytes) or 'size not published'}; {file.licence}",
         f"  at     {file.where}",

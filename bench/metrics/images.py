@@ -60,3 +60,8 @@ def read_tensor(path: Path) -> "Tensor":
     import torch
 
     return torch.from_numpy(read_rgb8(path)).permute(2, 0, 1).unsqueeze(0).float().div(255)
+
+
+def size_of(image: "Tensor") -> str:
+    """`512x384`, width first, of a (1, 3, H, W) tensor."""
+    return f"{image.shape[-1]}x{image.shape[-2]}"

@@ -1,18 +1,20 @@
-"""The eight metrics that give one value per image, computed by pyiqa in the settings behind the paper's tables.
+"""The metrics that give one value per image, computed by pyiqa: eight in the settings of the paper's tables, four more.
 
 Every scorer reads both images from disk, as 8-bit RGB without cropping, one image at a time. So a value does not depend
 on the order of the images or on other images.
 """
 
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bench.metrics.base import CannotScoreError, ImageScorer, MetricSpec
-from bench.metrics.images import read_tensor
+from bench.metrics.images import read_tensor, size_of
 from bench.metrics.quiet import guarded_pyiqa
 from bench.metrics.weights import (
     ALEXNET,
@@ -23,7 +25,6 @@ from bench.metrics.weights import (
     MUSIQ,
     NIQE_MODEL,
     VGG16,
-    hub_dir,
 )
 from tsd.errors import UserError
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 SSIM_WINDOW = 11
 SSIM_STRIP = 16
-NIQE_SHAPES = {"mu_prisparam": (1, 36), "cov_prisparam": (36, 36)}
 
 
 def pyiqa_scorer(spec: MetricSpec, device: str) -> ImageScorer:
@@ -81,11 +81,6 @@ def scorer_of(spec: MetricSpec, network: Callable[..., "Tensor"]) -> ImageScorer
     return score
 
 
-def size_of(image: "Tensor") -> str:
-    """`512x384`, width first, of a (1, 3, H, W) tensor."""
-    return f"{image.shape[-1]}x{image.shape[-2]}"
-
-
 def ssim_scorer(spec: MetricSpec, device: str) -> ImageScorer:
     """Computes SSIM in horizontal strips, seven times as fast at 512x512.
 
@@ -112,19 +107,13 @@ def ssim_scorer(spec: MetricSpec, device: str) -> ImageScorer:
 
 
 def niqe_scorer(spec: MetricSpec, device: str) -> ImageScorer:
-    """Loads NIQE after checking the content of its model, since copies of this MATLAB file differ in their headers."""
-    from scipy.io import loadmat
+    """Loads NIQE with the model that lies beside this module. pyiqa reads it as a MATLAB file, here from memory."""
+    from scipy.io import savemat
 
-    path = hub_dir() / NIQE_MODEL.folder / NIQE_MODEL.name
-    try:
-        model = loadmat(path, variable_names=list(NIQE_SHAPES))
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise UserError(f"{path} is not a MATLAB file: {error}. Delete it and run `bench fetch niqe`") from error
-    for name, shape in NIQE_SHAPES.items():
-        found = model[name].shape if name in model else "absent"
-        if found != shape or not np.isfinite(model[name]).all():
-            raise UserError(f"{path}: {name} is {found}, expected finite {shape}. Delete it and run `bench fetch niqe`")
-    return pyiqa_scorer(spec, device)
+    model = io.BytesIO()
+    with np.load(NIQE_MODEL.path()) as arrays:
+        savemat(model, {"mu_prisparam": arrays["mu_pris_param"], "cov_prisparam": arrays["cov_pris_param"]})
+    return pyiqa_scorer(replace(spec, settings={**spec.settings, "pretrained_model_path": model}), device)
 
 
 def maniqa_scorer(spec: MetricSpec, device: str) -> ImageScorer:
@@ -258,3 +247,30 @@ CLIPIQA = MetricSpec(
     ),
     min_sides=(32, 32),
 )
+
+
+def _full_reference(name: str, display: str, note: str, *, higher: bool = True, smallest: int, **settings: Any):
+    """A further metric against the ground truth that needs no weights; in no default table."""
+    return MetricSpec(
+        name=name,
+        display=display,
+        needs_reference=True,
+        higher_is_better=higher,
+        level="image",
+        pyiqa_name=name.replace("-", "_"),
+        settings=settings,
+        note=note,
+        decimals=4,
+        loader=pyiqa_scorer,
+        min_sides=(smallest, smallest),
+    )
+
+
+MS_SSIM = _full_reference(
+    "ms-ssim", "MS-SSIM", "8-bit RGB, luma of BT.601, five scales of an 11x11 Gaussian, no crop", smallest=176, **LUMA
+)
+GMSD = _full_reference(
+    "gmsd", "GMSD", "8-bit RGB, luma of YIQ, Prewitt gradients at half size, no crop", higher=False, smallest=8
+)
+FSIM = _full_reference("fsim", "FSIM", "8-bit RGB, with chroma (FSIMc), no crop", smallest=32)
+VIF = _full_reference("vif", "VIF", "8-bit RGB, steerable pyramid of luma, no crop", smallest=64)

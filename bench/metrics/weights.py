@@ -2,7 +2,8 @@
 
 All are under torch's hub folder ($TORCH_HOME/hub): `checkpoints` for torchvision's backbones, `pyiqa` for the
 metrics' own weights, `clip` for OpenAI's CLIP. pyiqa opens any file with the right name, with an unpickler that can run
-code. Here a file is hashed first, and it is opened only if the hash is the published one.
+code. Here a file is hashed first, and it is opened only if the hash is the published one. NIQE's model, two small
+tables of numbers, lies beside this module.
 
 MANIQA's file holds the whole network, backbone included, so the ImageNet ViT that pyiqa would fetch first (and then
 overwrite) is not needed: see `bench.metrics.per_image`.
@@ -26,11 +27,11 @@ class MetricFile:
 
     Attributes:
         name: file name that the loading library expects.
-        folder: folder under $TORCH_HOME/hub: "checkpoints", "pyiqa" or "clip".
+        folder: folder under $TORCH_HOME/hub: "checkpoints", "pyiqa" or "clip"; "" for a file of this package, which
+            lies beside this module.
         urls: where it is published, mirrors after the original.
         size_bytes: size, only for the user's information; the hash decides.
-        sha256: the published hash: 64 hex digits, or fewer where only the prefix in the file name is published;
-            None for a plain table of numbers that exists in several containers (its hash is recorded instead).
+        sha256: the published hash: 64 hex digits, or fewer where only the prefix in the file name is published.
         licence: licence of the weights.
     """
 
@@ -38,16 +39,26 @@ class MetricFile:
     folder: str
     urls: tuple[str, ...]
     size_bytes: int | None
-    sha256: str | None
+    sha256: str
     licence: str
 
+    @property
+    def shipped(self) -> bool:
+        """Whether the file is part of this package."""
+        return not self.folder
+
     def path(self) -> Path:
-        return hub_dir() / self.folder / self.name
+        return Path(__file__).parent / self.name if self.shipped else hub_dir() / self.folder / self.name
+
+    @property
+    def remedy(self) -> str:
+        """What gets the right file, in words that follow what is wrong with it."""
+        return "install this package again" if self.shipped else "delete it and run `bench fetch` again"
 
     @property
     def where(self) -> str:
         """The path, written with the variable that sets its root."""
-        return f"$TORCH_HOME/hub/{self.folder}/{self.name}"
+        return f"bench/metrics/{self.name}" if self.shipped else f"$TORCH_HOME/hub/{self.folder}/{self.name}"
 
     def missing(self, display: str, fetch_name: str) -> Missing:
         """The entry for this file if it is absent; `fetch_name` is the argument of `bench fetch` that gets it."""
@@ -58,7 +69,7 @@ class MetricFile:
             size_bytes=self.size_bytes,
             licence=self.licence,
             needed_by=display,
-            fetch=fetch_name,
+            fetch=None if self.shipped else fetch_name,
         )
 
 
@@ -76,17 +87,17 @@ def verified_sha256(file: MetricFile) -> str:
     """
     path = file.path()
     if not path.is_file():
-        raise UserError(f"{path} does not exist; `bench fetch` gets it")
+        raise UserError(f"{path} does not exist; {file.remedy}")
     found = cached_sha256(path)
-    if file.sha256 is not None and not found.startswith(file.sha256):
+    if not found.startswith(file.sha256):
         raise UserError(
             f"{path} has sha256 {found}, expected {file.sha256}{'…' if len(file.sha256) < 64 else ''}: the file is "
-            "damaged or another one, and is not opened. Delete it and run `bench fetch` again"
+            f"damaged or another one, and is not opened; {file.remedy}"
         )
     return found
 
 
-def _pyiqa(name: str, size_bytes: int | None, sha256: str | None, licence: str) -> MetricFile:
+def _pyiqa(name: str, size_bytes: int | None, sha256: str, licence: str) -> MetricFile:
     urls = (f"{PYIQA_HUB}/{name}", f"{PYIQA_RELEASE}/{name}")
     return MetricFile(name, "pyiqa", urls, size_bytes, sha256, licence)
 
@@ -129,9 +140,17 @@ INCEPTION = MetricFile(
     "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
     "Apache-2.0 (TensorFlow, pytorch-fid)",
 )
-# A MATLAB file of two matrices, loaded without unpickling. Copies differ in the header (it carries a date), so the
-# content is checked by shape when it is loaded and the hash goes into the records.
-NIQE_MODEL = _pyiqa("niqe_modelparameters.mat", None, None, "research use with citation (LIVE, UT Austin)")
+# Mean (1, 36) and covariance (36, 36) of NIQE's features over pristine photographs. NIQE's authors (LIVE, UT Austin)
+# published them in MATLAB's format, BasicSR distributes them as NumPy arrays. They equal the file that pyiqa downloads,
+# bit by bit.
+NIQE_MODEL = MetricFile(
+    "niqe_pris_params.npz",
+    "",
+    ("https://github.com/XPixelGroup/BasicSR/blob/v1.4.2/basicsr/metrics/niqe_pris_params.npz",),
+    11_850,
+    "2a7c182a68c9e7f1b2e2e5ec723279d6f65d912b6fcaf37eb2bf03d7367c4296",
+    "Apache-2.0 (BasicSR 1.4.2)",
+)
 MUSIQ = _pyiqa(
     "musiq_koniq_ckpt-e95806b9.pth",
     108_610_983,

@@ -8,7 +8,7 @@ method without an adapter in the harness stays in the table, as not measured.
 import csv
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tsd.errors import UserError
@@ -72,6 +72,17 @@ GANS = (
     PaperRow("ldl", "LDL", 1),
     PaperRow("femasr", "FeMASR", 1),
 )
+
+NEWER = (
+    PaperRow("s3diff", "S3Diff", 1),
+    PaperRow("pisa-sr", "PiSA-SR", 1),
+    PaperRow("adcsr", "AdcSR", 1),
+    PaperRow("invsr", "InvSR", 1),
+    PaperRow("hypir", "HYPIR", 1),
+    PaperRow("tadsr", "TADSR", 1),
+)
+"""One-step methods that the paper does not compare with, oldest first: a block below Table 1's own rows."""
+NEWER_TABLE = "table1"
 
 TABLES: dict[str, TableSpec] = {
     spec.name: spec
@@ -203,11 +214,14 @@ TABLES: dict[str, TableSpec] = {
 }
 
 
-def get_profile(table: str, profile: str) -> tuple[TableSpec, Profile]:
+def get_profile(table: str, profile: str, *, newer: bool = False) -> tuple[TableSpec, Profile]:
     """The table and its profile.
 
+    Args:
+        newer: whether the methods after the paper follow the profile's rows.
+
     Raises:
-        UserError: no such table or profile; the message lists those that exist.
+        UserError: no such table or profile, or no newer methods for it; the message lists those that exist.
     """
     if table not in TABLES:
         near = difflib.get_close_matches(table, TABLES, n=1)
@@ -222,7 +236,12 @@ def get_profile(table: str, profile: str) -> tuple[TableSpec, Profile]:
             f"{table} cannot be measured in the profile {profile!r} by this version (the paper's own figures are in "
             f"bench/paper/{spec.paper}). What can: {'; '.join(able)}"
         )
-    return spec, spec.profiles[profile]
+    if not newer:
+        return spec, spec.profiles[profile]
+    if (table, profile) != (NEWER_TABLE, "paper"):
+        raise UserError(f"newer methods belong to --table {NEWER_TABLE} --profile paper, not to {table} in {profile}")
+    extended = replace(spec.profiles[profile], rows=(*spec.profiles[profile].rows, *NEWER))
+    return replace(spec, profiles={**spec.profiles, profile: extended}), extended
 
 
 def pairs_of(table: str, profile: str) -> tuple[tuple[str, str], ...]:
@@ -235,3 +254,42 @@ def paper_figures(file: str) -> list[dict[str, str]]:
     """The rows of one of the paper's tables as printed, as column name -> text."""
     with open(PAPER_DIR / file, newline="") as handle:
         return list(csv.DictReader(handle))
+
+
+OTHERS = "others.csv"
+"""Figures that other papers and logs print for methods and test sets of these tables, each line with its source."""
+
+
+@dataclass(frozen=True)
+class Printed:
+    """One printed figure: where it stands, and its text with as many digits as are printed."""
+
+    source: str
+    text: str
+
+
+def printed_figures(dataset: str, method: str, steps: int | None, metric: str) -> list[Printed]:
+    """What the paper's tables print for one method, test set and metric, equal figures once.
+
+    Args:
+        dataset, method: as they are displayed in tables.
+        steps: as the paper counts them; it prints one method in two numbers of steps.
+    """
+    found: dict[str, Printed] = {}
+    for spec in TABLES.values():
+        for row in paper_figures(spec.paper) if spec.profiles else ():
+            text = row.get(metric, "")
+            if text and _is_row(row, dataset, method, steps):
+                found.setdefault(text, Printed(f"the paper's {spec.title.partition(':')[0]}", text))
+    return list(found.values())
+
+
+def other_figures(dataset: str, method: str, steps: int | None, metric: str) -> list[Printed]:
+    """What other sources print for one method, test set and metric, in the order of `others.csv`."""
+    rows = (row for row in paper_figures(OTHERS) if row[metric] and _is_row(row, dataset, method, steps))
+    return [Printed(row["source"], row[metric]) for row in rows]
+
+
+def _is_row(row: Mapping[str, str], dataset: str, method: str, steps: int | None) -> bool:
+    same = row.get("dataset") == dataset and row.get("method") == method
+    return same and (steps is None or row.get("steps", str(steps)) == str(steps))

@@ -3,6 +3,7 @@
 Under the output folder of a run:
 
     records/<table>.json                              the plan of a table: its test sets, rows and columns
+    records/verification.json                         what `bench verify` found on the machine of the run, if attached
     records/<test set>/<method>/run.json              what produced the images: method, weights, settings, environments
     records/<test set>/<method>/images.jsonl          one line per restored image
     records/<test set>/<method>/scores.<metric>.jsonl one line per score
@@ -41,7 +42,10 @@ from bench.records.schema import (
     RecordError,
     Restoration,
     ScoreRow,
+    Verification,
+    VerifiedMetric,
     from_json,
+    to_json,
 )
 from tsd.errors import UserError
 from tsd.files import sha256_file
@@ -90,6 +94,24 @@ class Records:
 
     def write_plan(self, plan: Plan) -> None:
         write_object(self.root / f"{plan.table}.json", asdict(plan))
+
+    def read_verification(self) -> Verification | None:
+        """What `bench verify --attach` wrote; None if it did not."""
+        if not self._verification.exists():
+            return None
+        raw = read_object(self._verification)
+        if not isinstance(raw.get("metrics"), list):
+            raise RecordError(f"{self._verification}: `metrics` must be a list")
+        raw["metrics"] = [from_json(VerifiedMetric, item, self._verification) for item in raw["metrics"]]
+        return from_json(Verification, raw, self._verification)
+
+    def write_verification(self, verification: Verification) -> Path:
+        write_object(self._verification, asdict(verification))
+        return self._verification
+
+    @property
+    def _verification(self) -> Path:
+        return self.root / "verification.json"
 
     @contextmanager
     def lock(self) -> Generator[None]:
@@ -246,7 +268,7 @@ class MethodRecords:
 def _append(path: Path, row: ImageRow | ScoreRow) -> None:
     if row.error is not None:
         row = replace(row, error=without_paths(row.error))
-    append_line(path, asdict(row))
+    append_line(path, to_json(row))
 
 
 def _of_rank(path: Path, rank: int) -> Path:
@@ -278,7 +300,7 @@ def _finish(cls: type[RowT], path: Path, order: Iterable[str]) -> dict[str, RowT
     rows = _read_rows(cls, path)
     keys = dict.fromkeys([key for key in order if key in rows])
     keys |= dict.fromkeys(rows)
-    rewrite_lines(path, [asdict(rows[key]) for key in keys])
+    rewrite_lines(path, [to_json(rows[key]) for key in keys])
     _remove(_parts(path)[1:])
     return rows
 

@@ -6,7 +6,7 @@ This module imports only the standard library and the ground, like everything be
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, TypeGuard, TypeVar
 
 from tsd.errors import UserError
@@ -73,6 +73,7 @@ class ScoreRow:
         weights: sha256 of the metric's weight files by file name.
         versions: versions of the libraries that computed it.
         error: one line that says why there is no value; None if there is one.
+        lr_sha256: hash of the input, for metrics that compare with it; None for all others.
     """
 
     metric: str
@@ -85,6 +86,7 @@ class ScoreRow:
     weights: dict[str, str]
     versions: dict[str, str]
     error: str | None
+    lr_sha256: str | None = None
 
     @property
     def key(self) -> str:
@@ -174,6 +176,49 @@ class Plan:
         return replace(self, reference=reference)
 
 
+@dataclass(frozen=True)
+class VerifiedMetric:
+    """One metric, computed here for images whose scores their authors logged.
+
+    Attributes:
+        log: name of the golden log ("osediff-realsr").
+        about: the log in words that follow "against".
+        protocol: the protocol line under which it was computed; it says nothing about scores under another one.
+        n, total: images that were compared, and images of the log.
+        largest: largest difference of an image, of `image`; of a whole set its difference, and `image` is `WHOLE_SET`.
+        mean_change: the difference of the means over the compared images.
+        agrees: whether both are within their tolerances; of a part of the images only the largest difference counts.
+    """
+
+    metric: str
+    display: str
+    log: str
+    about: str
+    protocol: str
+    n: int
+    total: int
+    largest: float
+    image: str
+    mean_change: float
+    agrees: bool
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `bench verify` found on one machine. Attached to a run, its tables say so.
+
+    Attributes:
+        date: the day, ISO 8601.
+        environment: machine, device and commit, as `bench.provenance.environment` states them.
+        versions: of the libraries that compute scores.
+    """
+
+    date: str
+    environment: dict[str, Any]
+    versions: dict[str, str]
+    metrics: list[VerifiedMetric]
+
+
 def valid_scores(rows: Mapping[str, ScoreRow], images: Mapping[str, ImageRow], protocol: str) -> dict[str, ScoreRow]:
     """The image-level scores that have a value and belong to the images as they are recorded now."""
     return {
@@ -183,6 +228,7 @@ def valid_scores(rows: Mapping[str, ScoreRow], images: Mapping[str, ImageRow], p
         and row.value is not None
         and row.protocol == protocol
         and (row.sr_sha256, row.hr_sha256) == (images[name].sr_sha256, images[name].hr_sha256)
+        and row.lr_sha256 in (None, images[name].lr_sha256)
     }
 
 
@@ -219,8 +265,13 @@ T = TypeVar("T")
 
 
 def from_json(cls: type[T], raw: Any, where: object) -> T:
-    """Builds a dataclass from a JSON object, which must have exactly its fields, each of the right type."""
+    """Builds a dataclass from a JSON object, which must have exactly its fields, each of the right type.
+
+    A field with a default may be absent: records that were written before it existed stay as they are.
+    """
     expected = {field.name: field.type for field in fields(cls)}  # type: ignore[arg-type]
+    if _is_object(raw):
+        raw = {field.name: field.default for field in fields(cls) if field.default is not MISSING} | raw  # type: ignore[arg-type]
     if not _is_object(raw) or set(raw) != set(expected):
         found = sorted(raw) if _is_object(raw) else type(raw).__name__
         raise RecordError(f"{where}: a {cls.__name__} has the keys {sorted(expected)}, found {found}")
@@ -228,6 +279,16 @@ def from_json(cls: type[T], raw: Any, where: object) -> T:
         if not _matches(raw[name], str(getattr(kind, "__name__", kind)) if isinstance(kind, type) else str(kind)):
             raise RecordError(f"{where}: `{name}` must be {kind}, found {raw[name]!r}")
     return cls(**raw)
+
+
+def to_json(record: Any) -> dict[str, Any]:
+    """The JSON object of a record, without fields that hold their default."""
+    content = asdict(record)
+    return {
+        field.name: content[field.name]
+        for field in fields(record)
+        if field.default is MISSING or content[field.name] != field.default
+    }
 
 
 def _is_object(raw: Any) -> TypeGuard[dict[str, Any]]:

@@ -16,7 +16,7 @@ from bench.report.summarize import SECONDS, Cell, HeaderCell, Section, Table, Ta
 
 DASH = "—"
 TIE = "⁼"
-TEXT_COLUMNS = ("Method", "Against", "Dataset", "Base model", "Arm", "Metric", "Verdict")
+TEXT_COLUMNS = ("Method", "Against", "Dataset", "Base model", "Arm", "Metric", "Verdict", "Printed elsewhere")
 PAPER_DISPLAY = {
     "psnr": "PSNR ↑",
     "ssim": "SSIM ↑",
@@ -298,5 +298,6 @@ def _evidence(table: Table) -> tuple[str, ...]:
         note = "restoration alone, after one uncounted warm-up, without loading and file access"
         lines.append(f"s/image: {note}; {where}")
     lines.append(f"Versions: {', '.join(table.versions) or 'nothing measured'}")
+    lines += table.verified
     lines.append("Every number comes from the per-image records beside this file (`records/`).")
     return tuple(lines)

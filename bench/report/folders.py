@@ -32,17 +32,21 @@ class FolderError(UserError):
 
 @dataclass(frozen=True)
 class FolderPair:
-    """One image to score. `name` is the file name in the SR folder; `hr` is None without a ground truth."""
+    """One image to score. `name` is the file name in the SR folder; `hr` and `lr` are None where not given."""
 
     name: str
     sr: Path
     hr: Path | None
+    lr: Path | None = None
 
 
-def find_pairs(sr_dir: Path, hr_dir: Path | None = None, limit: int | None = None) -> list[FolderPair]:
-    """The images of `sr_dir`, sorted by stem, each with its partner. Every file is read once as a check.
+def find_pairs(
+    sr_dir: Path, hr_dir: Path | None = None, limit: int | None = None, lr_dir: Path | None = None
+) -> list[FolderPair]:
+    """The images of `sr_dir`, sorted by stem, each with its partners. Every file is read once as a check.
 
     Args:
+        hr_dir, lr_dir: folders of the ground truth and of the inputs.
         limit: read and return only the first `limit` pairs; all names are checked nevertheless.
 
     Raises:
@@ -51,13 +55,10 @@ def find_pairs(sr_dir: Path, hr_dir: Path | None = None, limit: int | None = Non
     """
     problems: list[str] = []
     sr = _images_by_stem(sr_dir, problems)
-    hr = _images_by_stem(hr_dir, problems) if hr_dir is not None else None
-    if hr is not None and sr and hr:
-        problems += [f"{sr[stem]}: no partner in {hr_dir}" for stem in sorted(sr.keys() - hr.keys())]
-        problems += [f"{hr[stem]}: no partner in {sr_dir}" for stem in sorted(hr.keys() - sr.keys())]
-    partners = hr if hr is not None else {}
-    stems = sorted(stem for stem in sr if hr is None or stem in hr)[:limit]
-    pairs = [FolderPair(sr[stem].name, sr[stem], partners.get(stem)) for stem in stems]
+    hr, lr = (_partners(sr, sr_dir, folder, problems) if folder is not None else {} for folder in (hr_dir, lr_dir))
+    given = [found for folder, found in ((hr_dir, hr), (lr_dir, lr)) if folder is not None]
+    stems = sorted(stem for stem in sr if all(stem in found for found in given))[:limit]
+    pairs = [FolderPair(sr[stem].name, sr[stem], hr.get(stem), lr.get(stem)) for stem in stems]
     profiled: list[Path] = []
     for pair in _progress(pairs, "reading"):
         problems += _faults(pair, profiled)
@@ -70,6 +71,15 @@ def find_pairs(sr_dir: Path, hr_dir: Path | None = None, limit: int | None = Non
             file=sys.stderr,
         )
     return pairs
+
+
+def _partners(sr: dict[str, Path], sr_dir: Path, folder: Path, problems: list[str]) -> dict[str, Path]:
+    """The images of `folder` by stem; a stem that only one of the folders has is a problem."""
+    found = _images_by_stem(folder, problems)
+    if sr and found:
+        problems += [f"{sr[stem]}: no partner in {folder}" for stem in sorted(sr.keys() - found.keys())]
+        problems += [f"{found[stem]}: no partner in {sr_dir}" for stem in sorted(found.keys() - sr.keys())]
+    return found
 
 
 def _images_by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:
@@ -92,19 +102,26 @@ def _images_by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:
 def _faults(pair: FolderPair, profiled: list[Path]) -> list[str]:
     """What is wrong with a pair; files in a colour profile other than sRGB are added to `profiled`."""
     faults: list[str] = []
-    shapes: list[tuple[int, ...]] = []
-    for path in (pair.sr, pair.hr):
+    sizes: dict[Path, tuple[int, int]] = {}
+    for path in (pair.sr, pair.hr, pair.lr):
         if path is None:
             continue
         try:
-            shapes.append(read_rgb8(path).shape)
+            sizes[path] = read_rgb8(path).shape[:2]
             if read_picture(path).has_other_colours():
                 profiled.append(path)
         except UnusableImageError as error:
             faults.append(str(error))
-    if len(shapes) == 2 and shapes[0] != shapes[1]:
-        sizes = [f"{width}x{height}" for height, width, _ in shapes]
-        faults.append(f"{pair.sr}: {sizes[0]}, but {pair.hr} is {sizes[1]}")
+    if pair.sr not in sizes:
+        return faults
+    height, width = sizes[pair.sr]
+    if pair.hr in sizes and sizes[pair.hr] != (height, width):
+        faults.append(f"{pair.sr}: {width}x{height}, but {pair.hr} is {'x'.join(map(str, sizes[pair.hr][::-1]))}")
+    if pair.lr in sizes:
+        small_height, small_width = sizes[pair.lr]
+        if height % small_height or height * small_width != width * small_height:
+            small = f"{small_width}x{small_height}"
+            faults.append(f"{pair.sr}: {width}x{height}, no whole multiple of its input {pair.lr}, {small}")
     return faults
 
 
@@ -136,6 +153,8 @@ def score_pairs(pairs: Sequence[FolderPair], specs: Iterable[MetricSpec], device
 def _reason_missing(spec: MetricSpec, pairs: Sequence[FolderPair]) -> str | None:
     if spec.needs_reference and any(pair.hr is None for pair in pairs):
         return f"{spec.display} compares with a ground truth: give its folder with --hr"
+    if spec.needs_input and any(pair.lr is None for pair in pairs):
+        return f"{spec.display} compares with the inputs: give their folder with --lr"
     absent: list[Missing] = missing_metric(spec)
     return "; ".join(item.line() for item in absent) or None
 
@@ -147,7 +166,8 @@ def _score(spec: MetricSpec, pairs: Sequence[FolderPair], device: str) -> dict[s
         hr = {pair.name: pair.hr for pair in pairs if pair.hr is not None}
         return {"mean": score_sets({pair.name: pair.sr for pair in pairs}, hr), "ci95": None, "per_image": {}}
     score_image = cast(ImageScorer, scorer)
-    values = {pair.name: score_image(pair.sr, pair.hr) for pair in _progress(pairs, spec.display)}
+    other = {pair.name: pair.lr if spec.needs_input else pair.hr for pair in pairs}
+    values = {pair.name: score_image(pair.sr, other[pair.name]) for pair in _progress(pairs, spec.display)}
     mean, low, high = mean_ci95(list(values.values()))
     return {"mean": mean, "ci95": None if low is None else [low, high], "per_image": values}
 

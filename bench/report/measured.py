@@ -37,8 +37,14 @@ class Measured:
         return {name: valid[name].value for name in self.testset.names if name in valid}  # type: ignore[misc]
 
     def remarks(self) -> tuple[str, ...]:
-        """What a reader of the row should know, as the method's provenance says; empty without images."""
-        return () if self.reasons_unrestored() else tuple(self.provenance.get("remarks", ()))
+        """What a reader of the row should know, as the method's provenance says; empty without images.
+
+        A row that was recorded before, and whose method cannot run where the table was made, says so.
+        """
+        if self.reasons_unrestored():
+            return ()
+        elsewhere = ("recorded elsewhere: it cannot run here",) if self.method.missing.get(self.testset.name) else ()
+        return (*self.provenance.get("remarks", ()), *elsewhere)
 
     def reason_untimed(self) -> str | None:
         """Why there are no seconds per image, in words that follow the method's name; None if there are.

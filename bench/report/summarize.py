@@ -21,6 +21,8 @@ from bench.records.schema import (
     PlanMetric,
     PlanSet,
     ScoreRow,
+    Verification,
+    VerifiedMetric,
     valid_set_score,
 )
 from bench.report.measured import Measured, failures
@@ -106,7 +108,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Table:
-    """Everything a renderer needs. `protocols`: (column, protocol line); `versions` and `machines` as recorded."""
+    """Everything a renderer needs.
+
+    `protocols`: (column, protocol line); `versions` and `machines` as recorded; `verified`: what `bench verify` found,
+    one sentence for each golden log and verdict.
+    """
 
     name: str
     title: str
@@ -117,6 +123,7 @@ class Table:
     protocols: tuple[tuple[str, str], ...]
     versions: tuple[str, ...]
     machines: tuple[str, ...]
+    verified: tuple[str, ...] = ()
 
 
 def mean_ci95(values: Sequence[float]) -> tuple[float, float | None, float | None]:
@@ -158,6 +165,7 @@ def summarize(records: Records, plan: Plan, *, timing: bool = True, pairs: Seque
         protocols=tuple((metric.display, metric.protocol) for metric in plan.metrics),
         versions=_versions(measured),
         machines=_machines(measured) if timing else (),
+        verified=_verified(records.read_verification(), plan),
     )
 
 
@@ -308,6 +316,24 @@ def _versions(measured: list[Measured]) -> tuple[str, ...]:
         for pair in content["versions"].items()
     }
     return tuple(f"{name} {version}" for name, version in sorted(found))
+
+
+def _verified(verification: Verification | None, plan: Plan) -> tuple[str, ...]:
+    """What the attached verification says of the columns, one sentence for each golden log and verdict."""
+    if verification is None:
+        return ()
+    protocols = {metric.name: metric.protocol for metric in plan.metrics}
+    place = verification.environment.get("accelerator") or verification.environment.get("processor")
+    groups: dict[tuple[str, str, bool], list[VerifiedMetric]] = {}
+    for found in verification.metrics:
+        if protocols.get(found.metric) == found.protocol:
+            of_all = f"{found.n} images" if found.n == found.total else f"the first {found.n} of {found.total} images"
+            groups.setdefault((found.about, of_all, found.agrees), []).append(found)
+    return tuple(
+        f"{'Verified' if agrees else 'NOT verified'} on {verification.date} on {place} against {about}, {images}: "
+        + ", ".join(f"{found.display} (largest difference {found.largest:.1e})" for found in group)
+        for (about, images, agrees), group in groups.items()
+    )
 
 
 def _machines(measured: list[Measured]) -> tuple[str, ...]:

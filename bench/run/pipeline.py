@@ -132,7 +132,7 @@ class Stages:
         Raises:
             UserError: an unknown name, something required is missing, or a test set differs from its manifest.
         """
-        table, profile = get_profile(request.table, request.profile)
+        table, profile = get_profile(request.table, request.profile, newer=request.newer)
         options = RunOptions(
             device=resolve_device(request.device, rank),
             dtype=request.dtype,

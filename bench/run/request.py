@@ -28,6 +28,7 @@ class Request:
             setting of the profile.
         timing: whether the table has the column of seconds per image.
         figure: whether a picture is drawn beside the table.
+        newer: whether one-step methods after the paper follow the rows of Table 1 in the profile "paper".
 
     Raises:
         UserError: a value is of the wrong kind. Names are looked up later.
@@ -53,6 +54,7 @@ class Request:
     allow_missing: bool | None = None
     timing: bool = True
     figure: bool = True
+    newer: bool = False
 
     def __post_init__(self) -> None:
         for name in ("methods", "testsets", "metrics", "redo"):

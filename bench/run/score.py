@@ -112,9 +112,10 @@ def _score_images(
     for image in tqdm(pending, desc=title, unit="image", delay=1, file=sys.stderr, leave=False):
         sr = _verified(records, images[image.name])
         row = _row(spec, image.name, images[image.name].sr_sha256, image.hr_sha256, 1)
-        row = _with_value(
-            row, lambda sr=sr, image=image: scorer()(sr, image.hr if spec.needs_reference else None), report
-        )
+        other = image.hr if spec.needs_reference else None
+        if spec.needs_input:
+            row, other = replace(row, lr_sha256=image.lr_sha256), image.lr
+        row = _with_value(row, lambda sr=sr, other=other: scorer()(sr, other), report)
         records.add_score(row)
     return report
 

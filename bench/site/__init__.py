@@ -1,1 +1,1 @@
-"""Runs as a page for any browser, without a server or a network."""
+"""Runs as a page for any browser, without a network."""

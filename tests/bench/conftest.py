@@ -115,13 +115,8 @@ def tiny(datasets: Path) -> TestSet:
 
 @pytest.fixture
 def unreferenced(datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A test set without ground truth under $TSD_DATA, and a made-up model of NIQE where pyiqa looks for it."""
-    from scipy.io import savemat
-
+    """A test set without ground truth under $TSD_DATA."""
     monkeypatch.setenv("TSD_DATA", str(tmp_path / "data"))
-    model = tmp_path / "torch" / "hub" / "pyiqa" / "niqe_modelparameters.mat"
-    model.parent.mkdir(parents=True)
-    savemat(model, {"mu_prisparam": np.linspace(0, 3, 36)[None], "cov_prisparam": np.eye(36)})
     return write_unreferenced(datasets, tmp_path / "data")
 
 

@@ -1,1 +1,1 @@
-"""The paper's equations and the two turns of one training step, without the loop."""
+"""The paper's equations and the two turns of a training step."""

@@ -1,1 +1,1 @@
-"""The training loops of both stages, with checks, checkpoints, processes and logs."""
+"""The training loops of both stages, resumable."""

@@ -1,1 +1,1 @@
-"""Figures 3 to 6 of the paper, of any domain or of students on disk."""
+"""Figures 3 to 6, of any domain or of students on disk."""

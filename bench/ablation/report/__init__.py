@@ -1,1 +1,1 @@
-"""Records of a sweep become tables, plots and sentences, without torch."""
+"""Records of a sweep become tables, plots and sentences."""

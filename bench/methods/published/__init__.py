@@ -1,1 +1,1 @@
-"""Finished images as a method: those that authors published, or any folder."""
+"""Finished images as a method: published ones, or any folder."""

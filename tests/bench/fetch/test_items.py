@@ -230,26 +230,27 @@ def test_fetch_names_what_it_knows(torch_home: Path, capsys: pytest.CaptureFixtu
     assert "did you mean lpips?" in capsys.readouterr().err
     assert main(["fetch"]) == 2
     assert "metrics, lpips, dists" in capsys.readouterr().err
-    assert main(["fetch", "psnr"]) == 2
-    assert "needs no weights" in capsys.readouterr().err
+    for name in ("psnr", "niqe"):
+        assert main(["fetch", name]) == 2
+        assert f"{name} needs no weights" in capsys.readouterr().err
 
 
 def test_list_shows_state_size_and_licence_and_opens_no_connection(
     torch_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection"))
-    niqe = METRICS["niqe"].weights[0].path()
-    niqe.parent.mkdir(parents=True)
-    niqe.touch()
+    musiq = METRICS["musiq"].weights[0].path()
+    musiq.parent.mkdir(parents=True)
+    musiq.touch()
     assert main(["fetch", "--list"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")}
     metrics_and_sets = [
-        "lpips", "dists", "fid", "niqe", "musiq", "maniqa", "clipiqa", "kid", "realsr", "drealsr", "div2k-val",
+        "lpips", "dists", "fid", "musiq", "maniqa", "clipiqa", "kid", "realsr", "drealsr", "div2k-val",
         "realsrset", "realset65",
     ]  # fmt: skip
     assert list(lines)[: len(metrics_and_sets)] == metrics_and_sets
     assert set(lines) >= {*assets(), *(name for name, card in cards().items() if card.weights), "osediff-published"}
-    assert lines["niqe"].split()[1] == "here"
+    assert lines["musiq"].split()[1] == "here"
     assert lines["sd3-medium"].split()[1] == "missing"
 
 

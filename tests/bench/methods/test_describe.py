@@ -120,9 +120,10 @@ def test_everything_about_one_metric(
         assert spec.protocol in said
         assert ("higher is better" in said) == spec.higher_is_better
         for file in spec.weights:
-            for fact in (f"{file.name}: missing", file.licence, file.sha256 or "not published", file.where, *file.urls):
+            state = "here" if file.shipped else "missing"
+            for fact in (f"{file.name}: {state}", file.licence, file.sha256, file.where, *file.urls):
                 assert fact in said
-        assert (f"`bench fetch {name}`" in said) == bool(spec.weights)
+        assert (f"`bench fetch {name}`" in said) == any(not file.shipped for file in spec.weights)
     said = listed(capsys, "lpips", "bicubic")
     assert "244.4 MB" in said
     assert said.index("lpips: LPIPS") < said.index("bicubic: Bicubic")

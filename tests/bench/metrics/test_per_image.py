@@ -32,7 +32,7 @@ from bench.metrics.weights import ALEXNET, LPIPS_HEADS, MUSIQ, hub_dir
 from bench.provenance import cached_sha256
 from tsd.errors import UserError
 
-RUNNABLE_WITHOUT_WEIGHTS = ("psnr", "ssim")
+RUNNABLE_WITHOUT_WEIGHTS = ("psnr", "ssim", "niqe")
 
 
 def photo(size: int = 256) -> np.ndarray:
@@ -60,13 +60,6 @@ def torch_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "torch_home"
     monkeypatch.setenv("TORCH_HOME", str(home))
     return home
-
-
-@pytest.fixture
-def niqe_home(torch_home: Path, shared_dir: Path) -> Path:
-    """A $TORCH_HOME with NIQE's real model in it."""
-    shutil.copytree(shared_dir / "weights" / "pyiqa", torch_home / "hub" / "pyiqa")
-    return torch_home
 
 
 def unwrapped(spec: MetricSpec, **weights_sha256: str) -> MetricSpec:
@@ -135,7 +128,7 @@ def test_hub_dir_is_torchs(torch_home: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert str(hub_dir()) == torch.hub.get_dir()
 
 
-@pytest.mark.parametrize("name", [name for name, spec in METRICS.items() if spec.weights])
+@pytest.mark.parametrize("name", [name for name in METRICS if name not in RUNNABLE_WITHOUT_WEIGHTS])
 def test_without_weights_the_file_is_named_and_pyiqa_is_not_asked(name: str, torch_home: Path) -> None:
     start = time.perf_counter()
     with pytest.raises(MissingWeightsError) as caught:
@@ -160,7 +153,7 @@ def test_published_hashes_agree_with_the_names_of_the_files() -> None:
     for spec in METRICS.values():
         for file in spec.weights:
             prefix = Path(file.name).stem.rpartition("-")[2]
-            if file.sha256 is not None and len(prefix) == 8 and not prefix.isdigit():
+            if len(prefix) == 8 and not prefix.isdigit():
                 assert file.sha256.startswith(prefix), file.name
                 checked += 1
     assert checked == 7
@@ -168,14 +161,13 @@ def test_published_hashes_agree_with_the_names_of_the_files() -> None:
 
 def test_urls_are_those_of_the_installed_pyiqa() -> None:
     with guarded_pyiqa():
-        from pyiqa.archs import clip_model, dists_arch, inception, lpips_arch, maniqa_arch, musiq_arch, niqe_arch
+        from pyiqa.archs import clip_model, dists_arch, inception, lpips_arch, maniqa_arch, musiq_arch
     from torchvision.models import AlexNet_Weights, VGG16_Weights
 
     expected = {
         "lpips": [AlexNet_Weights.IMAGENET1K_V1.url, lpips_arch.default_model_urls["0.1_alex"]],
         "dists": [VGG16_Weights.IMAGENET1K_V1.url, dists_arch.default_model_urls["url"]],
         "fid": [inception.FID_WEIGHTS_URL],
-        "niqe": [niqe_arch.default_model_urls["niqe"]],
         "musiq": [musiq_arch.default_model_urls["koniq10k"]],
         "maniqa": [maniqa_arch.default_model_urls["pipal"]],
         "clipiqa": [clip_model._MODELS["RN50"]],
@@ -269,13 +261,27 @@ def test_ssim_in_strips_is_pyiqas_ssim(tmp_path: Path) -> None:
     assert METRICS["ssim"].load("cpu")(b, a) == pytest.approx(float(whole(str(b), str(a))), abs=1e-12)
 
 
-@pytest.mark.parametrize("name", RUNNABLE_WITHOUT_WEIGHTS)
-def test_full_reference_metrics_fall_with_noise_and_peak_at_equality(name: str, tmp_path: Path) -> None:
-    score = METRICS[name].load("cpu")
+@pytest.mark.parametrize(
+    ("name", "at_equality"),
+    [("psnr", 80.0), ("ssim", 1.0), ("ms-ssim", 1.0), ("gmsd", 0.0), ("fsim", 1.0), ("vif", 1.0)],
+)
+def test_full_reference_metrics_worsen_with_noise_and_peak_at_equality(
+    name: str, at_equality: float, tmp_path: Path
+) -> None:
+    spec = get_metric(name)
+    score = spec.load("cpu")
     clean = save(tmp_path / "clean.png", photo())
     values = [score(save(tmp_path / f"{sigma}.png", noisy(photo(), sigma)), clean) for sigma in (0, 2, 8, 32)]
-    assert values == sorted(values, reverse=True)
-    assert values[0] == pytest.approx({"psnr": 80.0, "ssim": 1.0}[name], abs=1e-4)
+    assert values == sorted(values, reverse=spec.higher_is_better)
+    assert values[0] == pytest.approx(at_equality, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ms-ssim", "gmsd", "fsim", "vif"])
+def test_the_smallest_size_of_a_metric_is_large_enough(name: str, tmp_path: Path) -> None:
+    spec = get_metric(name)
+    clean = save(tmp_path / "clean.png", photo(spec.min_sides[0]))
+    bad = save(tmp_path / "bad.png", noisy(photo(spec.min_sides[0]), 9))
+    assert 0 < spec.load("cpu")(bad, clean) < 1
 
 
 @pytest.mark.parametrize("name", RUNNABLE_WITHOUT_WEIGHTS)
@@ -286,7 +292,7 @@ def test_a_value_depends_on_its_image_alone(name: str, tmp_path: Path) -> None:
     assert [score(path, clean) for path in bad] == [again(path, clean) for path in reversed(bad)][::-1]
 
 
-def test_niqe_prefers_the_photograph(niqe_home: Path, tmp_path: Path) -> None:
+def test_niqe_prefers_the_photograph(torch_home: Path, tmp_path: Path) -> None:
     score = METRICS["niqe"].load("cpu")
     sharp = score(save(tmp_path / "sharp.png", photo(384)), None)
     small = Image.fromarray(photo(384)).resize((96, 96), Image.Resampling.BICUBIC)
@@ -297,7 +303,7 @@ def test_niqe_prefers_the_photograph(niqe_home: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:cov")
-def test_niqe_says_why_it_cannot_score(niqe_home: Path, tmp_path: Path) -> None:
+def test_niqe_says_why_it_cannot_score(torch_home: Path, tmp_path: Path) -> None:
     score = METRICS["niqe"].load("cpu")
     with pytest.raises(CannotScoreError, match=r"NIQE needs images of at least 96x192 pixels; small.png is 150x150"):
         score(save(tmp_path / "small.png", photo(150)), None)
@@ -306,24 +312,21 @@ def test_niqe_says_why_it_cannot_score(niqe_home: Path, tmp_path: Path) -> None:
         score(save(tmp_path / "flat.png", flat), None)
 
 
-def test_niqes_hash_goes_into_the_records(niqe_home: Path) -> None:
-    path = niqe_home / "hub" / "pyiqa" / "niqe_modelparameters.mat"
-    assert weight_hashes(METRICS["niqe"]) == {path.name: cached_sha256(path)}
+def test_niqes_model_is_the_one_pyiqa_downloads(torch_home: Path, shared_dir: Path) -> None:
+    from scipy.io import loadmat
+
+    (file,) = METRICS["niqe"].weights
+    assert weight_hashes(METRICS["niqe"]) == {file.name: cached_sha256(file.path())}
+    published = loadmat(shared_dir / "weights" / "pyiqa" / "niqe_modelparameters.mat")
+    with np.load(file.path()) as shipped:
+        np.testing.assert_array_equal(shipped["mu_pris_param"], published["mu_prisparam"])
+        np.testing.assert_array_equal(shipped["cov_pris_param"], published["cov_prisparam"])
 
 
-@pytest.mark.parametrize("content", ["text", "wrong shape", "nan"])
-def test_a_niqe_model_that_is_none_is_refused(content: str, torch_home: Path) -> None:
-    from scipy.io import savemat
-
-    path = torch_home / "hub" / "pyiqa" / "niqe_modelparameters.mat"
-    path.parent.mkdir(parents=True)
-    if content == "text":
-        path.write_text("<html>404</html>" * 100)
-    else:
-        mean = np.zeros((1, 35)) if content == "wrong shape" else np.full((1, 36), np.nan)
-        savemat(path, {"mu_prisparam": mean, "cov_prisparam": np.eye(36)})
-    with pytest.raises(UserError, match="bench fetch niqe"):
-        METRICS["niqe"].load("cpu")
+def test_an_altered_niqe_model_is_refused() -> None:
+    altered = unwrapped(METRICS["niqe"], niqe_pris_params="0" * 64)
+    with pytest.raises(UserError, match=r"niqe_pris_params\.npz has sha256 2a7c.* install this package again"):
+        altered.load("cpu")
 
 
 def test_ssim_of_a_tiny_image_has_a_reason(tmp_path: Path) -> None:

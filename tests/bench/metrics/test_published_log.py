@@ -1,15 +1,16 @@
 """The harness against the authors of OSEDiff: their published images, scored here, and their own log of the scores."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
 from bench import cli
-from bench.metrics import METRICS
+from bench.options import RunOptions
 from bench.records.records import Records
-from bench.report.folders import find_pairs, score_pairs
+from bench.records.schema import VerifiedMetric
+from bench.verify.check import check_log
+from bench.verify.golden import read_golden
 
 # Largest difference per image from the log, which has six decimals and was written by pyiqa 0.1.10.
 TOLERANCES = {"psnr": 1e-4, "ssim": 1e-5, "niqe": 0.02}
@@ -26,16 +27,11 @@ def read_log(path: Path) -> dict[str, dict[str, float]]:
     return scores
 
 
-def install_niqe(shared_dir: Path, torch_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(shared_dir / "weights" / "pyiqa", torch_home / "hub" / "pyiqa")
-    monkeypatch.setenv("TORCH_HOME", str(torch_home))
-
-
 def test_published_outputs_make_a_true_row_of_table_1(
     shared_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`bench run` over the first five images: the row of the table is what the authors' log says of them."""
-    install_niqe(shared_dir, tmp_path / "torch", monkeypatch)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     out = tmp_path / "out"
     arguments = ["run", "--testsets", "realsr", "--methods", "osediff-published", "--metrics", *TOLERANCES]
     arguments += ["--limit", "5", "--no-figure", "--data-root", str(shared_dir / "data"), "--out", str(out)]
@@ -55,27 +51,22 @@ def test_published_outputs_make_a_true_row_of_table_1(
     assert cells[1:3] == ["1", f"{sum(psnr) / 5:.2f}"]
 
 
+def test_the_shipped_figures_are_those_of_the_log(shared_dir: Path) -> None:
+    (log,) = (shared_dir / "data" / "realsr" / "osediff_metrics").glob("*.log")
+    golden = read_golden("osediff-realsr")
+    published = {
+        metric: {Path(name).stem: value for name, value in scores.items()} for metric, scores in read_log(log).items()
+    }
+    assert {metric: dict(scores) for metric, scores in golden.figures.items()} == published
+    assert f"FID: {golden.whole_set['fid']:.6f}" in log.read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
-def test_published_outputs_score_as_their_authors_say(
-    shared_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_published_outputs_score_as_their_authors_say(shared_dir: Path) -> None:
     """RealSR, 100 images: every per-image value, and the means of the paper's table."""
-    install_niqe(shared_dir, tmp_path, monkeypatch)
-    realsr = shared_dir / "data" / "realsr"
-    (log,) = (realsr / "osediff_metrics").glob("*.log")
-    published = read_log(log)
-
-    pairs = find_pairs(realsr / "osediff", realsr / "test_HR")
-    result = score_pairs(pairs, [METRICS[name] for name in TOLERANCES])
-
-    assert result["n"] == 100
-    assert result["missing"] == {}
-    for name, tolerance in TOLERANCES.items():
-        measured = result["metrics"][name]["per_image"]
-        assert measured.keys() == published[name].keys()
-        furthest = max(measured, key=lambda image: abs(measured[image] - published[name][image]))
-        assert measured[furthest] == pytest.approx(published[name][furthest], abs=tolerance), (name, furthest)
-    means = {name: result["metrics"][name]["mean"] for name in TOLERANCES}
-    assert f"{means['psnr']:.4f}" == "25.1511"
-    assert f"{means['ssim']:.4f}" == "0.7341"
-    assert means["niqe"] == pytest.approx(5.647, abs=0.001)
+    options = RunOptions(data_root=shared_dir / "data")
+    verdicts = check_log(read_golden("osediff-realsr"), list(TOLERANCES), options)
+    assert [(type(verdict), verdict.metric) for verdict in verdicts] == [
+        (VerifiedMetric, name) for name in ("psnr", "ssim", "niqe")
+    ]
+    assert [verdict for verdict in verdicts if not (isinstance(verdict, VerifiedMetric) and verdict.agrees)] == []

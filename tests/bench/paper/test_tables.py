@@ -8,7 +8,7 @@ import pytest
 from bench.methods import METHODS
 from bench.metrics import METRICS
 from bench.options import RunOptions
-from bench.paper.tables import PAPER_METRICS, TABLES, PaperRow, get_profile, pairs_of, paper_figures
+from bench.paper.tables import NEWER, PAPER_METRICS, TABLES, PaperRow, get_profile, pairs_of, paper_figures
 from bench.records.schema import Plan, PlanSet
 from bench.run.plan import choose, make_plan
 from bench.run.request import Request
@@ -114,7 +114,7 @@ def test_missing_weights_are_found_by_name_alone(tmp_path: Path, monkeypatch: py
     chosen = choice(methods=["bicubic", "realesrgan-compact", f"net=spandrel:{tmp_path / 'no.pth'}"])
     assert set(chosen.missing_methods) == {("mini", "realesrgan-compact"), ("mini", "net")}
     assert {"psnr", "ssim"}.isdisjoint(chosen.missing_metrics)
-    assert set(chosen.missing_metrics) == set(PAPER_METRICS) - {"psnr", "ssim"}
+    assert set(chosen.missing_metrics) == set(PAPER_METRICS) - {"psnr", "ssim", "niqe"}
     made = plan(chosen)
     reasons = {method.name: method.missing["mini"] for method in made.methods}
     assert reasons["bicubic"] == []
@@ -197,12 +197,12 @@ def test_without_a_ground_truth_the_columns_are_those_that_need_none(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     unreferenced = choice(testsets=["realsrset"])
     assert [spec.name for spec in unreferenced.metrics] == ["niqe", "musiq", "maniqa", "clipiqa"]
-    assert set(unreferenced.missing_metrics) == {"niqe", "musiq", "maniqa", "clipiqa"}
+    assert set(unreferenced.missing_metrics) == {"musiq", "maniqa", "clipiqa"}
     mixed = choice(testsets=["mini", "realsrset"])
     assert tuple(spec.name for spec in mixed.metrics) == PAPER_METRICS
-    asked = choice(testsets=["realsrset"], metrics=["lpips", "niqe"])
-    assert [spec.name for spec in asked.metrics] == ["lpips", "niqe"]
-    assert set(asked.missing_metrics) == {"niqe"}, "the weights of what cannot be measured are not asked for"
+    asked = choice(testsets=["realsrset"], metrics=["lpips", "musiq"])
+    assert [spec.name for spec in asked.metrics] == ["lpips", "musiq"]
+    assert set(asked.missing_metrics) == {"musiq"}, "the weights of what cannot be measured are not asked for"
 
 
 def test_table_5_sets_the_recipes_against_each_other_on_every_base() -> None:
@@ -228,3 +228,14 @@ def test_two_methods_of_one_name_are_refused_and_none_is_dropped(tmp_path: Path)
         choice(methods=["bicubic", *methods])
     named = choice(methods=["bicubic", methods[0], f"b={methods[1]}", methods[0]])
     assert [row.name for row in named.rows] == ["bicubic", "folder-out", "b"]
+
+
+def test_newer_methods_follow_the_rows_of_table_1_and_of_no_other() -> None:
+    _, paper = get_profile("table1", "paper")
+    spec, newer = get_profile("table1", "paper", newer=True)
+    assert newer.rows == (*paper.rows, *NEWER)
+    assert spec.profiles["paper"] is newer
+    assert all(METHODS[row.method].display == row.display for row in NEWER)
+    for table, profile in (("table1", "mini"), ("table7", "paper")):
+        with pytest.raises(UserError, match="newer methods belong to --table table1 --profile paper"):
+            get_profile(table, profile, newer=True)

@@ -43,6 +43,7 @@ def test_json_has_exactly_the_documented_form(folders: tuple[Path, Path], capsys
     assert result["n"] == 3
     assert list(result["metrics"]) == ["psnr", "ssim"]
     assert list(result["missing"]) == ["lpips", "dists", "fid", "niqe", "musiq", "maniqa", "clipiqa"]
+    assert "at least 96x192 pixels" in result["missing"]["niqe"]
     assert "alexnet-owt-7be5be79.pth" in result["missing"]["lpips"]
     psnr = result["metrics"]["psnr"]
     assert list(psnr) == ["mean", "ci95", "per_image"]

@@ -166,6 +166,14 @@ def test_what_a_method_remarks_stands_with_its_row_once_it_has_images(records: R
         assert [row.remarks for row in section.rows] == [expected, ()]
 
 
+def test_a_recorded_row_whose_method_cannot_run_here_says_so(records: Records) -> None:
+    restored(records, "net")
+    for missing, expected in ({}, ()), ({"mini": ["NET needs a file"]}, ("recorded elsewhere: it cannot run here",)):
+        made = replace(plan([], []), methods=[PlanMethod("net", "NET", 1, missing)])
+        ((row,),) = (section.rows for section in summarize(records, made).sections)
+        assert (row.remarks, row.reasons) == (expected, ())
+
+
 def test_without_a_ground_truth_a_reference_metric_is_a_dash_that_says_so(records: Records) -> None:
     restored(records, "net", hr_sha256=None)
     assert cell(records, plan(["net"], [PSNR]), "net", "psnr").reasons == (

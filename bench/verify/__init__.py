@@ -1,0 +1,1 @@
+"""Checks of this machine's metrics against published scores."""
