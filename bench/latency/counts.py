@@ -6,6 +6,7 @@ silently zero. MACs are those of the published tables: what hooks on linear and 
 products of attention, a multiplication with its addition as one.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ FREE = frozenset((
 # fmt: on
 """Operators that only make or move data."""
 FLASH_ON_CPU = "_scaled_dot_product_flash_attention_for_cpu"
+PACKED_LINEAR = "_linear_pointwise"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Size:
     """What a method holds in memory.
 
     Attributes:
-        parameters: of all networks, each once.
+        parameters: of all networks, each once, with weights that lie packed in the processor's own order.
         adapters: those of LoRA adapters that are not merged.
         bytes: of parameters and buffers.
     """
@@ -65,9 +67,10 @@ def size_of(networks: Mapping[str, nn.Module]) -> Size:
     """Counts what an image needs loaded."""
     parameters = {id(p): (name, p) for module in networks.values() for name, p in module.named_parameters()}
     buffers = {id(b): b for module in networks.values() for b in module.buffers()}
-    tensors = [*(p for _, p in parameters.values()), *buffers.values()]
+    packed = [layer.weight for layer in _layers_of(networks) if not isinstance(layer.weight, nn.Parameter)]
+    tensors = [*(p for _, p in parameters.values()), *buffers.values(), *packed]
     return Size(
-        parameters=sum(p.numel() for _, p in parameters.values()),
+        parameters=sum(p.numel() for p in [*(p for _, p in parameters.values()), *packed]),
         adapters=sum(p.numel() for name, p in parameters.values() if "lora_" in name),
         bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
     )
@@ -110,7 +113,8 @@ class _Names(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if "attention" in name:
             self.attention.add(name)
-        if func.overloadpacket not in flop_registry and name != FLASH_ON_CPU and not _is_free(func, name):
+        known = func.overloadpacket in flop_registry or name in (FLASH_ON_CPU, PACKED_LINEAR)
+        if not known and not _is_free(func, name):
             self.uncounted[name] = self.uncounted.get(name, 0) + 1
         return func(*args, **(kwargs or {}))
 
@@ -120,15 +124,18 @@ def _is_free(func: Any, name: str) -> bool:
 
 
 def _further() -> dict[Any, Any]:
-    """Formulas that older versions of torch lack."""
-    operator = getattr(torch.ops.aten, FLASH_ON_CPU)
-    if operator in flop_registry:
-        return {}
+    """Formulas that torch, or an older version of it, lacks."""
 
     def flash(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
         return sdpa_flop_count(query, key, value)
 
-    return {operator: flash}
+    def packed_linear(x: Any, weight: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        return 2 * math.prod(x) * weight[0]
+
+    formulas: dict[Any, Any] = {getattr(torch.ops.aten, FLASH_ON_CPU): flash}
+    if hasattr(torch.ops.mkldnn, PACKED_LINEAR):
+        formulas[getattr(torch.ops.mkldnn, PACKED_LINEAR)] = packed_linear
+    return {operator: formula for operator, formula in formulas.items() if operator not in flop_registry}
 
 
 class _Layers:
@@ -137,8 +144,8 @@ class _Layers:
     total = 0
 
     def saw(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(layer, nn.Linear):
-            self.total += output.numel() * layer.in_features
+        if _is_linear(layer):
+            self.total += output.numel() * layer.in_features  # pyright: ignore[reportOperatorIssue]
         elif isinstance(layer, nn.modules.conv._ConvTransposeNd):
             self.total += inputs[0].numel() * layer.weight[0].numel()
         else:
@@ -146,12 +153,21 @@ class _Layers:
             self.total += output.numel() * layer.weight[0].numel()
 
 
+def _layers_of(networks: Mapping[str, nn.Module]) -> list[Any]:
+    """Every linear and convolution layer once; those that a LoRA wraps, not the wrapper."""
+    found = {id(m): m for network in networks.values() for m in network.modules()}
+    return [m for m in found.values() if _is_linear(m) or isinstance(m, nn.modules.conv._ConvNd)]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether it is a linear layer, torch's or one whose weight is packed (`tsd.fast.packing`)."""
+    return isinstance(module, nn.Linear) or (hasattr(module, "in_features") and not list(module.children()))
+
+
 @contextmanager
 def _layers_counted(networks: Mapping[str, nn.Module]) -> Iterator[_Layers]:
     layers = _Layers()
-    found = {id(m): m for network in networks.values() for m in network.modules()}
-    kinds = (nn.Linear, nn.modules.conv._ConvNd)
-    handles = [m.register_forward_hook(layers.saw) for m in found.values() if isinstance(m, kinds)]
+    handles = [layer.register_forward_hook(layers.saw) for layer in _layers_of(networks)]
     try:
         yield layers
     finally:

@@ -15,16 +15,21 @@ ROWS = 1024
 
 
 class PackedLinear(nn.Module):
-    """A linear layer (…, K) → (…, N), followed by the GELU in its tanh form if `gelu`. It cannot be saved or moved."""
+    """A linear layer (…, K) → (…, N), followed by the GELU in its tanh form if `gelu`. It cannot be saved or moved.
+
+    Attributes:
+        weight: the opaque tensor (N, K); it is no parameter.
+    """
 
     def __init__(self, linear: nn.Linear, gelu: bool = False) -> None:
         super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
         self.bias = linear.bias
         self.after = "gelu" if gelu else "none"
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, self.after, [], "tanh")
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.after, [], "tanh")
 
 
 def pack_linears(module: nn.Module) -> bool:

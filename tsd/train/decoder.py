@@ -96,7 +96,7 @@ def distill_decoder(
         while state.step < config.steps and stopper.reason() is None:
             z, wanted = latents_and_images(backbone, crops.batch(state.step))
             loss = (small(z) - wanted).abs().mean()
-            if not math.isfinite(float(loss)):
+            if not math.isfinite(float(loss.detach())):
                 raise UserError(f"the loss is {float(loss)} at step {state.step}; give a lower --lr than {config.lr}")
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from bench.methods.random_weights import fill_randomly
 from bench.methods.tsd_sr.weights import ModelFolders, Shape
 from bench.options import RunOptions
-from tsd.config import EXPORT_FILE, RestoreConfig
+from tsd.config import EXPORT_FILE, FastPath, RestoreConfig
 from tsd.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,11 +15,16 @@ if TYPE_CHECKING:
 
 def load_restorer(weights: ModelFolders | Shape, config: RestoreConfig, options: RunOptions) -> "Restorer":
     """The student as `tsd restore` loads it."""
+    from tsd.fast.loading import rewrite
+    from tsd.fast.packing import pack_linears
     from tsd.restore import Restorer
 
     options.require_device()
     if isinstance(weights, Shape):
-        return Restorer(random_backbone(weights, options), config, {"model": weights.model})
+        backbone = random_backbone(weights, options)
+        fast = rewrite(backbone, FastPath())
+        pack_linears(backbone.denoiser)
+        return Restorer(backbone, config, {"model": weights.model}, fast)
     return Restorer.load(
         model=weights.model,
         lora=weights.lora,

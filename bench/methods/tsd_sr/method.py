@@ -64,7 +64,12 @@ class OneStepMethod:
         return self.restorer.restore_tensor(lr, seed).clone()
 
     def boundaries(self) -> Sequence[Boundary]:
-        return [Boundary("upsample", self.restorer, "_restore", "copy"), *codec_boundaries(self.restorer.backbone)]
+        import tsd.restore.restorer as module
+
+        encode, decode = codec_boundaries(self.restorer.backbone)
+        if self.restorer.fast.mean and self.config.posterior == "mode":
+            encode = Boundary("encode", module, "encode_mean", "denoise")
+        return [Boundary("upsample", self.restorer, "_restore", "copy"), encode, decode]
 
     def networks(self) -> "dict[str, nn.Module]":
         return networks_of(self.restorer.backbone)

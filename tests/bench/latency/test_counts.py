@@ -1,11 +1,14 @@
 """Operations against closed forms, and SD3-medium and SD2.1-base against the published counts, on the meta device."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from bench.latency.counts import count_operations, size_of
+from tsd.fast.packing import pack_linears
 
 
 class Block(nn.Module):
@@ -87,3 +90,20 @@ def test_the_published_counts_of_tsd_sr() -> None:
     assert flops["encode"] + flops["decode"] == pytest.approx(2 * (1781.908 + 2 * 2 * 4096**2 * 512 / 1e9), abs=0.01)
     # ... and 24 of 1024 + 333 tokens and 1536 channels in the denoiser.
     assert flops["denoise"] == pytest.approx(2 * (macs["denoise"] + 24 * 2 * (1024 + 333) ** 2 * 1536 / 1e9), abs=0.01)
+
+
+def test_packed_layers_count_as_the_plain_ones_do() -> None:
+    plain = nn.Sequential(nn.Linear(32, 64), nn.Linear(64, 16)).bfloat16()
+    packed = copy.deepcopy(plain)
+    if not pack_linears(packed):
+        pytest.skip("this build of torch does not pack linear layers")
+    x = torch.rand(3, 32).bfloat16()
+    sizes, operations = [], []
+    for model in (plain, packed):
+        with torch.no_grad():
+            operations.append(count_operations({"model": model}, lambda begin, m=model: (begin("denoise"), m(x))))
+        sizes.append(size_of({"model": model}))
+    assert sizes[0] == sizes[1]
+    assert operations[0].flops == operations[1].flops == {"denoise": 2 * 3 * (32 * 64 + 64 * 16)}
+    assert operations[0].macs == operations[1].macs
+    assert not operations[1].uncounted

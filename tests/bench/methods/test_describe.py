@@ -4,6 +4,8 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from bench.cards.card import cards
 from bench.cli import main
@@ -76,7 +78,13 @@ def test_weights_are_here_once_they_are_picked_up(tmp_path: Path) -> None:
     for weight in weights:
         for name in weight.contains:
             (tmp_path / weight.file / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / weight.file / name).write_bytes(b"x")
+            path = tmp_path / weight.file / name
+            if path.suffix == ".safetensors":
+                save_file({"weight": torch.zeros(2)}, path)
+            elif path.suffix == ".pt":
+                torch.save(torch.zeros(2), path)
+            else:
+                path.write_text("{}")
     assert overview("tsd-sr", METHODS["tsd-sr"], options)[4] == "to be picked up"
     first = "cannot run: `bench fetch tsd-sr` has to pick up the weights first"
     assert first in description("tsd-sr", METHODS["tsd-sr"], options)

@@ -117,7 +117,8 @@ def test_a_finished_student_takes_the_place_of_training(
     with_student = require(experiment, domain, ["full"], [0], "cpu")
     assert require(experiment, domain, None, (), "cpu", running=False) == with_student
     digest = with_student.arm("full").overrides["student"]
-    assert digest.startswith("prompts/default/pool_embeds.safetensors ")
+    assert digest.startswith("adapter_config.json ")
+    assert ", prompts/default/pool_embeds.safetensors " in digest
     assert "transformer.safetensors " in digest
     folder = run_cell((with_student, domain), tmp_path / "given")
     assert not (folder / "run").exists()
