@@ -145,7 +145,8 @@ class _Layers:
 
     def saw(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if _is_linear(layer):
-            self.total += output.numel() * layer.in_features  # pyright: ignore[reportOperatorIssue]
+            assert isinstance(layer.in_features, int)
+            self.total += output.numel() * layer.in_features
         elif isinstance(layer, nn.modules.conv._ConvTransposeNd):
             self.total += inputs[0].numel() * layer.weight[0].numel()
         else:

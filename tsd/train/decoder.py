@@ -96,8 +96,8 @@ def distill_decoder(
         while state.step < config.steps and stopper.reason() is None:
             z, wanted = latents_and_images(backbone, crops.batch(state.step))
             loss = (small(z) - wanted).abs().mean()
-            if not math.isfinite(float(loss.detach())):
-                raise UserError(f"the loss is {float(loss)} at step {state.step}; give a lower --lr than {config.lr}")
+            if not math.isfinite(loss.item()):
+                raise UserError(f"the loss is {loss.item()} at step {state.step}; give a lower --lr than {config.lr}")
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
             optimizer.step()
@@ -105,7 +105,7 @@ def distill_decoder(
             schedule.step()
             state.step += 1
             bar.update()
-            bar.set_postfix(loss=f"{float(loss):.4f}")
+            bar.set_postfix(loss=f"{loss.item():.4f}")
             if state.step % config.checkpoint_every == 0 or state.step == config.steps or stopper.reason() is not None:
                 state.save(folder, settings, record)
                 prune(folder, 1)
