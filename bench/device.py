@@ -38,6 +38,14 @@ def resolve_device(name: str, rank: Rank = ALONE) -> str:
     return f"cuda:{rank.local}"
 
 
+def synchronize(device: str) -> None:
+    """Waits until a GPU has done all it was given; a CPU always has."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
 @functools.cache
 def has_nvidia_driver() -> bool:
     """Whether the library of NVIDIA's driver is installed; does not initialise a GPU.

@@ -1,7 +1,8 @@
 """`bench audit`: measured against printed, cell by cell, from the records of a run."""
 
 import argparse
-from pathlib import Path
+
+from bench.commands.table import add_out, plan_of
 
 EPILOG = """\
 examples:
@@ -27,18 +28,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("table", metavar="TABLE", help="table of the paper, as in --table of `bench run`")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("reports/mini"),
-        metavar="DIR",
-        help="folder of the results (default: reports/mini)",
-    )
+    add_out(parser)
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from bench.commands.table import plan_of
     from bench.records.records import Records
     from bench.report.audit import write_audit
 

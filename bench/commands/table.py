@@ -28,6 +28,16 @@ def add_parser(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--table", default="table1", help="table of the paper (default: table1)")
+    add_out(parser)
+    add_timing(parser)
+    parser.add_argument(
+        "--reference", metavar="METHOD", help="row that paired differences refer to (default: that of the run)"
+    )
+    parser.set_defaults(func=run)
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """Adds --out, the folder of a run whose records are read."""
     parser.add_argument(
         "--out",
         type=Path,
@@ -35,11 +45,6 @@ def add_parser(subparsers) -> None:
         metavar="DIR",
         help="folder of the results (default: reports/mini)",
     )
-    add_timing(parser)
-    parser.add_argument(
-        "--reference", metavar="METHOD", help="row that paired differences refer to (default: that of the run)"
-    )
-    parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bench import provenance
+from bench.device import synchronize
 
 if TYPE_CHECKING:
     import torch
@@ -56,10 +57,10 @@ def peak_rate(device: str, dtype: "torch.dtype") -> tuple[float, str]:
     clock = time.perf_counter if kind == "cuda" else time.process_time
     best = float("inf")
     for _ in range(REPEATS):
-        _synchronize(device)
+        synchronize(device)
         start = clock()
         torch.mm(a, b)
-        _synchronize(device)
+        synchronize(device)
         best = min(best, clock() - start)
     name = f"matmul of {side} x {side} x {side} in {str(dtype).removeprefix('torch.')}"
     return 2 * side**3 / best, name
@@ -110,10 +111,3 @@ def _resident(key: str) -> int | None:
             if line.startswith(f"{key}:"):
                 return int(line.split()[1]) * 1024
     return None
-
-
-def _synchronize(device: str) -> None:
-    if device.startswith("cuda"):
-        import torch
-
-        torch.cuda.synchronize(device)

@@ -6,7 +6,9 @@ operations and memory are counted; then every call is a record. An interrupted m
 """
 
 import hashlib
+import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -269,8 +271,6 @@ def timed_code_version() -> str:
 
 
 def _run(session: Session, row: Row, size: int, provenance: dict[str, Any], lr_sha256: str) -> LatencyRun:
-    import json
-
     content = json.loads(json.dumps({**provenance, "input": lr_sha256}))
     return LatencyRun(row.name, size, content, _settings(session), {}, {})
 
@@ -446,8 +446,6 @@ def _time_process(
     log: Callable[[str], None],
 ) -> None:
     """Times a method in its own process, over copies of the input. It takes no turns, so its ratios are of medians."""
-    import tempfile
-
     from PIL import Image
 
     missing = session.rounds - len(records.timed())

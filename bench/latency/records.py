@@ -5,21 +5,20 @@ Under the output folder:
     records/table3.json                          the plan of the table: its rows, sizes and rounds
     records/latency/<row>/<size>/run.json        method, settings, machine and code, with what was counted once
     records/latency/<row>/<size>/calls.jsonl     one line per timed call, and per first call of a process
-    superseded/latency/<row>.<number>/           records moved aside by `--redo`
+    superseded/latency/<row>-<size>.<number>/           records moved aside by `--redo`
 
 Seconds of other weights, settings, machines or code are never mixed: all of these are the identity of the records. The
 lines obey the rules of bench/records/lines.py.
 """
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.errors import without_paths
 from bench.latency.clock import counted_seconds
-from bench.records.lines import append_line, read_lines, read_object, rewrite_lines, write_object
-from bench.records.schema import DESCRIPTIONS, RecordError, from_json
+from bench.records.lines import append_line, read_lines, read_object, rewrite_lines, set_aside, write_object
+from bench.records.schema import DESCRIPTIONS, RecordError, from_json, list_from_json
 
 
 @dataclass(frozen=True)
@@ -161,14 +160,7 @@ class RowRecords:
 
     def set_aside(self) -> Path:
         """Moves the records to `superseded/latency/` and returns their new folder."""
-        place = self.out / "superseded" / "latency"
-        for number in range(1, 10_000):
-            target = place / f"{self.row}-{self.size}.{number}"
-            if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(self.folder, target)
-                return target
-        raise RecordError(f"{place} holds 9999 sets of old records of {self.row}: tidy it up")
+        return set_aside(self.folder, self.out / "superseded" / "latency", f"{self.row}-{self.size}")
 
 
 def write_plan(out: Path, plan: LatencyPlan) -> None:
@@ -185,7 +177,5 @@ def read_plan(out: Path, table: str) -> LatencyPlan | None:
     if not path.exists():
         return None
     raw = read_object(path)
-    if not isinstance(raw.get("rows"), list):
-        raise RecordError(f"{path}: `rows` must be a list")
-    raw["rows"] = [from_json(PlanRow, item, path) for item in raw["rows"]]
+    raw["rows"] = list_from_json(PlanRow, raw, "rows", path)
     return from_json(LatencyPlan, raw, path)

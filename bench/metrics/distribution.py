@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.metrics.base import CannotScoreError, MetricSpec, SetScorer
-from bench.metrics.images import plain_copy, read_rgb8
+from bench.metrics.images import plain_copy
 from bench.metrics.quiet import guarded_pyiqa
 from bench.metrics.weights import INCEPTION
 from tsd.errors import UserError
@@ -102,8 +102,6 @@ def image_features(
     import torch
     from tqdm import tqdm
 
-    for path in paths:
-        read_rgb8(path)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         files = [plain_copy(path, Path(folder)) for path in paths]  # pyiqa opens the files itself
         images = torch.utils.data.DataLoader(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tsd.errors import UserError
-from tsd.images import ImageError, read_picture
+from tsd.images import ImageError, Picture, read_picture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +25,15 @@ class UnusableImageError(UserError):
 
 def read_rgb8(path: Path) -> np.ndarray:
     """Reads an 8-bit image as (H, W, 3) uint8, R G B. Gray is repeated to three channels, as pyiqa does.
+
+    Raises:
+        UnusableImageError: as `read_checked`.
+    """
+    return read_checked(path).to_rgb8()
+
+
+def read_checked(path: Path) -> Picture:
+    """Reads a picture that can be scored.
 
     Raises:
         UnusableImageError: empty, unreadable or truncated, with alpha, or not 8-bit RGB or gray.
@@ -41,17 +50,22 @@ def read_rgb8(path: Path) -> np.ndarray:
     if picture.mode not in MODES:
         depth = "16-bit " if ";16" in picture.mode else ""
         raise UnusableImageError(f"{path}: {depth}image of mode {picture.mode}; expected 8-bit RGB or gray")
-    return picture.to_rgb8()
+    return picture
 
 
 def plain_copy(path: Path, folder: Path) -> Path:
-    """The file itself, or a PNG in `folder` of what `read_rgb8` reads, for code that would read the file otherwise."""
+    """The file itself, or a PNG in `folder` of what `read_rgb8` reads, for code that would read the file otherwise.
+
+    Raises:
+        UnusableImageError: as `read_checked`.
+    """
     from PIL import Image
 
-    if read_picture(path).as_stored:
+    picture = read_checked(path)
+    if picture.as_stored:
         return path
     copy = folder / f"{len(list(folder.iterdir()))}.png"
-    Image.fromarray(read_rgb8(path)).save(copy)
+    Image.fromarray(picture.to_rgb8()).save(copy)
     return copy
 
 

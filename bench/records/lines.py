@@ -1,4 +1,4 @@
-"""Files of records: JSON lines that a kill cannot damage, and JSON objects that are replaced whole.
+"""Files of records: JSON lines that a kill cannot damage, JSON objects that are replaced whole, folders set aside.
 
 A line is appended with one write and flushed to disk, so a kill at any time leaves complete lines and at most one torn
 line without a newline at the end. Reading ignores that torn line, and the next append removes it. Any other line that
@@ -71,6 +71,17 @@ def write_object(path: Path, content: Mapping[str, Any]) -> None:
     """Replaces a record that is a file of its own, unless it is the same already."""
     text = json.dumps({"schema": SCHEMA, **content}, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     _replace(path, text.encode())
+
+
+def set_aside(folder: Path, place: Path, name: str) -> Path:
+    """Moves a folder of records into `place`, as `name` with a number of its own, and returns where it is now."""
+    for number in range(1, 10_000):
+        target = place / f"{name}.{number}"
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(folder, target)
+            return target
+    raise RecordError(f"{place} holds 9999 sets of old records of {name}: tidy it up")
 
 
 def _line(content: Mapping[str, Any]) -> str:

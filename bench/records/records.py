@@ -22,7 +22,6 @@ together. The first process merges them when a job is done or when a killed run 
 This module imports only the standard library and the ground: a table must be renderable without torch.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Generator, Iterable
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bench.errors import without_paths
-from bench.records.lines import append_line, read_lines, read_object, rewrite_lines, write_object
+from bench.records.lines import append_line, read_lines, read_object, rewrite_lines, set_aside, write_object
 from bench.records.schema import (
     ImageRow,
     Plan,
@@ -45,6 +44,7 @@ from bench.records.schema import (
     Verification,
     VerifiedMetric,
     from_json,
+    list_from_json,
     to_json,
 )
 from tsd.errors import UserError
@@ -87,9 +87,7 @@ class Records:
             return None
         raw = read_object(path)
         for key, cls in (("testsets", PlanSet), ("methods", PlanMethod), ("metrics", PlanMetric)):
-            if not isinstance(raw.get(key), list):
-                raise RecordError(f"{path}: `{key}` must be a list")
-            raw[key] = [from_json(cls, item, path) for item in raw[key]]
+            raw[key] = list_from_json(cls, raw, key, path)
         return from_json(Plan, raw, path)
 
     def write_plan(self, plan: Plan) -> None:
@@ -100,9 +98,7 @@ class Records:
         if not self._verification.exists():
             return None
         raw = read_object(self._verification)
-        if not isinstance(raw.get("metrics"), list):
-            raise RecordError(f"{self._verification}: `metrics` must be a list")
-        raw["metrics"] = [from_json(VerifiedMetric, item, self._verification) for item in raw["metrics"]]
+        raw["metrics"] = list_from_json(VerifiedMetric, raw, "metrics", self._verification)
         return from_json(Verification, raw, self._verification)
 
     def write_verification(self, verification: Verification) -> Path:
@@ -244,14 +240,7 @@ class MethodRecords:
 
     def set_aside(self) -> Path:
         """Moves the records to `superseded/` and returns their new folder."""
-        place = self.out / "superseded" / self.testset
-        for number in range(1, 10_000):
-            target = place / f"{self.method}.{number}"
-            if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(self.folder, target)
-                return target
-        raise RecordError(f"{place} holds 9999 sets of old records of {self.method}: tidy it up")
+        return set_aside(self.folder, self.out / "superseded" / self.testset, self.method)
 
     @property
     def _run(self) -> Path:

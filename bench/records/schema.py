@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar, cast
 
 from tsd.errors import UserError
 
@@ -279,6 +279,14 @@ def from_json(cls: type[T], raw: Any, where: object) -> T:
         if not _matches(raw[name], str(getattr(kind, "__name__", kind)) if isinstance(kind, type) else str(kind)):
             raise RecordError(f"{where}: `{name}` must be {kind}, found {raw[name]!r}")
     return cls(**raw)
+
+
+def list_from_json(cls: type[T], raw: dict[str, Any], key: str, where: object) -> list[T]:
+    """Builds the dataclasses of a list in a JSON object."""
+    items = raw.get(key)
+    if not isinstance(items, list):
+        raise RecordError(f"{where}: `{key}` must be a list")
+    return [from_json(cls, item, where) for item in cast(list[Any], items)]
 
 
 def to_json(record: Any) -> dict[str, Any]:

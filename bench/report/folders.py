@@ -2,8 +2,8 @@
 
 Files are paired by stem: `a.png` with `a.jpg`. Two files with the same stem in a folder are an error, and so is a file
 without a partner. Names may be in either Unicode form, as macOS and others write them. Files that are no images by
-`tsd.files.find_images` and sub-folders are ignored. Everything is checked
-before anything is scored, and all faults are reported at once, so that no mean is over a part of the images.
+`tsd.files.find_images` and sub-folders are ignored. Everything is checked before anything is scored, and all faults are
+reported at once, so that no mean is over a part of the images.
 """
 
 import sys
@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from bench.metrics import CannotScoreError, ImageScorer, MetricSpec, SetScorer, missing_metric
-from bench.metrics.images import UnusableImageError, read_rgb8
+from bench.metrics.images import UnusableImageError, read_checked
 from bench.report.summarize import mean_ci95
 from bench.store.missing import Missing
 from tsd.errors import UserError, some
 from tsd.files import find_images, same_form
-from tsd.images import read_picture
 
 
 class FolderError(UserError):
@@ -107,8 +106,9 @@ def _faults(pair: FolderPair, profiled: list[Path]) -> list[str]:
         if path is None:
             continue
         try:
-            sizes[path] = read_rgb8(path).shape[:2]
-            if read_picture(path).has_other_colours():
+            picture = read_checked(path)
+            sizes[path] = picture.color.shape[:2]
+            if picture.has_other_colours():
                 profiled.append(path)
         except UnusableImageError as error:
             faults.append(str(error))

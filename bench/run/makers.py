@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.device import synchronize
 from bench.errors import one_line, without_paths
 from bench.methods.base import FolderMethod, FolderRunner, Method
 from bench.options import RunOptions
@@ -20,8 +21,6 @@ from bench.provenance import image_seed
 from tsd.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
-
     from bench.testsets.manifest import TestImage, TestSet
 
 Maker = Callable[["TestImage", int | None], tuple[bytes, tuple[int, int], float | None]]
@@ -85,16 +84,14 @@ def _timed(method: Method, images: Sequence["TestImage"], options: RunOptions) -
     The first image is restored once more beforehand, as a warm-up that is not recorded. An error in the warm-up is
     ignored: the same image then fails again, and its row records the reason.
     """
-    import torch
-
-    make = _timer(method, torch.device(options.device))
+    make = _timer(method, options.device)
     with contextlib.suppress(Exception):
         make(images[0], image_seed(options.seed, images[0].name))
     for image in images:
         yield image, make
 
 
-def _timer(method: Method, device: "torch.device") -> Maker:
+def _timer(method: Method, device: str) -> Maker:
     """The maker that decodes, restores with timing, checks and encodes."""
     import torch
 
@@ -102,22 +99,15 @@ def _timer(method: Method, device: "torch.device") -> Maker:
         lr = read_image(image.lr)
         height, width = lr.shape[-2:]
         with torch.no_grad():
-            _synchronize(device)
+            synchronize(device)
             start = time.perf_counter()
             sr = method.restore(lr, seed or 0)
-            _synchronize(device)
+            synchronize(device)
             seconds = time.perf_counter() - start
         pixels = checked_pixels(sr, height, width)
         return png(pixels), (pixels.shape[1], pixels.shape[0]), seconds
 
     return make
-
-
-def _synchronize(device: "torch.device") -> None:
-    if device.type == "cuda":
-        import torch
-
-        torch.cuda.synchronize(device)
 
 
 def _copier(outputs: Mapping[str, Path], seconds: float | None = None) -> Maker:
