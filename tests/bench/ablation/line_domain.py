@@ -22,6 +22,18 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+class Patience:
+    """Waits for another process. It may be importing torch, which takes a minute on a crowded machine."""
+
+    def __init__(self, seconds: float = 600) -> None:
+        self.deadline = time.monotonic() + seconds
+
+    def sleep(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise TimeoutError("the other process never came")
+        time.sleep(0.02)
+
+
 @dataclass
 class LineDomain:
     """Fits y = 2x to noisy points. `error` is per image (points), `slope` of the set, `inverse` better when higher."""
@@ -52,13 +64,12 @@ class LineDomain:
     def run(self, cell: Cell, folder: Path, *, device: str, stop: Callable[[], bool]) -> None:
         import torch
 
-        act = cell.settings["act"]
+        act, patience = cell.settings["act"], Patience()
         if act == "fail":
             raise ValueError(f"diverged in {folder}")
         if act == "die":
-            deadline = time.monotonic() + 60
-            while not list(folder.parents[1].glob("*/*/waiting")) and time.monotonic() < deadline:
-                time.sleep(0.02)
+            while not list(folder.parents[1].glob("*/*/waiting")):
+                patience.sleep()
             os.kill(os.getpid(), signal.SIGKILL)
         draws = torch.Generator().manual_seed(cell.seed)
         x, noise = torch.rand(IMAGES, generator=draws), torch.randn(IMAGES, generator=draws)
@@ -78,7 +89,7 @@ class LineDomain:
                     (folder / "resumed.txt").write_text(str(begun["step"]))
                     while act == "wait" and step == 5 and not stop():
                         (folder / "waiting").touch()
-                        time.sleep(0.02)
+                        patience.sleep()
                     if stop():
                         return
         value = float("nan") if act == "nan" else float(slope)
