@@ -185,8 +185,11 @@ class _Pool:
         try:
             while waiting or running:
                 while waiting and len(running) < count:
-                    job = waiting.popleft()
-                    running[executor.submit(work, job)] = job
+                    running[executor.submit(work, waiting[0])] = waiting[0]
+                    waiting.popleft()  # only now: a pool that broke a moment ago takes no job
+                # `submit` wakes the pool's thread before it starts a worker: the death of the worker started last may
+                # go unseen until another job ends. Any further `submit` makes the thread look at all of them.
+                executor.submit(os.getpid)
                 ended, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in ended:
                     outcome = future.result()
