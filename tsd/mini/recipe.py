@@ -49,8 +49,8 @@ from tsd.train.settings import RunSettings
 from tsd.train.student import train
 
 STAGES = ("vae", "teacher", "encoder", "student", "tsdsr", "vsd")
-RESTORE_SETTINGS = {"color": "none", "posterior": "mode", "process_size": 0}
-"""The settings that the students are run with: no colour transfer, since they learn to correct the input's colours."""
+RESTORE_SETTINGS = {"color": "wavelet", "posterior": "mode", "process_size": 0}
+"""The settings that the students are run with: coarse colours are the input's, which these small students shift."""
 
 TSD_SR = dataclasses.replace(
     PRESETS["mini"],

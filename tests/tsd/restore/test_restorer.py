@@ -398,3 +398,12 @@ def test_prompts_may_be_safetensors(formula_dir: Path, restorer: Restorer, tmp_p
         save_file({name: tensor}, tmp_path / f"{name}.safetensors")
     again = Restorer.load(formula_dir, prompt_embeds=tmp_path, config=restorer.config)
     assert torch.equal(again.restore_tensor(ramp(8, 8), 0), restorer.restore_tensor(ramp(8, 8), 0))
+
+
+def test_the_shipped_student_keeps_flat_colours_and_gray() -> None:
+    restorer = Restorer.load()
+    for color in ((220, 20, 20), (128, 64, 200), (250, 230, 30), (224, 172, 140), (128, 128, 128), (255, 255, 255)):
+        restored = np.asarray(restorer(np.full((40, 40, 3), color, np.uint8))).astype(float)
+        assert np.abs(restored.mean(axis=(0, 1)) - color).max() <= 2
+        if len(set(color)) == 1:
+            assert np.ptp(restored, axis=2).max() == 0
