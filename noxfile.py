@@ -211,6 +211,23 @@ def ci_regression(session: nox.Session) -> None:
     session.run("bench", "compare", "reports/ablations/mixture-ci", trained, env=ENVIRONMENT)
 
 
+DRIFT = {"torch": ["2.14.0", "2.15.0"], "pyiqa": ["0.1.15.post2", "0.1.16"]}
+"""The versions that `drift` compares: the locked ones and those before them."""
+
+
+@nox.session
+@nox.parametrize("pyiqa", DRIFT["pyiqa"])
+@nox.parametrize("torch", DRIFT["torch"])
+def drift(session: nox.Session, torch: str, pyiqa: str) -> None:
+    """Scores the mini set with two versions of torch and of pyiqa each; reports/drift/drift.md says what moved."""
+    free = ("torch==", "torchvision==", "triton==", "pyiqa==", "nvidia-", "cuda-")
+    lines = Path("constraints.txt").read_text(encoding="utf-8").splitlines()
+    constraints = Path(session.create_tmp()) / "constraints.txt"
+    constraints.write_text("\n".join(line for line in lines if not line.startswith(free)), encoding="utf-8")
+    session.install("-c", str(constraints), "-e", ".[bench]", f"torch=={torch}", f"pyiqa=={pyiqa}")
+    session.run("bench", "verify", "--drift", "--device", "cpu", *session.posargs, env=ENVIRONMENT)
+
+
 @nox.session
 def bench_data(session: nox.Session) -> None:
     """Images per second per core: degradation on the fly beside the sequential reference order, prepared data."""

@@ -1,10 +1,12 @@
 """`bench verify`: does the harness on this machine compute what others published?"""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.commands.run import positive
+from tsd.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,11 +24,16 @@ examples:
   bench verify --data-root data --attach reports/realsr   tables of that run say so
   bench verify method:osediff --data-root data         published images against printed figures
   bench verify method:osediff --data-root data --run reports/realsr   and against ours, image by image
+  bench verify --drift                                 this environment's scores of the mini set, into reports/drift
 
 OSEDiff's authors published their images for RealSR and DRealSR and a log with eight metrics of
 every image and one FID; the figures of both logs come with this package. Their images are scored
 here and compared value by value. Each metric has a tolerance, and the reason for it is printed.
 What lacks data or weights is named with the command that fetches it; nothing is downloaded.
+
+With --drift, the mini set is restored and scored here, and the table in --out compares this
+environment's versions of torch and pyiqa with those measured before; `nox -s drift` measures two of
+each.
 
 exit status: 0 if all that could be checked agrees; 1 if something does not; 2 for bad input, or if
 nothing could be checked
@@ -54,6 +61,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--run", type=Path, metavar="DIR", help="with method:NAME, a run that restored these test sets with NAME"
     )
+    parser.add_argument(
+        "--drift",
+        action="store_true",
+        help="score the mini set with the versions installed here, tabulate what moved",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="with --drift, the folder of its table (default: reports/drift)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text (golden logs)")
     parser.set_defaults(func=run)
 
@@ -62,7 +77,6 @@ def run(args: argparse.Namespace) -> int:
     from bench.device import resolve_device
     from bench.options import RunOptions
     from bench.verify.golden import golden_names
-    from tsd.errors import UserError
 
     methods = [name.removeprefix(METHOD) for name in args.names if name.startswith(METHOD)]
     logs = [name for name in args.names if not name.startswith(METHOD)] or ([] if methods else [*golden_names()])
@@ -72,10 +86,34 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--run belongs to {METHOD}NAME: it names the run whose images are compared")
     if args.attach and not (args.attach / "records").is_dir():
         raise UserError(f"--attach {args.attach}: no records there; expected the --out folder of a `bench run`")
+    if args.drift and (args.names or args.metrics or args.attach or args.run or args.json):
+        raise UserError("--drift scores the mini set with every metric: only --out, --limit and --device go with it")
+    if args.out and not args.drift:
+        raise UserError("--out belongs to --drift: it names the folder of its table")
     options = RunOptions(resolve_device(args.device), data_root=args.data_root)
+    if args.drift:
+        return _run_drift(args.out or Path("reports/drift"), args.limit, options)
     if methods:
         return _run_methods(methods, args, options)
     return _run_logs(logs, args, options)
+
+
+def _run_drift(out: Path, limit: int | None, options: "RunOptions") -> int:
+    import tempfile
+
+    from bench.verify import drift
+    from tsd.files import write_text
+
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: a file; expected a folder")
+    with tempfile.TemporaryDirectory() as folder:
+        path = drift.write(drift.measure(options, Path(folder), limit), out)
+    print(f"measured: {path}", file=sys.stderr)
+    table, values = drift.tabulated(drift.read(out))
+    write_text(out / "drift.md", table)
+    write_text(out / "drift.csv", values)
+    print(table)
+    return 0
 
 
 def _run_logs(names: "Sequence[str]", args: argparse.Namespace, options: "RunOptions") -> int:
