@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from bench import __version__
 from bench.commands import (
+    apply,
     audit,
     check,
     compare,
@@ -31,6 +32,7 @@ examples:
   bench run --methods spandrel:weights/net.pth    one more row in that table
   bench table                                     print it again, from its records alone
   bench score outputs/ --hr ground_truth/         score any two folders
+  bench apply spandrel:4xNet.pth photos/ -o out   restore photographs of your own
   bench latency                                   Table 3 for this machine: seconds by stage
   bench verify --data-root data                   are the metrics on this machine right?
   bench audit table7 --out reports/realsr         measured against printed, cell by cell
@@ -52,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tsd-sr-bench {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     measuring = (run, table, audit, site, verify, list_, check, restore, score, compare)
-    for verb in (*measuring, latency, sweep, figure, fetch, install):
+    for verb in (*measuring, apply, latency, sweep, figure, fetch, install):
         verb.add_parser(verbs)
     return parser
 

@@ -17,7 +17,7 @@ FLOORS = {
         {"errors", "seeds", "precision"},
         {"files"},
         {"images", "config"},
-        {"model", "presets"},
+        {"batch", "model", "presets"},
         {"fast"},
         {"algorithm", "prompts", "restore"},
         {"data", "export", "memory"},
@@ -41,8 +41,8 @@ FLOORS = {
 }
 GROUND = {"errors", "files", "precision", "config"}
 """The modules of `tsd` that `bench` may import anywhere: they need the standard library alone."""
-READER = {"images"}
-"""The one reader of images, which `bench` may import too: it needs NumPy and Pillow, and no torch."""
+READER = {"images", "batch"}
+"""The one reader of images and the one batch of them, which `bench` may import too: they need no torch."""
 
 
 def imported_modules(path: Path) -> set[str]:
