@@ -14,6 +14,7 @@ from bench.commands import (
     figure,
     install,
     latency,
+    new_card,
     restore,
     run,
     score,
@@ -54,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tsd-sr-bench {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     measuring = (run, table, audit, site, verify, list_, check, restore, score, compare)
-    for verb in (*measuring, apply, latency, sweep, figure, fetch, install):
+    for verb in (*measuring, apply, latency, sweep, figure, fetch, install, new_card):
         verb.add_parser(verbs)
     return parser
 

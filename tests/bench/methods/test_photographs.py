@@ -152,8 +152,8 @@ def test_a_network_of_another_factor_says_so_and_a_smaller_result_may_be_asked(t
     [
         (["folder:{tmp}"], "it is images that are finished already"),
         (["sinsr"], "it runs in an environment of its own"),
-        (["bicubic", "--tile", "64"], "and resizing needs none"),
-        (["python:{tmp}/mine.py:restore", "--tile", "64"], "a function sees the photograph whole"),
+        (["bicubic", "--tile", "128"], "and resizing needs none"),
+        (["python:{tmp}/mine.py:restore", "--tile", "128"], "a function sees the photograph whole"),
         (["tsd-sr-mini", "--context", "8"], "makes its own"),
         (["spandrel:{tmp}/net.pth", "--tile", "40"], "leave less than 16 pixels; expected at least 80"),
         (["spandrel:{tmp}/gray.pth"], "1 input and 1 output channels; expected from RGB to RGB"),
