@@ -168,6 +168,7 @@ class Stages:
 
         testsets = [load_testset(name, request.data_root, request.limit) for name in choice.testsets]
         check_same_images(testsets, rank)
+        _check_outputs_fit(request.methods or (), testsets, options)
         records = Records(request.folder(), rank.index)
         from_first(rank, lambda: _check_any_method_runs(choice, records))
         sets = [
@@ -349,6 +350,22 @@ def _check_paths_exist(choice: Choice, methods: Sequence[str]) -> None:
             missing = [choice.missing_methods.get((testset, found), []) for testset in choice.testsets]
             if all(missing):  # a folder may be there for some test sets and not for others
                 raise UserError(f"--methods {name}: not there: {describe(missing[0])}")
+
+
+def _check_outputs_fit(methods: Sequence[str], testsets: Sequence["TestSet"], options: RunOptions) -> None:
+    """Checks the user's own finished images by name and size, before other rows take their hours.
+
+    Raises:
+        UserError: they do not fit a test set.
+    """
+    from bench.methods import FolderMethod, get_method
+
+    for name in methods:
+        if name.partition(":")[0].rpartition("=")[2] == "folder":
+            for testset in testsets:
+                method = get_method(name).load(replace(options, testset=testset.name))
+                assert isinstance(method, FolderMethod)
+                method.outputs(testset)
 
 
 def _check_any_method_runs(choice: Choice, records: Records) -> None:
