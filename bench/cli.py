@@ -15,6 +15,7 @@ from bench.commands import (
     install,
     latency,
     new_card,
+    paper,
     restore,
     run,
     score,
@@ -55,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tsd-sr-bench {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     measuring = (run, table, audit, site, verify, list_, check, restore, score, compare)
-    for verb in (*measuring, apply, latency, sweep, figure, fetch, install, new_card):
+    for verb in (*measuring, paper, apply, latency, sweep, figure, fetch, install, new_card):
         verb.add_parser(verbs)
     return parser
 

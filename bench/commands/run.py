@@ -63,8 +63,11 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--figure",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="draw TABLE.png beside the table (default: yes)",
+        default=None,
+        help="draw TABLE.png beside the table (default: yes for test sets whose images may be handed on)",
+    )
+    parser.add_argument(
+        "--images", nargs="+", metavar="NAME", help="images of TABLE.png (default: three, evenly spread)"
     )
     parser.add_argument("--reference", metavar="METHOD", help="row that paired differences refer to (default: bicubic)")
     parser.add_argument(

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from bench.metrics import CannotScoreError, ImageScorer, MetricSpec, SetScorer, missing_metric
 from bench.metrics.images import UnusableImageError, read_checked
-from bench.report.summarize import mean_ci95
+from bench.report.summarize import within
 from bench.store.missing import Missing
 from tsd.errors import UserError, some
 from tsd.files import common_suffix, find_images, same_form
@@ -183,8 +183,8 @@ def _score(spec: MetricSpec, pairs: Sequence[FolderPair], device: str) -> dict[s
     score_image = cast(ImageScorer, scorer)
     other = {pair.name: pair.lr if spec.needs_input else pair.hr for pair in pairs}
     values = {pair.name: score_image(pair.sr, other[pair.name]) for pair in _progress(pairs, spec.display)}
-    mean, low, high = mean_ci95(list(values.values()))
-    return {"mean": mean, "ci95": None if low is None else [low, high], "per_image": values}
+    found = within(spec.bounds, list(values.values()))
+    return {"mean": found.value, "ci95": None if found.low is None else [found.low, found.high], "per_image": values}
 
 
 def format_scores(result: Mapping[str, Any], get: Callable[[str], MetricSpec]) -> str:
@@ -195,7 +195,7 @@ def format_scores(result: Mapping[str, Any], get: Callable[[str], MetricSpec]) -
         spec = get(name)
         digits = spec.decimals
         interval = found["ci95"]
-        span = f"{interval[0]:.{digits}f} .. {interval[1]:.{digits}f}" if interval else f"- (N = {count})"
+        span = f"[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else f"- (N = {count})"
         rows.append((f"{spec.display} {spec.arrow}", f"{found['mean']:.{digits}f}", span))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}" for row in rows] if len(rows) > 1 else []

@@ -70,7 +70,7 @@ def test_rows_of_the_paper_profiles_are_those_of_the_papers_tables() -> None:
     [
         ("tabel1", "mini", "Did you mean 'table1'?"),
         ("x", "mini", "Known: table1, table2"),
-        ("table4", "mini", "bench/paper/table4.csv"),
+        ("table4", "mini", "`bench paper table4` prints the paper's own figures"),
         ("table6", "mini", "--table table2 --profile paper"),
     ],
 )
