@@ -143,6 +143,68 @@ def test_commands_in_blocks_are_understood(path: Path) -> None:
         check_script(script)
 
 
+SOURCES = sorted((*(ROOT / "tsd").rglob("*.py"), *(ROOT / "bench").rglob("*.py")))
+FILLED_IN = ("1", "mini", "table1", "bicubic")
+"""What takes the place of values in printed advice: one of them has to make a command that the parser takes."""
+
+
+def printed(path: Path) -> Iterator[tuple[int, str]]:
+    """Every text of a module with its line, but for docstrings; "\\0" stands for the values in it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    bodies = [node.body for node in ast.walk(tree) if hasattr(node, "body") and isinstance(node.body, list)]
+    left_out = {id(part.value) for body in bodies for part in body if isinstance(part, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            left_out |= {id(part) for part in ast.walk(node) if part is not node}
+    for node in ast.walk(tree):
+        if id(node) in left_out:
+            continue
+        if isinstance(node, ast.JoinedStr):
+            yield node.lineno, "".join(str(p.value) if isinstance(p, ast.Constant) else "\0" for p in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def advice(text: str) -> Iterator[str]:
+    """The commands in a text: those between backticks, and the examples of a verb, without what follows them."""
+    for code in re.findall(r"`([^`]+)`", text):
+        if code.split()[0] in PARSERS and len(code.split()) > 1:
+            yield " ".join(code.split())
+    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+        if re.match(r"  (tsd|bench) \w", line):
+            yield re.split(r"\s{2,}", line.strip())[0]
+
+
+def fault_of(command: str) -> str:
+    """What the programs say to a command; empty if one way to fill in its values is understood."""
+    found = ""
+    for value in dict.fromkeys(FILLED_IN if "\0" in command else ("",)):
+        try:
+            check_script(command.replace("\0", value))
+        except (AssertionError, pytest.fail.Exception, bench.methods.UserError) as error:
+            found = found or str(error)
+        else:
+            return ""
+    return found
+
+
+@pytest.mark.parametrize("package", ["tsd", "bench"])
+def test_advice_that_is_printed_can_be_followed(package: str) -> None:
+    """Verbs and options alone are looked up, as in the documents; whole commands are parsed."""
+    found = []
+    for path in SOURCES:
+        for line, text in printed(path) if path.is_relative_to(ROOT / package) else ():
+            for command in advice(text):
+                words = command.split()
+                verbs = subparsers(words[0])
+                if words[1] in verbs and all(OPTION.fullmatch(word) for word in words[2:]):
+                    fault = "" if set(words[2:]) <= options_of(verbs[words[1]]) else f"unknown: {command}"
+                else:
+                    fault = fault_of(command)
+                found += [f"{relative(path)}:{line}: {command!r}: {fault}"] if fault else []
+    assert found == []
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
 def test_commands_in_sentences_are_understood(path: Path) -> None:
     """A whole command is parsed; a verb alone, or with names of options, is looked up."""

@@ -37,16 +37,21 @@ def write_table(records: Records, plan: Plan, *, timing: bool = True, reference:
     """
     if reference is not None:
         plan = plan.referring_to(reference)
-    table = summarize(records, plan, timing=timing, pairs=pairs_of(plan.table, plan.profile))
-    paper = paper_figures(plan.paper) if plan.paper else []
-    if not is_of_the_paper(plan.table, [m.name for m in plan.methods], [testset.name for testset in plan.testsets]):
-        table, paper = replace(table, title=NEUTRAL_TITLE), []
+    table, paper = table_of(records, plan, timing=timing)
     document = lay_out(table, paper)
     markdown = to_markdown(document)
     contents = (markdown, to_csv(table, paper), to_latex(document), to_legend(table))
     for ending, content in zip(ENDINGS, contents, strict=True):
         write_atomic(records.out / f"{plan.table}.{ending}", content.encode())
     return markdown
+
+
+def table_of(records: Records, plan: Plan, *, timing: bool = True) -> tuple[Table, list[dict[str, str]]]:
+    """The table of a plan, and the rows that the paper prints for it; without these for a table of one's own."""
+    table = summarize(records, plan, timing=timing, pairs=pairs_of(plan.table, plan.profile))
+    if is_of_the_paper(plan.table, [m.name for m in plan.methods], [testset.name for testset in plan.testsets]):
+        return table, paper_figures(plan.paper) if plan.paper else []
+    return replace(table, title=NEUTRAL_TITLE), []
 
 
 def to_legend(table: Table) -> str:
