@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import io
 import pickle
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -185,11 +186,11 @@ def build(path: Path, state_dict: dict[str, object], scale: int | None = SCALE) 
         raise UserError(f"{path} is a {network.architecture.name} for {network.purpose}; expected an upscaler")
     form = (network.scale, network.input_channels, network.output_channels)
     if form != (form[0] if scale is None else scale, 3, 3):
-        fits = form[1:] == (3, 3)
+        command = f"bench apply {shlex.quote(f'spandrel:{path}')} photos/"
         raise UserError(
             f"{path} is a {network.architecture.name} network with scale x{form[0]}, {form[1]} input and {form[2]} "
             f"output channels; expected {'' if scale is None else f'x{scale} '}from RGB to RGB"
-            f"{f'. For photographs it serves as it is: `bench apply spandrel:{path} photos/`' if fits else ''}"
+            f"{f'. For photographs it serves as it is: `{command}`' if form[1:] == (3, 3) else ''}"
         )
     return network
 

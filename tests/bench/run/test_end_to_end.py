@@ -42,7 +42,7 @@ def test_the_whole_way_gives_exactly_this_table(bench: Bench) -> None:
     assert out == Path("out/table1.md").read_text()
     check_golden("table1.md", without_versions(out))
     assert Path("out/table1.png").exists()
-    assert "written: out/table1.md, out/table1.csv, out/table1.tex, out/table1.png" in err
+    assert "written: out/table1.md, out/table1.csv, out/table1.tex, out/table1.reasons.csv, out/table1.png" in err
 
 
 def test_a_second_run_changes_nothing_and_the_records_alone_give_the_same_table(bench: Bench) -> None:
@@ -112,11 +112,14 @@ def test_missing_weights_are_a_sentence_each_at_mini_scale(bench: Bench) -> None
     assert "LPIPS ↓ |" not in out.split("The paper's own figures")[0]
     assert "- LPIPS was not measured (files are missing: `bench fetch lpips`).\n" in out
     assert "- Real-ESRGAN (compact) was not measured (files are missing: `bench fetch realesrgan-compact`).\n" in out
-    (compact,) = [line for line in Path("out/table1.csv").read_text().splitlines() if ",realesrgan-compact," in line]
-    assert re.search(r"Real-ESRGAN \(compact\) needs realesr-general-x4v3\.pth .*https://", compact)
     with open("out/table1.csv", newline="") as file:
-        bicubic = next(line for line in csv.DictReader(file) if line["method"] == "bicubic")
-    assert re.search(r"LPIPS needs alexnet-owt-7be5be79\.pth .*\$TORCH_HOME/hub/checkpoints", bicubic["not_measured"])
+        codes = {line["method"]: line["not_measured"] for line in csv.DictReader(file) if line["method"]}
+    assert codes["bicubic"] == "lpips: files-1"
+    assert codes["realesrgan-compact"] == "psnr: files-2 | lpips: files-2 | seconds: files-2"
+    with open("out/table1.reasons.csv", newline="") as file:
+        reasons = {line["code"]: line["reason"] for line in csv.DictReader(file)}
+    assert re.search(r"LPIPS needs alexnet-owt-7be5be79\.pth .*\$TORCH_HOME/hub/checkpoints", reasons["files-1"])
+    assert re.search(r"Real-ESRGAN \(compact\) needs realesr-general-x4v3\.pth .*https://", reasons["files-2"])
 
 
 def failing(tmp_path: Path) -> str:

@@ -89,7 +89,9 @@ def test_published_outputs_are_measured_where_there_are_any(bench: Bench, unrefe
     status, out, _ = bench(*arguments, "--testsets", "mini", "realsrset")
     assert status == 0
     assert "- net (published) was not measured (missing: published images for realsrset).\n" in out
-    assert "needs published images for realsrset at $TSD_DATA/realsrset/net/" in Path("out/table7.csv").read_text()
+    assert (
+        "needs published images for realsrset at $TSD_DATA/realsrset/net/" in Path("out/table7.reasons.csv").read_text()
+    )
     images = Records(Path("out")).of("mini", "net-published").images()
     assert {rows.seed for rows in images.values()} == {None}
     _, plain, _ = bench(*RUN, "--testsets", "mini", "--metrics", "psnr", "--no-figure")
