@@ -241,10 +241,13 @@ def test_a_row_is_tied_with_the_best_by_its_own_interval_not_by_its_place(record
 
 def test_on_few_images_nothing_is_marked_and_no_interval_leaves_the_range(records: Records) -> None:
     ssim = PlanMetric("ssim", "SSIM", "image", True, True, 4, "luma", [])
-    for method, step in (("bicubic", 0.0), ("net", 0.02)):
+    for method, psnrs, ssims in (
+        ("bicubic", [20.0, 21.0, 25.0], [0.6, 0.61, 0.62]),
+        ("net", [20.2, 21.2, 25.2], [0.52, 0.92, 0.97]),
+    ):
         restored(records, method)
-        scored(records, method, PSNR, [20.0 + 10 * step, 21.0 + 10 * step, 25.0 + 10 * step])
-        scored(records, method, ssim, [0.5 + step, 0.9 + step, 0.95 + step])
+        scored(records, method, PSNR, psnrs)
+        scored(records, method, ssim, ssims)
     (section,) = summarize(records, plan(["bicubic", "net"], [PSNR, ssim])).sections
     _, net = section.rows
     assert [net.cells[name].rank for name in ("psnr", "ssim")] == [None, None]
@@ -253,9 +256,9 @@ def test_on_few_images_nothing_is_marked_and_no_interval_leaves_the_range(record
     assert high is not None
     assert high > 1
     assert net.cells["ssim"] == Cell(pytest.approx(mean), 3)
-    assert net.differences["ssim"].low == pytest.approx(0.02)
+    assert net.differences["ssim"].low is not None
     text = to_markdown(lay_out(summarize(records, plan(["bicubic", "net"], [PSNR, ssim])), []))
-    assert "| NET      | +0.20 [+0.20, +0.20] | +0.0200 [+0.0200, +0.0200] |" in text
+    assert "| NET      | +0.20 [+0.20, +0.20] |" in text
     assert "On fewer than 6 images nothing is called better or worse." in text
     assert "—: the interval would leave the metric's range." in text
     assert not set("▲▼*") & set(text.replace("**", ""))

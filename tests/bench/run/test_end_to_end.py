@@ -279,7 +279,7 @@ def test_a_method_that_cannot_run_costs_its_row_and_never_the_table(
     assert "TSD-SR needs default/" in line, "all of it in one line"
     assert re.search(r"^\| Bicubic .* \d\d\.\d\d", out, flags=re.M)
     assert "- TSD-SR was not measured (files are missing: `bench fetch tsd-sr`).\n" in out
-    full = Path("out/table1.csv").read_text()
+    full = Path("out/table1.reasons.csv").read_text()
     assert re.search(r"TSD-SR needs .*stable-diffusion-3-medium.*Stability AI Community License", full)
     assert len(line) < 600, "in the terminal stands what has a line's room"
 
@@ -323,7 +323,7 @@ def test_what_the_paper_profile_lacks_may_be_left_out(bench: Bench, datasets: Pa
     assert status == 0
     missing = "(files are missing: `bench fetch osediff addsr sinsr tsd-sr`)"
     assert f"- OSEDiff, AddSR, SinSR and TSD-SR were not measured {missing}.\n" in out
-    full = Path("out/table1.csv").read_text()
+    full = Path("out/table1.reasons.csv").read_text()
     assert "SinSR needs SinSR_v1.pth (CC-BY-NC-SA-4.0)" in full
     assert "TSD-SR needs stable-diffusion-3-medium" in full
 
