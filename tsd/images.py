@@ -173,13 +173,18 @@ def enlarged(picture: Picture, color: np.ndarray) -> Picture:
 
 
 def resized(values: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Pillow's bicubic resizing (a = -0.5, antialiased when shrinking) of (H, W) or (H, W, C) floats in [0, 1]."""
+    """Pillow's bicubic resizing (a = -0.5, antialiased when shrinking) of (H, W) or (H, W, C) floats in [0, 1].
+
+    Each of its two passes ends in [0, 1], as it does for 8 bits.
+    """
     layers = values[..., None] if values.ndim == 2 else values
-    channels = [
-        np.asarray(Image.fromarray(np.ascontiguousarray(layer)).resize((width, height), Image.Resampling.BICUBIC))
-        for layer in np.moveaxis(layers.astype(np.float32, copy=False), 2, 0)
-    ]
-    return np.stack(channels, axis=2).clip(0, 1).reshape(height, width, *values.shape[2:])
+    channels = []
+    for channel in np.moveaxis(layers.astype(np.float32, copy=False), 2, 0):
+        for size in ((width, channel.shape[0]), (width, height)):
+            resampled = Image.fromarray(np.ascontiguousarray(channel)).resize(size, Image.Resampling.BICUBIC)
+            channel = np.asarray(resampled).clip(0, 1)
+        channels.append(channel)
+    return np.stack(channels, axis=2).reshape(height, width, *values.shape[2:])
 
 
 def require_finite(values: np.ndarray, what: str) -> None:
