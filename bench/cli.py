@@ -26,7 +26,7 @@ from bench.commands import (
 )
 from bench.commands import list as list_
 from tsd.errors import UserError
-from tsd.files import megapixels_allowed, print_any_name
+from tsd.files import Terminated, megapixels_allowed, print_any_name
 
 EPILOG = """\
 examples:
@@ -43,6 +43,8 @@ examples:
 
 Run `bench VERB --help` for the options of a verb.
 """
+CONTINUES = {"apply": "the same command with --skip-existing continues"}
+"""What continues after an interruption, where it is not the same command."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,9 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"bench {args.verb}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"bench {args.verb}: interrupted; the same command continues where it stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        continues = CONTINUES.get(args.verb, "the same command continues where it stopped")
+        print(f"bench {args.verb}: interrupted; {continues}", file=sys.stderr)
+        return 143 if isinstance(error, Terminated) else 130
 
 
 if __name__ == "__main__":

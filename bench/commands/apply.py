@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsd.batch import FILES, Job, add_files, plan_jobs, run_batch, status_of
+from tsd.files import ended_by_sigterm
 from tsd.precision import PRECISIONS
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ def run(args: argparse.Namespace) -> int:
             lambda done, total: bar.set_postfix_str(f"{job.name}, tile {done} of {total}"),
         )
 
-    return status_of(run_batch(jobs, scale, restore))
+    with ended_by_sigterm():
+        return status_of(run_batch(jobs, scale, restore))
 
 
 def _announcement(own: int, scale: float, name: str, options: "RunOptions", tiles: "Tiles | None") -> str:

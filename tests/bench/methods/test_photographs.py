@@ -195,6 +195,23 @@ def test_a_function_is_a_tool_too_and_its_faults_fail_alone(tmp_path: Path, appl
     )
 
 
+def test_an_interruption_says_what_is_done_and_what_continues(tmp_path: Path, apply: Apply) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import os, signal\n"
+        "def restore(lr, seed):\n"
+        "    if lr.shape[-1] == 24:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return lr.repeat_interleave(4, 2).repeat_interleave(4, 3)\n"
+    )
+    for width in (20, 24):
+        Image.fromarray(photograph(16, width)).save(tmp_path / f"w{width}.png")
+    status, _, err = apply(f"python:{tmp_path / 'mine.py'}:restore", "w20.png", "w24.png", "-o", "out")
+    assert status == 143
+    assert "1 of 2 images are done, 0 failed" in err
+    assert "bench apply: interrupted; the same command with --skip-existing continues" in err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["w20.png"]
+
+
 def test_arguments_are_checked_before_torch_is_imported(tmp_path: Path) -> None:
     code = (
         "import sys; from bench.cli import main; main(['apply', 'bicubic', 'none.png']); print('torch' in sys.modules)"
