@@ -29,7 +29,7 @@ methods:
   Those of `bench list methods` that run in process, and the forms spandrel:FILE, python:FILE.py:FUNCTION,
   tsd-sr:MODEL and teacher:... A network of spandrel: may enlarge by any factor; all others by 4.
   Plain networks take photographs larger than --tile in tiles. Every tile sees --context pixels beyond
-  its edges, so that tiles leave no seam as far as the network looks that far. Diffusion models have
+  its edges, so that tiles leave no seam where the network looks no further. Diffusion models have
   tiles of their own, as in `tsd restore`; functions take photographs whole.
 
 exit status: 0 if every photograph was restored; 1 if some were not; 2 for bad input or a missing

@@ -43,8 +43,8 @@ class Photographer:
             )
         if options.tiles is not None and not spec.tiles:
             raise UserError(
-                f"{spec.name} cannot work in tiles of a size that is asked for: only plain networks can, "
-                f"spandrel:FILE and the GANs{_why_no_tiles(spec)}. Leave --tile and --context away"
+                f"{spec.name} takes no tiles of a size that is asked for: only plain networks do, spandrel:FILE and the "
+                f"GANs{_why_no_tiles(spec)}. Leave --tile and --context away"
             )
         absent = spec.missing(options)
         if absent:
@@ -105,7 +105,8 @@ class Photographer:
         if self.options.tiles is not None:
             least = 2 * self.options.tiles.context + MIN_SIDE
             return f"{advice}; what helps: --tile {max(self.options.tiles.side // 2, least)}"
-        return f"{advice}, which takes photographs whole; what helps: smaller parts of the photograph"
+        helps = "tiles: leave --tile 0 away" if self.spec.tiles else "smaller parts of the photograph"
+        return f"{advice}, which takes it whole; what helps: {helps}"
 
 
 def _why_no_tiles(spec: MethodSpec) -> str:
