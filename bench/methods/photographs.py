@@ -43,8 +43,8 @@ class Photographer:
             )
         if options.tiles is not None and not spec.tiles:
             raise UserError(
-                f"{spec.name} takes no tiles of a size that is asked for: only plain networks do, spandrel:FILE and the "
-                f"GANs{_why_no_tiles(spec)}. Leave --tile and --context away"
+                f"{spec.name} takes no tiles of a size that is asked for: only plain networks do, spandrel:FILE and "
+                f"the GANs{_why_no_tiles(spec)}. Leave --tile and --context away"
             )
         absent = spec.missing(options)
         if absent:
