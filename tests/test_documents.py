@@ -3,6 +3,7 @@
 import argparse
 import ast
 import contextlib
+import functools
 import io
 import os
 import pkgutil
@@ -25,7 +26,7 @@ import tsd.cli
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "datasets/README.md")]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
-PARSERS = {"tsd": tsd.cli.build_parser, "bench": bench.cli.build_parser}
+PARSERS = {"tsd": functools.cache(tsd.cli.build_parser), "bench": functools.cache(bench.cli.build_parser)}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OPTION = re.compile(r"--[a-z][a-z0-9-]*")
 ACCELERATE_OPTIONS = {"--cpu"}  # the others of accelerate's have underscores
