@@ -146,7 +146,7 @@ def test_check_reports_incomplete_outputs_as_broken(folder: Path, testset: Set):
     (folder / "a.png").unlink()
     findings = check_folder(load(folder), testset)
     assert [finding.passed for finding in findings] == [False, True]
-    assert "a: no image of this name" in findings[0].found
+    assert "no image of this name for 1 of 3: a" in findings[0].found
 
 
 def test_provenance_changes_with_any_byte_or_name(folder: Path):
