@@ -96,7 +96,7 @@ def test_published_outputs_are_measured_where_there_are_any(bench: Bench, unrefe
     assert {rows.seed for rows in images.values()} == {None}
     _, plain, _ = bench(*RUN, "--testsets", "mini", "--metrics", "psnr", "--no-figure")
     assert row(out, "net (published)")[2].strip("*⁼") == row(plain, "Lanczos")[2].strip("*⁼")
-    assert row(plain, "Lanczos")[2].endswith("⁼"), "the very same images"
+    assert not set("*⁼") & set(row(plain, "Lanczos")[2]), "three images are too few for a mark"
     status, _, err = bench(*arguments, "--testsets", "realsrset")
     assert status == 2
     assert "--methods published:net: not there" in err
