@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from bench import __version__
 from bench.commands import (
+    apply,
     audit,
     check,
     compare,
@@ -13,6 +14,8 @@ from bench.commands import (
     figure,
     install,
     latency,
+    new_card,
+    paper,
     restore,
     run,
     score,
@@ -23,7 +26,7 @@ from bench.commands import (
 )
 from bench.commands import list as list_
 from tsd.errors import UserError
-from tsd.files import megapixels_allowed, print_any_name
+from tsd.files import Terminated, megapixels_allowed, print_any_name
 
 EPILOG = """\
 examples:
@@ -31,6 +34,7 @@ examples:
   bench run --methods spandrel:weights/net.pth    one more row in that table
   bench table                                     print it again, from its records alone
   bench score outputs/ --hr ground_truth/         score any two folders
+  bench apply spandrel:4xNet.pth photos/ -o out   restore photographs of your own
   bench latency                                   Table 3 for this machine: seconds by stage
   bench verify --data-root data                   are the metrics on this machine right?
   bench audit table7 --out reports/realsr         measured against printed, cell by cell
@@ -39,6 +43,8 @@ examples:
 
 Run `bench VERB --help` for the options of a verb.
 """
+CONTINUES = {"apply": "the same command with --skip-existing continues"}
+"""What continues after an interruption, where it is not the same command."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tsd-sr-bench {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     measuring = (run, table, audit, site, verify, list_, check, restore, score, compare)
-    for verb in (*measuring, latency, sweep, figure, fetch, install):
+    for verb in (*measuring, paper, apply, latency, sweep, figure, fetch, install, new_card):
         verb.add_parser(verbs)
     return parser
 
@@ -67,9 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"bench {args.verb}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"bench {args.verb}: interrupted; the same command continues where it stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        continues = CONTINUES.get(args.verb, "the same command continues where it stopped")
+        print(f"bench {args.verb}: interrupted; {continues}", file=sys.stderr)
+        return 143 if isinstance(error, Terminated) else 130
 
 
 if __name__ == "__main__":

@@ -23,6 +23,27 @@ SEED_LIMIT = 2**63
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """How a plain network works on a photograph that is larger than one tile.
+
+    Attributes:
+        side: largest side of what the network sees at once, in input pixels.
+        context: of it, what every tile sees beyond each of its edges and does not keep. Where the network looks no
+            further than this, the result is that of the whole image.
+    """
+
+    side: int = 512
+    context: int = 32
+
+    def __post_init__(self) -> None:
+        if self.context < 0 or self.side - 2 * self.context < MIN_SIDE:
+            raise UserError(
+                f"tiles of {self.side} pixels with {self.context} of context on each side leave less than {MIN_SIDE} "
+                f"pixels; expected at least {2 * max(self.context, 0) + MIN_SIDE}"
+            )
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """The options of a run that its methods need.
 
@@ -39,6 +60,9 @@ class RunOptions:
         random_weights: build networks at their real shape with random weights, for time and memory alone. Only methods
             whose spec says so can; nothing but `bench latency` asks for it.
         form: another way of computing the same images, one of the spec's `forms`; "" for the usual one.
+        tiles: for methods whose spec says so; None, as in every measurement, takes images whole.
+        any_scale: accept networks that enlarge by another factor than `SCALE`, which no table can hold; nothing but
+            `bench apply` asks for it.
     """
 
     device: str = "cpu"
@@ -52,6 +76,8 @@ class RunOptions:
     seed: int = 42
     random_weights: bool = False
     form: str = ""
+    tiles: Tiles | None = None
+    any_scale: bool = False
 
     def weights(self) -> Path:
         """The folder of weights that are not shipped; it need not exist."""

@@ -37,17 +37,15 @@ def read_image(path: Path) -> "Tensor":
     return torch.from_numpy(np.ascontiguousarray(read_picture(path).color)).permute(2, 0, 1)[None]
 
 
-def checked_pixels(sr: "Tensor", height: int, width: int) -> "np.ndarray":
-    """A method's output for an input of height x width as 8-bit pixels (4 height, 4 width, 3).
-
-    The output is checked, clamped to [0, 1] and rounded, half to even.
+def checked_output(sr: "Tensor", height: int, width: int, scale: int = SCALE) -> "Tensor":
+    """A method's output for an input of height x width, checked and clamped: (1, 3, scale h, scale w) on the CPU.
 
     Raises:
-        ValueError: the output is not a finite (1, 3, 4h, 4w) image in [0, 1].
+        ValueError: the output is not a finite image of that shape in [0, 1].
     """
     import torch
 
-    expected = (1, 3, SCALE * height, SCALE * width)
+    expected = (1, 3, scale * height, scale * width)
     if not isinstance(sr, torch.Tensor) or tuple(sr.shape) != expected:
         found = tuple(sr.shape) if isinstance(sr, torch.Tensor) else type(sr).__name__
         raise ValueError(f"restore returned {found}, expected a tensor of shape {expected}")
@@ -60,7 +58,21 @@ def checked_pixels(sr: "Tensor", height: int, width: int) -> "np.ndarray":
     low, high = float(sr.min()), float(sr.max())
     if low < -OVERSHOOT or high > 1 + OVERSHOOT:
         raise ValueError(f"restore returned values from {low:.3g} to {high:.3g}, expected [0, 1]")
-    return (sr[0].clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    return sr.clamp(0, 1)
+
+
+def checked_pixels(sr: "Tensor", height: int, width: int) -> "np.ndarray":
+    """A method's output for an input of height x width as 8-bit pixels (4 height, 4 width, 3).
+
+    The output is checked, clamped to [0, 1] and rounded, half to even.
+
+    Raises:
+        ValueError: see `checked_output`.
+    """
+    import torch
+
+    sr = checked_output(sr, height, width)
+    return (sr[0] * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
 def output_fault(output: "Picture", shown: str, lr_size: tuple[int, int]) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import contextlib
+import functools
 import io
 import os
 import pkgutil
@@ -25,7 +26,7 @@ import tsd.cli
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "datasets/README.md")]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
-PARSERS = {"tsd": tsd.cli.build_parser, "bench": bench.cli.build_parser}
+PARSERS = {"tsd": functools.cache(tsd.cli.build_parser), "bench": functools.cache(bench.cli.build_parser)}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OPTION = re.compile(r"--[a-z][a-z0-9-]*")
 ACCELERATE_OPTIONS = {"--cpu"}  # the others of accelerate's have underscores
@@ -141,6 +142,82 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 def test_commands_in_blocks_are_understood(path: Path) -> None:
     for script in blocks(path.read_text(encoding="utf-8"), "", "sh", "bash"):
         check_script(script)
+
+
+SOURCES = sorted((*(ROOT / "tsd").rglob("*.py"), *(ROOT / "bench").rglob("*.py")))
+FILLED_IN = ("1", "mini", "table1", "bicubic")
+"""What takes the place of values in printed advice: one of them has to make a command that the parser takes."""
+
+
+def printed(path: Path) -> Iterator[tuple[int, str]]:
+    """Every text of a module with its line, but for docstrings; "\\0" stands for the values in it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    bodies = [node.body for node in ast.walk(tree) if hasattr(node, "body") and isinstance(node.body, list)]
+    left_out = {id(part.value) for body in bodies for part in body if isinstance(part, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            left_out |= {id(part) for part in ast.walk(node) if part is not node}
+    for node in ast.walk(tree):
+        if id(node) in left_out:
+            continue
+        if isinstance(node, ast.JoinedStr):
+            yield node.lineno, "".join(str(p.value) if isinstance(p, ast.Constant) else "\0" for p in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def advice(text: str) -> Iterator[str]:
+    """The commands in a text: those between backticks, and the examples of a verb, without what follows them."""
+    for code in re.findall(r"`([^`]+)`", text):
+        if code.split()[0] in PARSERS and len(code.split()) > 1 and "VERB" not in code:
+            yield " ".join(code.split())
+    for line in re.sub(r"\s*\\\n\s*", " ", text).splitlines():
+        if re.match(r"  (tsd|bench) \w", line):
+            yield re.split(r"\s{2,}", line.strip())[0].replace("…", "x")
+
+
+def fault_of(command: str) -> str:
+    """What the programs say to a command; empty if one way to fill in its values is understood."""
+    found = ""
+    for value in dict.fromkeys(FILLED_IN if "\0" in command else ("",)):
+        try:
+            check_script(command.replace("\0", value))
+        except (AssertionError, pytest.fail.Exception, bench.methods.UserError) as error:
+            found = found or str(error)
+        else:
+            return ""
+    return found
+
+
+@pytest.mark.parametrize("package", ["tsd", "bench"])
+def test_advice_that_is_printed_can_be_followed(package: str) -> None:
+    """Verbs and options alone are looked up, as in the documents; whole commands are parsed."""
+    found = []
+    for path in SOURCES:
+        for line, text in printed(path) if path.is_relative_to(ROOT / package) else ():
+            for command in advice(text):
+                words = command.split()
+                verbs = subparsers(words[0])
+                if words[1] in verbs and all(OPTION.fullmatch(word) for word in words[2:]):
+                    fault = "" if set(words[2:]) <= options_of(verbs[words[1]]) else f"unknown: {command}"
+                else:
+                    fault = fault_of(command)
+                found += [f"{relative(path)}:{line}: {command!r}: {fault}"] if fault else []
+    assert found == []
+
+
+def test_options_that_are_printed_exist() -> None:
+    of_others = {"--local-dir", "--include", "--exclude", "--logdir", "--all"}  # of hf, tensorboard and git
+    known = {option for name in PARSERS for parser in subparsers(name).values() for option in options_of(parser)}
+    found = [
+        f"{relative(path)}:{line}: {option}"
+        for path in SOURCES
+        for line, text in printed(path)
+        if " " in text  # other texts are the options themselves, as programs take them
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+\b(?!_)", text)
+        if option not in known | of_others
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=relative)

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +114,21 @@ def printable(text: str) -> str:
 def same_form(name: str) -> str:
     """A name in the form by which names are matched: macOS writes "é" as two characters (NFD), others as one (NFC)."""
     return unicodedata.normalize("NFC", name)
+
+
+def common_suffix(found: Collection[str], names: Collection[str]) -> str:
+    """What follows every one of `names` in `found`, as in `0801_x4` for `0801`; empty if nothing does, or not one text.
+
+    It begins with no digit, so that 10 is never taken for 1, and with a letter only if there are several names.
+    """
+    if not names or all(name in found for name in names):
+        return ""
+    first, have = min(names), set(found)
+    candidates = {stem.removeprefix(first) for stem in have if stem.startswith(first) and stem != first}
+    fitting = [suffix for suffix in candidates if all(name + suffix in have for name in names)]
+    if len(fitting) != 1 or fitting[0][0].isdigit() or (fitting[0][0].isalpha() and len(names) == 1):
+        return ""
+    return fitting[0]
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from tsd.errors import UserError
 from tsd.files import MEGAPIXELS, READABLE, UNREAD, WRITABLE, atomic_path, full_disk_explained
 
 __all__ = [
-    "READABLE", "WRITABLE", "ImageError", "Picture", "check_size", "from_array", "from_image", "picture_size",
-    "read_picture", "read_srgb", "require_finite", "stored_size", "write_picture",
+    "READABLE", "WRITABLE", "ImageError", "Picture", "check_size", "enlarged", "from_array", "from_image",
+    "picture_size", "read_picture", "read_srgb", "require_finite", "resized", "stored_size", "write_picture",
 ]  # fmt: skip
 
 # "JPEG" covers MPO, what Pillow calls a JPEG with a second (preview or stereo) image appended, as many phones write.
@@ -154,6 +154,37 @@ class Picture:
             as_stored=False,
             notes=(*self.notes, "converted from its colour profile to sRGB"),
         )
+
+
+def enlarged(picture: Picture, color: np.ndarray) -> Picture:
+    """The picture with restored colours: one in shades of gray stays so, and alpha is enlarged bicubically.
+
+    Alpha is a mask and has no texture to restore. A network may tint a black-and-white photograph.
+
+    Args:
+        color: (H', W', 3) float32 in [0, 1], of any size.
+    """
+    alpha = picture.alpha
+    if alpha is not None:
+        alpha = resized(alpha, color.shape[1], color.shape[0])
+    if picture.is_neutral():
+        color = np.repeat(color @ LUMA[:, None], 3, axis=2)
+    return replace(picture, color=color, alpha=alpha)
+
+
+def resized(values: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Pillow's bicubic resizing (a = -0.5, antialiased when shrinking) of (H, W) or (H, W, C) floats in [0, 1].
+
+    Each of its two passes ends in [0, 1], as it does for 8 bits.
+    """
+    layers = values[..., None] if values.ndim == 2 else values
+    channels = []
+    for channel in np.moveaxis(layers.astype(np.float32, copy=False), 2, 0):
+        for size in ((width, channel.shape[0]), (width, height)):
+            resampled = Image.fromarray(np.ascontiguousarray(channel)).resize(size, Image.Resampling.BICUBIC)
+            channel = np.asarray(resampled).clip(0, 1)
+        channels.append(channel)
+    return np.stack(channels, axis=2).reshape(height, width, *values.shape[2:])
 
 
 def require_finite(values: np.ndarray, what: str) -> None:

@@ -16,7 +16,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,22 +47,30 @@ def read_card(path: Path) -> Card:
     """Reads the card in a TOML file.
 
     Raises:
-        UserError: no such file, not TOML, an unknown key, a missing one, a value of the wrong type, or parts that do
-            not fit together; names the file and the key.
+        UserError: no such file, not TOML, unknown keys, missing ones, values of the wrong type, or parts that do not
+            fit together; names the file and every fault with its key.
     """
     raw = _with_inherited_keys(path, _read_toml(path))
+    found: list[str] = []
     if "name" in raw:
-        raise UserError(f"{path}: `name` is the file's name ({path.stem!r}) and is not written in the card")
-    card = _build(Card, {"name": path.stem, **raw}, str(path))
+        found.append(f"`name` is the file's name ({path.stem!r}) and is not written in the card")
+    card = _build(Card, {**raw, "name": path.stem}, "", found)
     known = assets()
     for asset in card.assets:
         if asset not in known:
-            raise UserError(f"{path}: no shared asset {asset!r}{_hint(asset, known)}; {ASSETS} has {', '.join(known)}")
-    card = replace(card, weights=(*card.weights, *(known[asset] for asset in card.assets)))
-    found = list(faults(card))
+            found.append(f"no shared asset {asset!r}{_hint(asset, known)}; {ASSETS} has {', '.join(known)}")
+    card = replace(card, weights=(*card.weights, *(known[asset] for asset in card.assets if asset in known)))
+    found += faults(card)
     if found:
-        raise UserError(f"{path}: " + "; ".join(found))
+        raise UserError(_listed(path, found))
     return card
+
+
+def _listed(path: Path, found: list[str]) -> str:
+    """One fault in one line; several below the path, each in a line of its own."""
+    if len(found) == 1:
+        return f"{path}: {found[0]}"
+    return "\n  ".join([f"{path}: {len(found)} faults", *found])
 
 
 def _with_inherited_keys(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
@@ -87,8 +95,11 @@ def _with_inherited_keys(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
 @functools.cache
 def assets() -> dict[str, Weight]:
     """Weights that several methods share, by their key in `assets.toml`."""
-    path = CARDS / ASSETS
-    return {key: _build(Weight, value, f"{path}, [{key}]") for key, value in _read_toml(path).items()}
+    path, found = CARDS / ASSETS, list[str]()
+    read = {key: _build(Weight, value, f"[{key}]", found) for key, value in _read_toml(path).items()}
+    if found:
+        raise UserError(_listed(path, found))
+    return read
 
 
 @functools.cache
@@ -108,41 +119,78 @@ def argument_of(card: Card) -> str:
 
 T = TypeVar("T")
 
+STAND_INS: dict[str, Any] = {
+    "commit": "0" * 40, "run": "tsd-sr", "seeding": "none", "python": "3.10", "arguments": ("{lr}", "{sr}"),
+    "outputs": "{name}", "file": "file",
+}  # fmt: skip
+"""What takes the place of a value that is missing or wrong, so that the rest of the card is looked at as well."""
 
-def _build(cls: type[T], raw: Any, where: str) -> T:
-    """Makes a dataclass of a TOML table and of the tables in it. Keys must be known, and values of their types."""
-    if not isinstance(raw, dict):
-        raise UserError(f"{where}: expected a table, found {raw!r}")
+
+def _build(cls: type[T], raw: Any, where: str, found: list[str]) -> T:
+    """Makes a dataclass of a TOML table and of the tables in it. Keys must be known, and values of their types.
+
+    Faults are added to `found`, with the place in the card before them.
+    """
     hints = typing.get_type_hints(cls)
     members = fields(cls)  # pyright: ignore[reportArgumentType]
     names = [member.name for member in members]
-    for key in raw:
-        if key not in names:
-            raise UserError(f"{where}: unknown key {key!r}{_hint(key, names)}; known are {', '.join(names)}")
-    absent = [m.name for m in members if m.name not in raw and m.default is MISSING and m.default_factory is MISSING]
-    if absent:
-        raise UserError(f"{where}: {', '.join(absent)} missing")
-    return cls(**{key: _value(hints[key], value, f"{where}, {key}") for key, value in raw.items()})
+    at = f"{where}: " if where else ""
+    if not isinstance(raw, dict):
+        found.append(f"{at}expected a table, found {raw!r}")
+        raw = {}
+    else:
+        found += [f"{at}unknown key {key!r}{_hint(key, names)}; known are {', '.join(names)}"
+                  for key in raw if key not in names]  # fmt: skip
+        absent = [m.name for m in members if m.name not in raw and _is_required(m)]
+        if absent:
+            found.append(f"{at}{', '.join(absent)} missing")
+    values: dict[str, Any] = {}
+    for member in members:
+        if member.name in raw:
+            below = f"{where}, {member.name}" if where else member.name
+            values[member.name] = _value(hints[member.name], raw[member.name], below, found, _stand_in(member, hints))
+        elif _is_required(member):
+            values[member.name] = _stand_in(member, hints)
+    return cls(**values)
 
 
-def _value(kind: Any, value: Any, where: str) -> Any:
+def _is_required(member: Field[Any]) -> bool:
+    return member.default is MISSING and member.default_factory is MISSING
+
+
+def _stand_in(member: Field[Any], hints: Mapping[str, Any]) -> Any:
+    """The default of a field; of a required one, a value that is no fault."""
+    if member.default is not MISSING:
+        return member.default
+    if member.default_factory is not MISSING:
+        return member.default_factory()
+    kind = typing.get_origin(hints[member.name]) or hints[member.name]
+    return STAND_INS.get(member.name, {str: "", int: 0, tuple: ()}.get(kind, {}))
+
+
+def _value(kind: Any, value: Any, where: str, found: list[str], stand_in: Any) -> Any:
+    """The value in the type of its field; `stand_in` if it has another, which is a fault."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        return _value(next(option for option in arguments if option is not type(None)), value, where)
+        inner = next(option for option in arguments if option is not type(None))
+        return _value(inner, value, where, found, stand_in)
     if is_dataclass(kind):
-        return _build(typing.cast(type, kind), value, where)
+        return _build(typing.cast(type, kind), value, where, found)
     if origin is tuple:
         if not isinstance(value, list):
-            raise UserError(f"{where}: expected a list, found {value!r}")
-        return tuple(_value(arguments[0], item, f"{where} {number}") for number, item in enumerate(value, 1))
+            found.append(f"{where}: expected a list, found {value!r}")
+            return stand_in
+        items = [_value(arguments[0], item, f"{where} {number}", found, None) for number, item in enumerate(value, 1)]
+        return tuple(item for item in items if item is not None)
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, dict):
-            raise UserError(f"{where}: expected a table, found {value!r}")
-        return types.MappingProxyType(
-            {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-        )
+            found.append(f"{where}: expected a table, found {value!r}")
+            return stand_in
+        read = {key: _value(arguments[1], item, f"{where}.{key}", found, None) for key, item in value.items()}
+        return types.MappingProxyType({key: item for key, item in read.items() if item is not None})
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UserError(f"{where}: expected {kind.__name__}, found {value!r}")
+        found.append(f"{where}: expected {kind.__name__}, found {value!r}")
+        return stand_in
     return value
 
 

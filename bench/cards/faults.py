@@ -6,17 +6,23 @@ folder of outputs.
 
 import datetime
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 
 from bench.cards.schema import LEDGER, Card, Command, Environment, Weight
 
 RUNS = ("tsd-sr", "osediff", "spandrel", "external")
 SEEDINGS = ("image", "none", "deterministic")
 PLACEHOLDERS = ("lr", "sr", "weights", "seed")
+UNWRITTEN = "TODO"
+"""What the skeleton of a card has where a person has to decide (bench/methods/external/skeleton.py)."""
 
 
 def faults(card: Card) -> Iterator[str]:
     """Yields one line for each fault; none where the card can be used."""
+    unwritten = [where for where, text in _texts(card) if UNWRITTEN in text]
+    if unwritten:
+        yield f"still to be written: {', '.join(unwritten)}"
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", card.name):
         yield f"the file name {card.name!r} cannot be a method's name: use small letters, digits, '.', '_' and '-'"
     if card.run not in RUNS:
@@ -41,6 +47,21 @@ def faults(card: Card) -> Iterator[str]:
             yield from _environment_faults(card.environment)
             yield from _command_faults(card.command)
             yield from _checkout_faults(card, card.command, files)
+
+
+def _texts(value: object, where: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of a card with its place, as the messages name it."""
+    if isinstance(value, str):
+        yield where, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(item, f"{where}.{key}")
+    elif isinstance(value, tuple):
+        for number, item in enumerate(value, 1):
+            yield from _texts(item, f"{where} {number}")
+    elif is_dataclass(value):
+        for member in fields(value):
+            yield from _texts(getattr(value, member.name), f"{where}, {member.name}" if where else member.name)
 
 
 def used_flags(command: Command) -> list[str]:

@@ -48,6 +48,7 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of test sets (default: $TSD_DATA)")
     parser.add_argument("--testset", metavar="NAME", help="for published outputs: the test set they belong to")
+    parser.add_argument("--limit", type=int, metavar="N", help="for published outputs: only the first N images")
     parser.add_argument(
         "--repo-dir",
         type=Path,
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
                 raise UserError(f"{spec.name} is published outputs; name their test set with --testset")
             from bench.testsets.manifest import load_testset
 
-            findings = check_folder(method, load_testset(args.testset, args.data_root), bar.update)
+            findings = check_folder(method, load_testset(args.testset, args.data_root, args.limit), bar.update)
         else:
             assert isinstance(method, Method)  # a `FolderRunner` comes from a card and was checked above
             findings = check_method(method, device=args.device, progress=bar.update)

@@ -63,17 +63,13 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--figure",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="draw TABLE.png beside the table (default: yes)",
+        default=None,
+        help="draw TABLE.png beside the table (default: yes for test sets whose images may be handed on)",
+    )
+    parser.add_argument(
+        "--images", nargs="+", metavar="NAME", help="images of TABLE.png (default: three, evenly spread)"
     )
     parser.add_argument("--reference", metavar="METHOD", help="row that paired differences refer to (default: bicubic)")
-    parser.add_argument(
-        "--allow-missing",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="measure without the test sets and metrics that are missing (default: yes in the profile mini, no in "
-        "paper); with --no-allow-missing a missing method is an error too",
-    )
     parser.set_defaults(func=run)
 
 
@@ -119,6 +115,13 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long a method's own process may take for one test set (default: from its card and the number of "
         "images)",
+    )
+    parser.add_argument(
+        "--allow-missing",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="measure without the test sets and metrics that are missing (default: yes in the profile mini, no in "
+        "paper); with --no-allow-missing a missing method is an error too",
     )
     parser.add_argument(
         "--redo",

@@ -12,10 +12,10 @@ examples:
   bench score outputs --metrics niqe musiq            # no ground truth: no-reference metrics
   bench score outputs --lr inputs --metrics lr-psnr   # do the outputs agree with what they were made from?
 
-Files are paired by stem (a.png with a.jpg). Images must be 8-bit RGB or gray; EXIF orientation is
-applied. Values are compared as stored; a colour profile other than sRGB is told. Metrics whose weights
-are not on this machine are listed with the file that is missing. Nothing is downloaded;
-`bench fetch NAME` gets the weights.
+Files are paired by stem (a.png with a.jpg, and with a_x4.png where all names of a folder end so).
+Images must be 8-bit RGB or gray; EXIF orientation is applied. Values are compared as stored; a
+colour profile other than sRGB is told. Metrics whose weights are not on this machine are listed with
+the file that is missing. Nothing is downloaded; `bench fetch NAME` gets the weights.
 
 exit status: 0 if at least one metric was measured; 1 if none could be; 2 if the input cannot be
 scored
@@ -43,7 +43,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     parser.add_argument("--max-megapixels", type=float, metavar="N", help=MEGAPIXELS_HELP)
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of HR_DIR")
     parser.set_defaults(func=run)
 
 

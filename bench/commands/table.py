@@ -1,6 +1,7 @@
 """`bench table`: writes a table again from its records, without torch, images or data."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,7 @@ def _latency(out: Path) -> int:
 
     plan = read_plan(out, "table3")
     if plan is None:
-        raise UserError(f"no timings in {out}: `bench latency --out {out}` makes them")
+        raise UserError(f"no timings in {out}: `bench latency --out {shlex.quote(str(out))}` makes them")
     print(write_latency_table(out, plan), end="")
     draw_stages(out, plan)
     return 0
@@ -79,11 +80,13 @@ def plan_of(records: "Records", table: str) -> "Plan":
     Raises:
         UserError: it was not.
     """
+    from bench.paper.tables import TABLES, get_profile
     from tsd.errors import UserError
 
     plan = records.read_plan(table)
     if plan is None:
-        raise UserError(
-            f"no records of {table} in {records.out}: `bench run --table {table} --out {records.out}` makes them"
-        )
+        if table not in TABLES or not TABLES[table].profiles:
+            get_profile(table, "mini")  # says what measures it, or how it is spelt
+        command = f"bench run --table {table} --out {shlex.quote(str(records.out))}"
+        raise UserError(f"no records of {table} in {records.out}: `{command}` makes them")
     return plan

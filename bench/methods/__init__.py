@@ -6,6 +6,7 @@ To add a published method, write a card in `bench/cards/`, nothing else. To add 
 folder with a `MethodSpec`, one line in `METHODS` and one test.
 """
 
+import ast
 import difflib
 import re
 from collections.abc import Callable
@@ -37,6 +38,7 @@ from bench.methods.tsd_sr.rows import (
 )
 from bench.methods.tsd_sr.weights import ModelFolders
 from bench.paper.tables import TABLES
+from tsd.config import EXPORT_FILE
 from tsd.errors import UserError
 from tsd.files import OWN_FUNCTION, function_named
 
@@ -106,8 +108,9 @@ def _spandrel(argument: str, label: str) -> MethodSpec:
 
 
 def _folder(argument: str, label: str) -> MethodSpec:
-    path = _path(argument, "folder:PATH")
-    return folder_spec(path, *_names(label, "folder", path.resolve().name))
+    place, equals, suffix = argument.rpartition(",suffix=")
+    path = _path(place if equals else argument, "folder:PATH[,suffix=_x4]")
+    return folder_spec(path, *_names(label, "folder", path.resolve().name), suffix)
 
 
 def _published(argument: str, label: str) -> MethodSpec:
@@ -173,7 +176,7 @@ def _card(argument: str, label: str) -> MethodSpec:
 # Form -> (how it is written, the function that builds its spec from the text after the colon and the label).
 FORMS: dict[str, tuple[str, Callable[[str, str], MethodSpec]]] = {
     "spandrel": ("spandrel:PATH", _spandrel),
-    "folder": ("folder:PATH", _folder),
+    "folder": ("folder:PATH[,suffix=_x4]", _folder),
     "card": ("card:PATH.toml", _card),
     "published": ("published:METHOD", _published),
     "python": (OWN_FUNCTION, _python),
@@ -198,7 +201,41 @@ def _slug(text: str) -> str:
 
 
 def _unknown(name: str, wrong: str) -> str:
+    meant = _meant(name)
+    if meant:
+        return f"no method is called {name!r}. Did you mean {meant}?"
     close = difflib.get_close_matches(wrong.lower(), [*METHODS, *FORMS], n=1, cutoff=0.6)
     hint = f" Did you mean {FORMS[close[0]][0] if close[0] in FORMS else close[0]!r}?" if close else ""
     forms = ", ".join(["teacher-N", *(text for text, _ in FORMS.values())])
     return f"no method is called {name!r}.{hint} Methods: {', '.join(METHODS)}. Forms: {forms}."
+
+
+def _meant(name: str) -> str:
+    """The form that a bare path was meant to have, by what lies there; empty for anything else."""
+    label, equals, place = name.rpartition("=")
+    file, _, function = place.rpartition(":")
+    path = Path(file if file.endswith(".py") else place).expanduser()
+    before = f"{label}{equals}"
+    if ":" in str(path) and not path.exists():  # a form, misspelt
+        return ""
+    if path.suffix == ".py":
+        functions = [function] if function != place else _functions(path)
+        return " or ".join(f"{before}python:{path}:{named}" for named in functions[:3] or ["FUNCTION"])
+    if path.suffix in (".pth", ".pt", ".ckpt", ".safetensors"):
+        return f"{before}spandrel:{path}"
+    if path.suffix == ".toml":
+        return f"{before}card:{path}"
+    if path.is_dir():
+        is_model = any((path / part).is_file() for part in ("model_index.json", EXPORT_FILE, "vae/config.json"))
+        return f"{before}{'tsd-sr' if is_model else 'folder'}:{path}"
+    return ""
+
+
+def _functions(path: Path) -> list[str]:
+    """The functions of two or more arguments in a Python file, `restore` first; nothing is run."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return []
+    found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and len(node.args.args) >= 2]
+    return sorted((node.name for node in found), key=lambda named: (named != "restore", named.startswith("_")))

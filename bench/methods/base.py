@@ -136,6 +136,7 @@ class MethodSpec:
             at file names only and needs no network.
         testsets: the only test sets it can serve; None for all.
         random_weights: whether it can be built at its real shape with random weights (`RunOptions.random_weights`).
+        tiles: whether its network can work in tiles (`RunOptions.tiles`).
         forms: other ways of computing the same images (`RunOptions.form`), by name, each with the words that a table
             puts after the method's name. A row of `bench latency` is NAME or NAME@FORM.
     """
@@ -154,6 +155,7 @@ class MethodSpec:
     verified: str = "by the tests"
     card: "Card | None" = None
     random_weights: bool = False
+    tiles: bool = False
     forms: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -164,6 +166,7 @@ def spec_of(
     how: str = "in process",
     *,
     random_weights: bool = False,
+    tiles: bool = False,
     forms: Mapping[str, str] = MappingProxyType({}),
 ) -> MethodSpec:
     """The spec of a card; its facts are the card's."""
@@ -181,6 +184,7 @@ def spec_of(
         verified=card.verified,
         card=card,
         random_weights=random_weights,
+        tiles=tiles,
         forms=forms,
     )
 

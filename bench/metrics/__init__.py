@@ -4,6 +4,7 @@ They stand in the paper's order. Importing this imports neither torch nor pyiqa.
 """
 
 import difflib
+import math
 
 from bench.metrics.base import (
     CannotScoreError,
@@ -40,6 +41,7 @@ __all__ = [
     "MetricSpec",
     "MissingWeightsError",
     "SetScorer",
+    "bounds_of",
     "get_metric",
     "missing_metric",
     "weight_hashes",
@@ -49,6 +51,12 @@ METRICS: dict[str, MetricSpec] = {
     spec.name: spec for spec in (PSNR, SSIM, LPIPS, DISTS, FID, NIQE, MUSIQ_KONIQ, MANIQA_PIPAL, CLIPIQA)
 }
 EXTRA_METRICS: dict[str, MetricSpec] = {spec.name: spec for spec in (KID, LR_PSNR, MS_SSIM, GMSD, FSIM, VIF)}
+
+
+def bounds_of(name: str) -> tuple[float, float]:
+    """The smallest and the largest value of an image under the metric; no bounds for a name that is not known here."""
+    spec = (METRICS | EXTRA_METRICS).get(name)
+    return (-math.inf, math.inf) if spec is None else spec.bounds
 
 
 def get_metric(name: str) -> MetricSpec:

@@ -1,5 +1,6 @@
 """The interface of a metric: its facts as data, and `load`, which returns a plain function."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -43,6 +44,7 @@ class MetricSpec:
         settings: arguments for pyiqa that differ from its defaults.
         note: the rest of the protocol in words.
         decimals: digits after the point in tables.
+        bounds: the smallest and the largest value that an image can have.
         loader: builds the scorer on a device; called by `load` only after every weight file has been verified.
         weights: files that must be on this machine.
         modules: importable packages it needs, each with the command that installs it.
@@ -62,6 +64,7 @@ class MetricSpec:
     weights: tuple[MetricFile, ...] = ()
     modules: tuple[tuple[str, str], ...] = (("pyiqa", "pip install 'tsd-sr-bench[bench]'"),)
     min_sides: tuple[int, int] = (1, 1)
+    bounds: tuple[float, float] = (0.0, math.inf)
     needs_input: bool = False
 
     @property

@@ -52,5 +52,6 @@ LR_PSNR = MetricSpec(
     settings=LUMA,
     note="the output made small by antialiased bicubic (a = -0.5), not rounded, against the 8-bit input; no crop",
     decimals=2,
+    bounds=(0.0, 80.0),
     loader=lr_psnr_scorer,
 )

@@ -5,6 +5,7 @@ on the order of the images or on other images.
 """
 
 import io
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -150,6 +151,7 @@ PSNR = MetricSpec(
     settings=LUMA,
     note="8-bit RGB, luma of BT.601 (16..235), unrounded, MSE + 1e-8, so that equal images give 80 dB; no crop",
     decimals=2,
+    bounds=(0.0, 80.0),
     loader=pyiqa_scorer,
 )
 SSIM = MetricSpec(
@@ -162,6 +164,7 @@ SSIM = MetricSpec(
     settings=LUMA,
     note="8-bit RGB, luma of BT.601 rounded to integers, float64, 11x11 Gaussian of sigma 1.5, valid, no crop",
     decimals=4,
+    bounds=(-1.0, 1.0),
     loader=ssim_scorer,
     min_sides=(SSIM_WINDOW, SSIM_WINDOW),
 )
@@ -187,6 +190,7 @@ DISTS = MetricSpec(
     pyiqa_name="dists",
     note="8-bit RGB, VGG-16, no resizing, no crop",
     decimals=4,
+    bounds=(0.0, 1.0),
     loader=pyiqa_scorer,
     weights=(VGG16, DISTS_HEADS),
     min_sides=(8, 8),
@@ -214,6 +218,7 @@ MUSIQ_KONIQ = MetricSpec(
     pyiqa_name="musiq",
     note="8-bit RGB, KonIQ-10k weights, full size and longer side 384 and 224, no crop",
     decimals=2,
+    bounds=(0.0, 100.0),
     loader=pyiqa_scorer,
     weights=(MUSIQ,),
 )
@@ -226,6 +231,7 @@ MANIQA_PIPAL = MetricSpec(
     pyiqa_name="maniqa-pipal",
     note="8-bit RGB, PIPAL weights, mean of 20 evenly spaced crops of 224 pixels (random before pyiqa 0.1.12)",
     decimals=4,
+    bounds=(0.0, 1.0),
     loader=maniqa_scorer,
     weights=(MANIQA,),
 )
@@ -238,6 +244,7 @@ CLIPIQA = MetricSpec(
     pyiqa_name="clipiqa",
     note="8-bit RGB, CLIP RN50, five prompt pairs, no positional embedding, no resizing",
     decimals=4,
+    bounds=(0.0, 1.0),
     loader=pyiqa_scorer,
     weights=(CLIP_RN50,),
     # The CLIP package pyiqa uses imports pkg_resources, which setuptools dropped in version 82.
@@ -249,7 +256,9 @@ CLIPIQA = MetricSpec(
 )
 
 
-def _full_reference(name: str, display: str, note: str, *, higher: bool = True, smallest: int, **settings: Any):
+def _full_reference(
+    name: str, display: str, note: str, *, higher: bool = True, most: float = math.inf, smallest: int, **settings: Any
+):
     """A further metric against the ground truth that needs no weights; in no default table."""
     return MetricSpec(
         name=name,
@@ -261,16 +270,18 @@ def _full_reference(name: str, display: str, note: str, *, higher: bool = True, 
         settings=settings,
         note=note,
         decimals=4,
+        bounds=(0.0, most),
         loader=pyiqa_scorer,
         min_sides=(smallest, smallest),
     )
 
 
 MS_SSIM = _full_reference(
-    "ms-ssim", "MS-SSIM", "8-bit RGB, luma of BT.601, five scales of an 11x11 Gaussian, no crop", smallest=176, **LUMA
-)
+    "ms-ssim", "MS-SSIM", "8-bit RGB, luma of BT.601, five scales of an 11x11 Gaussian, no crop",
+    most=1.0, smallest=176, **LUMA,
+)  # fmt: skip
 GMSD = _full_reference(
     "gmsd", "GMSD", "8-bit RGB, luma of YIQ, Prewitt gradients at half size, no crop", higher=False, smallest=8
 )
-FSIM = _full_reference("fsim", "FSIM", "8-bit RGB, with chroma (FSIMc), no crop", smallest=32)
+FSIM = _full_reference("fsim", "FSIM", "8-bit RGB, with chroma (FSIMc), no crop", most=1.0, smallest=32)
 VIF = _full_reference("vif", "VIF", "8-bit RGB, steerable pyramid of luma, no crop", smallest=64)

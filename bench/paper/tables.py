@@ -7,7 +7,7 @@ method without an adapter in the harness stays in the table, as not measured.
 
 import csv
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -83,6 +83,9 @@ NEWER = (
 )
 """One-step methods that the paper does not compare with, oldest first: a block below Table 1's own rows."""
 NEWER_TABLE = "table1"
+PUBLISHED = "-published"
+"""What the names of rows end in that are images published by a method's authors."""
+INTERPOLATIONS = {"bicubic", "lanczos"}
 
 TABLES: dict[str, TableSpec] = {
     spec.name: spec
@@ -233,8 +236,8 @@ def get_profile(table: str, profile: str, *, newer: bool = False) -> tuple[Table
         if spec.verb:
             raise UserError(f"{table} is measured by `{spec.verb} --table {table} --profile {profile}`")
         raise UserError(
-            f"{table} cannot be measured in the profile {profile!r} by this version (the paper's own figures are in "
-            f"bench/paper/{spec.paper}). What can: {'; '.join(able)}"
+            f"{table} cannot be measured in the profile {profile!r} by this version (`bench paper {table}` prints the "
+            f"paper's own figures). What can: {'; '.join(able)}"
         )
     if not newer:
         return spec, spec.profiles[profile]
@@ -242,6 +245,20 @@ def get_profile(table: str, profile: str, *, newer: bool = False) -> tuple[Table
         raise UserError(f"newer methods belong to --table {NEWER_TABLE} --profile paper, not to {table} in {profile}")
     extended = replace(spec.profiles[profile], rows=(*spec.profiles[profile].rows, *NEWER))
     return replace(spec, profiles={**spec.profiles, profile: extended}), extended
+
+
+def is_of_the_paper(table: str, methods: Sequence[str], testsets: Sequence[str]) -> bool:
+    """Whether a table has rows and test sets that its namesake in the paper, or in the profile mini, has.
+
+    It has not if none of its test sets is one of theirs, or if every row beside the interpolations is another method.
+    """
+    spec = TABLES.get(table)
+    profiles = spec.profiles.values() if spec else ()
+    known = {row.method for profile in profiles for row in (*profile.rows, *NEWER)}
+    rows = {method.removesuffix(PUBLISHED) for method in methods} - INTERPOLATIONS
+    return any(name in profile.testsets for profile in profiles for name in testsets) and (
+        not rows or bool(rows & known)
+    )
 
 
 def pairs_of(table: str, profile: str) -> tuple[tuple[str, str], ...]:
@@ -258,6 +275,43 @@ def paper_figures(file: str) -> list[dict[str, str]]:
 
 OTHERS = "others.csv"
 """Figures that other papers and logs print for methods and test sets of these tables, each line with its source."""
+
+
+PRINTED: dict[str, tuple[str, str]] = {
+    **{name: (f"the paper's {spec.title}", spec.paper) for name, spec in TABLES.items()},
+    "figure8": ("the paper's Figure 8: approval in the user study, in percent", "user_study.csv"),
+    "appendix-c": ("the paper's Appendix C: approval in the second user study, in percent", "user_study.csv"),
+    "others": ("cells of Tables 1, 2 and 7 in other papers and logs", OTHERS),
+}
+"""By name: the title of what was printed, and its file. The paper's other figures are pictures without numbers."""
+_PLACES = {"figure8": "Fig 8", "appendix-c": "Appendix C"}
+
+
+def printed_rows(name: str, dataset: str | None = None) -> tuple[str, list[dict[str, str]]]:
+    """The title and the rows of a table or figure, as printed: column name -> text.
+
+    Args:
+        name: one of `PRINTED`, also written "Table 3" or "3".
+        dataset: only rows of this test set, by its name in the paper or in the harness ("realsr").
+
+    Raises:
+        UserError: nothing of that name, or no rows of that test set; lists what there is.
+    """
+    key = name.lower().replace(" ", "")
+    key = f"table{key}" if key.isdigit() else key
+    if key not in PRINTED:
+        near = difflib.get_close_matches(key, PRINTED, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"the paper's {name} has no figures here.{hint} There are {', '.join(PRINTED)}")
+    title, file = PRINTED[key]
+    rows = [row for row in paper_figures(file) if key not in _PLACES or row["figure"] == _PLACES[key]]
+    if dataset is None:
+        return title, rows
+    sets = dict.fromkeys(row["dataset"] for row in rows if "dataset" in row)
+    chosen = [row for row in rows if row.get("dataset", "").lower() == dataset.lower()]
+    if not chosen:
+        raise UserError(f"{key} has no rows of {dataset!r}; it has {', '.join(sets) or 'no test sets'}")
+    return title, chosen
 
 
 @dataclass(frozen=True)

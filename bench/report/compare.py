@@ -7,6 +7,7 @@ tolerance. Seconds are not compared. Neither are averages: they hide changes tha
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bench.metrics import EXTRA_METRICS, METRICS
 from bench.records.records import Records
 from tsd.errors import UserError
 
@@ -93,9 +94,9 @@ def compare(old: Records, new: Records, tolerances: Mapping[str, float], *, subs
                 score = after_rows.get(name)
                 text, change = None, None
                 if score is None:
-                    text = f"was {row.value:.6g}, is gone"
+                    text = f"was {_value(metric, row.value)}, is gone"
                 elif score.value is None:
-                    text = f"was {row.value:.6g}, fails now: {score.error}"
+                    text = f"was {_value(metric, row.value)}, fails now: {score.error}"
                 elif score.protocol != row.protocol:
                     text = f"not comparable: was measured as `{row.protocol}`, now as `{score.protocol}`"
                 else:
@@ -103,7 +104,14 @@ def compare(old: Records, new: Records, tolerances: Mapping[str, float], *, subs
                     change = score.value - row.value
                     largest[metric] = max(largest.get(metric, 0.0), abs(change))
                     if abs(change) > allowed[metric]:
-                        text = f"{row.value:.6g} → {score.value:.6g} ({change:+.3g}, allowed ±{allowed[metric]:g})"
+                        before_and_after = f"{_value(metric, row.value)} → {_value(metric, score.value)}"
+                        text = f"{before_and_after} ({change:+.3g}, allowed ±{allowed[metric]:g})"
                 if text is not None:
                     failures.append(Difference(testset, method, metric, name, change, text))
     return Comparison(compared, tuple(failures), largest)
+
+
+def _value(metric: str, value: float) -> str:
+    """A value with two digits more than tables print, since one image is judged and not a mean."""
+    spec = (METRICS | EXTRA_METRICS).get(metric)
+    return f"{value:.6g}" if spec is None else f"{value:.{spec.decimals + 2}f}"

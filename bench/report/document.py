@@ -12,11 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bench.report.reasons import Reason, merged_reason, sentences, short_reason
-from bench.report.summarize import SECONDS, Cell, HeaderCell, Section, Table, TableRow
+from bench.report.summarize import FEWEST, SECONDS, Cell, HeaderCell, Section, Table, TableRow
 
 DASH = "—"
 TIE = "⁼"
-TEXT_COLUMNS = ("Method", "Against", "Dataset", "Base model", "Arm", "Metric", "Verdict", "Printed elsewhere")
+TEXT_COLUMNS = (
+    "Method", "Against", "Dataset", "Base model", "Arm", "Metric", "Verdict", "Printed elsewhere", "Variant", "Source",
+    "Figure", "Category",
+)  # fmt: skip
 PAPER_DISPLAY = {
     "psnr": "PSNR ↑",
     "ssim": "SSIM ↑",
@@ -29,6 +32,10 @@ PAPER_DISPLAY = {
     "clipiqa": "CLIPIQA ↑",
 }
 PAPER_FACTS = {"dataset": "Dataset", "method": "Method", "steps": "Steps", "base_model": "Base model"}
+FACTS = PAPER_FACTS | {
+    "variant": "Variant", "seconds": "Seconds", "source": "Source", "figure": "Figure", "category": "Category",
+    "approval_percent": "Approval, %",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -158,7 +165,9 @@ def _means(table: Table, section: Section) -> Grid:
     notes = [f"[{number}] {reason.phrase()}" for reason, number in footnotes.items()]
     notes += [*sentences(unmeasured), *sentences(unrestored)]
     if not all(reason.complete for reason in [*footnotes, *(reason for _, reason in unmeasured + unrestored)]):
-        notes.append(f"`bench list NAME` says what a metric or a method needs; `{table.name}.csv` has reasons in full.")
+        notes.append(
+            f"`bench list NAME` says what a metric or a method needs; `{table.name}.reasons.csv` has reasons in full."
+        )
     return Grid(
         caption="",
         headers=("Method", "Steps", *(_title(column) for column in columns)),
@@ -213,7 +222,9 @@ def _differences(table: Table, section: Section) -> Grid | None:
             for row in section.rows
             if row.differences
         ),
-        legend="▲ better and ▼ worse than the reference beyond the interval; unmarked: within sampling error.",
+        legend="▲ better and ▼ worse than the reference beyond the interval; unmarked: within sampling error."
+        if section.n >= FEWEST
+        else f"On fewer than {FEWEST} images nothing is called better or worse.",
     )
 
 
@@ -239,12 +250,18 @@ def _pairs(table: Table, section: Section) -> Grid | None:
 def _half_widths(table: Table, section: Section) -> Grid | None:
     rows = [row for row in section.rows if any(cell.low is not None for cell in row.cells.values())]
     columns = [c for c in table.columns if any(row.cells[c.name].low is not None for row in rows)]
+    names = [column.name for column in columns]
     if not columns:
         return None
     return Grid(
         caption="Half-width of the 95 % interval of each mean (Student's t over images)",
         headers=("Method", *(column.display for column in columns)),
         rows=tuple((Entry(row.display), *(_half_width(row.cells[c.name], c) for c in columns)) for row in rows),
+        legend=f"{DASH}: the interval would leave the metric's range."
+        if any(
+            cell.value is not None and cell.low is None for row in rows for cell in map(row.cells.get, names) if cell
+        )
+        else "",
     )
 
 
@@ -263,7 +280,7 @@ def _difference(cell: Cell | None, column: HeaderCell) -> Entry:
     if cell.low is None or cell.high is None:
         return Entry(f"{cell.value:{digits}}")
     mark = ""
-    if cell.low > 0 or cell.high < 0:
+    if cell.enough and (cell.low > 0 or cell.high < 0):
         mark = " ▲" if (cell.value > 0) == column.higher_is_better else " ▼"
     return Entry(f"{cell.value:{digits}} [{cell.low:{digits}}, {cell.high:{digits}}]{mark}")
 

@@ -1,11 +1,12 @@
 """The picture beside a table: input, every method and the ground truth, each with one detail enlarged below it.
 
-Nothing is chosen by hand. The images are spread evenly over the test set. The enlarged window is where the ground truth
-has the most detail that a x4 smaller image cannot hold; without a ground truth, where the input has the most detail.
-Every tile is drawn from the PNG whose hash is in the records, with its recorded PSNR as caption.
+Nothing is chosen by hand, unless images are named: they are spread evenly over the test set. The enlarged window is
+where the ground truth has the most detail that a x4 smaller image cannot hold; without a ground truth, where the input
+has the most detail. Every tile is drawn from the PNG whose hash is in the records, with its recorded PSNR as caption.
 """
 
 import io
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -38,12 +39,17 @@ FRAME = (235, 50, 40)
 TAG = "inputs-sha256"
 
 
-def draw_figure(records: Records, plan: Plan, testset: "TestSet", path: Path) -> bool:
+def draw_figure(
+    records: Records, plan: Plan, testset: "TestSet", path: Path, names: Collection[str] | None = None
+) -> bool:
     """Writes the grid of `testset` to `path`, unless the file exists and was drawn from the same images.
 
     Returns False and writes nothing if no method's images are on disk as recorded.
+
+    Args:
+        names: the images to draw, in the order of the test set; None for `ROWS` of them, evenly spread.
     """
-    images = spread(list(testset.images), ROWS)
+    images = [i for i in testset.images if i.name in names] if names else spread(list(testset.images), ROWS)
     found = [(method, records.of(testset.name, method.name)) for method in plan.methods]
     found = [(method, method_records) for method, method_records in found if _complete(method_records, images)]
     if not found:

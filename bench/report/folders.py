@@ -1,9 +1,9 @@
 """Scores one folder of images against another, by file name, for `bench score`.
 
-Files are paired by stem: `a.png` with `a.jpg`. Two files with the same stem in a folder are an error, and so is a file
-without a partner. Names may be in either Unicode form, as macOS and others write them. Files that are no images by
-`tsd.files.find_images` and sub-folders are ignored. Everything is checked before anything is scored, and all faults are
-reported at once, so that no mean is over a part of the images.
+Files are paired by stem: `a.png` with `a.jpg`, and with `a_x4.png` where all names of that folder end so. Two files
+with the same stem in a folder are an error, and so is a file without a partner. Names may be in either Unicode form, as
+macOS and others write them. Files that are no images by `tsd.files.find_images` and sub-folders are ignored. Everything
+is checked before anything is scored, and all faults are reported at once, so that no mean is over a part of the images.
 """
 
 import sys
@@ -14,10 +14,10 @@ from typing import Any, cast
 
 from bench.metrics import CannotScoreError, ImageScorer, MetricSpec, SetScorer, missing_metric
 from bench.metrics.images import UnusableImageError, read_checked
-from bench.report.summarize import mean_ci95
+from bench.report.summarize import within
 from bench.store.missing import Missing
 from tsd.errors import UserError, some
-from tsd.files import find_images, same_form
+from tsd.files import common_suffix, find_images, same_form
 
 
 class FolderError(UserError):
@@ -46,18 +46,31 @@ def find_pairs(
 
     Args:
         hr_dir, lr_dir: folders of the ground truth and of the inputs.
-        limit: read and return only the first `limit` pairs; all names are checked nevertheless.
+        limit: only the first `limit` names of the ground truth count, or of `sr_dir` where there is none.
 
     Raises:
         FolderError: lists every fault: no such folder, no images, equal stems, missing partners, images that are
             empty, truncated, unreadable, 16-bit or with alpha, and pairs of different size.
     """
     problems: list[str] = []
-    sr = _images_by_stem(sr_dir, problems)
-    hr, lr = (_partners(sr, sr_dir, folder, problems) if folder is not None else {} for folder in (hr_dir, lr_dir))
-    given = [found for folder, found in ((hr_dir, hr), (lr_dir, lr)) if folder is not None]
-    stems = sorted(stem for stem in sr if all(stem in found for found in given))[:limit]
-    pairs = [FolderPair(sr[stem].name, sr[stem], hr.get(stem), lr.get(stem)) for stem in stems]
+    folders = {"sr": sr_dir, "hr": hr_dir, "lr": lr_dir}
+    given = {side: folder for side, folder in folders.items() if folder is not None}
+    found = {side: _images_by_stem(folder, problems) for side, folder in given.items()}
+    _take_suffixes_off(found, limit)
+    reference = found.get("hr") or found.get("lr") or found["sr"]
+    names = sorted(reference)[:limit] if limit is not None else sorted(set().union(*found.values()))
+    if all(found.values()):
+        for side, folder in given.items():
+            absent = [name for name in names if name not in found[side]]
+            there = [next(images[name] for images in found.values() if name in images) for name in absent]
+            if absent:
+                problems.append(f"{some(there)}: no partner in {folder}")
+    sr, hr, lr = (found.get(side, {}) for side in folders)
+    pairs = [
+        FolderPair(sr[name].name, sr[name], hr.get(name), lr.get(name))
+        for name in names
+        if all(name in images for images in found.values())
+    ]
     profiled: list[Path] = []
     for pair in _progress(pairs, "reading"):
         problems += _faults(pair, profiled)
@@ -72,13 +85,15 @@ def find_pairs(
     return pairs
 
 
-def _partners(sr: dict[str, Path], sr_dir: Path, folder: Path, problems: list[str]) -> dict[str, Path]:
-    """The images of `folder` by stem; a stem that only one of the folders has is a problem."""
-    found = _images_by_stem(folder, problems)
-    if sr and found:
-        problems += [f"{sr[stem]}: no partner in {folder}" for stem in sorted(sr.keys() - found.keys())]
-        problems += [f"{found[stem]}: no partner in {sr_dir}" for stem in sorted(found.keys() - sr.keys())]
-    return found
+def _take_suffixes_off(found: dict[str, dict[str, Path]], limit: int | None) -> None:
+    """Takes off the names of each folder what follows the names of another in all of them, and says so."""
+    for side in found:
+        for other in found.values():
+            images = found[side]
+            suffix = common_suffix(images, sorted(other)[:limit])
+            if suffix:
+                print(f"names are taken without {suffix}, as in {min(images)}", file=sys.stderr)
+                found[side] = {stem.removesuffix(suffix): path for stem, path in images.items()}
 
 
 def _images_by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:
@@ -168,8 +183,8 @@ def _score(spec: MetricSpec, pairs: Sequence[FolderPair], device: str) -> dict[s
     score_image = cast(ImageScorer, scorer)
     other = {pair.name: pair.lr if spec.needs_input else pair.hr for pair in pairs}
     values = {pair.name: score_image(pair.sr, other[pair.name]) for pair in _progress(pairs, spec.display)}
-    mean, low, high = mean_ci95(list(values.values()))
-    return {"mean": mean, "ci95": None if low is None else [low, high], "per_image": values}
+    found = within(spec.bounds, list(values.values()))
+    return {"mean": found.value, "ci95": None if found.low is None else [found.low, found.high], "per_image": values}
 
 
 def format_scores(result: Mapping[str, Any], get: Callable[[str], MetricSpec]) -> str:
@@ -180,7 +195,7 @@ def format_scores(result: Mapping[str, Any], get: Callable[[str], MetricSpec]) -
         spec = get(name)
         digits = spec.decimals
         interval = found["ci95"]
-        span = f"{interval[0]:.{digits}f} .. {interval[1]:.{digits}f}" if interval else f"- (N = {count})"
+        span = f"[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else f"- (N = {count})"
         rows.append((f"{spec.display} {spec.arrow}", f"{found['mean']:.{digits}f}", span))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}" for row in rows] if len(rows) > 1 else []

@@ -24,7 +24,7 @@ def _blocks(document: Document) -> Iterator[str]:
             if grid.caption:
                 yield f"**{grid.caption}**"
             if grid.rows:
-                yield _table(grid)
+                yield to_table(grid)
             if grid.legend:
                 yield grid.legend
             if grid.notes:
@@ -38,7 +38,8 @@ def _list(lines: tuple[str, ...]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _table(grid: Grid) -> str:
+def to_table(grid: Grid) -> str:
+    """The rows of a grid alone."""
     align = ["left" if header in TEXT_COLUMNS else "right" for header in grid.headers]
     rows = [[_entry(entry) for entry in row] for row in grid.rows]
     return tabulate(rows, grid.headers, tablefmt="pipe", colalign=align, disable_numparse=True)

@@ -1,7 +1,8 @@
 """Shortens the reasons why something was not measured, for the notes below a table.
 
 A plan and a cell keep the full reasons of `bench.store.missing`, with places, licences and addresses. The note below a
-table is one short phrase: it names the command that gets the missing files, and the CSV has the rest.
+table is one short phrase: it names the command that gets the missing files. The CSV has short codes, and a legend
+beside it (`Codes`) the reasons in full.
 """
 
 import re
@@ -13,6 +14,14 @@ from bench.paper.tables import PAPER_METRICS
 
 FILE = re.compile(r" needs (?P<name>.+?)(?: \(.*\))? at [^:]+: (?:`bench fetch (?P<fetch>[^`]+)`|from )")
 """Matches the line of a `bench.store.missing.Missing`."""
+KINDS = (
+    ("files", FILE),
+    ("no-ground-truth", re.compile(r" needs a ground truth, and ")),
+    ("failed", re.compile(r" failed on \d+ of \d+ images")),
+    ("not-done", re.compile(r" images restored; `bench run`| is not scored yet; ")),
+    ("not-timed", re.compile(r" time is not measured here$| did not time its images$")),
+)
+"""The kinds of reasons by their words; any other is an `obstacle`."""
 VERBS = ("needs ", "runs ", "handles ")  # the first words of an obstacle's reason
 LONGEST = 120
 
@@ -57,6 +66,20 @@ def short_reason(reasons: Sequence[str], subjects: Iterable[str]) -> Reason:
         if text.startswith((f"{subject} ", f"{subject}:")):
             text = text.removeprefix(subject).removeprefix(":").strip().removeprefix("is ")
     return Reason(_cut(text), complete=len(reasons) == 1 and len(text) <= LONGEST)
+
+
+class Codes:
+    """Short codes for full reasons, for programs: "files-1", "failed-2", numbered within their kind as they come."""
+
+    def __init__(self) -> None:
+        self.by_reason: dict[str, str] = {}
+
+    def code(self, reasons: Sequence[str]) -> str:
+        """The code of what keeps a cell empty; equal reasons have one code."""
+        text = "; ".join(reasons)
+        kind = next((name for name, words in KINDS if words.search(text)), "obstacle")
+        number = 1 + sum(code.rpartition("-")[0] == kind for code in self.by_reason.values())
+        return self.by_reason.setdefault(text, f"{kind}-{number}")
 
 
 def merged_reason(reasons: Iterable[Reason]) -> Reason:

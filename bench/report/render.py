@@ -1,27 +1,32 @@
 """Stage 4: writes the files of a table: Markdown for people, LaTeX for papers, CSV for programs.
 
 The CSV has one line per method with full precision, n, intervals and ranks. Cells that were not measured are empty, and
-a column has the full reasons. The paper's figures have their own columns.
+a column has short codes of the reasons, whose legend is TABLE.reasons.csv. The paper's figures have their own columns.
+
+A table of one's own rows, or on one's own images, has a neutral title and none of the paper's figures.
 """
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from bench.paper.tables import pairs_of, paper_figures
+from bench.paper.tables import is_of_the_paper, pairs_of, paper_figures
 from bench.records.records import Records
 from bench.records.schema import Plan
 from bench.report.document import lay_out, relevant_rows
 from bench.report.latex import to_latex
 from bench.report.markdown import to_markdown
+from bench.report.reasons import Codes
 from bench.report.summarize import SECONDS, Cell, Table, summarize
 from tsd.files import write_atomic
 
-ENDINGS = ("md", "csv", "tex")
+ENDINGS = ("md", "csv", "tex", "reasons.csv")
+NEUTRAL_TITLE = "Super-resolution methods"
 
 
 def write_table(records: Records, plan: Plan, *, timing: bool = True, reference: str | None = None) -> str:
-    """Writes TABLE.md, TABLE.csv and TABLE.tex beside the records, from the records alone; returns the Markdown.
+    """Writes the files of a table beside the records (`ENDINGS`), from the records alone; returns the Markdown.
 
     Args:
         timing: whether the table has the column of seconds.
@@ -32,18 +37,44 @@ def write_table(records: Records, plan: Plan, *, timing: bool = True, reference:
     """
     if reference is not None:
         plan = plan.referring_to(reference)
-    table = summarize(records, plan, timing=timing, pairs=pairs_of(plan.table, plan.profile))
-    paper = paper_figures(plan.paper) if plan.paper else []
+    table, paper = table_of(records, plan, timing=timing)
     document = lay_out(table, paper)
     markdown = to_markdown(document)
-    for ending, content in zip(ENDINGS, (markdown, to_csv(table, paper), to_latex(document)), strict=True):
+    contents = (markdown, to_csv(table, paper), to_latex(document), to_legend(table))
+    for ending, content in zip(ENDINGS, contents, strict=True):
         write_atomic(records.out / f"{plan.table}.{ending}", content.encode())
     return markdown
 
 
-def to_csv(table: Table, paper: list[dict[str, str]]) -> str:
-    """One line per method and test set. The paper's rows follow, with empty cells in the measured columns."""
+def table_of(records: Records, plan: Plan, *, timing: bool = True) -> tuple[Table, list[dict[str, str]]]:
+    """The table of a plan, and the rows that the paper prints for it; without these for a table of one's own."""
+    table = summarize(records, plan, timing=timing, pairs=pairs_of(plan.table, plan.profile))
+    if is_of_the_paper(plan.table, [m.name for m in plan.methods], [testset.name for testset in plan.testsets]):
+        return table, paper_figures(plan.paper) if plan.paper else []
+    return replace(table, title=NEUTRAL_TITLE), []
+
+
+def to_legend(table: Table) -> str:
+    """The codes that the column `not_measured` has, one line each, and the reasons in full."""
+    return _csv(["code", "reason"], [{"code": code, "reason": text} for text, code in _codes(table).by_reason.items()])
+
+
+def _codes(table: Table) -> Codes:
+    codes = Codes()
+    for cell in (row.cells[c.name] for section in table.sections for row in section.rows for c in table.columns):
+        if cell.value is None:
+            codes.code(cell.reasons)
+    return codes
+
+
+def to_csv(table: Table, paper: list[dict[str, str]], *, full_reasons: bool = False) -> str:
+    """One line per method and test set. The paper's rows follow, with empty cells in the measured columns.
+
+    Args:
+        full_reasons: reasons in full in place of codes, for a file that has no legend beside it.
+    """
     lines: list[dict[str, object]] = []
+    codes = _codes(table)
     for section in table.sections:
         for row in section.rows:
             line: dict[str, object] = {
@@ -64,9 +95,9 @@ def to_csv(table: Table, paper: list[dict[str, str]]) -> str:
             line |= _difference_columns(table, row.differences)
             line["diff_reference"] = section.reference if row.differences else None
             line["not_measured"] = " | ".join(
-                f"{column.name}: {'; '.join(row.cells[column.name].reasons)}"
+                f"{column.name}: {'; '.join(reasons) if full_reasons else codes.code(reasons)}"
                 for column in table.columns
-                if row.cells[column.name].value is None
+                if (reasons := row.cells[column.name].reasons)
             )
             if row.remarks:
                 line["remarks"] = " | ".join(row.remarks)
@@ -80,8 +111,11 @@ def to_csv(table: Table, paper: list[dict[str, str]]) -> str:
         line = {"source": "paper", "testset": published.get("dataset")}
         line |= {"display": published["method"], "steps": published.get("steps")}
         lines.append(line | {f"paper_{key}": value for key, value in figures.items()})
+    return _csv(list(dict.fromkeys(key for line in lines for key in line)), lines)
+
+
+def _csv(columns: Sequence[str], lines: Sequence[Mapping[str, object]]) -> str:
     stream = io.StringIO()
-    columns = list(dict.fromkeys(key for line in lines for key in line))
     writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)  # writes floats as their shortest exact text, None as nothing

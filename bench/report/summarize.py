@@ -4,7 +4,8 @@ Every average is over exactly the images of the table's plan. If one image has n
 of a mean over fewer images. Intervals are Student's t, 95 %, over per-image values. Methods are compared by the paired
 difference, image by image: most differences of means are smaller than the spread between images, while a paired
 interval that excludes zero says that one method really is better on images like these. Marks follow the same rule
-(`_ranks`): a method is the only best one if that interval excludes zero for every other method.
+(`_ranks`): a method is the only best one if that interval excludes zero for every other method. Below `FEWEST` images
+nothing is marked, and an interval that would leave the range of the metric is none: Student's t then says little.
 
 No torch, no pandas: `Table` is plain data for every renderer.
 """
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
 
+from bench.metrics import bounds_of
 from bench.records.records import Records
 from bench.records.schema import (
     Plan,
@@ -28,6 +30,8 @@ from bench.records.schema import (
 from bench.report.measured import Measured, failures
 
 SECONDS = "seconds"
+FEWEST = 6
+"""Images from which on a difference is called better or worse, and methods are ranked."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,11 @@ class Cell:
     reasons: tuple[str, ...] = ()
     rank: int | None = None
     tied: bool = False
+
+    @property
+    def enough(self) -> bool:
+        """Whether enough images are behind the value to mark it."""
+        return self.n >= FEWEST
 
 
 @dataclass(frozen=True)
@@ -223,8 +232,7 @@ def _cell(item: Measured, metric: PlanMetric) -> Cell:
     else:
         values = item.values(metric)
         if len(values) == len(names):
-            mean, low, high = mean_ci95(list(values.values()))
-            return Cell(mean, len(values), low, high)
+            return within(bounds_of(metric.name), list(values.values()))
     return Cell(None, 0, reasons=_unscored(item, metric, rows))
 
 
@@ -247,8 +255,7 @@ def _seconds(item: Measured) -> Cell:
     if untimed:
         return Cell(None, 0, reasons=(f"{item.method.display}: {untimed}",))
     seconds = [row.seconds for row in item.images.values() if row.seconds is not None]
-    mean, low, high = mean_ci95(seconds)
-    return Cell(mean, len(seconds), low, high)
+    return within((0.0, math.inf), seconds)
 
 
 def _differences(item: Measured, reference: Measured, metrics: Sequence[PlanMetric]) -> dict[str, Cell]:
@@ -264,7 +271,15 @@ def _difference(item: Measured, reference: Measured, metric: PlanMetric) -> Cell
     values, others = item.values(metric), reference.values(metric)
     if not len(values) == len(others) == len(item.testset.names):
         return None
-    mean, low, high = mean_ci95([values[name] - others[name] for name in item.testset.names])
+    low, high = bounds_of(metric.name)
+    return within((low - high, high - low), [values[name] - others[name] for name in item.testset.names])
+
+
+def within(bounds: tuple[float, float], values: Sequence[float]) -> Cell:
+    """The mean of `values` with its interval, or without one where it would reach beyond `bounds`."""
+    mean, low, high = mean_ci95(values)
+    if low is None or high is None or low < bounds[0] or high > bounds[1]:
+        return Cell(mean, len(values))
     return Cell(mean, len(values), low, high)
 
 
@@ -275,8 +290,8 @@ def _ranks(rows: Sequence[TableRow], measured: Sequence[Measured], metric: PlanM
     against the first includes zero have rank 1. If only the first row has rank 1, the same rule gives rank 2 among the
     others; otherwise no row has rank 2. A rank that several rows share is tied.
 
-    Without a paired interval nothing is ranked: a value of a whole set, a single image, a single row. Seconds are not
-    ranked either, because the records of two rows may come from two machines.
+    Without a paired interval nothing is ranked: a value of a whole set, a single row. Seconds are not ranked either,
+    because the records of two rows may come from two machines; nor is anything on fewer than `FEWEST` images.
 
     Args:
         rows: the rows of one test set, with all their cells.
@@ -285,7 +300,7 @@ def _ranks(rows: Sequence[TableRow], measured: Sequence[Measured], metric: PlanM
     values = {
         index: list(item.values(metric).values())
         for index, (row, item) in enumerate(zip(rows, measured, strict=True))
-        if row.cells[metric.name].low is not None
+        if metric.level == "image" and row.cells[metric.name].enough
     }
     if len(values) < 2:
         return {}

@@ -6,6 +6,7 @@ Missing files are found before anything heavy is imported. A method that cannot 
 A missing test set or metric leaves out cells with `allow_missing`, and otherwise ends the run.
 """
 
+import difflib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from bench.run.agreement import check_same_images, merge_missing
 from bench.run.plan import Choice, choose, make_plan
 from bench.run.request import Request
 from bench.store.missing import brief, describe
-from tsd.errors import UserError
+from tsd.errors import UserError, some
 
 if TYPE_CHECKING:
     import pandas
@@ -168,6 +169,8 @@ class Stages:
 
         testsets = [load_testset(name, request.data_root, request.limit) for name in choice.testsets]
         check_same_images(testsets, rank)
+        _check_images_exist(request.images or (), testsets)
+        _check_outputs_fit(request.methods or (), testsets, options)
         records = Records(request.folder(), rank.index)
         from_first(rank, lambda: _check_any_method_runs(choice, records))
         sets = [
@@ -266,17 +269,31 @@ class Stages:
 
         markdown = write_table(self.records, self.plan, timing=self.request.timing)
         written = [self.records.out / f"{self.plan.table}.{ending}" for ending in ENDINGS]
-        if self.request.figure:
-            from bench.report.figures import draw_figure
+        from bench.report.figures import draw_figure
 
-            for testset in tqdm(self.testsets, desc="figure", delay=1, file=sys.stderr, leave=False):
-                first = testset.name == self.plan.testsets[0].name
-                name = self.plan.table if first else f"{self.plan.table}-{testset.name}"
-                path = self.records.out / f"{name}.png"
-                if draw_figure(self.records, self.plan, testset, path):
-                    written.append(path)
+        for testset in tqdm(self._pictured(), desc="figure", delay=1, file=sys.stderr, leave=False):
+            first = testset.name == self.plan.testsets[0].name
+            name = self.plan.table if first else f"{self.plan.table}-{testset.name}"
+            path = self.records.out / f"{name}.png"
+            if draw_figure(self.records, self.plan, testset, path, self.request.images):
+                written.append(path)
         _log(f"written: {', '.join(str(path) for path in written)}")
         return markdown, tuple(written)
+
+    def _pictured(self) -> list["TestSet"]:
+        """The test sets with a picture: where images are named, those that have some of them."""
+        from bench.testsets.manifest import is_shipped
+
+        if self.request.images:
+            return [s for s in self.testsets if any(image.name in self.request.images for image in s.images)]
+        if self.request.figure is not None:
+            return self.testsets if self.request.figure else []
+        withheld = [testset.display for testset in self.testsets if not is_shipped(testset.name)]
+        if withheld:
+            _log(
+                f"no picture of {', '.join(withheld)}, whose images may not be handed on: --figure or --images draws it"
+            )
+        return [testset for testset in self.testsets if is_shipped(testset.name)]
 
     def report(self) -> list[str]:
         """One line per row: how many images were restored, were there already, and failed."""
@@ -349,6 +366,32 @@ def _check_paths_exist(choice: Choice, methods: Sequence[str]) -> None:
             missing = [choice.missing_methods.get((testset, found), []) for testset in choice.testsets]
             if all(missing):  # a folder may be there for some test sets and not for others
                 raise UserError(f"--methods {name}: not there: {describe(missing[0])}")
+
+
+def _check_images_exist(names: Sequence[str], testsets: Sequence["TestSet"]) -> None:
+    """Raises UserError for an image that none of the test sets has."""
+    known = [image.name for testset in testsets for image in testset.images]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"--images {name}: no image is called so.{hint} There are {some(known, 8)}")
+
+
+def _check_outputs_fit(methods: Sequence[str], testsets: Sequence["TestSet"], options: RunOptions) -> None:
+    """Checks the user's own finished images by name and size, before other rows take their hours.
+
+    Raises:
+        UserError: they do not fit a test set.
+    """
+    from bench.methods import FolderMethod, get_method
+
+    for name in methods:
+        if name.partition(":")[0].rpartition("=")[2] == "folder":
+            for testset in testsets:
+                method = get_method(name).load(replace(options, testset=testset.name))
+                assert isinstance(method, FolderMethod)
+                method.outputs(testset)
 
 
 def _check_any_method_runs(choice: Choice, records: Records) -> None:

@@ -27,7 +27,8 @@ class Request:
         allow_missing: True leaves out missing test sets and metrics, False requires even the methods; None takes the
             setting of the profile.
         timing: whether the table has the column of seconds per image.
-        figure: whether a picture is drawn beside the table.
+        figure: whether a picture is drawn beside the table; None for test sets whose images may be handed on.
+        images: names of the images in the picture, which is then drawn; None for some that are evenly spread.
         newer: whether one-step methods after the paper follow the rows of Table 1 in the profile "paper".
 
     Raises:
@@ -53,11 +54,12 @@ class Request:
     reference: str | None = None
     allow_missing: bool | None = None
     timing: bool = True
-    figure: bool = True
+    figure: bool | None = None
+    images: Sequence[str] | None = None
     newer: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("methods", "testsets", "metrics", "redo"):
+        for name in ("methods", "testsets", "metrics", "redo", "images"):
             if isinstance(getattr(self, name), str):
                 raise UserError(f"{name}={getattr(self, name)!r}: expected a list of names")
         if self.limit is not None and self.limit < 1:

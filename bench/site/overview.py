@@ -83,7 +83,7 @@ def _page(site: SiteTable, sets: tuple[Set, ...]) -> SitePage:
         document=document,
         sections=tuple(sections),
         paper=document.chapters[-1].grids[0] if site.paper else None,
-        csv=to_csv(site.table, site.paper),
+        csv=to_csv(site.table, site.paper, full_reasons=True),
         tex=to_latex(document),
         machines=site.table.machines,
     )

@@ -146,6 +146,11 @@ def has_reference(name: str) -> bool:
     return _referenced(read_manifest(name)[0])
 
 
+def is_shipped(name: str) -> bool:
+    """Whether the repository holds the images. Those of all other test sets may not be handed on."""
+    return not read_manifest(name)[0]["folders"]
+
+
 def folders_of(name: str) -> tuple[str, ...]:
     """The names that the test set's folder may have under the data root, our own first."""
     return tuple(dict.fromkeys((name, *read_manifest(name)[0]["folders"])))

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from tsd.errors import UserError
-from tsd.files import atomic_folder, atomic_path, find_images, sha256_file, write_atomic, write_safetensors, write_text
+from tsd.files import (
+    atomic_folder,
+    atomic_path,
+    common_suffix,
+    find_images,
+    sha256_file,
+    write_atomic,
+    write_safetensors,
+    write_text,
+)
 
 
 def test_a_failed_write_leaves_the_old_bytes_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,6 +49,24 @@ def test_the_ground_and_the_settings_of_a_run_import_no_torch() -> None:
     code = f"import {modules}, sys; print([name for name in ('torch', 'numpy', 'diffusers') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("found", "names", "suffix"),
+    [
+        (["a_x4", "b_x4", "other"], ["a", "b"], "_x4"),
+        (["0801x4", "0802x4"], ["0801", "0802"], "x4"),
+        (["a", "b", "a_x4"], ["a", "b"], ""),
+        (["a_x4", "b_x2"], ["a", "b"], ""),
+        (["a_1", "b_1", "a_2", "b_2"], ["a", "b"], ""),
+        (["10", "20"], ["1", "2"], ""),
+        (["ab"], ["a"], ""),
+        (["a_b"], ["a"], "_b"),
+        ([], ["a"], ""),
+    ],
+)
+def test_the_suffix_of_all_names(found: list[str], names: list[str], suffix: str) -> None:
+    assert common_suffix(found, names) == suffix
 
 
 def touch(folder: Path, *names: str) -> None:

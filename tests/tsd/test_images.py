@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image, ImageCms
 
 from tsd.errors import UserError
@@ -20,9 +21,11 @@ from tsd.images import (
     picture_size,
     read_picture,
     read_srgb,
+    resized,
     stored_size,
     write_picture,
 )
+from tsd.restore.restorer import resize
 
 HEIGHT, WIDTH = 12, 17
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -571,3 +574,14 @@ def test_every_writable_suffix_is_read_again(tmp_path: Path) -> None:
     for suffix in WRITABLE:
         write_picture(from_array(noise(3)), tmp_path / f"a{suffix}")
         assert read_picture(tmp_path / f"a{suffix}").size == (WIDTH, HEIGHT)
+
+
+def test_resizing_is_pillows_and_the_restorers() -> None:
+    values = np.random.default_rng(0).random((13, 17, 3), dtype=np.float32).round()
+    for width, height in ((68, 52), (9, 5), (17, 30)):
+        found = resized(values, width, height)
+        expected = resize(torch.from_numpy(values).permute(2, 0, 1)[None], (height, width))[0].permute(1, 2, 0)
+        assert np.abs(found - expected.numpy()).max() < 1e-5
+        eight_bit = Image.fromarray((values * 255).astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+        assert np.abs(found * 255 - np.asarray(eight_bit)).max() <= 1.01
+    assert resized(values[..., 0], 5, 4).shape == (4, 5)

@@ -11,7 +11,7 @@ nearly the same image. Without --model it is for the mini model shipped in the p
 """
 EPILOG = """\
 examples:
-  tsd distill-decoder photos/ --output small/            for `tsd restore --decoder small/decoder`
+  tsd distill-decoder photos/ --output small/            for `tsd restore INPUT --decoder small/decoder`
   tsd distill-decoder photos/ --output small/ --resume   continue after an interruption
   tsd distill-decoder photos/ --output small/ --model sd3/ --crop 256 --device cuda
 """

@@ -3,23 +3,23 @@
 import argparse
 import json
 import math
-import os
 import sys
-import time
-from collections.abc import Iterator, Sized
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from tsd.batch import FILES, Job, add_files, plan_jobs, run_batch, status_of
 from tsd.errors import UserError
-from tsd.files import MEGAPIXELS_HELP, READABLE, WRITABLE, find_images
 from tsd.precision import PRECISIONS
+
+if TYPE_CHECKING:
+    from tsd.images import Picture
 
 DESCRIPTION = """\
 Restores and enlarges images in one step. Folders are searched recursively, and OUT gets the same
 sub-folders. Without --model the mini model shipped in the package is used: no download, no GPU.
 """
-EPILOG = """\
+EPILOG = f"""\
 examples:
   tsd restore photo.jpg                                       writes restored/photo.png
   tsd restore photos/ scan.tif -o restored/ --skip-existing   continue after an interruption
@@ -27,14 +27,7 @@ examples:
   tsd restore photo.png -o out/ --model sd3/ --lora tsdsr/ --prompt-embeds default/ \\
               --device cuda --dtype bf16
 
-files:
-  Reads PNG, JPEG (JFIF), WebP, TIFF, BMP, GIF, AVIF, and HEIC where the package pillow-heif is
-  installed: gray, palette, alpha (enlarged with the picture), CMYK (converted to sRGB), 16 bit
-  (kept in PNG and TIFF). EXIF orientation is applied, the colour profile is kept, other metadata is
-  dropped. If a file has several frames or pages, the first is read, with a warning. Hidden and
-  system files are left out. A file that cannot be read is listed at the end; the others are still
-  done, and the exit status is 1.
-
+{FILES}
 settings:
   Options on the command line win over what restore.json in the LoRA folder recommends, and that
   wins over the defaults, which are those of the TSD-SR authors' script.
@@ -43,19 +36,9 @@ models:
   SD3-medium is the hub id stabilityai/stable-diffusion-3-medium-diffusers (gated), or a folder
   with the same files.
 """
-SUFFIXES = ("png", "jpg", "webp", "tiff", "bmp")
 SETTINGS = ("scale", "color", "posterior", "process_size", "seed", "tile", "tile_overlap", "vae_tile")
 
 LARGE = 2048**2  # processed pixels above which enlarging a small input takes noticeable time
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image to restore. `name` is its path inside the given input without suffix; it seeds the posterior sample."""
-
-    source: Path
-    name: str
-    target: Path
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -67,16 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="image files or folders")
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("restored"), metavar="OUT",
-        help="folder for the results, or a file name if the only input is a file (default: restored/)",
-    )  # fmt: skip
-    parser.add_argument("--max-megapixels", type=float, metavar="N", help=MEGAPIXELS_HELP)
-    parser.add_argument("--format", choices=SUFFIXES, help="format of the results (default: png, or that of OUT)")
-    exists = parser.add_mutually_exclusive_group()
-    exists.add_argument("--overwrite", action="store_true", help="replace results that exist")
-    exists.add_argument("--skip-existing", action="store_true", help="leave results that exist as they are")
+    add_files(parser)
     weights = parser.add_argument_group("weights")
     weights.add_argument(
         "--model", metavar="DIR",
@@ -146,7 +120,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Restores every input; returns 0, or 1 if some failed."""
-    jobs = _plan(args)
+    jobs = plan_jobs(args)
     if args.report is not None and args.report.exists() and not args.overwrite:
         raise UserError(f"the report {args.report} exists; name another file or give --overwrite")
     if not jobs:
@@ -157,7 +131,6 @@ def run(args: argparse.Namespace) -> int:
 
     from tsd.config import PLAIN, FastPath, config_for
     from tsd.files import write_text
-    from tsd.images import ImageError, check_size, read_picture, write_picture
     from tsd.model.loading import DTYPES
     from tsd.precision import native_precision
     from tsd.restore import Restorer
@@ -183,135 +156,20 @@ def run(args: argparse.Namespace) -> int:
     if args.verbose:
         print(json.dumps(provenance, indent=2), file=sys.stderr)
 
-    done: list[dict[str, object]] = []
-    failed: dict[str, str] = {}
-    with _left_to_do(jobs, done, failed), tqdm(jobs, unit="image", file=sys.stderr) as bar:
-        for job in bar:
-            bar.set_postfix_str(job.name)
-            start = time.perf_counter()
-            try:
-                picture = read_picture(job.source)
-                check_size(config.scale * picture.size[0], config.scale * picture.size[1], job.target)
-                work = restorer.processing_size(*picture.size)
-                if math.prod(work) > max(LARGE, 2 * config.scale**2 * math.prod(picture.size)):
-                    bar.write(
-                        f"warning: {job.source}: this long, narrow image is worked at {work[0]}x{work[1]}, which may "
-                        f"take long and much memory; --process-size 0 works at the size of the result",
-                        file=sys.stderr,
-                    )
-                restored = restorer.restore_picture(
-                    picture, job.name, lambda n, of, name=job.name: bar.set_postfix_str(f"{name}, tile {n} of {of}")
-                )
-                notes = (*picture.notes, *write_picture(restored, job.target))
-            except ImageError as error:
-                failed[str(job.source)] = str(error)
-                continue
-            except Exception as error:  # one bad image never ends a batch
-                known = isinstance(error, UserError | OSError)
-                failed[str(job.source)] = f"{job.source}: {'' if known else f'{type(error).__name__}: '}{error}"
-                continue
-            seconds = time.perf_counter() - start
-            width, height = restored.size
-            bar.write(f"{job.source} -> {job.target} ({width}x{height}, {seconds:.1f} s)", file=sys.stdout)
-            for note in notes:
-                bar.write(f"warning: {job.source}: {note}", file=sys.stderr)
-            done.append({
-                "input": str(job.source), "output": str(job.target), "name": job.name, "size": [width, height],
-                "seconds": round(seconds, 3), "notes": list(notes),
-            })  # fmt: skip
+    def restore(picture: "Picture", job: Job, bar: "tqdm[Job]") -> "Picture":
+        work = restorer.processing_size(*picture.size)
+        if math.prod(work) > max(LARGE, 2 * config.scale**2 * math.prod(picture.size)):
+            bar.write(
+                f"warning: {job.source}: this long, narrow image is worked at {work[0]}x{work[1]}, which may take long "
+                f"and much memory; --process-size 0 works at the size of the result",
+                file=sys.stderr,
+            )
+        return restorer.restore_picture(
+            picture, job.name, lambda n, of: bar.set_postfix_str(f"{job.name}, tile {n} of {of}")
+        )
+
+    outcome = run_batch(jobs, config.scale, restore)
     if args.report is not None:
-        report = {**provenance, "images": done, "failed": failed}
+        report = {**provenance, "images": outcome.done, "failed": outcome.failed}
         write_text(args.report, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    if failed:
-        print(f"{len(failed)} of {len(jobs)} images failed:", file=sys.stderr)
-        for message in failed.values():
-            print(f"  {message}", file=sys.stderr)
-        return 1
-    return 0
-
-
-@contextmanager
-def _left_to_do(jobs: list[Job], done: Sized, failed: Sized) -> Iterator[None]:
-    """Says after an interruption how much is done; what continues is said by the command line itself."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(f"{len(done)} of {len(jobs)} images are done, {len(failed)} failed", file=sys.stderr)
-        raise
-
-
-def _plan(args: argparse.Namespace) -> list[Job]:
-    """Pairs inputs with outputs, and refuses bad combinations before any work."""
-    jobs = _named_file(args) or _in_folder(args)
-    by_target: dict[Path, list[Path]] = {}
-    for job in jobs:
-        by_target.setdefault(job.target, []).append(job.source)
-    for target, sources in by_target.items():
-        if len(sources) > 1:
-            raise UserError(
-                f"{' and '.join(map(str, sources[:3]))} would both be written to {target}; rename one, or restore them "
-                f"into different folders"
-            )
-    resolved = {job.source.resolve() for job in jobs}
-    inputs = [job.target for job in jobs if job.target.resolve() in resolved]
-    if inputs:
-        raise UserError(
-            f"{inputs[0]} is one of the inputs and would be replaced by a result; choose another output (-o)"
-        )
-    existing = [job for job in jobs if os.path.exists(job.target)]
-    if args.skip_existing:
-        if existing:
-            print(f"{len(existing)} of {len(jobs)} results exist and are left as they are", file=sys.stderr)
-        there = set(existing)
-        return [job for job in jobs if job not in there]
-    if existing and not args.overwrite:
-        raise UserError(
-            f"{existing[0].target} exists{f', and {len(existing) - 1} more' if len(existing) > 1 else ''}; give "
-            f"--overwrite to replace, --skip-existing to do only what is missing, or another output (-o)"
-        )
-    return jobs
-
-
-def _named_file(args: argparse.Namespace) -> list[Job]:
-    """The one job whose output is a file name; no job if the output is a folder."""
-    out, (source, *others) = args.output, args.inputs
-    if out.suffix.lower() not in WRITABLE or out.is_dir():
-        if out.suffix.lower() in READABLE and not out.is_dir():
-            raise UserError(
-                f"the output {out} would be a {out.suffix}, which is not written; use {', '.join(WRITABLE)}"
-            )
-        if out.is_file():
-            raise UserError(f"the output {out} is a file without an image's suffix; give a folder or an image's name")
-        return []
-    if others or source.is_dir():
-        raise UserError(f"the output {out} is a file name, but there is more than one input; give a folder")
-    if not source.is_file():
-        raise UserError(f"no such file or folder: {source}")
-    if args.format is not None and WRITABLE[out.suffix.lower()] != WRITABLE[f".{args.format}"]:
-        raise UserError(f"the output {out} and --format {args.format} disagree; leave one away")
-    return [Job(source, source.stem, out)]
-
-
-def _in_folder(args: argparse.Namespace) -> list[Job]:
-    suffix, out = f".{args.format or 'png'}", args.output
-    jobs: dict[tuple[Path, Path], Job] = {}
-    for given in args.inputs:
-        if given.is_dir():
-            found = find_images(given, exclude=out)  # earlier results in a folder below the input are no inputs
-            passed_over = found.passed_over()
-            if not found.images:
-                raise UserError(
-                    f"no images in {given} or its sub-folders{f', but {passed_over}' if passed_over else ''}; looked "
-                    f"for {', '.join(READABLE)}"
-                )
-            if passed_over:
-                print(f"{given}: passed over what is no image: {passed_over}", file=sys.stderr)
-            named = [(path, path.relative_to(given).with_suffix("")) for path in found.images]
-        elif given.is_file() or given.is_symlink():
-            named = [(given, Path(given.stem))]
-        else:
-            raise UserError(f"no such file or folder: {given}")
-        for path, name in named:
-            target = (out / name).with_name(name.name + suffix)
-            jobs.setdefault((path.resolve(), target), Job(path, name.as_posix(), target))
-    return list(jobs.values())
+    return status_of(outcome)

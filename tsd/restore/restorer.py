@@ -30,7 +30,7 @@ from tsd.fast.projections import use_fused_projections
 from tsd.fast.quantizing import Quantization, check_quantization, quantize
 from tsd.fast.upsampling import use_fast_upsampling
 from tsd.files import sha256_file
-from tsd.images import LUMA, Picture, from_array, from_image, read_picture
+from tsd.images import Picture, enlarged, from_array, from_image, read_picture
 from tsd.model.backbone import Backbone, require_prompt
 from tsd.model.groupnorm import use_two_pass_group_norm
 from tsd.model.loading import parts_of, resolve_model
@@ -183,19 +183,10 @@ class Restorer:
         return array.reshape(*array.shape[:2], *image.shape[2:])
 
     def restore_picture(self, picture: Picture, name: str = "", progress: Progress | None = None) -> Picture:
-        """Restores a decoded picture at full depth; one in shades of gray stays so.
-
-        Alpha is enlarged bicubically: a mask has no texture to restore.
-        """
+        """Restores a decoded picture at full depth (`tsd.images.enlarged`)."""
         lr = torch.from_numpy(picture.color).permute(2, 0, 1)[None]
         sr = self.restore_tensor(lr, seed_for(self.config.seed, "posterior", name), progress=progress)
-        alpha = picture.alpha
-        if alpha is not None:
-            alpha = resize(torch.from_numpy(alpha)[None, None], sr.shape[-2:])[0, 0].numpy()
-        color = sr[0].permute(1, 2, 0).contiguous().numpy()
-        if picture.is_neutral():  # the network may tint a black-and-white photograph
-            color = np.repeat(color @ LUMA[:, None], 3, axis=2)
-        return replace(picture, color=color, alpha=alpha)
+        return enlarged(picture, sr[0].permute(1, 2, 0).contiguous().numpy())
 
     @torch.inference_mode()
     def restore_tensor(self, lr: Tensor, seed: int, *, progress: Progress | None = None) -> Tensor:

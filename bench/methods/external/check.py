@@ -12,16 +12,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from bench.cards.card import Card, Command
+from bench.methods.external.commit import Commit, Declaration, declarations_in
 from bench.methods.external.git import git, last_message
 from bench.methods.external.repository import Origin, apply_patch, find_origin
 from bench.options import RunOptions
 from tsd.errors import UserError
 
 PLACEHOLDER = re.compile(r"\{\w+\}")
-NUMBERS = {"int": int, "float": float}
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def check_card(card: Card, repo_dir: Path) -> list[CardCheck]:
         raise UserError(f"{card.name} runs in process: its card has no command to check against a repository")
     origin = find_origin(card, RunOptions(repo_dir=repo_dir))
     with _repository(origin) as repository:
-        commit = _Commit(repository, card.commit)
+        commit = Commit(repository, card.commit)
         if not commit.is_there():
             return [CardCheck(f"commit {card.commit}", f"not in {origin.shown}; `git fetch` there, or name another")]
         return [CardCheck(f"commit {card.commit}"), *_checks(card, card.command, commit)]
@@ -84,33 +83,11 @@ def _repository(origin: Origin) -> Iterator[Path]:
         yield target
 
 
-class _Commit:
-    """The files of one commit, read from the object database."""
-
-    def __init__(self, repository: Path, commit: str) -> None:
-        self.repository, self.commit = repository, commit
-
-    def is_there(self) -> bool:
-        return git(self.repository, "cat-file", "-e", f"{self.commit}^{{commit}}").returncode == 0
-
-    def text(self, file: str) -> str | None:
-        """The file's text with "\\n" at the ends of lines; None where the commit has no such file."""
-        done = git(self.repository, "cat-file", "blob", f"{self.commit}:{file}")
-        return done.stdout if done.returncode == 0 else None
-
-    def holds(self, path: str) -> bool:
-        """Whether a file or folder of that name is tracked."""
-        return git(self.repository, "cat-file", "-e", f"{self.commit}:{path.rstrip('/')}").returncode == 0
-
-    def is_folder(self, path: str) -> bool:
-        return git(self.repository, "cat-file", "-t", f"{self.commit}:{path}").stdout.strip() == "tree"
-
-
-def _checks(card: Card, command: Command, commit: _Commit) -> Iterator[CardCheck]:
+def _checks(card: Card, command: Command, commit: Commit) -> Iterator[CardCheck]:
     script = command.arguments[0]
     yield CardCheck(f"script {script}", "" if commit.text(script) is not None else "no such file")
     files = dict.fromkeys(place.rpartition(":")[0] for place in command.flags.values())
-    declarations = {file: _declarations(commit.text(file)) for file in files}
+    declarations = {file: declarations_in(commit.text(file)) for file in files}
     for flag, place in command.flags.items():
         yield CardCheck(f"flag {flag} at {place}", _flag_fault(flag, place, declarations))
     yield CardCheck("command as the parser takes it", _command_fault(command, declarations))
@@ -119,43 +96,7 @@ def _checks(card: Card, command: Command, commit: _Commit) -> Iterator[CardCheck
     yield from _patch_checks(card, commit)
 
 
-@dataclass(frozen=True)
-class _Declaration:
-    """One `add_argument` of a parser: the line of each of its flags, and those of its keywords that are literals."""
-
-    lines: Mapping[str, int]
-    keywords: Mapping[str, Any]
-
-
-def _declarations(text: str | None) -> list[_Declaration] | None:
-    """The parser's flags in a Python file; None where there is no such file, or it is no Python."""
-    try:
-        tree = ast.parse(text or "")
-    except SyntaxError:
-        return None
-    if text is None:
-        return None
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
-            names = [part for part in node.args if isinstance(part, ast.Constant) and isinstance(part.value, str)]
-            keywords = dict(filter(None, map(_keyword, node.keywords)))
-            found.append(_Declaration({str(part.value): part.lineno for part in names}, keywords))
-    return found
-
-
-def _keyword(keyword: ast.keyword) -> tuple[str, Any] | None:
-    if keyword.arg == "type" and isinstance(keyword.value, ast.Name):
-        return "type", NUMBERS.get(keyword.value.id, str)
-    if keyword.arg in ("action", "nargs", "choices", "required"):
-        try:
-            return keyword.arg, ast.literal_eval(keyword.value)
-        except ValueError:
-            return None
-    return None
-
-
-def _flag_fault(flag: str, place: str, declarations: Mapping[str, list[_Declaration] | None]) -> str:
+def _flag_fault(flag: str, place: str, declarations: Mapping[str, list[Declaration] | None]) -> str:
     file, _, number = place.rpartition(":")
     declared = declarations[file]
     if declared is None:
@@ -166,7 +107,7 @@ def _flag_fault(flag: str, place: str, declarations: Mapping[str, list[_Declarat
     return f"declared on line {', '.join(map(str, lines))}" if lines else f"{file} declares no such flag"
 
 
-def _command_fault(command: Command, declarations: Mapping[str, list[_Declaration] | None]) -> str:
+def _command_fault(command: Command, declarations: Mapping[str, list[Declaration] | None]) -> str:
     """Gives the command to argparse with the types and choices that the script declares; returns its error."""
     parser = argparse.ArgumentParser(exit_on_error=False, add_help=False)
     used = [declaration for found in declarations.values() for declaration in found or []]
@@ -181,7 +122,7 @@ def _command_fault(command: Command, declarations: Mapping[str, list[_Declaratio
     return f"not taken: {' '.join(rest)}" if rest else ""
 
 
-def _link_fault(link: str, commit: _Commit) -> str:
+def _link_fault(link: str, commit: Commit) -> str:
     if commit.holds(link):
         return "a file of this name is part of the repository"
     for parent in list(PurePosixPath(link).parents)[:-1]:
@@ -190,7 +131,7 @@ def _link_fault(link: str, commit: _Commit) -> str:
     return ""
 
 
-def _patch_checks(card: Card, commit: _Commit) -> Iterator[CardCheck]:
+def _patch_checks(card: Card, commit: Commit) -> Iterator[CardCheck]:
     """Checks that each patch, applied after the ones before, finds its text once, and that the results are Python."""
     texts: dict[str, str | None] = {}
     for number, patch in enumerate(card.patches, 1):

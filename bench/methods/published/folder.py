@@ -2,14 +2,16 @@
 
 `folder:PATH` looks for the images of test set T in PATH/T, where there is such a folder, else in PATH itself. Images
 are matched by name (stem), never by order; every image of the test set must be there, in the size of its ground truth
-(x4 of the input where there is none). Nothing is resized to fit: a wrong size means outputs of something else.
+(x4 of the input where there is none). Nothing is resized to fit: a wrong size means outputs of something else. What
+follows every name ("_x4") is found, or said: `folder:PATH,suffix=_x4`.
 
 The cards describe the images that authors published: bench/methods/published/published.py.
 """
 
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +21,7 @@ from bench.options import SCALE, RunOptions
 from bench.provenance import cached_sha256
 from bench.store.missing import Missing
 from tsd.errors import UserError, some
-from tsd.files import find_images, same_form
+from tsd.files import common_suffix, find_images, same_form
 
 if TYPE_CHECKING:
     from bench.testsets.manifest import TestImage, TestSet
@@ -54,21 +56,19 @@ class PublishedOutputs:
     def outputs(self, testset: "TestSet") -> dict[str, Path]:
         folder = self.folder(testset.name)
         found = images_by_stem(folder, self.suffix)
-        faults = [f"{image.name}: no image of this name" for image in testset.images if image.name not in found]
-        if faults:
-            names = {image.name for image in testset.images}
-            spare = [path.name for stem, path in found.items() if stem not in names]
-            if spare:
-                faults.append(f"(images there that match no name: {some(spare)}; names must be equal, without suffix)")
-        for image in testset.images:
-            if image.name in found:
-                faults += _size_fault(image, found[image.name])
+        names = [image.name for image in testset.images]
+        suffix = common_suffix(found, names)
+        if suffix:
+            found = {stem.removesuffix(suffix): path for stem, path in found.items() if stem.endswith(suffix)}
+        absent = [name for name in names if name not in found]
+        faults = _absence(folder, absent, found, names) if absent else []
+        faults += _size_faults([(image, found[image.name]) for image in testset.images if image.name in found])
         if faults:
             raise UserError(
-                f"the outputs in {folder} do not fit the test set {testset.name} ({len(testset.images)} images "
-                "expected, matched by name):\n  " + "\n  ".join(faults)
+                f"the outputs in {folder} do not fit the test set {testset.name} ({len(names)} images expected, "
+                "matched by name):\n  " + "\n  ".join(faults)
             )
-        return {image.name: found[image.name] for image in testset.images}
+        return {name: found[name] for name in names}
 
     def provenance(self) -> dict[str, object]:
         """Where the images come from and one hash over all of them; see `FolderMethod`.
@@ -127,13 +127,13 @@ def sha256_of_files(files: Mapping[str, Path]) -> str:
     return total.hexdigest()
 
 
-def folder_spec(root: Path, name: str, display: str) -> MethodSpec:
-    """The row of `folder:PATH`."""
+def folder_spec(root: Path, name: str, display: str, suffix: str = "") -> MethodSpec:
+    """The row of `folder:PATH`, or of `folder:PATH,suffix=SUFFIX`."""
 
     def load(options: RunOptions) -> PublishedOutputs:
         if not root.is_dir():
             raise UserError(missing(options)[0].line())
-        return PublishedOutputs(root, options.testset)
+        return PublishedOutputs(root, options.testset, suffix=suffix)
 
     def missing(options: RunOptions) -> list[Missing]:
         if root.is_dir():
@@ -154,19 +154,42 @@ def folder_spec(root: Path, name: str, display: str) -> MethodSpec:
     )
 
 
-def _size_fault(image: "TestImage", path: Path) -> list[str]:
-    """What is wrong with the size of `path`, or that it is no image; at most one line."""
+def _absence(folder: Path, absent: list[str], found: Mapping[str, Path], names: list[str]) -> list[str]:
+    """Says in few lines which names have no image, and what the images are called instead."""
+    faults = [f"no image of this name for {len(absent)} of {len(names)}: {some(absent)}"]
+    spare = [stem for stem in found if stem not in set(names)]
+    endings = Counter(
+        stem.removeprefix(name) for stem in spare for name in absent if stem.startswith(name) and stem != name
+    )
+    for suffix, count in endings.most_common(1):
+        if count > 1 or len(absent) == 1:
+            verb = "differ" if count > 1 else "differs"
+            faults.append(
+                f"{count} name{'s' * (count > 1)} {verb} by {suffix}; folder:{folder},suffix={suffix} takes such images"
+            )
+    if spare:
+        faults.append(f"images there that match no name: {some(found[stem].name for stem in spare)}")
+    return faults
+
+
+def _size_faults(outputs: Sequence[tuple["TestImage", Path]]) -> list[str]:
+    """What is wrong with the sizes of images, or that they are none; equal faults in one line."""
     from tsd.images import ImageError, picture_size
 
-    try:
-        found = picture_size(path)
-    except ImageError as error:
-        return [f"{image.name}: {path.name} is not a readable image ({type(error.__cause__ or error).__name__})"]
-    if image.hr is not None:
-        expected = picture_size(image.hr)
-    else:
-        width, height = picture_size(image.lr)
-        expected = (width * SCALE, height * SCALE)
-    if found == expected:
-        return []
-    return [f"{image.name}: {path.name} is {found[0]}x{found[1]}, expected {expected[0]}x{expected[1]}"]
+    faults: dict[str, list[str]] = {}
+    for image, path in outputs:
+        try:
+            found = picture_size(path)
+        except ImageError as error:
+            reason = f"not a readable image ({type(error.__cause__ or error).__name__})"
+            faults.setdefault(reason, []).append(path.name)
+            continue
+        if image.hr is not None:
+            expected = picture_size(image.hr)
+        else:
+            width, height = picture_size(image.lr)
+            expected = (width * SCALE, height * SCALE)
+        if found != expected:
+            wrong = f"{found[0]}x{found[1]}, expected {expected[0]}x{expected[1]}"
+            faults.setdefault(wrong, []).append(path.name)
+    return [f"{some(files)}: {fault}" for fault, files in faults.items()]

@@ -6,9 +6,10 @@ and attention spread over the whole image, so that an image without this padding
 everywhere. This module has geometry only, no network.
 """
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from bench.methods.spandrel.tiling import in_tiles
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,17 +40,4 @@ def enlarge(network: Callable[["Tensor"], "Tensor"], image: "Tensor", scale: int
     height, width = image.shape[-2:]
     if height * width < TILED_FROM_PIXELS:
         return network(mirrored(image))[..., : scale * height, : scale * width]
-    output = image.new_zeros(*image.shape[:2], scale * height, scale * width)
-    for row in range(math.ceil(height / TILE)):
-        for column in range(math.ceil(width / TILE)):
-            top, left = row * TILE, column * TILE
-            bottom, right = min(top + TILE, height), min(left + TILE, width)
-            above, before = max(top - TILE_PAD, 0), max(left - TILE_PAD, 0)
-            tile = image[..., above : bottom + TILE_PAD, before : right + TILE_PAD]
-            inside = (
-                ...,
-                slice((top - above) * scale, (bottom - above) * scale),
-                slice((left - before) * scale, (right - before) * scale),
-            )
-            output[..., top * scale : bottom * scale, left * scale : right * scale] = network(mirrored(tile))[inside]
-    return output
+    return in_tiles(lambda tile: network(mirrored(tile)), image, scale=scale, core=TILE, context=TILE_PAD)

@@ -11,11 +11,13 @@ import hashlib
 import importlib.util
 import io
 import pickle
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.methods.base import MethodSpec
+from bench.methods.spandrel.tiling import in_tiles
 from bench.methods.stages import Boundary
 from bench.options import SCALE, RunOptions
 from bench.store.missing import Missing
@@ -43,6 +45,7 @@ class SpandrelMethod:
         options.require_dtype()
         self.path = path
         self.options = options
+        self.progress: Callable[[int, int], None] = lambda done, total: None
         self.data, self.sha256 = _read(path)
         if sha256 is not None and self.sha256 != sha256:
             raise UserError(
@@ -60,7 +63,8 @@ class SpandrelMethod:
         """
         self.options.require_device()
         require_spandrel()
-        network = build(self.path, self.parameters(read_state_dict(self.path, self.data)))
+        parameters = self.parameters(read_state_dict(self.path, self.data))
+        network = build(self.path, parameters, None if self.options.any_scale else SCALE)
         self.check(network)
         self.data = b""
         return self.placed(network)
@@ -94,11 +98,33 @@ class SpandrelMethod:
         return self.network(image)
 
     def restore(self, lr: "Tensor", seed: int) -> "Tensor":
+        tiles = self.options.tiles
+        if tiles is None or max(lr.shape[-2:]) <= tiles.side or self.network.tiling.name == "INTERNAL":
+            return self._restore(lr)
+        core = tiles.side - 2 * tiles.context
+        return in_tiles(self._restore, lr, scale=self.scale, core=core, context=tiles.context, progress=self.progress)
+
+    def _restore(self, lr: "Tensor") -> "Tensor":
         import torch
 
         # Copied, since an architecture may write into its input; cloned, since spandrel returns an inference tensor.
         image = lr.to(self.options.device, self.network.dtype, copy=True)
         return self.enlarge(image).to("cpu", torch.float32).clone()
+
+    @property
+    def scale(self) -> int:
+        """How many times as large its results are. Loads the network."""
+        return self.network.scale
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know before large images, as spandrel says of the architecture."""
+        if self.options.tiles is None or self.network.tiling.name == "SUPPORTED":
+            return ()
+        name = self.network.architecture.name
+        if self.network.tiling.name == "INTERNAL":
+            return (f"{name} makes tiles of its own: it gets photographs whole",)
+        return (f"{name} looks at whole images: tiles may leave seams; --tile 0 takes photographs whole",)
 
     def boundaries(self) -> Sequence[Boundary]:
         assert self.network is not None  # loads it
@@ -130,11 +156,15 @@ def require_spandrel() -> None:
         raise UserError("spandrel is not installed; `pip install spandrel` (it is in the extra `bench`)")
 
 
-def build(path: Path, state_dict: dict[str, object]) -> "ImageModelDescriptor":
+def build(path: Path, state_dict: dict[str, object], scale: int | None = SCALE) -> "ImageModelDescriptor":
     """Builds the network of a state dict that was read from `path`.
 
+    Args:
+        scale: how many times it must enlarge; None for any number.
+
     Raises:
-        UserError: spandrel does not recognise it, tensors are missing or of another shape, it is not x4 from RGB.
+        UserError: spandrel does not recognise it, tensors are missing or of another shape, it has another scale, or
+            does not lead from RGB to RGB.
     """
     from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
 
@@ -155,10 +185,12 @@ def build(path: Path, state_dict: dict[str, object]) -> "ImageModelDescriptor":
     if not isinstance(network, ImageModelDescriptor):
         raise UserError(f"{path} is a {network.architecture.name} for {network.purpose}; expected an upscaler")
     form = (network.scale, network.input_channels, network.output_channels)
-    if form != (SCALE, 3, 3):
+    if form != (form[0] if scale is None else scale, 3, 3):
+        command = f"bench apply {shlex.quote(f'spandrel:{path}')} photos/"
         raise UserError(
             f"{path} is a {network.architecture.name} network with scale x{form[0]}, {form[1]} input and {form[2]} "
-            f"output channels; expected x{SCALE} from RGB to RGB"
+            f"output channels; expected {'' if scale is None else f'x{scale} '}from RGB to RGB"
+            f"{f'. For photographs it serves as it is: `{command}`' if form[1:] == (3, 3) else ''}"
         )
     return network
 
@@ -183,6 +215,7 @@ def spandrel_spec(path: Path, name: str, display: str) -> MethodSpec:
         licence="that of the weights",
         load=load,
         missing=missing,
+        tiles=True,
     )
 
 

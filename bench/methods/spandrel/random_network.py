@@ -25,6 +25,7 @@ class RandomGan(GanMethod):
         self.card, self.card_network, self.options = card, card.network, options
         self.path = options.weights() / card.network.file  # for messages; it need not exist
         self.hashes = {card.network.file: "random"}
+        self.progress = lambda done, total: None
 
     def provenance(self) -> dict[str, object]:
         return {**super().provenance(), "remarks": [REMARK]}

@@ -27,7 +27,8 @@ def gan_spec(card: Card) -> MethodSpec:
     def missing(options: RunOptions) -> list[Missing | Obstacle]:
         return [*missing_weights(card, options), *_obstacles(card)]
 
-    return spec_of(card, load, missing, random_weights=True)
+    tiles = card.network is not None and not card.network.padding  # FeMaSR's own code makes tiles
+    return spec_of(card, load, missing, random_weights=True, tiles=tiles)
 
 
 def _obstacles(card: Card) -> list[Obstacle]:

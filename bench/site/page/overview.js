@@ -159,6 +159,8 @@ function plot(figure, axis, rows, heading) {
   figure.querySelector(".chart").replaceChildren(table);
 }
 
+const FEWEST = 6; // images from which on a difference is called better or worse, as in bench/report/summarize.py
+
 function drawForest(figure, set, methods, metric, reference) {
   const { higher, decimals: digits, display } = set.metrics[metric];
   const found = methods.filter((method) => method !== reference)
@@ -170,7 +172,7 @@ function drawForest(figure, set, methods, metric, reference) {
   const rows = found.map(({ method, gap }) => {
     const zero = drawn("line", { class: "zero", x1: axis.at(0), x2: axis.at(0), y1: -8, y2: 38 });
     if (!gap) return { title: set.methods[method].display, marks: [zero], text: "not on the same images" };
-    const sure = gap.low !== null && (gap.low > 0 || gap.high < 0);
+    const sure = gap.n >= FEWEST && gap.low !== null && (gap.low > 0 || gap.high < 0);
     const better = gap.mean > 0 === higher ? " ▲" : " ▼";
     return {
       title: set.methods[method].display,

@@ -218,6 +218,30 @@ def test_a_spoilt_card_gets_the_one_clear_error(tmp_path, find, replace, message
     assert str(path) in str(caught.value)
 
 
+def test_all_faults_come_at_once(tmp_path):
+    spoilt = CARD
+    for find, replace in (
+        ('licence = "MIT"', 'license = "MIT"'),
+        ("steps = 1", 'steps = "1"'),
+        ('commit = "01', 'commit = "v1'),
+        ('["ram"]', '["rem"]'),
+        ('outputs = "{name}.png"\n', ""),
+        ('"test.py:2"', '"test.py"'),
+        ('["numpy==1.26.4"]', '["numpy==1.26.4", 5, "-r x"]'),
+        ('citation = "nobody"', 'citation = "TODO: who"'),
+    ):
+        assert spoilt.count(find) == 1
+        spoilt = spoilt.replace(find, replace)
+    with pytest.raises(UserError) as caught:
+        read_card(written(tmp_path, spoilt))
+    first, *found = str(caught.value).splitlines()
+    assert first == f"{tmp_path / 'own.toml'}: 10 faults"
+    starts = ("unknown key 'license'", "licence missing", "steps: expected int", "environment, requirements 2:",
+              "command: outputs missing", "no shared asset 'rem'", "still to be written: citation", "commit = 'v1",
+              "requirements: '-r x'", "flags: -o = 'test.py'")  # fmt: skip
+    assert [line.strip()[: len(start)] for line, start in zip(found, starts, strict=True)] == list(starts)
+
+
 @pytest.mark.parametrize("file", ["../../x.py", "/x.py", ".git/config", "a//x.py"])
 def test_a_patch_stays_in_the_checkout(tmp_path, file):
     patch = f'[[patches]]\nfile = "{file}"\nfind = "a"\nreplace = "b"\nreason = "c"\n'

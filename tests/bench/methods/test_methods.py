@@ -57,6 +57,29 @@ def test_unknown_name_suggests_and_lists(wrong: str, meant: str):
     assert "folder:PATH" in message
 
 
+def test_a_bare_path_is_told_the_form_it_was_meant_to_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my.py").write_text(
+        "raise SystemExit\ndef enlarge(lr, seed): ...\ndef restore(lr, seed): ...\ndef one(x): ...\n"
+    )
+    Path("outputs").mkdir()
+    (Path("model") / "vae").mkdir(parents=True)
+    (Path("model") / "vae" / "config.json").write_text("{}")
+    for wrong, meant in (
+        ("my.py", "python:my.py:restore or python:my.py:enlarge"),
+        ("mine=my.py", "mine=python:my.py:restore or mine=python:my.py:enlarge"),
+        ("my.py:restore", "python:my.py:restore"),
+        ("none.py", "python:none.py:FUNCTION"),
+        ("weights/net.pth", "spandrel:weights/net.pth"),
+        ("outputs", "folder:outputs"),
+        ("model", "tsd-sr:model"),
+        ("mine.toml", "card:mine.toml"),
+    ):
+        with pytest.raises(UserError) as caught:
+            get_method(wrong)
+        assert str(caught.value) == f"no method is called {wrong!r}. Did you mean {meant}?"
+
+
 def test_unknown_name_far_from_all_gets_no_suggestion():
     with pytest.raises(UserError, match="no method is called 'zzzz'") as caught:
         get_method("zzzz")

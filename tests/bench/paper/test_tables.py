@@ -5,10 +5,22 @@ from pathlib import Path
 
 import pytest
 
+from bench.cli import main
 from bench.methods import METHODS
 from bench.metrics import METRICS
 from bench.options import RunOptions
-from bench.paper.tables import NEWER, PAPER_METRICS, TABLES, PaperRow, get_profile, pairs_of, paper_figures
+from bench.paper.tables import (
+    NEWER,
+    PAPER_METRICS,
+    PRINTED,
+    TABLES,
+    PaperRow,
+    get_profile,
+    is_of_the_paper,
+    pairs_of,
+    paper_figures,
+    printed_rows,
+)
 from bench.records.schema import Plan, PlanSet
 from bench.run.plan import choose, make_plan
 from bench.run.request import Request
@@ -70,7 +82,7 @@ def test_rows_of_the_paper_profiles_are_those_of_the_papers_tables() -> None:
     [
         ("tabel1", "mini", "Did you mean 'table1'?"),
         ("x", "mini", "Known: table1, table2"),
-        ("table4", "mini", "bench/paper/table4.csv"),
+        ("table4", "mini", "`bench paper table4` prints the paper's own figures"),
         ("table6", "mini", "--table table2 --profile paper"),
     ],
 )
@@ -239,3 +251,34 @@ def test_newer_methods_follow_the_rows_of_table_1_and_of_no_other() -> None:
     for table, profile in (("table1", "mini"), ("table7", "paper")):
         with pytest.raises(UserError, match="newer methods belong to --table table1 --profile paper"):
             get_profile(table, profile, newer=True)
+
+
+def test_the_papers_own_figures_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["paper"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(PRINTED)
+    for name, (title, _) in PRINTED.items():
+        assert main(["paper", name]) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith(f"{title}, as printed, not measured here\n\n|")
+        for row in printed_rows(name)[1]:
+            assert all(text in shown for text in row.values())
+    assert main(["paper", "Table 1", "--dataset", "realsr", "--metrics", "psnr", "--csv"]) == 0
+    assert capsys.readouterr().out == (
+        "dataset,method,steps,psnr\nRealSR,OSEDiff,1,25.15\nRealSR,AddSR,1,24.79\nRealSR,SinSR,1,26.27\n"
+        "RealSR,TSD-SR,1,24.81\n"
+    )
+    for arguments, says in (
+        (["figure7"], "Did you mean 'figure8'?"),
+        (["table3", "--dataset", "realsr"], "it has no test sets"),
+        (["table1", "--metrics", "psnr", "vif"], "table1 prints no vif"),
+    ):
+        assert main(["paper", *arguments]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_a_table_of_ones_own_rows_or_images_is_not_the_papers() -> None:
+    assert is_of_the_paper("table1", ["bicubic"], ["mini"])
+    assert is_of_the_paper("table1", ["bicubic", "osediff-published", "mine"], ["realsr"])
+    assert is_of_the_paper("table1", ["bicubic", "s3diff"], ["realsr"])
+    assert not is_of_the_paper("table1", ["bicubic", "lanczos", "mine"], ["mini"])
+    assert not is_of_the_paper("table7", ["bicubic", "bsrgan-published"], ["realsrset"])

@@ -38,8 +38,8 @@ def test_one_moved_value_fails_even_where_the_mean_stays(tmp_path: Path) -> None
     new = write(tmp_path / "new", {"a": 20.5, "b": 29.5})
     lines = [failure.line() for failure in compare(old, new, {}).failures]
     assert lines == [
-        "mini · bicubic · psnr · a: 20 → 20.5 (+0.5, allowed ±0.02)",
-        "mini · bicubic · psnr · b: 30 → 29.5 (-0.5, allowed ±0.02)",
+        "mini · bicubic · psnr · a: 20.0000 → 20.5000 (+0.5, allowed ±0.02)",
+        "mini · bicubic · psnr · b: 30.0000 → 29.5000 (-0.5, allowed ±0.02)",
     ]
     assert compare(old, new, {"psnr": 0.5}).failures == ()
 
@@ -55,8 +55,8 @@ def test_what_disappeared_or_fails_now_is_a_failure_and_what_is_new_is_not(tmp_p
     assert texts == [
         "mini · bicubic · image · b: restoration fails now: ValueError: NaN",
         "mini · bicubic · image · c: image is gone",
-        "mini · bicubic · psnr · b: was 30, is gone",
-        "mini · bicubic · psnr · c: was 40, fails now: too small",
+        "mini · bicubic · psnr · b: was 30.0000, is gone",
+        "mini · bicubic · psnr · c: was 40.0000, fails now: too small",
     ]
 
 
@@ -83,7 +83,7 @@ def test_the_command_lists_and_fails(bench: Callable, tmp_path: Path) -> None:
     assert status == 1
     assert out.splitlines() == [
         "psnr: largest change 1, allowed 0.02",
-        "mini · bicubic · psnr · a: 20 → 21 (+1, allowed ±0.02)",
+        "mini · bicubic · psnr · a: 20.0000 → 21.0000 (+1, allowed ±0.02)",
         "and 1 more",
         "2 values compared, 2 failures",
     ]

@@ -116,6 +116,16 @@ def test_the_same_images_give_the_same_bytes_and_are_drawn_once(
     assert path.read_bytes() != first
 
 
+def test_the_images_may_be_chosen(records: Records, plan: Plan, tiny: TestSet, tmp_path: Path) -> None:
+    assert draw_figure(records, plan, tiny, tmp_path / "all.png")
+    assert draw_figure(records, plan, tiny, tmp_path / "last.png", ["photo2"])
+    with Image.open(tmp_path / "all.png") as image:
+        every = np.asarray(image.convert("RGB"))
+    with Image.open(tmp_path / "last.png") as image:
+        last = np.asarray(image.convert("RGB"))
+    assert np.array_equal(last[HEADER:], every[-len(last) + HEADER :])
+
+
 def test_a_method_whose_images_are_not_on_disk_has_no_column(
     records: Records, plan: Plan, tiny: TestSet, tmp_path: Path
 ) -> None:

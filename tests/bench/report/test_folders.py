@@ -114,6 +114,21 @@ def test_every_fault_is_listed_and_nothing_is_scored(
     assert "Traceback" not in captured.err
 
 
+def test_names_with_a_suffix_and_outputs_of_the_first_images_alone(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sr, hr = folders
+    before = [(pair.sr.stem, pair.hr) for pair in find_pairs(sr, hr)]
+    for name in NAMES:
+        (sr / f"{name}.png").rename(sr / f"{name}_x4.png")
+    assert [(pair.sr.stem.removesuffix("_x4"), pair.hr) for pair in find_pairs(sr, hr)] == before
+    assert "names are taken without _x4, as in a_x4" in capsys.readouterr().err
+    (sr / "c_x4.png").unlink()
+    with pytest.raises(FolderError, match=rf"{hr}/a\.png, {hr}/b\.png, {hr}/c\.png: no partner in {sr}"):
+        find_pairs(sr, hr)
+    assert [pair.name for pair in find_pairs(sr, hr, limit=2)] == ["a_x4.png", "b_x4.png"]
+
+
 @pytest.mark.parametrize("which", ["absent", "empty", "file"])
 def test_folders_that_are_none(which: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / which

@@ -10,7 +10,7 @@ import pytest
 
 from bench.report import markdown
 from bench.report.document import lay_out
-from bench.report.render import to_csv
+from bench.report.render import to_csv, to_legend
 from bench.report.summarize import SECONDS, Cell, HeaderCell, Pair, Section, Table, TableRow
 
 PSNR = HeaderCell("psnr", "PSNR", True, 2)
@@ -47,16 +47,16 @@ BICUBIC = TableRow(
     "bicubic",
     "Bicubic",
     None,
-    {"psnr": Cell(26.123456789, 3, 25.0, 27.246913578, rank=2), "lpips": Cell(0.25, 3, 0.1, 0.4)}
-    | {SECONDS: Cell(0.0123, 3, 0.01, 0.0146)},
+    {"psnr": Cell(26.123456789, 6, 25.0, 27.246913578, rank=2), "lpips": Cell(0.25, 6, 0.1, 0.4)}
+    | {SECONDS: Cell(0.0123, 6, 0.01, 0.0146)},
 )
 NET = TableRow(
     "net",
     "Net",
     1,
-    {"psnr": Cell(27.0, 3, 26.0, 28.0, rank=1), "lpips": Cell(None, 0, reasons=WHY)}
+    {"psnr": Cell(27.0, 6, 26.0, 28.0, rank=1), "lpips": Cell(None, 0, reasons=WHY)}
     | {SECONDS: Cell(None, 0, reasons=("Net: published",))},
-    {"psnr": Cell(0.876, 3, 0.5, 1.252), "lpips": Cell(0.01, 3, -0.01, 0.03)},
+    {"psnr": Cell(0.876, 6, 0.5, 1.252), "lpips": Cell(0.01, 6, -0.01, 0.03)},
 )
 
 
@@ -109,7 +109,8 @@ def test_cells_with_one_reason_share_a_short_footnote() -> None:
     assert "[3]" not in text
     assert "https" not in text
     assert "alexnet" not in text
-    assert "https://x.org/alexnet.pth" in to_csv(table(BICUBIC, NET), []), "in full for programs"
+    assert "https://x.org/alexnet.pth" in to_csv(table(BICUBIC, NET), [], full_reasons=True)
+    assert "https" not in to_csv(table(BICUBIC, NET), [])
 
 
 def test_a_column_that_nobody_has_is_a_sentence() -> None:
@@ -117,7 +118,7 @@ def test_a_column_that_nobody_has_is_a_sentence() -> None:
     text = to_markdown(table(*rows), [])
     assert grids(text)[0][0] == ["Method", "Steps", "PSNR ↑", "s/image ↓"]
     assert "- LPIPS was not measured (files are missing: `bench fetch lpips`).\n" in text
-    assert "`table1.csv` has reasons in full" in text
+    assert "`table1.reasons.csv` has reasons in full" in text
     assert "- [1] published\n" in text, "footnotes are counted without it"
 
 
@@ -144,7 +145,7 @@ def test_paired_differences_say_which_way_and_whether_beyond_the_interval() -> N
         ["Method", "PSNR ↑", "LPIPS ↓"],
         ["Net", "+0.88 [+0.50, +1.25] ▲", "+0.0100 [-0.0100, +0.0300]"],
     ]
-    worse = TableRow("net", "Net", 1, NET.cells, {"lpips": Cell(0.02, 3, 0.01, 0.03), "psnr": Cell(-1.0, 1)})
+    worse = TableRow("net", "Net", 1, NET.cells, {"lpips": Cell(0.02, 6, 0.01, 0.03), "psnr": Cell(-1.0, 1)})
     assert grids(to_markdown(table(BICUBIC, worse), []))[1][1] == ["Net", "-1.00", "+0.0200 [+0.0100, +0.0300] ▼"]
 
 
@@ -238,16 +239,18 @@ def test_csv_has_full_precision_n_intervals_and_nothing_where_nothing_was_measur
     measured = frame[frame.source == "measured"].set_index("method")
     assert measured.loc["bicubic", "psnr"] == 26.123456789
     assert measured.loc["bicubic", "psnr_ci95_high"] == 27.246913578
-    assert (measured.psnr_n == 3).all()
+    assert (measured.psnr_n == 6).all()
     assert measured.lpips.isna().tolist() == [False, True]
-    assert measured.lpips_n.tolist() == [3, 0]
+    assert measured.lpips_n.tolist() == [6, 0]
     assert measured.psnr_rank.tolist() == [2, 1]
     assert measured.psnr_tied.tolist() == [False, False]
     assert measured.lpips_rank.isna().all()
     assert measured.loc["net", "psnr_diff"] == 0.876
     assert measured.loc["net", "diff_reference"] == "Bicubic"
     assert pd.isna(measured.loc["bicubic", "diff_reference"])
-    assert measured.loc["net", "not_measured"] == f"lpips: {WHY[0]} | seconds: Net: published"
+    assert measured.loc["net", "not_measured"] == "lpips: files-1 | seconds: obstacle-1"
+    legend = pd.read_csv(io.StringIO(to_legend(table(BICUBIC, NET)))).set_index("code").reason
+    assert legend.to_dict() == {"files-1": WHY[0], "obstacle-1": "Net: published"}
     assert (measured.seed == 42).all()
     assert (measured.images == 3).all()
 
@@ -275,8 +278,8 @@ def test_a_true_zero_is_printed_as_zero() -> None:
 
 def test_pairs_on_the_same_base_stand_in_a_table_of_their_own_and_in_the_csv() -> None:
     column = HeaderCell("psnr", "PSNR", True, 2)
-    row = TableRow("ours", "Ours", 1, {"psnr": Cell(20.0, 3, 19.0, 21.0)})
-    pair = Pair("ours", "Ours", "Theirs", {"psnr": Cell(0.0123, 3, 0.004, 0.02)})
+    row = TableRow("ours", "Ours", 1, {"psnr": Cell(20.0, 6, 19.0, 21.0)})
+    pair = Pair("ours", "Ours", "Theirs", {"psnr": Cell(0.0123, 6, 0.004, 0.02)})
     section = Section("mini", "Mini", 3, 3, (row,), None, (pair,))
     table = Table("table5", "Table 5: x", "mini", 42, (column,), (section,), (), (), ())
     markdown = to_markdown(table, [])

@@ -20,6 +20,8 @@ from bench.records.schema import (
     ScoreRow,
     set_sha256,
 )
+from bench.report.document import lay_out
+from bench.report.markdown import to_markdown
 from bench.report.summarize import SECONDS, Cell, mean_ci95, summarize
 
 NAMES = ["a", "b", "c"]
@@ -194,12 +196,17 @@ def test_a_set_level_value_has_n_and_no_interval(records: Records) -> None:
 
 
 def marks(records: Records, metric: PlanMetric, *values: list[float], names: list[str] = NAMES) -> list[str]:
-    """The marks of methods with these values per image: rank, and "=" where it is shared; "" for none."""
+    """The marks of methods with these values per image: rank, and "=" where it is shared; "" for none.
+
+    Three images are taken for enough.
+    """
     methods = [f"m{number}" for number in range(len(values))]
     for method, own in zip(methods, values, strict=True):
         restored(records, method)
         scored(records, method, metric, own)
-    (section,) = summarize(records, plan([*methods, "none"], [metric], names)).sections
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.report.summarize.FEWEST", len(NAMES))
+        (section,) = summarize(records, plan([*methods, "none"], [metric], names)).sections
     assert {row.cells[SECONDS].rank for row in section.rows} == {None}
     cells = [row.cells[metric.name] for row in section.rows]
     assert (cells[-1].rank, cells[-1].tied) == (None, False)
@@ -230,6 +237,31 @@ def test_a_row_is_tied_with_the_best_by_its_own_interval_not_by_its_place(record
     """The second of the means is surely worse than the best; the third scatters so much that it may not be."""
     best, second, third = [22.0, 23.0, 24.0], [21.9, 22.9, 23.9], [26.0, 18.0, 24.0]
     assert marks(records, PSNR, best, second, third) == ["1=", "", "1="]
+
+
+def test_on_few_images_nothing_is_marked_and_no_interval_leaves_the_range(records: Records) -> None:
+    ssim = PlanMetric("ssim", "SSIM", "image", True, True, 4, "luma", [])
+    for method, psnrs, ssims in (
+        ("bicubic", [20.0, 21.0, 25.0], [0.6, 0.61, 0.62]),
+        ("net", [20.2, 21.2, 25.2], [0.52, 0.92, 0.97]),
+    ):
+        restored(records, method)
+        scored(records, method, PSNR, psnrs)
+        scored(records, method, ssim, ssims)
+    (section,) = summarize(records, plan(["bicubic", "net"], [PSNR, ssim])).sections
+    _, net = section.rows
+    assert [net.cells[name].rank for name in ("psnr", "ssim")] == [None, None]
+    assert net.cells["psnr"].low is not None
+    mean, _, high = mean_ci95([0.52, 0.92, 0.97])
+    assert high is not None
+    assert high > 1
+    assert net.cells["ssim"] == Cell(pytest.approx(mean), 3)
+    assert net.differences["ssim"].low is not None
+    text = to_markdown(lay_out(summarize(records, plan(["bicubic", "net"], [PSNR, ssim])), []))
+    assert "| NET      | +0.20 [+0.20, +0.20] |" in text
+    assert "On fewer than 6 images nothing is called better or worse." in text
+    assert "—: the interval would leave the metric's range." in text
+    assert not set("▲▼*") & set(text.replace("**", ""))
 
 
 def test_without_an_interval_nothing_is_marked(records: Records) -> None:

@@ -42,7 +42,7 @@ def test_the_whole_way_gives_exactly_this_table(bench: Bench) -> None:
     assert out == Path("out/table1.md").read_text()
     check_golden("table1.md", without_versions(out))
     assert Path("out/table1.png").exists()
-    assert "written: out/table1.md, out/table1.csv, out/table1.tex, out/table1.png" in err
+    assert "written: out/table1.md, out/table1.csv, out/table1.tex, out/table1.reasons.csv, out/table1.png" in err
 
 
 def test_a_second_run_changes_nothing_and_the_records_alone_give_the_same_table(bench: Bench) -> None:
@@ -112,11 +112,14 @@ def test_missing_weights_are_a_sentence_each_at_mini_scale(bench: Bench) -> None
     assert "LPIPS ↓ |" not in out.split("The paper's own figures")[0]
     assert "- LPIPS was not measured (files are missing: `bench fetch lpips`).\n" in out
     assert "- Real-ESRGAN (compact) was not measured (files are missing: `bench fetch realesrgan-compact`).\n" in out
-    (compact,) = [line for line in Path("out/table1.csv").read_text().splitlines() if ",realesrgan-compact," in line]
-    assert re.search(r"Real-ESRGAN \(compact\) needs realesr-general-x4v3\.pth .*https://", compact)
     with open("out/table1.csv", newline="") as file:
-        bicubic = next(line for line in csv.DictReader(file) if line["method"] == "bicubic")
-    assert re.search(r"LPIPS needs alexnet-owt-7be5be79\.pth .*\$TORCH_HOME/hub/checkpoints", bicubic["not_measured"])
+        codes = {line["method"]: line["not_measured"] for line in csv.DictReader(file) if line["method"]}
+    assert codes["bicubic"] == "lpips: files-1"
+    assert codes["realesrgan-compact"] == "psnr: files-2 | lpips: files-2 | seconds: files-2"
+    with open("out/table1.reasons.csv", newline="") as file:
+        reasons = {line["code"]: line["reason"] for line in csv.DictReader(file)}
+    assert re.search(r"LPIPS needs alexnet-owt-7be5be79\.pth .*\$TORCH_HOME/hub/checkpoints", reasons["files-1"])
+    assert re.search(r"Real-ESRGAN \(compact\) needs realesr-general-x4v3\.pth .*https://", reasons["files-2"])
 
 
 def failing(tmp_path: Path) -> str:
@@ -276,7 +279,7 @@ def test_a_method_that_cannot_run_costs_its_row_and_never_the_table(
     assert "TSD-SR needs default/" in line, "all of it in one line"
     assert re.search(r"^\| Bicubic .* \d\d\.\d\d", out, flags=re.M)
     assert "- TSD-SR was not measured (files are missing: `bench fetch tsd-sr`).\n" in out
-    full = Path("out/table1.csv").read_text()
+    full = Path("out/table1.reasons.csv").read_text()
     assert re.search(r"TSD-SR needs .*stable-diffusion-3-medium.*Stability AI Community License", full)
     assert len(line) < 600, "in the terminal stands what has a line's room"
 
@@ -320,7 +323,7 @@ def test_what_the_paper_profile_lacks_may_be_left_out(bench: Bench, datasets: Pa
     assert status == 0
     missing = "(files are missing: `bench fetch osediff addsr sinsr tsd-sr`)"
     assert f"- OSEDiff, AddSR, SinSR and TSD-SR were not measured {missing}.\n" in out
-    full = Path("out/table1.csv").read_text()
+    full = Path("out/table1.reasons.csv").read_text()
     assert "SinSR needs SinSR_v1.pth (CC-BY-NC-SA-4.0)" in full
     assert "TSD-SR needs stable-diffusion-3-medium" in full
 

@@ -45,7 +45,9 @@ def test_a_table_of_such_a_set_has_the_columns_it_can_have(bench: Bench, unrefer
 
 
 def test_the_picture_has_no_column_for_a_ground_truth(bench: Bench, unreferenced: Path) -> None:
-    bench(*RUN, "--testsets", "realsrset")
+    assert "no picture of RealSRSet, whose images may not be handed on" in bench(*RUN, "--testsets", "realsrset")[2]
+    assert not Path("out/table7.png").exists()
+    bench(*RUN, "--testsets", "realsrset", "--figure")
     with Image.open("out/table7.png") as image:
         sheet = np.asarray(image.convert("RGB")).astype(int)
     block = 2 * TILE + CAPTION + 3 * GAP
@@ -87,12 +89,14 @@ def test_published_outputs_are_measured_where_there_are_any(bench: Bench, unrefe
     status, out, _ = bench(*arguments, "--testsets", "mini", "realsrset")
     assert status == 0
     assert "- net (published) was not measured (missing: published images for realsrset).\n" in out
-    assert "needs published images for realsrset at $TSD_DATA/realsrset/net/" in Path("out/table7.csv").read_text()
+    assert (
+        "needs published images for realsrset at $TSD_DATA/realsrset/net/" in Path("out/table7.reasons.csv").read_text()
+    )
     images = Records(Path("out")).of("mini", "net-published").images()
     assert {rows.seed for rows in images.values()} == {None}
     _, plain, _ = bench(*RUN, "--testsets", "mini", "--metrics", "psnr", "--no-figure")
     assert row(out, "net (published)")[2].strip("*⁼") == row(plain, "Lanczos")[2].strip("*⁼")
-    assert row(plain, "Lanczos")[2].endswith("⁼"), "the very same images"
+    assert not set("*⁼") & set(row(plain, "Lanczos")[2]), "three images are too few for a mark"
     status, _, err = bench(*arguments, "--testsets", "realsrset")
     assert status == 2
     assert "--methods published:net: not there" in err

@@ -88,7 +88,7 @@ def test_without_ground_truth_the_size_is_four_times_the_input(folder: Path, tes
     unreferenced = Set("toy", tuple(Images(image.name, image.lr, None) for image in testset.images))
     assert set(load(folder).outputs(unreferenced)) == set(NAMES)
     png(folder / "a.png", (16, 12))
-    with pytest.raises(UserError, match=r"a: a\.png is 16x12, expected 32x24"):
+    with pytest.raises(UserError, match=r"a\.png: 16x12, expected 32x24"):
         load(folder).outputs(unreferenced)
 
 
@@ -99,18 +99,36 @@ def test_every_fault_is_listed(folder: Path, testset: Set):
     with pytest.raises(UserError) as caught:
         load(folder).outputs(testset)
     message = str(caught.value)
-    assert "a: no image of this name" in message
-    assert "a_out.png" in message
-    assert "b: b.png is 8x6, expected 32x24" in message
-    assert "c: c.png is not a readable image" in message
+    assert "no image of this name for 1 of 3: a" in message
+    assert f"1 name differs by _out; folder:{folder},suffix=_out takes such images" in message
+    assert "images there that match no name: a_out.png" in message
+    assert "b.png: 8x6, expected 32x24" in message
+    assert "c.png: not a readable image" in message
 
 
-def test_many_spare_images_are_shown_in_part(folder: Path, testset: Set):
+def test_what_follows_every_name_is_found_or_said(folder: Path, testset: Set):
     for name in NAMES:
         (folder / f"{name}.png").rename(folder / f"{name}_x4.png")
     png(folder / "d_x4.png", (32, 24))
-    with pytest.raises(UserError, match=r"a_x4\.png, b_x4\.png, c_x4\.png and 1 more"):
+    expected = {name: folder / f"{name}_x4.png" for name in NAMES}
+    assert load(folder).outputs(testset) == expected
+    method = get_method(f"mine=folder:{folder},suffix=_x4").load(RunOptions())
+    assert isinstance(method, FolderMethod)
+    assert method.outputs(testset) == expected
+    assert method.provenance()["images"] == 4
+
+
+def test_names_of_two_endings_are_told_in_few_lines(folder: Path, testset: Set):
+    (folder / "a.png").rename(folder / "a_x4.png")
+    (folder / "b.png").rename(folder / "b_x4.png")
+    (folder / "c.png").rename(folder / "c-final.png")
+    with pytest.raises(UserError) as caught:
         load(folder).outputs(testset)
+    assert str(caught.value).splitlines()[1:] == [
+        "  no image of this name for 3 of 3: a, b, c",
+        f"  2 names differ by _x4; folder:{folder},suffix=_x4 takes such images",
+        "  images there that match no name: a_x4.png, b_x4.png, c-final.png",
+    ]
 
 
 def test_two_images_of_one_name_are_refused(folder: Path, testset: Set):
@@ -128,7 +146,7 @@ def test_check_reports_incomplete_outputs_as_broken(folder: Path, testset: Set):
     (folder / "a.png").unlink()
     findings = check_folder(load(folder), testset)
     assert [finding.passed for finding in findings] == [False, True]
-    assert "a: no image of this name" in findings[0].found
+    assert "no image of this name for 1 of 3: a" in findings[0].found
 
 
 def test_provenance_changes_with_any_byte_or_name(folder: Path):

@@ -111,7 +111,7 @@ def test_without_a_known_hash_names_and_sizes_are_checked(outputs: Path, tmp_pat
     png(outputs / "brick_OURS.png", (256, 256), 99)
     assert load(spec, tmp_path).provenance()["images"] == 18
     png(outputs / "brick_OURS.png", (128, 256))
-    with pytest.raises(UserError, match=r"brick: brick_OURS\.png is 128x256, expected 256x256"):
+    with pytest.raises(UserError, match=r"brick_OURS\.png: 128x256, expected 256x256"):
         load(spec, tmp_path).outputs(load_testset("mini"))
 
 

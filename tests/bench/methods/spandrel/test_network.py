@@ -94,7 +94,7 @@ def test_precision_a_network_cannot_run_in_is_refused(tmp_path: Path):
     single = ModelLoader().load_from_file(tmp_path / "net.pth")
     single.supports_half = single.supports_bfloat16 = False
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.methods.spandrel.network.build", lambda path, state_dict: single)
+        patch.setattr("bench.methods.spandrel.network.build", lambda path, state_dict, scale: single)
         with pytest.raises(UserError, match=r"Compact \(net\.pth\) cannot run in fp16, only in fp32"):
             method.restore(torch.rand(1, 3, 16, 16), 0)
 

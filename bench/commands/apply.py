@@ -1,0 +1,124 @@
+"""`bench apply`: restores photographs of one's own with any method that runs in process."""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tsd.batch import FILES, Job, add_files, plan_jobs, run_batch, status_of
+from tsd.files import ended_by_sigterm
+from tsd.precision import PRECISIONS
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from bench.options import RunOptions, Tiles
+    from tsd.images import Picture
+
+EPILOG = f"""\
+examples:
+  bench apply spandrel:4xNet.pth photo.jpg                    writes restored/photo.png
+  bench apply spandrel:4xNet.pth photos/ -o out/ --device cuda --dtype fp16
+  bench apply spandrel:4xNet.pth photos/ -o out/ --skip-existing   continue after an interruption
+  bench apply realesrgan scan.tif -o scan-x2.tif --scale 2
+  bench apply python:my_method.py:restore photos/ -o out/
+
+{FILES}
+methods:
+  Those of `bench list methods` that run in process, and the forms spandrel:FILE, python:FILE.py:FUNCTION,
+  tsd-sr:MODEL and teacher:... A network of spandrel: may enlarge by any factor; all others by 4.
+  Plain networks take photographs larger than --tile in tiles. Every tile sees --context pixels beyond
+  its edges, so that tiles leave no seam where the network looks no further. Diffusion models have
+  tiles of their own, as in `tsd restore`; functions take photographs whole.
+
+exit status: 0 if every photograph was restored; 1 if some were not; 2 for bad input or a missing
+requirement
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from bench.options import Tiles
+
+    parser = subparsers.add_parser(
+        "apply",
+        help="restore photographs of your own with any method",
+        description="Restores photographs with a method that runs in process. Folders are searched recursively, and\n"
+        "OUT gets the same sub-folders.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("method", metavar="METHOD", help="a name of `bench list methods`, or spandrel:FILE, ...")
+    add_files(parser)
+    parser.add_argument(
+        "--scale", type=float, metavar="N", help="size of the results, up to what the method makes (default: that)"
+    )
+    parser.add_argument(
+        "--tile", type=int, metavar="N",
+        help=f"side of the tiles of plain networks, in input pixels; 0: photographs whole (default: {Tiles.side})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--context", type=int, metavar="N",
+        help=f"pixels of a tile, on each side, that are seen and not kept (default: {Tiles.context})",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=42, metavar="N", help="seed, with the image's name (default: 42)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    parser.add_argument("--dtype", default="fp32", choices=PRECISIONS, help="precision of the networks (default: fp32)")
+    parser.add_argument(
+        "--weights-root", type=Path, metavar="DIR", help="folder of weights (default: $TSD_WEIGHTS, else ./weights)"
+    )
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from bench.methods import get_method
+    from bench.options import RunOptions, Tiles
+    from tsd.errors import UserError
+
+    spec = get_method(args.method)
+    if args.scale is not None and not 0 < args.scale < float("inf"):
+        raise UserError(f"--scale {args.scale:g}: expected a number above 0")
+    asked = args.tile is not None or args.context is not None
+    tiles = None
+    if (asked or spec.tiles) and args.tile != 0:
+        default = Tiles()
+        tiles = Tiles(args.tile or default.side, default.context if args.context is None else args.context)
+    jobs = plan_jobs(args)
+    if not jobs:
+        return 0
+
+    from bench.device import resolve_device
+    from bench.methods.photographs import Photographer
+    from bench.provenance import image_seed
+
+    options = RunOptions(resolve_device(args.device), args.dtype, weights_root=args.weights_root, seed=args.seed)
+    photographer = Photographer(spec, replace(options, tiles=tiles, any_scale=True))
+    if args.scale is not None and args.scale > photographer.scale:
+        raise UserError(
+            f"--scale {args.scale:g}: {spec.name} enlarges {photographer.scale} times; expected at most that"
+        )
+    scale = args.scale or photographer.scale
+    print(_announcement(photographer.scale, scale, spec.name, options, tiles), file=sys.stderr)
+    for note in photographer.notes:
+        print(f"note: {note}", file=sys.stderr)
+
+    def restore(picture: "Picture", job: Job, bar: "tqdm[Job]") -> "Picture":
+        return photographer.restore(
+            picture,
+            image_seed(args.seed, job.name),
+            scale,
+            lambda done, total: bar.set_postfix_str(f"{job.name}, tile {done} of {total}"),
+        )
+
+    with ended_by_sigterm():
+        return status_of(run_batch(jobs, scale, restore))
+
+
+def _announcement(own: int, scale: float, name: str, options: "RunOptions", tiles: "Tiles | None") -> str:
+    text = f"{name} enlarges {own} times"
+    if scale != own:
+        text += f", resized to {scale:g} times"
+    text += f", on {options.device} in {options.dtype}"
+    if tiles is not None:
+        text += f"; photographs larger than {tiles.side} pixels in tiles with {tiles.context} of context"
+    return text

@@ -1,0 +1,211 @@
+"""A batch of pictures: which file becomes which, and the loop in which one bad file never ends the work.
+
+`tsd restore` and `bench apply` share it. It imports `tsd.images`, which reads and writes, only when the work begins.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tsd.errors import UserError
+from tsd.files import MEGAPIXELS_HELP, READABLE, WRITABLE, find_images
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from tsd.images import Picture
+
+SUFFIXES = ("png", "jpg", "webp", "tiff", "bmp")
+FILES = """\
+files:
+  Reads PNG, JPEG (JFIF), WebP, TIFF, BMP, GIF, AVIF, and HEIC where the package pillow-heif is
+  installed: gray, palette, alpha (enlarged with the picture), CMYK (converted to sRGB), 16 bit
+  (kept in PNG and TIFF). EXIF orientation is applied, the colour profile is kept, other metadata is
+  dropped. If a file has several frames or pages, the first is read, with a warning. Hidden and
+  system files are left out. A file that cannot be read is listed at the end; the others are still
+  done, and the exit status is 1.
+"""
+"""What the help of a verb says about files."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to restore. `name` is its path inside the given input without suffix; seeds are made of it."""
+
+    source: Path
+    name: str
+    target: Path
+
+
+@dataclass
+class Outcome:
+    """What became of a batch.
+
+    Attributes:
+        done: one JSON-able entry for each written picture.
+        failed: why the others were not written, by input.
+    """
+
+    done: list[dict[str, object]] = field(default_factory=list[dict[str, object]])
+    failed: dict[str, str] = field(default_factory=dict[str, str])
+
+
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """The arguments that `plan_jobs` takes: inputs, output, format, and what happens to results that exist."""
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="image files or folders")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("restored"), metavar="OUT",
+        help="folder for the results, or a file name if the only input is a file (default: restored/)",
+    )  # fmt: skip
+    parser.add_argument("--max-megapixels", type=float, metavar="N", help=MEGAPIXELS_HELP)
+    parser.add_argument("--format", choices=SUFFIXES, help="format of the results (default: png, or that of OUT)")
+    exists = parser.add_mutually_exclusive_group()
+    exists.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    exists.add_argument("--skip-existing", action="store_true", help="leave results that exist as they are")
+
+
+def plan_jobs(args: argparse.Namespace) -> list[Job]:
+    """Pairs inputs with outputs, as `add_files` declares them, before any work.
+
+    Raises:
+        UserError: no images, results that exist, two inputs for one result, or a result that would replace an input.
+    """
+    jobs = _named_file(args) or _in_folder(args)
+    by_target: dict[Path, list[Path]] = {}
+    for job in jobs:
+        by_target.setdefault(job.target, []).append(job.source)
+    for target, sources in by_target.items():
+        if len(sources) > 1:
+            raise UserError(
+                f"{' and '.join(map(str, sources[:3]))} would both be written to {target}; rename one, or restore them "
+                f"into different folders"
+            )
+    resolved = {job.source.resolve() for job in jobs}
+    inputs = [job.target for job in jobs if job.target.resolve() in resolved]
+    if inputs:
+        raise UserError(
+            f"{inputs[0]} is one of the inputs and would be replaced by a result; choose another output (-o)"
+        )
+    existing = [job for job in jobs if os.path.exists(job.target)]
+    if args.skip_existing:
+        if existing:
+            print(f"{len(existing)} of {len(jobs)} results exist and are left as they are", file=sys.stderr)
+        there = set(existing)
+        return [job for job in jobs if job not in there]
+    if existing and not args.overwrite:
+        raise UserError(
+            f"{existing[0].target} exists{f', and {len(existing) - 1} more' if len(existing) > 1 else ''}; give "
+            f"--overwrite to replace, --skip-existing to do only what is missing, or another output (-o)"
+        )
+    return jobs
+
+
+def run_batch(
+    jobs: Sequence[Job], scale: float, restore: "Callable[[Picture, Job, tqdm[Job]], Picture]", *, unit: str = "image"
+) -> Outcome:
+    """Reads, restores and writes every picture; prints a line for each result and for each note.
+
+    Args:
+        scale: how many times as large the results are, to refuse early what a format cannot hold.
+        restore: makes the result; it gets the progress bar to tell how far it is.
+
+    An interruption says how much is done and ends the batch; no error of a single picture does.
+    """
+    from tqdm import tqdm
+
+    from tsd.images import ImageError, check_size, read_picture, write_picture
+
+    outcome = Outcome()
+    try:
+        with tqdm(jobs, unit=unit, file=sys.stderr) as bar:
+            for job in bar:
+                bar.set_postfix_str(job.name)
+                start = time.perf_counter()
+                try:
+                    picture = read_picture(job.source)
+                    check_size(round(scale * picture.size[0]), round(scale * picture.size[1]), job.target)
+                    restored = restore(picture, job, bar)
+                    notes = (*picture.notes, *write_picture(restored, job.target))
+                except ImageError as error:
+                    outcome.failed[str(job.source)] = str(error)
+                    continue
+                except Exception as error:  # one bad image never ends a batch
+                    known = isinstance(error, UserError | OSError)
+                    outcome.failed[str(job.source)] = (
+                        f"{job.source}: {'' if known else f'{type(error).__name__}: '}{error}"
+                    )
+                    continue
+                seconds = time.perf_counter() - start
+                width, height = restored.size
+                bar.write(f"{job.source} -> {job.target} ({width}x{height}, {seconds:.1f} s)", file=sys.stdout)
+                for note in notes:
+                    bar.write(f"warning: {job.source}: {note}", file=sys.stderr)
+                outcome.done.append({
+                    "input": str(job.source), "output": str(job.target), "name": job.name, "size": [width, height],
+                    "seconds": round(seconds, 3), "notes": list(notes),
+                })  # fmt: skip
+    except KeyboardInterrupt:  # what continues is said by the command line itself
+        done, failed = len(outcome.done), len(outcome.failed)
+        print(f"{done} of {len(jobs)} images are done, {failed} failed", file=sys.stderr)
+        raise
+    return outcome
+
+
+def status_of(outcome: Outcome) -> int:
+    """The exit status of a finished batch: 0, or 1 if some failed, which are listed."""
+    if not outcome.failed:
+        return 0
+    print(f"{len(outcome.failed)} of {len(outcome.failed) + len(outcome.done)} images failed:", file=sys.stderr)
+    for message in outcome.failed.values():
+        print(f"  {message}", file=sys.stderr)
+    return 1
+
+
+def _named_file(args: argparse.Namespace) -> list[Job]:
+    """The one job whose output is a file name; no job if the output is a folder."""
+    out, (source, *others) = args.output, args.inputs
+    if out.suffix.lower() not in WRITABLE or out.is_dir():
+        if out.suffix.lower() in READABLE and not out.is_dir():
+            raise UserError(
+                f"the output {out} would be a {out.suffix}, which is not written; use {', '.join(WRITABLE)}"
+            )
+        if out.is_file():
+            raise UserError(f"the output {out} is a file without an image's suffix; give a folder or an image's name")
+        return []
+    if others or source.is_dir():
+        raise UserError(f"the output {out} is a file name, but there is more than one input; give a folder")
+    if not source.is_file():
+        raise UserError(f"no such file or folder: {source}")
+    if args.format is not None and WRITABLE[out.suffix.lower()] != WRITABLE[f".{args.format}"]:
+        raise UserError(f"the output {out} and --format {args.format} disagree; leave one away")
+    return [Job(source, source.stem, out)]
+
+
+def _in_folder(args: argparse.Namespace) -> list[Job]:
+    suffix, out = f".{args.format or 'png'}", args.output
+    jobs: dict[tuple[Path, Path], Job] = {}
+    for given in args.inputs:
+        if given.is_dir():
+            found = find_images(given, exclude=out)  # earlier results in a folder below the input are no inputs
+            passed_over = found.passed_over()
+            if not found.images:
+                raise UserError(
+                    f"no images in {given} or its sub-folders{f', but {passed_over}' if passed_over else ''}; looked "
+                    f"for {', '.join(READABLE)}"
+                )
+            if passed_over:
+                print(f"{given}: passed over what is no image: {passed_over}", file=sys.stderr)
+            named = [(path, path.relative_to(given).with_suffix("")) for path in found.images]
+        elif given.is_file() or given.is_symlink():
+            named = [(given, Path(given.stem))]
+        else:
+            raise UserError(f"no such file or folder: {given}")
+        for path, name in named:
+            target = (out / name).with_name(name.name + suffix)
+            jobs.setdefault((path.resolve(), target), Job(path, name.as_posix(), target))
+    return list(jobs.values())
