@@ -17,7 +17,7 @@ from tsd.data.captions import Captioner
 from tsd.data.crops import Crop, CropMaker, CroppedImage, to_tensor
 from tsd.data.hf import image_features, shard_name, write_shard
 from tsd.data.prepare_config import PrepareConfig
-from tsd.data.prepared import IN_PROGRESS
+from tsd.data.prepared_record import IN_PROGRESS
 from tsd.data.sources import Source, SourceImage
 from tsd.errors import UserError
 from tsd.files import write_text

@@ -28,7 +28,8 @@ import torch
 from tsd.data.hf import prompt_features, remove_leftovers, shard_name, write_dataset_info, write_shard
 from tsd.data.image_pass import ImagePass
 from tsd.data.prepare_config import PrepareConfig, is_complete, settings_of
-from tsd.data.prepared import IN_PROGRESS, PROMPTS, RECORD, SCHEMA, read_record
+from tsd.data.prepared import PROMPTS
+from tsd.data.prepared_record import IN_PROGRESS, RECORD, SCHEMA, read_record
 from tsd.data.sources import Source
 from tsd.errors import UserError
 from tsd.files import write_text

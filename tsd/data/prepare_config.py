@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tsd.data.crops import CropConfig
-from tsd.data.prepared import IN_PROGRESS, RECORD, latent_shape, read_record, vae_sha256
+from tsd.data.prepared import latent_shape
+from tsd.data.prepared_record import IN_PROGRESS, RECORD, read_record, vae_sha256
 from tsd.data.sources import Source
 from tsd.errors import UserError
 from tsd.model.loading import detect_family, read_config, resolve_model
