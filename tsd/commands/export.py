@@ -22,8 +22,10 @@ examples:
 
 what is written:
   merged   transformer/ or unet/, vae/, scheduler/, prompts/: loads by
-           from_pretrained(..., subfolder="transformer"). model_index.json is left out, because a
-           pipeline also needs text encoders; --text-encoders copies both.
+           from_pretrained(..., subfolder="transformer"). pipeline.py restores with diffusers alone:
+           DiffusionPipeline.from_pretrained(OUT, custom_pipeline=OUT, trust_remote_code=True)(image)
+           gives the image of `tsd restore`, by the settings of restore.json, which the file lists.
+           --text-encoders copies those of the base, for its own pipeline.
   lora     transformer.safetensors or unet.safetensors, vae.safetensors, prompts/, and
            adapter_config.json with the strength of the adapters.
   both     the merged model, with the two LoRA files in lora/.
@@ -101,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     from tsd.export.model_card import CardFacts, licence_of, read_run, settings_of_run
     from tsd.export.student import open_student
     from tsd.export.write import check_target, export
-    from tsd.model.loading import DTYPES
+    from tsd.precision import torch_dtype
 
     for repo_id in (args.push_to_hub, args.base_model):
         if repo_id is not None:
@@ -127,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
         student,
         args.out,
         what=args.what,
-        dtype=DTYPES[args.dtype] if args.dtype else None,
+        dtype=torch_dtype(args.dtype) if args.dtype else None,
         fold=args.fold,
         text_encoders=args.text_encoders,
         card=card if args.card else None,

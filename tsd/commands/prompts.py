@@ -95,8 +95,9 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from tsd import __version__
-    from tsd.model.loading import DTYPES, resolve_text_model
+    from tsd.model.loading import resolve_text_model
     from tsd.model.prompt import read_prompts
+    from tsd.precision import torch_dtype
     from tsd.prompts.encode import encode_texts
     from tsd.prompts.folder import encoder_hashes, is_intact, read_record, tensor_files, write_prompt, write_record
     from tsd.prompts.text_encoders import text_side
@@ -132,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
         _refuse_to_replace(args.out, old, settings, {name: tensor_files(args.out / name) for name in todo}, texts)
     if todo:
         found = encode_texts(
-            folder, [texts[name] for name in todo], device=device, dtype=DTYPES[args.dtype], t5=args.t5
+            folder, [texts[name] for name in todo], device=device, dtype=torch_dtype(args.dtype), t5=args.t5
         )
         libraries = {library.__name__: str(library.__version__) for library in (torch, transformers, diffusers)}
         origin = {"model": args.model, "device": device, "versions": {"tsd-sr-bench": __version__, **libraries}}

@@ -158,8 +158,7 @@ def run(args: argparse.Namespace) -> int:
     from tsd.config import PLAIN, FastPath, config_for
     from tsd.files import write_text
     from tsd.images import ImageError, check_size, read_picture, write_picture
-    from tsd.model.loading import DTYPES
-    from tsd.precision import native_precision
+    from tsd.precision import native_precision, torch_dtype
     from tsd.restore import Restorer
     from tsd.restore.student import find_student
 
@@ -172,7 +171,7 @@ def run(args: argparse.Namespace) -> int:
     dtype, why = native_precision(device) if args.dtype == "auto" else (args.dtype, "as asked")
     print(f"loading {model} with {lora} on {device} in {dtype} ({why})", file=sys.stderr)
     restorer = Restorer.load(
-        model, lora, args.prompt_embeds, config=config, device=device, dtype=DTYPES[dtype],
+        model, lora, args.prompt_embeds, config=config, device=device, dtype=torch_dtype(dtype),
         fast=replace(PLAIN if args.plain else FastPath(), compile=args.compile),
         decoder=args.decoder, quantization=args.quantize, report=lambda message: tqdm.write(message, file=sys.stderr),
     )  # fmt: skip

@@ -21,7 +21,7 @@ from tsd.data.prepared_record import IN_PROGRESS
 from tsd.data.sources import Source, SourceImage
 from tsd.errors import UserError
 from tsd.files import write_text
-from tsd.model.loading import DTYPES
+from tsd.precision import torch_dtype
 
 
 class ImagePass:
@@ -160,7 +160,7 @@ class ImagePass:
     def _load_networks(self) -> None:
         from diffusers import AutoencoderKL
 
-        dtype = DTYPES[self.config.dtype]
+        dtype = torch_dtype(self.config.dtype)
         try:
             vae: Any = AutoencoderKL.from_pretrained(
                 str(self.folder), subfolder="vae", torch_dtype=dtype, local_files_only=True

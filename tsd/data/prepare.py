@@ -33,8 +33,9 @@ from tsd.data.prepared_record import IN_PROGRESS, RECORD, SCHEMA, read_record
 from tsd.data.sources import Source
 from tsd.errors import UserError
 from tsd.files import write_text
-from tsd.model.loading import DTYPES, resolve_model
+from tsd.model.loading import resolve_model
 from tsd.model.prompt import PromptEmbeds
+from tsd.precision import torch_dtype
 
 SKIPPED = "skipped.csv"
 LIBRARIES = ("diffusers", "transformers", "datasets", "Pillow", "numpy")
@@ -122,7 +123,7 @@ def _embed_captions(
             model,
             pending,
             device=device,
-            dtype=DTYPES[config.dtype],
+            dtype=torch_dtype(config.dtype),
             t5=config.captions.t5,
             batch_size=config.batch_size,
             spool_dir=out / PROMPTS,  # 0.3 MB a caption for SD3: this disk has room for the embeddings too

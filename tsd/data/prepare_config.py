@@ -44,7 +44,7 @@ class PrepareConfig:
     """Everything that changes the result, except the source and the model.
 
     Attributes:
-        dtype: precision in which VAE, caption model and text encoders compute (`DTYPES`); results are kept in fp16.
+        dtype: precision in which VAE, caption model and text encoders compute (`PRECISIONS`); results are kept in fp16.
         shard_images, shard_captions: number of source images, or captions, in one file.
         batch_size: number of crops captioned, or captions embedded, at a time.
     """

@@ -250,17 +250,19 @@ def _usage(base: Base, description: Mapping[str, Any], facts: CardFacts) -> str:
     shown = f"```\n{command}\n```\n\nSTUDENT is the folder with these files."
     if description.get("folded"):
         return f"{shown} The denoiser is folded for its one prompt and its one step, so that only `tsd` loads it."
-    family = FAMILIES[description["family"]]
-    kind, part = family.denoiser_class, family.denoiser_folder
+    kind = FAMILIES[description["family"]].denoiser_class
     code = (
-        f"from diffusers import AutoencoderKL, {kind}\n\n"
-        f'{part} = {kind}.from_pretrained("STUDENT", subfolder="{part}")\n'
-        f'vae = AutoencoderKL.from_pretrained("STUDENT", subfolder="vae")'
+        "from diffusers import DiffusionPipeline\n"
+        "from PIL import Image\n\n"
+        'pipeline = DiffusionPipeline.from_pretrained("STUDENT", custom_pipeline="STUDENT", trust_remote_code=True)\n'
+        'pipeline(Image.open("photo.png").convert("RGB")).save("restored.png")'
     )
     return (
-        f"{shown} The networks also load in diffusers:\n\n```python\n{code}\n```\n\n"
-        f"Latents are scaled but not shifted (z = encode(x) · `scaling_factor`), the prompt is `prompts/default`, and "
-        f"the single step is taken from the last time of the schedule."
+        f"{shown} With diffusers alone `pipeline.py` does the same, with the settings below or those given in the call "
+        f'(`pipeline(image, color="none")`):\n\n```python\n{code}\n```\n\n'
+        f"Its networks are an AutoencoderKL and a {kind}. Latents are scaled but not shifted (z = encode(x) · "
+        f"`scaling_factor`), the prompt is `prompts/default`, and the single step is taken from the last time of the "
+        f"schedule."
     )
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -80,6 +79,8 @@ def attach(module: Any, role: Role, targets: list[str], rank: int, seed: int) ->
         raise ValueError(f"{type(module).__name__} already has a '{role}' adapter")
     if not targets:
         raise ValueError(f"{type(module).__name__} has no module to adapt; expected attention or convolution layers")
+    from peft import LoraConfig  # it imports transformers: seconds that restoring does without
+
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=targets)
     trained_before = [parameter for parameter in module.parameters() if parameter.requires_grad]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -344,6 +345,18 @@ def load_student(backbone: Backbone, folder: str | Path, *, merge: bool = True) 
 def load_vae_adapter(vae: Any, folder: Path, family: Family) -> None:
     """Attaches the adapter of a student's VAE encoder; raises as `load_adapter`."""
     load_adapter(vae, STUDENT, folder / VAE_FILE, family, vae_targets(vae), _VAE_OPTIONAL)
+
+
+def merge_vae_adapter(vae: Any, folder: Path, family: Family) -> None:
+    """Adds a student's adapter to the weights of a VAE that has none attached, in fp32, each rounded once.
+
+    Raises:
+        UserError: as `load_adapter`.
+    """
+    _, state = check_adapter(vae, folder / VAE_FILE, family, vae_targets(vae), _VAE_OPTIONAL)
+    for name in {key.rsplit(".lora_", 1)[0] for key in state}:
+        weight = vae.get_submodule(name).weight
+        weight.data = merged_weight(weight.data, state, name)
 
 
 def merge_adapter(module: Any, role: Role) -> None:

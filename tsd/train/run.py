@@ -23,7 +23,7 @@ from tsd.errors import UserError
 from tsd.files import full_disk_explained, write_text
 from tsd.model.backbone import Backbone, load_backbone
 from tsd.model.gradient_checkpointing import enable_gradient_checkpointing
-from tsd.model.loading import DTYPES
+from tsd.precision import torch_dtype
 from tsd.train.checkpoint import TrainState, checkpoint_folder, latest, prune, remove_unfinished
 from tsd.train.ema import averaged
 from tsd.train.feed import batches, data_fingerprint
@@ -97,7 +97,7 @@ class Run:
         backbone = load_backbone(
             self.checked.folder,
             device="cpu" if sharded else device,  # a sharded base may not fit on one device
-            dtype=DTYPES[self.config.base_dtype],
+            dtype=torch_dtype(self.config.base_dtype),
             prompt_embeds=self.settings.prompt_embeds,
         )
         attach(backbone)
