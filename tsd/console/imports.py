@@ -8,10 +8,12 @@ most of the time until `tsd restore` works, and bitsandbytes prints about kernel
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
 
 QUANTIZERS = ("bitsandbytes",)
 """Needed for 8-bit optimisers alone."""
-TRAINING = (*QUANTIZERS, "peft", "transformers", "datasets")
+TRAINING = (*QUANTIZERS, "peft", "transformers", "datasets", "torchvision", "scipy")
 """What restoring does without: adapters are merged by `tsd.model.lora`, prompts are read from files."""
 COMPILER = "torch._dynamo"
 
@@ -35,20 +37,25 @@ def without(*names: str) -> Iterator[None]:
 
 @contextmanager
 def without_compiler() -> Iterator[None]:
-    """Inside the block nothing imports torch's compiler, whose marks on functions then have no effect.
+    """Inside the block a stand-in takes the place of torch's compiler, unless that has been imported before.
 
-    It takes as long to import as torch and diffusers together. What is imported in the block runs as before, but is not
-    prepared for `torch.compile`.
+    It takes as long to import as torch and diffusers together, for marks on functions that mean something to
+    `torch.compile` alone. What is imported in the block runs as before, and is not prepared for compilation.
     """
     if COMPILER in sys.modules:
         yield
         return
-    import torch
-
-    marked = torch.compiler.disable
-    torch.compiler.disable = lambda fn=None, recursive=True, **options: (lambda own: own) if fn is None else fn  # pyright: ignore
+    stand_in: Any = ModuleType(COMPILER)
+    stand_in.disable = stand_in.allow_in_graph = _unmarked
+    stand_in.is_compiling = lambda: False
+    sys.modules[COMPILER] = stand_in
     try:
-        with without(COMPILER):
-            yield
+        yield
     finally:
-        torch.compiler.disable = marked
+        if sys.modules.get(COMPILER) is stand_in:
+            del sys.modules[COMPILER]
+
+
+def _unmarked(function: Any = None, *_: object, **__: object) -> Any:
+    """A decorator that does nothing, with or without arguments."""
+    return (lambda own: own) if function is None else function

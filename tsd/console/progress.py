@@ -25,7 +25,7 @@ class Progress(tqdm):
         self.plain = not sys.stderr.isatty()
         self._said: tuple[float, object] = (time.monotonic(), None)
         if self.plain:
-            options |= {"ncols": 0, "leave": True}
+            options["ncols"] = 0
         super().__init__(iterable, desc, file=sys.stderr, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
@@ -34,17 +34,16 @@ class Progress(tqdm):
             return bool(super().display(msg, pos))
         when, shown = self._said
         text = self.status()
-        ended = self.total is not None and self.n >= self.total
-        if text != shown and self.n > self.initial and (ended or time.monotonic() - when >= SECONDS):
+        if text != shown and self.n > self.initial and time.monotonic() - when >= SECONDS:
             self._said = (time.monotonic(), text)
             print(text, file=sys.stderr, flush=True)
         return True
 
     def status(self) -> str:
-        """`train: 12 of 50 step, 0:01:10 so far, 0:03:40 left, pixel=0.0512`."""
+        """`train: step 12 of 50, 0:01:10, about 0:03:40 left, pixel=0.0512`."""
         done, total = self.n, self.total
         spent = self.format_dict["elapsed"]
-        parts = [f"{done} of {total} {self.unit}" if total is not None else f"{done} {self.unit}", f"{_clock(spent)}"]
+        parts = [f"{self.unit} {done}" + (f" of {total}" if total is not None else ""), _clock(spent)]
         fresh = done - self.initial
         if total is not None and fresh > 0 and done < total:
             parts.append(f"about {_clock(spent / fresh * (total - done))} left")
@@ -61,7 +60,9 @@ class Progress(tqdm):
     def close(self) -> None:
         """Ends the bar; a line that was due is printed."""
         if self.plain and not self.disable:
-            self.display()
+            if self.leave and self.last_print_t >= self.start_t + self.delay:
+                self._said = (0.0, self._said[1])
+                self.display()
             self.disable = True
             self._decr_instances(self)
         else:

@@ -3,7 +3,6 @@
 import gc
 import itertools
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from tsd.console.progress import Progress
 from tsd.data.captions import Captioner
 from tsd.data.crops import Crop, CropMaker, CroppedImage, to_tensor
 from tsd.data.hf import image_features, shard_name, write_shard
@@ -70,7 +69,7 @@ class ImagePass:
             collate_fn=_unchanged,
             num_workers=workers,
         )
-        with tqdm(total=self.source.length, desc="images", unit="image", initial=self.seen, file=sys.stderr) as bar:
+        with Progress(total=self.source.length, desc="images", unit="image", initial=self.seen) as bar:
             shards = itertools.groupby(_with_progress(loader, bar, self), key=lambda image: image.source.index // size)
             for number, images in shards:
                 self._add_finished(self._write(number, images))

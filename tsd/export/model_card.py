@@ -159,6 +159,17 @@ def settings_of_run(run: RunFacts) -> dict[str, object]:
     return settings_to_restore(posterior=run.config["posterior"], crop=run.config["crop"])
 
 
+def below_bicubic(run: RunFacts | None) -> str | None:
+    """A warning if a run's student is worse than bicubic enlargement on its own validation; None otherwise."""
+    gain = None if run is None else run.validation.get("gain_db")
+    if gain is None or gain >= 0:
+        return None
+    return (
+        f"this student is {-gain:.2f} dB below bicubic enlargement (PSNR-Y) on the held-out photographs of its run: "
+        f"it has not been trained enough, or is meant for other metrics"
+    )
+
+
 def _log_rows(path: Path) -> list[dict[str, Any]]:
     """The log's rows; a last line that a kill cut short is left out."""
     rows = []
@@ -298,7 +309,9 @@ def _metrics(run: RunFacts | None) -> str:
     if run is None or not run.validation:
         return "Unknown: no validation numbers came with this export."
     rows = {name: f"{value:.4f}" for name, value in run.validation.items()}
-    return f"On the held-out photographs of the training run:\n\n{_table(('', ''), rows)}"
+    table = f"On the held-out photographs of the training run:\n\n{_table(('', ''), rows)}"
+    warning = below_bicubic(run)
+    return table if warning is None else f"{table}\n\nNote: {warning}."
 
 
 def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:

@@ -26,6 +26,7 @@ from tsd.config import EXPORT_FILE, FOLDED_FILE, RECOMMENDED_FILE, FastPath, Res
 from tsd.errors import UserError
 from tsd.export.model_card import CardFacts, model_card
 from tsd.export.student import Student
+from tsd.export.target import check_target
 from tsd.fast.loading import rewrite
 from tsd.files import atomic_folder, sha256_file, write_safetensors
 from tsd.model.backbone import load_backbone
@@ -118,26 +119,6 @@ def export(
             }
             model_card(student.base, description, student.settings, hashes, card).save(folder / "README.md")
     return out
-
-
-def check_target(out: Path, sources: tuple[Path, ...], overwrite: bool) -> None:
-    """Refuses an output folder that would overwrite something else.
-
-    Raises:
-        UserError: `out` is a file, holds one of the `sources`, exists (without `overwrite`), or is no earlier export.
-    """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"the output {out} is a file; expected a folder, or a name that is free")
-    place = out.resolve()
-    for source in sources:
-        if place == source.resolve() or place in source.resolve().parents:
-            raise UserError(f"the output {out} holds {source}, which is exported from; choose another --out")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not overwrite:
-        raise UserError(f"{out} exists; give --overwrite to replace an earlier export, or choose another --out")
-    if not (out / EXPORT_FILE).is_file():
-        raise UserError(f"{out} has no {EXPORT_FILE}, so it is no earlier export and is not replaced")
 
 
 def _check_room(

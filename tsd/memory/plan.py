@@ -10,7 +10,6 @@ them in the verdict.
 """
 
 import contextlib
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from tqdm import tqdm
 
 from tsd.algorithm.pixel_loss import charbonnier
 from tsd.algorithm.turns import Batch, critic_turn, student_turn
 from tsd.config import Phase, TrainConfig
+from tsd.console.progress import Progress
 from tsd.errors import UserError
 from tsd.memory.live_bytes import LiveBytes
 from tsd.memory.public_configs import PUBLIC_CONFIGS
@@ -66,7 +65,7 @@ def memory_plan(
         _normalise_in_fp32(backbone.denoiser, backbone.vae)
     iterations = []
     wanted = [(ckpt, batch) for ckpt in sorted(checkpointing) for batch in batch_sizes]
-    with FakeTensorMode(allow_non_fake_inputs=True), tqdm(wanted, desc="plan", unit="run", file=sys.stderr) as bar:
+    with FakeTensorMode(allow_non_fake_inputs=True), Progress(wanted, desc="plan", unit="run") as bar:
         make_fake(backbone)
         for ckpt, batch in bar:
             if ckpt:
