@@ -28,7 +28,8 @@ examples:
 what is written:
   merged   transformer/ or unet/, vae/, scheduler/, prompts/: loads by
            from_pretrained(..., subfolder="transformer"). pipeline.py restores with diffusers alone:
-           DiffusionPipeline.from_pretrained(OUT, custom_pipeline=OUT, trust_remote_code=True)(image)
+             DiffusionPipeline.from_pretrained(OUT, custom_pipeline=OUT,
+                                               trust_remote_code=True)(image)
            gives the image of `tsd restore`, by the settings of restore.json, which the file lists.
            --text-encoders copies those of the base, for its own pipeline.
   lora     transformer.safetensors or unet.safetensors, vae.safetensors, prompts/, and

@@ -5,6 +5,7 @@ import pty
 import re
 import subprocess
 import sys
+import termios
 
 import pytest
 
@@ -55,8 +56,9 @@ def test_a_resumed_run_is_not_estimated_by_what_was_done_before(
 
 def test_a_bar_on_a_terminal() -> None:
     primary, secondary = pty.openpty()
+    termios.tcsetwinsize(secondary, (24, 80))
     code = (
-        "from tsd.console.progress import Progress\nfor _ in Progress(range(3), 'images', unit='image', ncols=80): pass"
+        "from tsd.console.progress import Progress\nfor _ in Progress(range(3), 'images', unit='image'): pass"
     )
     subprocess.run([sys.executable, "-c", code], stderr=secondary, check=True)
     os.close(secondary)
