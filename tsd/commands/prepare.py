@@ -199,7 +199,7 @@ def _is_mini(model: str | Path | None) -> bool:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuses what is wrong with the arguments and the paths, and completes crop and sharpening from the preset."""
-    from tsd.model.loading import resolve_model
+    from tsd.model.loading import is_hub_id, resolve_model
     from tsd.presets import MINI, PAPER
 
     preset = MINI if _is_mini(args.model) else PAPER
@@ -234,8 +234,8 @@ def _check(args: argparse.Namespace) -> None:
     if args.out.is_file():
         raise UserError(f"the output {args.out} is a file; give a folder (--out)")
     require_writable(args.out)
-    if args.model is not None and (Path(args.model).expanduser().is_dir() or args.model.count("/") != 1):
-        resolve_model(args.model)  # a hub id is fetched later
+    if args.model is not None and not is_hub_id(args.model):
+        resolve_model(args.model)
 
 
 def _config(args: argparse.Namespace) -> Any:

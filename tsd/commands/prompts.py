@@ -98,15 +98,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuses what is wrong with the paths and the device before torch is imported."""
-    from tsd.model.loading import resolve_text_model
+    from tsd.model.loading import is_hub_id, resolve_text_model
 
     if args.device is not None and args.device.partition(":")[0] not in ("cpu", "cuda"):
         raise UserError(f"the device is {args.device!r}; expected cpu, cuda or cuda:N")
     if args.compare is not None and not args.compare.is_dir():
         raise UserError(f"--compare {args.compare}: no such folder")
     require_writable(args.out)
-    if Path(args.model).expanduser().is_dir() or args.model.count("/") != 1:
-        resolve_text_model(args.model, t5=args.t5)  # a hub id is fetched later
+    if not is_hub_id(args.model):
+        resolve_text_model(args.model, t5=args.t5)
 
 
 def _work(args: argparse.Namespace, texts: dict[str, str]) -> int:

@@ -246,7 +246,7 @@ def run(args: argparse.Namespace) -> int:
         return _work(args, settings, config)
 
 
-def _work(args: argparse.Namespace, settings: "RunSettings", config: RunConfig) -> int:
+def _work(args: argparse.Namespace, settings: "RunSettings", config: TrainConfig | TeacherConfig) -> int:
     """What needs torch: the dry run, or the training; returns the exit status of `run`."""
     if args.device == "cuda":
         import torch

@@ -64,7 +64,7 @@ class Progress(tqdm):
                 self._said = (0.0, self._said[1])
                 self.display()
             self.disable = True
-            self._decr_instances(self)
+            self._decr_instances(self)  # pyright: ignore[reportAttributeAccessIssue]
         else:
             super().close()
 

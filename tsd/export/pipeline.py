@@ -198,7 +198,7 @@ class OneStepPipeline(DiffusionPipeline):
     def _prompt_part(self, part: str, like: torch.Tensor) -> torch.Tensor:
         """The student's fixed prompt, which lies beside the weights."""
         if part not in self._prompt:
-            name, source = f"prompts/default/{part}.safetensors", str(self.config._name_or_path)
+            name, source = f"prompts/default/{part}.safetensors", str(self.config["_name_or_path"])
             path = Path(source) / name
             if not path.is_file():
                 from huggingface_hub import hf_hub_download

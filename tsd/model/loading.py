@@ -92,6 +92,11 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def is_hub_id(source: str | Path) -> bool:
+    """Whether a model is named by its hub id, whose files may have to be fetched, and not by a folder."""
+    return not Path(source).expanduser().is_dir() and _HUB_ID.fullmatch(str(source)) is not None
+
+
 def resolve_model(source: str | Path, extra_parts: tuple[str, ...] = ()) -> Path:
     """The local folder of a model: `source` itself, or the (cached or fetched) snapshot of a hub id.
 

@@ -11,7 +11,7 @@ from tsd.config import RunConfig, TrainConfig
 from tsd.data.prepared_record import is_prepared, read_record, require_settings, require_vae
 from tsd.errors import UserError
 from tsd.files import READABLE, find_images, require_writable
-from tsd.model.loading import resolve_model
+from tsd.model.loading import is_hub_id, resolve_model
 from tsd.train.checkpoint import checkpoint_folder, latest
 from tsd.train.settings import RunSettings
 
@@ -40,7 +40,7 @@ def check_paths(settings: RunSettings, config: RunConfig) -> None:
         if not folder.is_dir() or not find_images(folder).images:
             raise UserError(f"no images in the validation folder {folder}; expected {', '.join(READABLE)}")
     model = Path(settings.model).expanduser()
-    if model.is_dir() or str(settings.model).count("/") != 1:  # no hub id, which is fetched later
+    if not is_hub_id(settings.model):
         resolve_model(settings.model)
     data: Any = settings.data
     _check_data([data] if isinstance(data, str | Path) else data, config, model, settings.output)

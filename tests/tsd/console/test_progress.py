@@ -57,9 +57,7 @@ def test_a_resumed_run_is_not_estimated_by_what_was_done_before(
 def test_a_bar_on_a_terminal() -> None:
     primary, secondary = pty.openpty()
     termios.tcsetwinsize(secondary, (24, 80))
-    code = (
-        "from tsd.console.progress import Progress\nfor _ in Progress(range(3), 'images', unit='image'): pass"
-    )
+    code = "from tsd.console.progress import Progress\nfor _ in Progress(range(3), 'images', unit='image'): pass"
     subprocess.run([sys.executable, "-c", code], stderr=secondary, check=True)
     os.close(secondary)
     assert "images: 100%|" in os.read(primary, 4096).decode()
