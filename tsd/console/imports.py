@@ -8,7 +8,7 @@ most of the time until `tsd restore` works, and bitsandbytes prints about kernel
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 QUANTIZERS = ("bitsandbytes",)
@@ -48,12 +48,17 @@ def without_compiler() -> Iterator[None]:
     stand_in: Any = ModuleType(COMPILER)
     stand_in.disable = stand_in.allow_in_graph = _unmarked
     stand_in.is_compiling = lambda: False
+    stand_in.eval_frame = SimpleNamespace(OptimizedModule=_Compiled)
     sys.modules[COMPILER] = stand_in
     try:
         yield
     finally:
         if sys.modules.get(COMPILER) is stand_in:
             del sys.modules[COMPILER]
+
+
+class _Compiled:
+    """The class of a compiled module, of which there are none."""
 
 
 def _unmarked(function: Any = None, *_: object, **__: object) -> Any:
