@@ -327,11 +327,12 @@ class TestPipeline:
         for out in students:
             config = config_for(out)
             tiled = replace(config, tile=4, tile_overlap=1, color="adain", scale=2)
-            for file, used in (("alone.npy", config), ("tiled.npy", tiled)):
+            # AdaIN magnifies its truncation to 8 bits.
+            for file, used, levels in (("alone.npy", config, 1), ("tiled.npy", tiled, 3)):
                 expected = np.asarray(Restorer.load(out, config=used)(tmp_path / "photo.png"))
                 found = np.load(out / file)
                 assert found.shape == expected.shape
-                assert np.abs(found.astype(int) - expected).max() <= 1
+                assert np.abs(found.astype(int) - expected).max() <= levels
                 assert (found != expected).mean() < 0.01
 
     def test_its_defaults_are_those_of_restoring(self) -> None:
