@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A room is a folder, or a module at the top, of a package. It may import rooms on floors below its own, and itself.
 FLOORS = {
     "tsd": (
-        {"errors", "seeds", "precision"},
+        {"errors", "seeds", "precision", "console"},
         {"files"},
         {"images", "config"},
         {"batch", "model", "presets"},
@@ -39,8 +39,8 @@ FLOORS = {
         {"cli"},
     ),
 }
-GROUND = {"errors", "files", "precision", "config"}
-"""The modules of `tsd` that `bench` may import anywhere: they need the standard library alone."""
+GROUND = {"errors", "files", "precision", "config", "console"}
+"""The modules of `tsd` that `bench` may import anywhere: they need the standard library, and tqdm, alone."""
 READER = {"images", "batch"}
 """The one reader of images and the one batch of them, which `bench` may import too: they need no torch."""
 

@@ -16,8 +16,7 @@ from tsd.errors import UserError
 from tsd.files import MEGAPIXELS_HELP, READABLE, WRITABLE, find_images
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
+    from tsd.console.progress import Progress
     from tsd.images import Picture
 
 SUFFIXES = ("png", "jpg", "webp", "tiff", "bmp")
@@ -106,7 +105,7 @@ def plan_jobs(args: argparse.Namespace) -> list[Job]:
 
 
 def run_batch(
-    jobs: Sequence[Job], scale: float, restore: "Callable[[Picture, Job, tqdm[Job]], Picture]", *, unit: str = "image"
+    jobs: Sequence[Job], scale: float, restore: "Callable[[Picture, Job, Progress], Picture]", *, unit: str = "image"
 ) -> Outcome:
     """Reads, restores and writes every picture; prints a line for each result and for each note.
 
@@ -116,13 +115,12 @@ def run_batch(
 
     An interruption says how much is done and ends the batch; no error of a single picture does.
     """
-    from tqdm import tqdm
-
+    from tsd.console.progress import Progress
     from tsd.images import ImageError, check_size, read_picture, write_picture
 
     outcome = Outcome()
     try:
-        with tqdm(jobs, unit=unit, file=sys.stderr) as bar:
+        with Progress(jobs, unit=unit) as bar:
             for job in bar:
                 bar.set_postfix_str(job.name)
                 start = time.perf_counter()

@@ -211,6 +211,38 @@ def megapixels_allowed(most: float | None) -> Iterator[None]:
                 os.environ[MEGAPIXELS] = before
 
 
+def require_writable(folder: Path) -> None:
+    """Refuses a folder that cannot be made or written to, before the work that its files would come from.
+
+    Raises:
+        UserError: it, or what is there in its place or above it, is a file or read-only.
+    """
+    place = next(found for found in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(found))
+    if not place.is_dir():
+        raise UserError(f"{folder} cannot be a folder: {place} is a file; choose another output")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{place} is not writable, and {folder} is to be written there; choose another output")
+
+
+def require_room(folder: Path, needed: int, advice: str) -> None:
+    """Refuses an output for which the disk has too little room.
+
+    Args:
+        needed: in bytes.
+
+    Raises:
+        UserError: what is needed, what is free, and the `advice`.
+    """
+    if (free := free_bytes(folder)) < needed:
+        raise UserError(f"{folder} needs {human_size(needed)}, and {human_size(free)} are free there; {advice}")
+
+
+def free_bytes(folder: Path) -> int:
+    """The bytes that are free where a folder is, or where it would be made."""
+    place = next(found for found in (folder.absolute(), *folder.absolute().parents) if found.is_dir())
+    return shutil.disk_usage(place).free
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command as Ctrl-C does: what is half done is removed, and it says what continues."""
 

@@ -11,7 +11,7 @@ from tsd.files import ended_by_sigterm
 from tsd.precision import PRECISIONS
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
+    from tsd.console.progress import Progress
 
     from bench.options import RunOptions, Tiles
     from tsd.images import Picture
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     for note in photographer.notes:
         print(f"note: {note}", file=sys.stderr)
 
-    def restore(picture: "Picture", job: Job, bar: "tqdm[Job]") -> "Picture":
+    def restore(picture: "Picture", job: Job, bar: "Progress") -> "Picture":
         return photographer.restore(
             picture,
             image_seed(args.seed, job.name),

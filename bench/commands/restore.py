@@ -30,8 +30,9 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from bench.ranks import barrier, on_all_ranks
+    from tsd.console.imports import QUANTIZERS, without
 
-    with on_all_ranks() as rank:
+    with on_all_ranks() as rank, without(*QUANTIZERS):
         from bench.run.pipeline import Stages
 
         stages = Stages.of(request_of(args), rank, scoring=False)

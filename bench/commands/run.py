@@ -187,8 +187,9 @@ def status_of(failed: Sequence[str], first: bool) -> int:
 
 def run(args: argparse.Namespace) -> int:
     from bench.ranks import barrier, on_all_ranks
+    from tsd.console.imports import QUANTIZERS, without
 
-    with on_all_ranks() as rank:
+    with on_all_ranks() as rank, without(*QUANTIZERS):
         from bench.run.pipeline import measure
 
         measured = measure(request_of(args), rank)

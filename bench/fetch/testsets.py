@@ -125,14 +125,14 @@ def extract_testset(archive: IO[bytes], folder: str, target: Path) -> None:
     Raises:
         UserError: the archive is damaged, cannot be read, or has no such folder.
     """
-    from tqdm import tqdm
+    from tsd.console.progress import Progress
 
     try:
         with zipfile.ZipFile(archive) as content:
             members = [(member, path) for member in content.infolist() if (path := _place(member, folder, target))]
             if not members:
                 raise UserError(f"the archive has no images in a folder {folder}/; it has changed")
-            for member, path in tqdm(members, desc=target.name, unit="file", file=sys.stderr):
+            for member, path in Progress(members, desc=target.name, unit="file"):
                 if path.is_file() and path.stat().st_size == member.file_size:
                     continue
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,6 @@ FID at N = 100 is mostly bias (two independent sets of one distribution: 173 at 
 different N must never be compared, so N is part of every result. KID has no such bias.
 """
 
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -100,7 +99,8 @@ def image_features(
     with guarded_pyiqa():
         from pyiqa.archs.fid_arch import ResizeDataset
     import torch
-    from tqdm import tqdm
+
+    from tsd.console.progress import Progress
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         files = [plain_copy(path, Path(folder)) for path in paths]  # pyiqa opens the files itself
@@ -109,7 +109,7 @@ def image_features(
         )
         batches = [
             network(batch).double().cpu().numpy()
-            for batch in tqdm(images, "features", unit="batch", file=sys.stderr, leave=False, delay=2)
+            for batch in Progress(images, "features", unit="batch", leave=False, delay=2)
         ]
     return np.concatenate(batches)
 

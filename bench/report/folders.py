@@ -205,6 +205,6 @@ def format_scores(result: Mapping[str, Any], get: Callable[[str], MetricSpec]) -
 
 
 def _progress(items: Sequence[FolderPair], title: str) -> Iterable[FolderPair]:
-    from tqdm import tqdm
+    from tsd.console.progress import Progress
 
-    return tqdm(items, title, unit="image", file=sys.stderr, leave=False, delay=2)
+    return Progress(items, title, unit="image", leave=False, delay=2)

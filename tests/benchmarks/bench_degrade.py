@@ -21,7 +21,8 @@ from tsd.data.crops import encode_image, to_tensor
 from tsd.data.degrade import FULL, LIGHT, Choices, DegradationConfig, StageChoices, degrade, draw_choices, usm_sharpen
 from tsd.data.hf import image_features, prompt_features, write_dataset_info, write_shard
 from tsd.data.pairs import PairDataset
-from tsd.data.prepared import SCHEMA, PreparedDataset
+from tsd.data.prepared import PreparedDataset
+from tsd.data.prepared_record import SCHEMA
 
 pytestmark = pytest.mark.benchmark(timer=time.process_time)
 SIZE, SCALE, IMAGES = 512, 4, 30

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tsd.errors import UserError
-from tsd.files import MEGAPIXELS_HELP, READABLE, find_images
+from tsd.files import MEGAPIXELS_HELP, READABLE, find_images, require_writable
 
 DESCRIPTION = """\
 Makes low-resolution images the way the training of TSD-SR does: Real-ESRGAN's second-order
@@ -38,7 +38,6 @@ class Job:
 
     source: Path
     name: str
-    seed: int
     target: Path
 
 
@@ -74,8 +73,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"the device is {args.device!r}; expected cpu, cuda or cuda:N")
     jobs = _plan(args)
 
-    from tqdm import tqdm
-
+    from tsd.console.progress import Progress
     from tsd.files import write_text
     from tsd.images import ImageError
 
@@ -84,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     write_text(args.output / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     pending = [job for job in jobs if not (args.skip_existing and os.path.exists(job.target))]
     failed: list[str] = []
-    with tqdm(pending, unit="image", file=sys.stderr) as bar:
+    with Progress(pending, unit="image") as bar:
         for job in bar:
             bar.set_postfix_str(job.name)
             try:
@@ -118,20 +116,26 @@ def _degrade_file(job: Job, args: argparse.Namespace) -> tuple[str, ...]:
     if not (height and width):
         raise ImageError(f"{job.source}: {color.shape[1]}x{color.shape[0]} is smaller than the scale {args.scale}")
     hr = torch.from_numpy(color[:height, :width]).permute(2, 0, 1).to(args.device)
-    lr = degrade(hr, DEGRADATIONS[args.set], job.seed, scale=args.scale)
+    lr = degrade(hr, DEGRADATIONS[args.set], _seed(args, job), scale=args.scale)
     profile = None if picture.gray else picture.icc_profile
     write_picture(Picture(lr.permute(1, 2, 0).cpu().numpy(), icc_profile=profile), job.target)
     cut = (height, width) != color.shape[:2]
     return (*picture.notes, *([f"cut from {color.shape[1]}x{color.shape[0]} to {width}x{height}"] if cut else []))
 
 
-def _plan(args: argparse.Namespace) -> list[Job]:
-    """Names and seeds the images, and refuses bad input before any work."""
+def _seed(args: argparse.Namespace, job: Job) -> int:
+    """The seed of an image's degradation."""
     from tsd.seeds import seed_for
 
+    return seed_for(args.seed, "degrade", job.name)
+
+
+def _plan(args: argparse.Namespace) -> list[Job]:
+    """Names and seeds the images, and refuses bad input before any work."""
     out = args.output
     if out.exists() and not out.is_dir():
         raise UserError(f"the output {out} is a file; give a folder")
+    require_writable(out)
     jobs: list[Job] = []
     for given in args.inputs:
         if given.is_dir():
@@ -145,7 +149,7 @@ def _plan(args: argparse.Namespace) -> list[Job]:
             named = [(given, given.stem)]
         else:
             raise UserError(f"no such file or folder: {given}")
-        jobs += [Job(path, name, seed_for(args.seed, "degrade", name), out / f"{name}.png") for path, name in named]
+        jobs += [Job(path, name, out / f"{name}.png") for path, name in named]
     by_name: dict[str, Path] = {}
     for job in jobs:
         if job.name in by_name:
@@ -201,7 +205,7 @@ def _record(args: argparse.Namespace, jobs: list[Job]) -> dict[str, Any]:
     settings = _settings(args)
     old = _read_record(args.output)
     kept = old.get("images", {}) if all(old.get(key) == value for key, value in settings.items()) else {}
-    images = kept | {job.name: {"source": job.source.name, "seed": job.seed} for job in jobs}
+    images = kept | {job.name: {"source": job.source.name, "seed": _seed(args, job)} for job in jobs}
     return {
         **settings,
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},

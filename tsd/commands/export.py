@@ -3,8 +3,13 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from tsd.console.imports import QUANTIZERS, without
 from tsd.errors import UserError
+
+if TYPE_CHECKING:
+    from tsd.export.model_card import RunFacts
 
 DESCRIPTION = """\
 Writes a student as a model folder with its LoRA merged in (diffusers layout), as LoRA files (the
@@ -22,8 +27,11 @@ examples:
 
 what is written:
   merged   transformer/ or unet/, vae/, scheduler/, prompts/: loads by
-           from_pretrained(..., subfolder="transformer"). model_index.json is left out, because a
-           pipeline also needs text encoders; --text-encoders copies both.
+           from_pretrained(..., subfolder="transformer"). pipeline.py restores with diffusers alone:
+             DiffusionPipeline.from_pretrained(OUT, custom_pipeline=OUT,
+                                               trust_remote_code=True)(image)
+           gives the image of `tsd restore`, by the settings of restore.json, which the file lists.
+           --text-encoders copies those of the base, for its own pipeline.
   lora     transformer.safetensors or unet.safetensors, vae.safetensors, prompts/, and
            adapter_config.json with the strength of the adapters.
   both     the merged model, with the two LoRA files in lora/.
@@ -97,11 +105,11 @@ def run(args: argparse.Namespace) -> int:
     if args.private and args.push_to_hub is None:
         raise UserError("--private says how to upload; give --push-to-hub OWNER/NAME as well")
 
-    from tsd.export.hub import check_repo_id, upload
-    from tsd.export.model_card import CardFacts, licence_of, read_run, settings_of_run
-    from tsd.export.student import open_student
-    from tsd.export.write import check_target, export
-    from tsd.model.loading import DTYPES
+    from tsd.export.hub import check_repo_id
+    from tsd.export.model_card import below_bicubic, read_run
+    from tsd.export.target import check_target
+    from tsd.model.loading import resolve_model
+    from tsd.restore.student import find_student
 
     for repo_id in (args.push_to_hub, args.base_model):
         if repo_id is not None:
@@ -109,6 +117,25 @@ def run(args: argparse.Namespace) -> int:
     check_target(args.out.expanduser(), (), args.overwrite)
     facts = read_run(args.run) if args.run is not None else None
     lora = args.lora if args.lora is not None or facts is None else facts.student
+    model, found = find_student(args.model, lora)
+    resolve_model(model)
+    for folder in (found, args.prompt_embeds):
+        if folder is not None and not Path(folder).expanduser().is_dir():
+            raise UserError(f"no such folder: {folder}")
+    if (warning := below_bicubic(facts)) is not None:
+        print(f"warning: {warning}", file=sys.stderr)
+    with without(*QUANTIZERS):
+        return _work(args, facts, lora)
+
+
+def _work(args: argparse.Namespace, facts: "RunFacts | None", lora: Path | None) -> int:
+    """What needs torch: opens the student, and writes and uploads it."""
+    from tsd.export.hub import upload
+    from tsd.export.model_card import CardFacts, licence_of, settings_of_run
+    from tsd.export.student import open_student
+    from tsd.export.write import export
+    from tsd.precision import torch_dtype
+
     settings = None if facts is None else settings_of_run(facts)
     student = open_student(args.model, lora, args.prompt_embeds, base_model=args.base_model, settings=settings)
     card = CardFacts(
@@ -127,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
         student,
         args.out,
         what=args.what,
-        dtype=DTYPES[args.dtype] if args.dtype else None,
+        dtype=torch_dtype(args.dtype) if args.dtype else None,
         fold=args.fold,
         text_encoders=args.text_encoders,
         card=card if args.card else None,

@@ -1,12 +1,14 @@
 """`tsd prepare`: crops, degraded crops, captions, embeddings and latents, made once before training."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
+from tsd.console.imports import QUANTIZERS, without
 from tsd.errors import UserError
-from tsd.files import MEGAPIXELS_HELP
+from tsd.files import MEGAPIXELS_HELP, READABLE, find_images, mini_model_dir, require_writable
 from tsd.precision import PRECISIONS
 
 DESCRIPTION = """\
@@ -73,7 +75,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     hub.add_argument("--caption-column", metavar="NAME", help="column of captions")
     hub.add_argument("--streaming", action="store_true", help="read over the network as needed, keep no copy")
     crops = parser.add_argument_group("crops and degradation")
-    crops.add_argument("--crop", type=int, default=512, metavar="N", help="side of the crops in pixels (default: 512)")
+    crops.add_argument(
+        "--crop", type=int, metavar="N",
+        help="side of the crops in pixels (default: that of the training's preset: 512, for a mini model 128)",
+    )  # fmt: skip
     number = crops.add_mutually_exclusive_group()
     number.add_argument(
         "--crops-per-image", type=int, default=1, metavar="N",
@@ -86,7 +91,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     crops.add_argument(
         "--usm", action=argparse.BooleanOptionalAction, default=None,
-        help="sharpen the target first, as Real-ESRGAN does (default: yes with --degradation full, else no)",
+        help="sharpen the target first, as Real-ESRGAN does (default: as the training's preset: yes with --degradation "
+        "full, but not for a mini model)",
     )  # fmt: skip
     crops.add_argument(
         "--scale", type=int, default=4, metavar="N", help="how many times smaller the degraded crops are (default: 4)"
@@ -128,12 +134,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prepares; returns 0 even if images were left out: they are listed, and the rest of a long run is still good."""
     _check(args)
+    with without(*QUANTIZERS):
+        return _work(args)
 
+
+def _work(args: argparse.Namespace) -> int:
     import torch
 
     from tsd.data.prepare import SKIPPED, prepare
     from tsd.data.prepare_config import settings_of
-    from tsd.files import mini_model_dir
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device != "cpu" and (device.partition(":")[0] != "cuda" or not torch.cuda.is_available()):
@@ -146,18 +155,58 @@ def run(args: argparse.Namespace) -> int:
         return 0
     record = prepare(source, args.out, model, config, workers=args.workers, device=device)
     counts = record["counts"]
-    print(
-        f"{counts['crops']} crops of {counts['images']} images, {counts['captions']} distinct captions in {args.out}; "
-        f"try: tsd train --model {model} --data {args.out} --output run/"
-    )
+    print(f"{counts['crops']} crops of {counts['images']} images, {counts['captions']} distinct captions in {args.out}")
+    for command in _next(model, args.out, record["settings"], on_cpu=device == "cpu"):
+        print(f"try: {shlex.join(command)}")
     if record["skipped"]:
         shown = [f"{entry['name']}: {entry['reason']}" for entry in record["skipped"][:20]]
         print("\n  ".join([f"{counts['skipped']} left out (all in {args.out / SKIPPED}):", *shown]), file=sys.stderr)
     return 0
 
 
+def _next(model: str | Path, out: Path, settings: dict[str, Any], *, on_cpu: bool) -> list[list[str]]:
+    """The commands that train on the data, with every flag that they need: first `tsd prompts`, if the model has no
+    prompts of the captions' length.
+    """
+    from tsd.model.loading import detect_family, read_config, resolve_model
+    from tsd.model.prompt import load_prompts
+    from tsd.train.paths import SCALE
+
+    if settings["scale"] != SCALE:
+        print(f"`tsd train` is for x{SCALE}, and these are x{settings['scale']}: no command to train", file=sys.stderr)
+        return []
+    folder = resolve_model(model)
+    family = detect_family(folder)
+    widths = family.prompt_widths(read_config(folder / family.denoiser_folder / "config.json"))
+    prompts = load_prompts(folder, None, widths)
+    lengths = {prompts[name].embeds.shape[1] if name in prompts else None for name in ("default", "null")}
+    if settings["prompt_shapes"]:
+        lengths.add(settings["prompt_shapes"]["prompt_embeds"][-2])
+    preset = "mini" if _is_mini(model) or on_cpu else "paper"  # the paper's precision needs a GPU
+    train = ["tsd", "train", "--preset", preset, "--model", str(model), "--data", str(out), "--output", "run/"]
+    train += ["--crop", str(settings["crop"]), "--usm" if settings["usm"] else "--no-usm"]
+    train += ["--degradation", settings["degradation"]["name"]]
+    if len(lengths) == 1 and None not in lengths:
+        return [train]
+    make = ["tsd", "prompts", "--model", str(model), "--out", "prompts/"]
+    return [make + ([] if settings["captions"]["t5"] else ["--no-t5"]), [*train, "--prompt-embeds", "prompts/"]]
+
+
+def _is_mini(model: str | Path | None) -> bool:
+    """Whether this is a mini model of the package, which is trained by its own preset."""
+    return model is None or Path(model).expanduser().resolve().parent == mini_model_dir().parent.resolve()
+
+
 def _check(args: argparse.Namespace) -> None:
-    """Refuses arguments that are wrong whatever the data are."""
+    """Refuses what is wrong with the arguments and the paths, and completes crop and sharpening from the preset."""
+    from tsd.model.loading import is_hub_id, resolve_model
+    from tsd.presets import MINI, PAPER
+
+    preset = MINI if _is_mini(args.model) else PAPER
+    if args.crop is None:
+        args.crop = preset.crop
+    if args.usm is None:
+        args.usm = preset.usm and args.degradation == "full"
     if bool(args.inputs) == bool(args.hub):
         raise UserError("give either image folders (PATH ...) or one data set (--hub NAME)")
     if args.hub and args.caption_files:
@@ -172,6 +221,21 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"the scale must be 1 or more, got {args.scale}")
     if args.caption is not None and not args.caption.strip():
         raise UserError("--caption is empty; leave it out for no captions")
+    for name in ("crop", "crops_per_image", "shard_images", "batch_size"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(args, name)}")
+    if args.device is not None and args.device.partition(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"the device is {args.device!r}; expected cpu, or cuda on a machine that has one")
+    for given in args.inputs:
+        if not given.exists():
+            raise UserError(f"no such file or folder: {given}")
+        if given.is_dir() and not find_images(given, exclude=args.out).images:
+            raise UserError(f"no images in {given} or its sub-folders; looked for {', '.join(READABLE)}")
+    if args.out.is_file():
+        raise UserError(f"the output {args.out} is a file; give a folder (--out)")
+    require_writable(args.out)
+    if args.model is not None and not is_hub_id(args.model):
+        resolve_model(args.model)
 
 
 def _config(args: argparse.Namespace) -> Any:
@@ -185,7 +249,7 @@ def _config(args: argparse.Namespace) -> Any:
             mode="grid" if args.grid else "random",
             per_image=args.crops_per_image,
             degradation=DEGRADATIONS[args.degradation],
-            usm=args.degradation == "full" if args.usm is None else args.usm,
+            usm=args.usm,
             scale=args.scale,
             seed=args.seed,
         ),

@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsd.console.imports import QUANTIZERS, without
 from tsd.errors import UserError
+from tsd.files import require_writable
 from tsd.precision import PRECISIONS
 
 if TYPE_CHECKING:
@@ -89,21 +91,40 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the prompts; returns 0, or 1 if --compare found a different one."""
     texts = _texts(args)
+    _check(args)
+    with without(*QUANTIZERS):
+        return _work(args, texts)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuses what is wrong with the paths and the device before torch is imported."""
+    from tsd.model.loading import is_hub_id, resolve_text_model
+
+    if args.device is not None and args.device.partition(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"the device is {args.device!r}; expected cpu, cuda or cuda:N")
+    if args.compare is not None and not args.compare.is_dir():
+        raise UserError(f"--compare {args.compare}: no such folder")
+    require_writable(args.out)
+    if not is_hub_id(args.model):
+        resolve_text_model(args.model, t5=args.t5)
+
+
+def _work(args: argparse.Namespace, texts: dict[str, str]) -> int:
+    """Writes and compares the prompts with torch."""
     import diffusers
     import torch
     import transformers
-    from tqdm import tqdm
 
     from tsd import __version__
-    from tsd.model.loading import DTYPES, resolve_text_model
+    from tsd.console.progress import Progress
+    from tsd.model.loading import resolve_text_model
     from tsd.model.prompt import read_prompts
+    from tsd.precision import torch_dtype
     from tsd.prompts.encode import encode_texts
     from tsd.prompts.folder import encoder_hashes, is_intact, read_record, tensor_files, write_prompt, write_record
     from tsd.prompts.text_encoders import text_side
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.partition(":")[0] not in ("cpu", "cuda"):
-        raise UserError(f"the device is {device!r}; expected cpu, cuda or cuda:N")
     if device != "cpu" and not torch.cuda.is_available():
         raise UserError(f"--device {device}, but this machine has no CUDA device; leave it out or give --device cpu")
     folder = resolve_text_model(args.model, t5=args.t5)
@@ -117,9 +138,7 @@ def run(args: argparse.Namespace) -> int:
         "t5": args.t5 if side.family == "sd3" else None,
         "dtype": args.dtype,
         "format": args.format,
-        "encoders_sha256": encoder_hashes(
-            side, lambda paths: tqdm(paths, "hash encoders", unit="file", file=sys.stderr, delay=1)
-        ),
+        "encoders_sha256": encoder_hashes(side, lambda paths: Progress(paths, "hash encoders", unit="file", delay=1)),
     }
 
     kept: dict[str, Any] = {}
@@ -132,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
         _refuse_to_replace(args.out, old, settings, {name: tensor_files(args.out / name) for name in todo}, texts)
     if todo:
         found = encode_texts(
-            folder, [texts[name] for name in todo], device=device, dtype=DTYPES[args.dtype], t5=args.t5
+            folder, [texts[name] for name in todo], device=device, dtype=torch_dtype(args.dtype), t5=args.t5
         )
         libraries = {library.__name__: str(library.__version__) for library in (torch, transformers, diffusers)}
         origin = {"model": args.model, "device": device, "versions": {"tsd-sr-bench": __version__, **libraries}}

@@ -4,15 +4,20 @@ import argparse
 import json
 import math
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsd.batch import FILES, Job, add_files, plan_jobs, run_batch, status_of
+from tsd.console.imports import TRAINING, without, without_compiler
 from tsd.errors import UserError
+from tsd.files import WRITABLE, free_bytes, human_size, mini_model_dir, require_room, require_writable
 from tsd.precision import PRECISIONS
 
 if TYPE_CHECKING:
+    from tsd.config import RestoreConfig
+    from tsd.console.progress import Progress
     from tsd.images import Picture
 
 DESCRIPTION = """\
@@ -38,6 +43,8 @@ models:
 """
 SETTINGS = ("scale", "color", "posterior", "process_size", "seed", "tile", "tile_overlap", "vae_tile")
 
+LEAST_BYTES_PER_PIXEL = 0.1
+"""No photograph of 8 bits is smaller as a file of any of the formats, so that less room than that cannot be enough."""
 LARGE = 2048**2  # processed pixels above which enlarging a small input takes noticeable time
 
 
@@ -125,29 +132,85 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"the report {args.report} exists; name another file or give --overwrite")
     if not jobs:
         return 0
+    model, lora, config = _student(args)
+    _say_sizes(jobs, config)
+    if args.compile or args.quantize:
+        return _restore(args, jobs, model, lora, config)
+    with without(*TRAINING), without_compiler():
+        return _restore(args, jobs, model, lora, config)
 
-    import torch
-    from tqdm import tqdm
 
-    from tsd.config import PLAIN, FastPath, config_for
-    from tsd.files import write_text
-    from tsd.model.loading import DTYPES
-    from tsd.precision import native_precision
-    from tsd.restore import Restorer
+def _student(args: argparse.Namespace) -> "tuple[str | Path, Path, RestoreConfig]":
+    """The model, the student's folder and its settings, checked as far as that needs no torch."""
+    from tsd.config import config_for
+    from tsd.model.loading import resolve_model
     from tsd.restore.student import find_student
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device != "cpu" and device.partition(":")[0] != "cuda":
-        raise UserError(f"the device is {device!r}; expected cpu, cuda or cuda:N")
+    if args.device is not None and args.device.partition(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"the device is {args.device!r}; expected cpu, cuda or cuda:N")
     overrides = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
     model, lora = find_student(args.model, args.lora)
+    if not lora.is_dir():
+        raise UserError(f"no LoRA folder at {lora}; expected one with a student's two files")
+    if args.prompt_embeds is not None and not Path(args.prompt_embeds).expanduser().is_dir():
+        raise UserError(f"no prompt folder at {args.prompt_embeds}")
     config = config_for(lora, overrides)
+    resolve_model(model)
+    require_writable(args.output if args.output.suffix.lower() not in WRITABLE else args.output.parent)
+    if args.report is not None:
+        require_writable(args.report.parent)
+    return model, lora, config
+
+
+def _say_sizes(jobs: list[Job], config: "RestoreConfig") -> None:
+    """Says before the work how large the results will be, and refuses a disk without room for them."""
+    from tsd.images import ImageError, picture_size
+
+    sizes = []
+    for job in jobs:
+        with suppress(ImageError, OSError):  # told when its turn comes
+            width, height = picture_size(job.source)
+            sizes.append((config.scale * width, config.scale * height))
+    if not sizes:
+        return
+    pixels = [width * height for width, height in sizes]
+    low, high = ("x".join(map(str, sizes[pixels.index(end)])) for end in (min(pixels), max(pixels)))
+    place = jobs[0].target.parent
+    require_room(place, int(LEAST_BYTES_PER_PIXEL * sum(pixels)), "choose another output (-o)")
+    print(
+        f"{len(jobs)} image{'s' * (len(jobs) > 1)} of {low if low == high else f'{low} to {high}'} pixels, "
+        f"{sum(pixels) / 1e6:,.1f} megapixels in all; up to {human_size(3 * sum(pixels))} at 8 bits, "
+        f"{human_size(free_bytes(place))} are free",
+        file=sys.stderr,
+    )
+
+
+def _restore(
+    args: argparse.Namespace, jobs: list[Job], model: "str | Path", lora: Path, config: "RestoreConfig"
+) -> int:
+    """What needs torch: loads the student and restores the images; returns the exit status of `run`."""
+    import torch
+
+    from tsd.config import PLAIN, FastPath
+    from tsd.console.progress import Progress
+    from tsd.files import write_text
+    from tsd.precision import native_precision, torch_dtype
+    from tsd.restore import Restorer
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype, why = native_precision(device) if args.dtype == "auto" else (args.dtype, "as asked")
     print(f"loading {model} with {lora} on {device} in {dtype} ({why})", file=sys.stderr)
+    if Path(model).expanduser().resolve().parent == mini_model_dir().parent.resolve():
+        print(
+            "note: a mini model of the package is a test model for damaged images enlarged x4; what is clean, or is "
+            "enlarged by less than 2, it hardly improves: name a real student by --model and --lora",
+            file=sys.stderr,
+        )
     restorer = Restorer.load(
-        model, lora, args.prompt_embeds, config=config, device=device, dtype=DTYPES[dtype],
+        model, lora, args.prompt_embeds, config=config, device=device, dtype=torch_dtype(dtype),
         fast=replace(PLAIN if args.plain else FastPath(), compile=args.compile),
-        decoder=args.decoder, quantization=args.quantize, report=lambda message: tqdm.write(message, file=sys.stderr),
+        decoder=args.decoder, quantization=args.quantize,
+        report=lambda message: Progress.write(message, file=sys.stderr),
     )  # fmt: skip
     provenance: dict[str, object] = {}
     if args.verbose or args.report is not None:
@@ -156,7 +219,7 @@ def run(args: argparse.Namespace) -> int:
     if args.verbose:
         print(json.dumps(provenance, indent=2), file=sys.stderr)
 
-    def restore(picture: "Picture", job: Job, bar: "tqdm[Job]") -> "Picture":
+    def restore(picture: "Picture", job: Job, bar: "Progress") -> "Picture":
         work = restorer.processing_size(*picture.size)
         if math.prod(work) > max(LARGE, 2 * config.scale**2 * math.prod(picture.size)):
             bar.write(

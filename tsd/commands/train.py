@@ -1,15 +1,18 @@
 """`tsd train`: distil a base model into a one-step student, or tune its teacher first."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from tsd.config import RunConfig, TeacherConfig, TrainConfig
+from tsd.console.imports import QUANTIZERS, without
 from tsd.errors import UserError
-from tsd.files import MEGAPIXELS_HELP
+from tsd.files import MEGAPIXELS_HELP, free_bytes, human_size, mini_model_dir
 
 if TYPE_CHECKING:
     from tsd.train.settings import RunSettings
@@ -21,6 +24,7 @@ before that (--stage teacher).
 EPILOG = """\
 examples:
   tsd train --preset mini --data photos/ --output run/ --val-data held-out/
+  tsd train --data photos/ --val-data photos/ --output try/ --max-train-steps 50    a short trial
   tsd train --preset mini --data photos/ --output run/ --resume      continue after a kill; on
                                                                      the CPU, bit for bit
   tsd train --preset paper --model stable-diffusion-3-medium-diffusers/ --prompt-embeds prompts/ \\
@@ -31,6 +35,11 @@ examples:
   tsd train --preset release --model stabilityai/stable-diffusion-3-medium-diffusers \\
             --dry-run                                                will it fit my GPU?
   tensorboard --logdir run/logs
+
+start and prepared data:
+  A mini model of the package goes on from its own student, with a tenth of the preset's learning
+  rates, unless --init-lora, --from-scratch, --config or another rank says otherwise. With data that
+  `tsd prepare` wrote, crop, sharpening and degradation are theirs where no flag says otherwise.
 
 the teacher first (optional), then the student against it:
   tsd train --stage teacher --preset release --model … --data prepared/ --output tuned/
@@ -55,6 +64,10 @@ on one GPU of 24 GB:
 """
 STOPPED = {"Ctrl-C": 130, "SIGTERM": 143, "another process": 143}
 """The exit status by what stopped a run, as a shell gives it for a process that the signal ended."""
+CONTINUED_LR = 0.1
+"""Share of the preset's learning rates for a run that goes on from the student of a mini model."""
+VALIDATIONS = 5
+"""Least number of validations of a run that is shorter than its preset."""
 _NOT_FLAGS = ("steps",)  # --max-train-steps serves both stages
 _SETTINGS_HELP = {
     "batch_size": "samples per process and micro-batch",
@@ -133,7 +146,11 @@ def add_parser(verbs: Any) -> None:
         "--prompt-embeds", type=Path, metavar="DIR",
         help="folder with default/ and null/ prompts (default: those of the model folder)",
     )  # fmt: skip
-    parser.add_argument("--init-lora", type=Path, metavar="DIR", help="start from an existing student")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--init-lora", type=Path, metavar="DIR", help="start from an existing student")
+    start.add_argument(
+        "--from-scratch", action="store_true", help="start with B = 0, also where the model carries a student"
+    )
     parser.add_argument(
         "--teacher-lora", type=Path, metavar="DIR",
         help="LoRA folder of a tuned teacher (default: the base as it is)",
@@ -175,6 +192,10 @@ def add_parser(verbs: Any) -> None:
         help="check everything but the weights, plan the memory, and stop. Without --data only the memory is planned",
     )
     parser.add_argument(
+        "--time", action="store_true",
+        help="with --dry-run: also train a few steps of each phase, and say how long the run will take",
+    )  # fmt: skip
+    parser.add_argument(
         "--accelerate-configs", action="store_true", help="print the folder of ready launcher configurations and stop"
     )
     groups: dict[tuple[str, ...], argparse._ArgumentGroup] = {
@@ -206,20 +227,34 @@ def run(args: argparse.Namespace) -> int:
         return 0
 
     config = resolve_config(args)
-    if _is_main_process():
-        print(config.to_json())
     if args.print_config:
+        print(config.to_json())
         return 0
-    if not args.data and not args.dry_run:
+    if not args.dry_run and not (args.data and args.output):
         raise UserError("--data DIR... and --output DIR are needed (or --print-config, --dry-run)")
+    if args.time and not (args.dry_run and args.data):
+        raise UserError("--time belongs to --dry-run with --data DIR...")
+    settings = resolve_settings(args)
+    if settings.data:
+        from tsd.train.paths import check_paths
+
+        check_paths(settings, config)
+    if _is_main_process():
+        _print_settings(args, config, settings)
+    # peft, diffusers and accelerate import bitsandbytes wherever it is installed, and it prints about its kernels.
+    with contextlib.nullcontext() if config.optimizer == "adamw8bit" else without(*QUANTIZERS):
+        return _work(args, settings, config)
+
+
+def _work(args: argparse.Namespace, settings: "RunSettings", config: TrainConfig | TeacherConfig) -> int:
+    """What needs torch: the dry run, or the training; returns the exit status of `run`."""
     if args.device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
             raise UserError("--device cuda, but this machine has no CUDA device; leave it out or give --device cpu")
-    settings = resolve_settings(args)
     if args.dry_run:
-        return dry_run(settings, config)
+        return dry_run(settings, config, timed=args.time)
     from tsd.train.optim import DivergenceError
 
     try:
@@ -253,6 +288,9 @@ def run(args: argparse.Namespace) -> int:
 def resolve_config(args: argparse.Namespace) -> TrainConfig | TeacherConfig:
     """Takes the stage's preset, or the file with settings, and overrides it with the flags.
 
+    Where neither says otherwise, prepared data bring their own crop, sharpening and degradation, and a run that goes on
+    from the student of a mini model has a tenth of the preset's learning rates.
+
     Raises:
         UserError: a flag of the other stage, an impossible value, or a file without settings of a distillation.
     """
@@ -270,8 +308,107 @@ def resolve_config(args: argparse.Namespace) -> TrainConfig | TeacherConfig:
         ]
     if foreign:
         raise UserError(f"{', '.join(foreign)}: not a setting of --stage {args.stage}")
+    if args.config is None:
+        overrides = _of_prepared(args, config) | overrides
+        if args.preset == "mini" and args.init_lora is None and own_student(args) is not None:
+            names = [name for name in ("lr", "critic_lr") if name not in overrides]
+            overrides |= {name: getattr(config, name) * CONTINUED_LR for name in names}
     config = dataclasses.replace(config, **overrides)
-    return config if args.max_train_steps is None else config.scaled_to(args.max_train_steps)
+    if args.max_train_steps is None:
+        return config
+    if args.validate_every is None:  # a short run too shows whether it makes progress
+        most = max(args.max_train_steps // VALIDATIONS, 1)
+        config = dataclasses.replace(config, validate_every=min(config.validate_every, most))
+    return config.scaled_to(args.max_train_steps)
+
+
+def _of_prepared(args: argparse.Namespace, config: RunConfig) -> dict[str, Any]:
+    """The settings of the data that `tsd prepare` wrote, as far as the training's settings have them."""
+    from tsd.data.prepared_record import is_prepared, read_record
+
+    prepared = next((folder for folder in args.data or () if is_prepared(folder)), None)
+    if prepared is None:
+        return {}
+    stored = read_record(prepared)["settings"]
+    theirs = {"crop": stored["crop"], "usm": stored["usm"]}
+    if isinstance(config, TrainConfig) and stored["degradation"]["name"] in ("full", "light"):
+        theirs["degradation"] = stored["degradation"]["name"]
+    return theirs
+
+
+def own_student(args: argparse.Namespace) -> Path | None:
+    """The student to go on from where nothing else is said: that of a mini model of the package.
+
+    None for any other model, for other ranks, and for a run to be resumed that began without one.
+    """
+    from tsd.restore.student import STUDENT_FOLDER
+
+    model = mini_model_dir() if args.model is None else Path(args.model).expanduser()
+    student = model / STUDENT_FOLDER
+    shipped = student.is_dir() and model.resolve().parent == mini_model_dir().parent.resolve()
+    if not shipped or args.stage != "student" or args.from_scratch or args.config is not None:
+        return None
+    if args.resume and args.output is not None:
+        from tsd.train.checkpoint import RECORD_FILE, checkpoint_folder, latest
+
+        newest = latest(checkpoint_folder(args.output))
+        if newest is not None and (newest / RECORD_FILE).is_file():
+            began_with = json.loads((newest / RECORD_FILE).read_text()).get("init_lora")
+            return None if began_with is None else student
+    from tsd.presets import PRESETS
+
+    preset = PRESETS[args.preset]
+    ranks = [getattr(args, name) or getattr(preset, name) for name in ("rank", "vae_rank")]
+    return student if ranks == _ranks(student) else None
+
+
+def _ranks(student: Path) -> list[int]:
+    """The ranks of a student's two files, the denoiser's first, from their headers."""
+    from safetensors import safe_open
+
+    from tsd.model.loading import FAMILIES
+
+    denoiser = next(
+        file for family in FAMILIES.values() if (file := student / f"{family.denoiser_folder}.safetensors").is_file()
+    )
+    ranks = []
+    for path in (denoiser, student / "vae.safetensors"):
+        with safe_open(path, framework="numpy") as file:
+            name = next(key for key in file.keys() if key.endswith(".lora_A.weight"))  # noqa: SIM118
+            ranks.append(file.get_slice(name).get_shape()[0])
+    return ranks
+
+
+def _print_settings(args: argparse.Namespace, config: RunConfig, settings: "RunSettings") -> None:
+    """Prints how the run's settings differ from those of the preset or the file that it starts from."""
+    from tsd.presets import PRESETS, TEACHER_PRESETS
+
+    if args.config is not None:
+        base, name = _config_of(args.config), f"--config {args.config}"
+    else:
+        base, name = (PRESETS if args.stage == "student" else TEACHER_PRESETS)[args.preset], f"preset {args.preset}"
+    changes = differences(config, base)
+    print(f"{name}{', but with' if changes else ''} (--print-config shows every setting)")
+    for setting, (now, before) in changes.items():
+        print(f"  {setting:<24}{now}   ({before})")
+    if settings.init_lora is not None:
+        own = " (--from-scratch: none)" if args.init_lora is None else ""
+        print(f"  {'starts from':<24}the student in {settings.init_lora}{own}")
+
+
+def differences(config: RunConfig, base: RunConfig) -> dict[str, tuple[str, str]]:
+    """The settings in which two configurations differ, by name, with both values."""
+    found = {}
+    for field in dataclasses.fields(config):
+        now, before = getattr(config, field.name), getattr(base, field.name)
+        if now != before and field.name == "phases":
+            found["steps of the phases"] = tuple(" + ".join(str(p.steps) for p in phases) for phases in (now, before))
+            terms = [[dataclasses.replace(p, steps=0) for p in phases] for phases in (now, before)]
+            if terms[0] != terms[1]:
+                found["terms of the phases"] = ("other", "see --print-config")
+        elif now != before:
+            found[field.name] = (str(now), str(before))
+    return found
 
 
 def _config_of(path: Path) -> TrainConfig:
@@ -297,7 +434,6 @@ def resolve_settings(args: argparse.Namespace) -> "RunSettings":
     Raises:
         UserError: an impossible value.
     """
-    from tsd.files import mini_model_dir
     from tsd.train.settings import RunSettings
     from tsd.train.stopping import seconds_from_text
 
@@ -306,7 +442,7 @@ def resolve_settings(args: argparse.Namespace) -> "RunSettings":
         data=args.data or (),
         output=args.output,
         resume=args.resume,
-        init_lora=args.init_lora,
+        init_lora=args.init_lora if args.init_lora is not None else own_student(args),
         teacher_lora=args.teacher_lora,
         prompt_embeds=args.prompt_embeds,
         val_data=args.val_data,
@@ -319,18 +455,16 @@ def resolve_settings(args: argparse.Namespace) -> "RunSettings":
     )
 
 
-def dry_run(settings: "RunSettings", config: RunConfig) -> int:
-    """Prints everything that can be checked without weights, and the memory plan; returns 0.
+def dry_run(settings: "RunSettings", config: RunConfig, *, timed: bool = False) -> int:
+    """Prints everything that can be checked without weights, disk and memory, and with `timed` the duration; returns 0.
 
     Without data nothing is checked: the plan needs only the model's configuration, which is built in for SD3-medium.
     """
-    import os
-
     from tsd.train.preflight import check_run
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if not settings.data:
-        _print_plan(settings.model, config, processes)
+        _print_plan(settings.model, config, processes, settings)
         return 0
     checked = check_run(settings, config, processes)
     if not _is_main_process():
@@ -343,11 +477,16 @@ def dry_run(settings: "RunSettings", config: RunConfig) -> int:
             load_pixel_loss(config.pixel_loss, "cpu")
         load_pairs(settings.val_data, config)
     print("\n".join(checked.summary))
-    _print_plan(checked.folder, config, processes)
+    _print_plan(checked.folder, config, processes, settings)
+    if timed:
+        from tsd.train.timed import timed_steps
+
+        print(timed_steps(settings, config).to_text())
     return 0
 
 
-def _print_plan(model: str | Path, config: RunConfig, processes: int) -> None:
+def _print_plan(model: str | Path, config: RunConfig, processes: int, settings: "RunSettings") -> None:
+    """Prints the memory of a step, by this run's own batch first, and the disk that checkpoints take."""
     if not _is_main_process():
         return
     if not isinstance(config, TrainConfig):
@@ -355,12 +494,18 @@ def _print_plan(model: str | Path, config: RunConfig, processes: int) -> None:
         return
     from tsd.memory.plan import memory_plan
 
-    print(memory_plan(model, config, processes=processes).to_text())
+    batches = sorted({1, config.batch_size, 2 * config.batch_size})
+    plan = memory_plan(model, config, processes=processes, batch_sizes=batches)
+    print(f"memory: {plan.verdict(config.batch_size, config.gradient_checkpointing)}; other batches are below")
+    size, place = plan.checkpoint_bytes, Path(settings.output or ".")
+    print(
+        f"disk: {human_size((settings.keep + 1) * size)}, {human_size(size)} for each of {settings.keep} checkpoints "
+        f"(--keep) and the best one; {human_size(free_bytes(place))} are free"
+    )
+    print(plan.to_text())
 
 
 def _is_main_process() -> bool:
-    import os
-
     return os.environ.get("RANK", "0") == "0"
 
 

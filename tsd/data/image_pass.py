@@ -3,7 +3,6 @@
 import gc
 import itertools
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from tsd.console.progress import Progress
 from tsd.data.captions import Captioner
 from tsd.data.crops import Crop, CropMaker, CroppedImage, to_tensor
 from tsd.data.hf import image_features, shard_name, write_shard
 from tsd.data.prepare_config import PrepareConfig
-from tsd.data.prepared import IN_PROGRESS
+from tsd.data.prepared_record import IN_PROGRESS
 from tsd.data.sources import Source, SourceImage
 from tsd.errors import UserError
 from tsd.files import write_text
-from tsd.model.loading import DTYPES
+from tsd.precision import torch_dtype
 
 
 class ImagePass:
@@ -70,7 +69,7 @@ class ImagePass:
             collate_fn=_unchanged,
             num_workers=workers,
         )
-        with tqdm(total=self.source.length, desc="images", unit="image", initial=self.seen, file=sys.stderr) as bar:
+        with Progress(total=self.source.length, desc="images", unit="image", initial=self.seen) as bar:
             shards = itertools.groupby(_with_progress(loader, bar, self), key=lambda image: image.source.index // size)
             for number, images in shards:
                 self._add_finished(self._write(number, images))
@@ -160,7 +159,7 @@ class ImagePass:
     def _load_networks(self) -> None:
         from diffusers import AutoencoderKL
 
-        dtype = DTYPES[self.config.dtype]
+        dtype = torch_dtype(self.config.dtype)
         try:
             vae: Any = AutoencoderKL.from_pretrained(
                 str(self.folder), subfolder="vae", torch_dtype=dtype, local_files_only=True

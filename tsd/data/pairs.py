@@ -6,7 +6,6 @@ order that differs from round to round. An image that cannot be decoded is repla
 item says so.
 """
 
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -18,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
+from tsd.console.progress import Progress
 from tsd.data.degrade import FULL, DegradationConfig, degrade, usm_sharpen
 from tsd.errors import UserError, some
 from tsd.files import READABLE, find_images
@@ -231,7 +230,7 @@ def _usable(
     """The images at least as large as the crop. Reads all files' headers, and adds bad files to `unreadable`."""
     usable: list[tuple[str, Path | np.ndarray]] = []
     small: list[str] = []
-    for name, image in tqdm(images, desc="checking images", unit="image", file=sys.stderr, delay=2, leave=False):
+    for name, image in Progress(images, desc="checking images", unit="image", delay=2, leave=False):
         if isinstance(image, np.ndarray):
             shown, side = f"array {image.shape[1]}x{image.shape[0]}", min(image.shape[:2])
         else:

@@ -28,12 +28,14 @@ import torch
 from tsd.data.hf import prompt_features, remove_leftovers, shard_name, write_dataset_info, write_shard
 from tsd.data.image_pass import ImagePass
 from tsd.data.prepare_config import PrepareConfig, is_complete, settings_of
-from tsd.data.prepared import IN_PROGRESS, PROMPTS, RECORD, SCHEMA, read_record
+from tsd.data.prepared import PROMPTS
+from tsd.data.prepared_record import IN_PROGRESS, RECORD, SCHEMA, read_record
 from tsd.data.sources import Source
 from tsd.errors import UserError
 from tsd.files import write_text
-from tsd.model.loading import DTYPES, resolve_model
+from tsd.model.loading import resolve_model
 from tsd.model.prompt import PromptEmbeds
+from tsd.precision import torch_dtype
 
 SKIPPED = "skipped.csv"
 LIBRARIES = ("diffusers", "transformers", "datasets", "Pillow", "numpy")
@@ -121,7 +123,7 @@ def _embed_captions(
             model,
             pending,
             device=device,
-            dtype=DTYPES[config.dtype],
+            dtype=torch_dtype(config.dtype),
             t5=config.captions.t5,
             batch_size=config.batch_size,
             spool_dir=out / PROMPTS,  # 0.3 MB a caption for SD3: this disk has room for the embeddings too

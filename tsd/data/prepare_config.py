@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tsd.data.crops import CropConfig
-from tsd.data.prepared import IN_PROGRESS, RECORD, latent_shape, read_record, vae_sha256
+from tsd.data.prepared import latent_shape
+from tsd.data.prepared_record import IN_PROGRESS, RECORD, read_record, vae_sha256
 from tsd.data.sources import Source
 from tsd.errors import UserError
 from tsd.model.loading import detect_family, read_config, resolve_model
@@ -43,7 +44,7 @@ class PrepareConfig:
     """Everything that changes the result, except the source and the model.
 
     Attributes:
-        dtype: precision in which VAE, caption model and text encoders compute (`DTYPES`); results are kept in fp16.
+        dtype: precision in which VAE, caption model and text encoders compute (`PRECISIONS`); results are kept in fp16.
         shard_images, shard_captions: number of source images, or captions, in one file.
         batch_size: number of crops captioned, or captions embedded, at a time.
     """

@@ -26,21 +26,12 @@ from tsd.data.crops import decode, to_tensor
 from tsd.data.degrade import DegradationConfig, degrade
 from tsd.data.hf import import_datasets
 from tsd.data.pairs import shuffled_index, training_item
+from tsd.data.prepared_record import other_degradation, read_record, require_settings, require_vae
 from tsd.errors import UserError
-from tsd.files import sha256_file
 from tsd.model.loading import detect_family, read_config, resolve_model
 from tsd.seeds import seed_for
 
-SCHEMA = 1
-RECORD = "prepared.json"
-IN_PROGRESS = "in-progress"
 PROMPTS = "prompts"
-_VAE_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-
-
-def is_prepared(path: str | Path) -> bool:
-    """Whether `tsd prepare` wrote this folder, finished or not (opening an unfinished one is an error that says so)."""
-    return (Path(path) / RECORD).is_file() or (Path(path) / IN_PROGRESS).is_dir()
 
 
 class PreparedDataset(Dataset[dict[str, Tensor | int]]):
@@ -126,17 +117,10 @@ class PreparedDataset(Dataset[dict[str, Tensor | int]]):
         Raises:
             UserError: another setting, another VAE, another latent shape, or embeddings of another width.
         """
-        settings, label = self.settings, str(self.path)
-        if usm is not None and usm != settings["usm"]:
-            had, flag = ("sharpened", "--usm") if settings["usm"] else ("not sharpened", "--no-usm")
-            raise UserError(f"{label} holds targets that are {had}, training asks for the other: train with {flag}")
-        if scale is not None and scale != settings["scale"]:
-            raise UserError(f"{label} was degraded by {settings['scale']}, training is for x{scale}: prepare it again")
-        if degradation is not None and json.loads(json.dumps(asdict(degradation))) != settings["degradation"]:
-            raise UserError(
-                f"{label} holds low-quality images of other degradation settings than training asks for (see "
-                f"{RECORD} there): train with the same --degradation, or with --degrade-anew"
-            )
+        label = str(self.path)
+        require_settings(self.record, label, usm=usm, scale=scale)
+        if degradation is not None and json.loads(json.dumps(asdict(degradation))) != self.settings["degradation"]:
+            raise other_degradation(label)
         require_model(self.record, model, crop=crop, label=label)
 
 
@@ -145,11 +129,7 @@ def require_model(
 ) -> None:
     """See `PreparedDataset.require`; `record` is the content of prepared.json."""
     settings = record["settings"]
-    if crop is not None and crop != settings["crop"]:
-        raise UserError(
-            f"{label} was prepared with crops of {settings['crop']} pixels, training asks for {crop}: train with "
-            f"{settings['crop']}, or prepare the images again with --crop {crop}"
-        )
+    require_settings(record, label, crop=crop)
     folder = resolve_model(model)
     shape = latent_shape(folder, settings["crop"])
     if shape != settings["latent_shape"]:
@@ -157,11 +137,7 @@ def require_model(
             f"{label} holds latents of shape {settings['latent_shape']} (mean and logvar), {model} makes {shape}: "
             f"prepare the images again with --model {model}"
         )
-    if (found := vae_sha256(folder)) != settings["model_sha256"]:
-        raise UserError(
-            f"{label} holds latents of another VAE (sha256 {settings['model_sha256'][:12]}…) than {model} "
-            f"({found[:12]}…): prepare the images again with --model {model}"
-        )
+    require_vae(record, label, folder, model)
     shapes = settings["prompt_shapes"]
     if shapes:
         family = detect_family(folder)
@@ -172,50 +148,6 @@ def require_model(
                 f"{label} holds embeddings of widths {stored} (tokens, pooled), {model} reads {tuple(widths)}: prepare "
                 f"the images again with --model {model}"
             )
-
-
-def read_record(path: str | Path) -> dict[str, Any]:
-    """The content of prepared.json, after checking that every file it lists is there in its full size.
-
-    Raises:
-        UserError: not a prepared folder, a half-written, incomplete or empty one, or one of another version.
-    """
-    folder = Path(path)
-    if not (folder / RECORD).is_file():
-        if is_prepared(folder):
-            raise UserError(
-                f"{folder} is half-written: `tsd prepare` was interrupted; the same command continues where it stopped"
-            )
-        found = "no such folder" if not folder.is_dir() else f"it has no {RECORD}"
-        raise UserError(f"{folder} is no prepared data set ({found}); `tsd prepare --help` shows how to make one")
-    record = read_config(folder / RECORD)
-    if record.get("schema") != SCHEMA:
-        raise UserError(
-            f"{folder / RECORD} has schema {record.get('schema')!r}, this version reads {SCHEMA}: prepare the images "
-            f"again"
-        )
-    if not record["counts"]["crops"]:
-        raise UserError(f"{folder} is empty: not one crop came of its {record['counts']['images']} images")
-    damaged = [name for name, size in record["files"].items() if _size(folder / name) != size]
-    if damaged:
-        raise UserError(
-            f"{folder} is incomplete: {len(damaged)} of {len(record['files'])} files are missing or of another size, "
-            f"e.g. {damaged[0]}; copy it again, or remove it and prepare the images again"
-        )
-    return record
-
-
-def vae_sha256(folder: Path) -> str:
-    """SHA-256 of the weight file of a model's VAE, the only part of the model that latents depend on.
-
-    Raises:
-        UserError: no weight file.
-    """
-    for name in _VAE_WEIGHTS:
-        path = folder / "vae" / name
-        if path.is_file():
-            return sha256_file(path)
-    raise UserError(f"{folder / 'vae'} has no weights; expected {_VAE_WEIGHTS[0]}")
 
 
 def latent_shape(folder: Path, crop: int) -> list[int]:
@@ -234,10 +166,6 @@ def _open(folder: Path, rows: int) -> Any:
     if len(found) != rows:
         raise UserError(f"{folder} has {len(found)} rows, its record says {rows}; remove it and prepare it again")
     return found
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
 
 
 def _tensor(array: np.ndarray) -> Tensor:

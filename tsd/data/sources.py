@@ -6,14 +6,12 @@ of its file, so that decoding happens in the worker processes and a damaged file
 
 import hashlib
 import itertools
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tqdm import tqdm
-
+from tsd.console.progress import Progress
 from tsd.data.hf import import_datasets
 from tsd.errors import UserError
 from tsd.files import READABLE, find_images, printable
@@ -104,7 +102,7 @@ class FolderSource:
     def describe(self) -> dict[str, Any]:
         """A hash of the files' names and sizes, which changes when files are added, removed or replaced."""
         digest = hashlib.sha256()
-        for name, path in tqdm(self.files.items(), "listing images", unit="image", file=sys.stderr, delay=2):
+        for name, path in Progress(self.files.items(), "listing images", unit="image", delay=2):
             digest.update(f"{name}\0{path.lstat().st_size if not path.exists() else path.stat().st_size}\n".encode())
         return {"kind": "folders", "images": len(self.files), "names_sha256": digest.hexdigest()}
 

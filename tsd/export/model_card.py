@@ -159,6 +159,17 @@ def settings_of_run(run: RunFacts) -> dict[str, object]:
     return settings_to_restore(posterior=run.config["posterior"], crop=run.config["crop"])
 
 
+def below_bicubic(run: RunFacts | None) -> str | None:
+    """A warning if a run's student is worse than bicubic enlargement on its own validation; None otherwise."""
+    gain = None if run is None else run.validation.get("gain_db")
+    if gain is None or gain >= 0:
+        return None
+    return (
+        f"this student is {-gain:.2f} dB below bicubic enlargement (PSNR-Y) on the held-out photographs of its run: "
+        f"it has not been trained enough, or is meant for other metrics"
+    )
+
+
 def _log_rows(path: Path) -> list[dict[str, Any]]:
     """The log's rows; a last line that a kill cut short is left out."""
     rows = []
@@ -250,17 +261,19 @@ def _usage(base: Base, description: Mapping[str, Any], facts: CardFacts) -> str:
     shown = f"```\n{command}\n```\n\nSTUDENT is the folder with these files."
     if description.get("folded"):
         return f"{shown} The denoiser is folded for its one prompt and its one step, so that only `tsd` loads it."
-    family = FAMILIES[description["family"]]
-    kind, part = family.denoiser_class, family.denoiser_folder
+    kind = FAMILIES[description["family"]].denoiser_class
     code = (
-        f"from diffusers import AutoencoderKL, {kind}\n\n"
-        f'{part} = {kind}.from_pretrained("STUDENT", subfolder="{part}")\n'
-        f'vae = AutoencoderKL.from_pretrained("STUDENT", subfolder="vae")'
+        "from diffusers import DiffusionPipeline\n"
+        "from PIL import Image\n\n"
+        'pipeline = DiffusionPipeline.from_pretrained("STUDENT", custom_pipeline="STUDENT", trust_remote_code=True)\n'
+        'pipeline(Image.open("photo.png").convert("RGB")).save("restored.png")'
     )
     return (
-        f"{shown} The networks also load in diffusers:\n\n```python\n{code}\n```\n\n"
-        f"Latents are scaled but not shifted (z = encode(x) · `scaling_factor`), the prompt is `prompts/default`, and "
-        f"the single step is taken from the last time of the schedule."
+        f"{shown} With diffusers alone `pipeline.py` does the same, with the settings below or those given in the call "
+        f'(`pipeline(image, color="none")`):\n\n```python\n{code}\n```\n\n'
+        f"Its networks are an AutoencoderKL and a {kind}. Latents are scaled but not shifted (z = encode(x) · "
+        f"`scaling_factor`), the prompt is `prompts/default`, and the single step is taken from the last time of the "
+        f"schedule."
     )
 
 
@@ -296,7 +309,9 @@ def _metrics(run: RunFacts | None) -> str:
     if run is None or not run.validation:
         return "Unknown: no validation numbers came with this export."
     rows = {name: f"{value:.4f}" for name, value in run.validation.items()}
-    return f"On the held-out photographs of the training run:\n\n{_table(('', ''), rows)}"
+    table = f"On the held-out photographs of the training run:\n\n{_table(('', ''), rows)}"
+    warning = below_bicubic(run)
+    return table if warning is None else f"{table}\n\nNote: {warning}."
 
 
 def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:

@@ -10,8 +10,10 @@ one layer's product B·A come on top. Writing needs no more, since files are wri
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,15 +22,17 @@ import torch
 from torch import Tensor
 
 from tsd import __version__
-from tsd.config import EXPORT_FILE, FOLDED_FILE, RECOMMENDED_FILE, FastPath
+from tsd.config import EXPORT_FILE, FOLDED_FILE, RECOMMENDED_FILE, FastPath, RestoreConfig
 from tsd.errors import UserError
 from tsd.export.model_card import CardFacts, model_card
 from tsd.export.student import Student
+from tsd.export.target import check_target
 from tsd.fast.loading import rewrite
 from tsd.files import atomic_folder, sha256_file, write_safetensors
 from tsd.model.backbone import load_backbone
-from tsd.model.loading import DTYPES, read_config, weight_files
+from tsd.model.loading import read_config, weight_files
 from tsd.model.lora import load_student, read_lora, write_adapter_config
+from tsd.precision import PRECISIONS, torch_dtype
 from tsd.prompts.folder import write_prompt
 
 What = Literal["merged", "lora", "both"]
@@ -36,6 +40,8 @@ Report = Callable[[str], None]
 SHARD = "5GB"  # largest weight file, the hub's recommendation
 METADATA_KEY = "tsd_student"  # of LoRA files
 LORA_FOLDER = "lora"  # of the LoRA files beside a merged student
+PIPELINE = "pipeline.py"
+PIPELINE_CLASS = "OneStepPipeline"
 
 
 def export(
@@ -58,8 +64,8 @@ def export(
         dtype: precision of the weights written; by default that of the base's files, and for LoRA files their own.
         fold: write the denoiser of a merged student folded for its prompt (`tsd.fast`): a third less for SD3, loaded by
             `tsd restore` alone.
-        text_encoders: also copy the base's text encoders and tokenizers, and its `model_index.json`, with which a
-            `DiffusionPipeline` loads. Without text encoders that index is left out, since the pipeline would fail.
+        text_encoders: also copy the base's text encoders and tokenizers, and its `model_index.json`, with which the
+            base's own pipeline loads. Without them the index names the pipeline that is written beside the weights.
         card: facts for the model card that the weights do not contain; None writes no card.
         overwrite: replace an `out` that is an earlier export.
         report: called with one line per stage.
@@ -86,6 +92,8 @@ def export(
         if merged:
             _write_merged(student, folder, dtypes, fold, report)
             _copy_components(student, folder, components, report)
+            if not fold:
+                _write_pipeline(student, folder, indexed=bool(components))
         if lora:
             report("writing the LoRA files")
             place = folder / LORA_FOLDER if merged else folder
@@ -111,26 +119,6 @@ def export(
             }
             model_card(student.base, description, student.settings, hashes, card).save(folder / "README.md")
     return out
-
-
-def check_target(out: Path, sources: tuple[Path, ...], overwrite: bool) -> None:
-    """Refuses an output folder that would overwrite something else.
-
-    Raises:
-        UserError: `out` is a file, holds one of the `sources`, exists (without `overwrite`), or is no earlier export.
-    """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"the output {out} is a file; expected a folder, or a name that is free")
-    place = out.resolve()
-    for source in sources:
-        if place == source.resolve() or place in source.resolve().parents:
-            raise UserError(f"the output {out} holds {source}, which is exported from; choose another --out")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not overwrite:
-        raise UserError(f"{out} exists; give --overwrite to replace an earlier export, or choose another --out")
-    if not (out / EXPORT_FILE).is_file():
-        raise UserError(f"{out} has no {EXPORT_FILE}, so it is no earlier export and is not replaced")
 
 
 def _check_room(
@@ -228,6 +216,29 @@ def _copy_components(student: Student, folder: Path, components: list[Path], rep
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
+def _write_pipeline(student: Student, folder: Path, *, indexed: bool) -> None:
+    """Writes `pipeline.py`, with which diffusers alone restores, and an index that names it if there is none yet."""
+    settings = asdict(RestoreConfig(**student.settings))  # pyright: ignore[reportArgumentType]
+    source = Path(__file__).with_name(PIPELINE).read_text(encoding="utf-8")
+    for name, value in settings.items():
+        line = re.compile(rf'^(    "{name}": )[^,]+,', re.MULTILINE)
+        assert len(line.findall(source)) == 1, f"{PIPELINE} has no setting {name}"
+        source = line.sub(lambda found, value=value: f"{found[1]}{_literal(value)},", source)
+    (folder / PIPELINE).write_text(source, encoding="utf-8")
+    if indexed:
+        return
+    scheduler = read_config(folder / "scheduler" / "scheduler_config.json")["_class_name"]
+    parts = {student.parts[0]: student.family.denoiser_class, "vae": "AutoencoderKL", "scheduler": scheduler}
+    index = {"_class_name": [Path(PIPELINE).stem, PIPELINE_CLASS], "_diffusers_version": version("diffusers")}
+    index |= {part: ["diffusers", name] for part, name in sorted(parts.items())}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _literal(value: object) -> str:
+    """A setting as Python source."""
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
 def _describe(
     student: Student,
     what: What,
@@ -263,4 +274,4 @@ def _check_finite(tensors: Mapping[str, Tensor], label: str, dtype: torch.dtype)
 
 
 def _name(dtype: torch.dtype) -> str:
-    return next(name for name, known in DTYPES.items() if known == dtype)
+    return next(name for name in PRECISIONS if torch_dtype(name) == dtype)

@@ -19,14 +19,12 @@ from tsd.fast.upsampling import use_fast_upsampling
 from tsd.model.backbone import Backbone, build_backbone, load_backbone, load_vae, require_prompt
 from tsd.model.loading import read_configs, resolve_model, weight_files
 from tsd.model.lora import (
-    STUDENT,
     check_adapter,
     check_student,
     denoiser_file,
     denoiser_targets,
     load_student,
-    load_vae_adapter,
-    merge_adapter,
+    merge_vae_adapter,
     merged_weight,
 )
 from tsd.model.prompt import PromptEmbeds, load_prompts
@@ -76,8 +74,7 @@ def load_fast(
         check_student(lora, family)
         allowed = denoiser_targets(backbone.denoiser, family.student_targets)
         _, state = check_adapter(backbone.denoiser, lora / denoiser_file(family), family, allowed)
-        load_vae_adapter(vae, lora, family)
-        merge_adapter(vae, STUDENT)
+        merge_vae_adapter(vae, lora, family)
     backbone.vae = vae.eval().requires_grad_(False).to(device)
     backbone.prompts = {name: prompt.to(device, dtype) for name, prompt in prompts.items()}
     return backbone, rewrite(backbone, fast, _Weights(backbone.denoiser, files, state, torch.device(device), dtype))

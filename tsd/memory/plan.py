@@ -10,7 +10,6 @@ them in the verdict.
 """
 
 import contextlib
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from tqdm import tqdm
 
 from tsd.algorithm.pixel_loss import charbonnier
 from tsd.algorithm.turns import Batch, critic_turn, student_turn
 from tsd.config import Phase, TrainConfig
+from tsd.console.progress import Progress
 from tsd.errors import UserError
 from tsd.memory.live_bytes import LiveBytes
 from tsd.memory.public_configs import PUBLIC_CONFIGS
@@ -31,9 +30,10 @@ from tsd.memory.table import RESERVE, Iteration, MemoryPlan, gib
 from tsd.model.backbone import Backbone, build_backbone
 from tsd.model.family import Family
 from tsd.model.gradient_checkpointing import enable_gradient_checkpointing
-from tsd.model.loading import DTYPES, FAMILIES, read_configs
+from tsd.model.loading import FAMILIES, read_configs
 from tsd.model.lora import Role, adapter_parameters, attach_roles
 from tsd.model.prompt import PromptEmbeds
+from tsd.precision import torch_dtype
 
 
 def memory_plan(
@@ -65,7 +65,7 @@ def memory_plan(
         _normalise_in_fp32(backbone.denoiser, backbone.vae)
     iterations = []
     wanted = [(ckpt, batch) for ckpt in sorted(checkpointing) for batch in batch_sizes]
-    with FakeTensorMode(allow_non_fake_inputs=True), tqdm(wanted, desc="plan", unit="run", file=sys.stderr) as bar:
+    with FakeTensorMode(allow_non_fake_inputs=True), Progress(wanted, desc="plan", unit="run") as bar:
         make_fake(backbone)
         for ckpt, batch in bar:
             if ckpt:
@@ -111,7 +111,7 @@ def build_planned(
     family: Family, configs: Mapping[str, Mapping[str, Any]], config: TrainConfig, source: str, tokens: int
 ) -> Backbone:
     """Builds the backbone with its adapters on the meta device."""
-    dtype = DTYPES[config.base_dtype]
+    dtype = torch_dtype(config.base_dtype)
     width, pooled = family.prompt_widths(configs["denoiser"])
     with torch.device("meta"):
         prompt = PromptEmbeds(torch.zeros(1, tokens, width), None if pooled is None else torch.zeros(1, pooled))
@@ -229,14 +229,14 @@ class WithoutData(TorchDispatchMode):
 
 def _iterate(backbone: Backbone, config: TrainConfig, batch: int, checkpointing: bool) -> Iteration:
     """Runs both turns on fake tensors; all points of the trajectory need the same memory, so one is enough."""
-    dtype, side = DTYPES[config.base_dtype], config.crop // backbone.vae_factor
+    dtype, side = torch_dtype(config.base_dtype), config.crop // backbone.vae_factor
     channels = backbone.vae.config["latent_channels"]
     x = torch.zeros(batch, 3, config.crop, config.crop, dtype=dtype)
     moments = torch.zeros(batch, 2 * channels, side, side)
     data = Batch(x, x.clone(), list(range(batch)), backbone.prompts["default"].expand(batch), moments)
     phase = Phase(steps=1, latent_mse=1.0, gamma2=1.0, point_weights=(1.0,))
     autocast = config.mixed_precision != "no"
-    cast = torch.autocast("cpu", DTYPES[config.mixed_precision]) if autocast else contextlib.nullcontext()
+    cast = torch.autocast("cpu", torch_dtype(config.mixed_precision)) if autocast else contextlib.nullcontext()
     metered = _Metered(
         backbone.vae, backbone.denoiser, backbone.process, backbone.prompts, backbone.family, backbone.source
     )

@@ -76,6 +76,21 @@ class MemoryPlan:
         """Whether the iteration's worst moment fits into a GPU with `gpu_gib` GiB."""
         return self.total(iteration, sharded=sharded) <= gpu_gib * GIB
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About the bytes of a checkpoint: adapters, optimiser state and averages, not the frozen base."""
+        return sum(size for name, size in self.fixed.items() if not name.startswith(("denoiser,", "VAE,")))
+
+    def verdict(self, batch: int, checkpointing: bool) -> str:
+        """One of the planned iterations in a few words: `batch 8, …: 3.20 GiB, fits GPUs of 24 GiB and 80 GiB`."""
+        found = next(it for it in self.iterations if (it.batch, it.checkpointing) == (batch, checkpointing))
+        fitting = [f"{gpu} GiB" for gpu in GPU_GIB if self.fits(found, gpu)]
+        how = "with" if checkpointing else "without"
+        return (
+            f"batch {batch}, {how} gradient checkpointing: {gib(self.total(found))}, "
+            f"fits {'GPUs of ' + ' and '.join(fitting) if fitting else f'no GPU of {max(GPU_GIB)} GiB'}"
+        )
+
     def to_text(self) -> str:
         """Two tables and the verdicts, as `tsd train --dry-run` prints them."""
         lines = [f"Memory plan for {self.model}, {self.processes} process{'es' if self.processes > 1 else ''}", ""]

@@ -28,9 +28,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from tsd.config import Phase, TrainConfig
+from tsd.console.progress import Progress
 from tsd.data.degrade import FULL, degrade
 from tsd.errors import UserError
 from tsd.files import write_text
@@ -109,7 +109,7 @@ class RecipeRun:
         self.work.mkdir(parents=True, exist_ok=True)
         training, self.validation = split_photos(photos)
         self.photos = list(training.values())
-        numbers = tqdm(range(recipe.drawn_images), desc="drawing images", file=sys.stderr, delay=2)
+        numbers = Progress(range(recipe.drawn_images), desc="drawing images", delay=2)
         self.drawn = [procedural_image(recipe.seed, number) for number in numbers]
 
     def sources(self) -> list[np.ndarray]:

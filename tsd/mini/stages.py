@@ -6,15 +6,14 @@ passes through the same weights as one that was never stopped.
 
 import csv
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from tsd.console.progress import Progress
 from tsd.files import atomic_path
 from tsd.mini.optim import set_learning_rates
 
@@ -75,7 +74,7 @@ def run_stage(
     module.train()
     began = time.monotonic() - seconds
     averages: dict[str, float] = {}
-    bar = tqdm(range(start, steps), desc=name, initial=start, total=steps, file=sys.stderr, mininterval=2.0)
+    bar = Progress(range(start, steps), desc=name, initial=start, total=steps, mininterval=2.0)
     for step in bar:
         set_learning_rates(optimisers, base, schedule(step, steps, warm_up))
         loss, metrics = loss_at(step)

@@ -20,8 +20,8 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from tsd.console.progress import Progress
 from tsd.mini.base import BaseTraining
 from tsd.mini.stages import in_batches, psnr_luma, run_stage, save_atomically
 from tsd.mini.warmup import factorise, latent_loss, pixel_metric
@@ -141,7 +141,7 @@ def encode_pairs(path: Path, backbone: Backbone, low: Tensor, high: Tensor) -> t
         return z_low, z
     latents: list[list[Tensor]] = [[], []]
     device = backbone.device
-    for start in tqdm(range(0, len(low), 10), desc="encoding pairs", file=sys.stderr, mininterval=2.0):
+    for start in Progress(range(0, len(low), 10), desc="encoding pairs", mininterval=2.0):
         x_l, x_h = (images[start : start + 10].to(device).float() / 255 for images in (low, high))
         x_l = F.interpolate(x_l, scale_factor=4, mode="bicubic").clamp(0, 1)
         for kept, x, active in zip(latents, (x_l, x_h), (STUDENT, "teacher"), strict=True):

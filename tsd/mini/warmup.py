@@ -13,7 +13,6 @@ minus the mean image. Three steps replace that start by a good one, in the relea
 """
 
 import copy
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from tsd.console.progress import Progress
 from tsd.data.pairs import PairDataset
 from tsd.files import write_safetensors
 from tsd.mini.stages import in_batches, psnr_luma, run_stage, save_atomically
@@ -95,7 +94,7 @@ def make_pairs(path: Path, sources: Sequence[np.ndarray], count: int, crop: int,
     data = PairDataset(sources, crop=crop, seed=seed, length=count)
     low = torch.empty(count, 3, crop // 4, crop // 4, dtype=torch.uint8)
     high = torch.empty(count, 3, crop, crop, dtype=torch.uint8)
-    for index in tqdm(range(count), desc="degrading", unit="pair", file=sys.stderr, mininterval=2.0):
+    for index in Progress(range(count), desc="degrading", unit="pair", mininterval=2.0):
         lr, hr = data.pair(index)
         low[index], high[index] = (lr * 255).round().to(torch.uint8), (hr * 255).round().to(torch.uint8)
     save_atomically([low, high], path)
@@ -140,7 +139,7 @@ class Pool:
     @torch.no_grad()
     def _encode(self, vae: Any, low: Tensor, high: Tensor) -> list[Tensor]:
         features, latents = [], []
-        for start in tqdm(range(0, len(low), 10), desc="encoding pairs", file=sys.stderr, mininterval=2.0):
+        for start in Progress(range(0, len(low), 10), desc="encoding pairs", mininterval=2.0):
             x_l, x_h = (images[start : start + 10].to(self.device).float() / 255 for images in (low, high))
             x_l = F.interpolate(x_l, scale_factor=4, mode="bicubic").clamp(0, 1) * 2 - 1
             with torch.autocast(self.device.type, torch.bfloat16):

@@ -1,13 +1,18 @@
-"""The interface of a model family: everything that differs between SD3 and SD2."""
+"""The interface of a model family: everything that differs between SD3 and SD2.
+
+Like the families themselves and `tsd.model.loading` it imports no torch: whether a folder is a model that this program
+knows is found out before anything heavy is imported.
+"""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-from tsd.model.process import NoiseProcess
-from tsd.model.prompt import PromptEmbeds
+    from tsd.model.process import NoiseProcess
+    from tsd.model.prompt import PromptEmbeds
 
 
 class Family(Protocol):
@@ -52,11 +57,11 @@ class Family(Protocol):
     @property
     def time_density(self) -> str: ...
 
-    def load_denoiser(self, source: str, dtype: torch.dtype) -> Any: ...
+    def load_denoiser(self, source: str, dtype: "torch.dtype") -> Any: ...
 
-    def process(self, scheduler_config: Mapping[str, Any]) -> NoiseProcess: ...
+    def process(self, scheduler_config: Mapping[str, Any]) -> "NoiseProcess": ...
 
-    def predict(self, denoiser: Any, z_t: Tensor, timestep: Tensor, prompt: PromptEmbeds) -> Tensor: ...
+    def predict(self, denoiser: Any, z_t: "Tensor", timestep: "Tensor", prompt: "PromptEmbeds") -> "Tensor": ...
 
     def prompt_widths(self, config: Mapping[str, Any]) -> tuple[int, int | None]:
         """Widths of the token embeddings and of the pooled vector, None without one; from the denoiser's `config`."""

@@ -1,6 +1,7 @@
-"""Models on disk or on the hub: their family, their folder, and the precisions of their weights.
+"""Models on disk or on the hub: their family, their folder, and their files.
 
-This module reads only small files, so errors show before anything heavy loads. Weights must be safetensors files.
+This module reads only small files and imports no torch, so errors show before anything heavy loads. Weights must be
+safetensors files.
 """
 
 import json
@@ -13,13 +14,9 @@ from tsd.errors import UserError
 from tsd.model.family import Family
 from tsd.model.sd2 import SD2
 from tsd.model.sd3 import SD3
-from tsd.precision import PRECISIONS, torch_dtype
 
 FAMILIES: dict[str, Family] = {"sd3": SD3(), "sd2": SD2()}
 SD3_MEDIUM = FAMILIES["sd3"].example
-DTYPES = {name: torch_dtype(name) for name in PRECISIONS}
-"""The precisions a model can be held or computed in, by the names that options and records use."""
-
 # Weights once, in safetensors: repositories also hold fp16, non-EMA and pickled copies of the same weights.
 _WANTED = ("*.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-*.safetensors")
 
@@ -93,6 +90,11 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{path} holds a {type(config).__name__}; expected an object")
     return config
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Whether a model is named by its hub id, whose files may have to be fetched, and not by a folder."""
+    return not Path(source).expanduser().is_dir() and _HUB_ID.fullmatch(str(source)) is not None
 
 
 def resolve_model(source: str | Path, extra_parts: tuple[str, ...] = ()) -> Path:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -80,6 +79,8 @@ def attach(module: Any, role: Role, targets: list[str], rank: int, seed: int) ->
         raise ValueError(f"{type(module).__name__} already has a '{role}' adapter")
     if not targets:
         raise ValueError(f"{type(module).__name__} has no module to adapt; expected attention or convolution layers")
+    from peft import LoraConfig  # it imports transformers: seconds that restoring does without
+
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=targets)
     trained_before = [parameter for parameter in module.parameters() if parameter.requires_grad]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -332,24 +333,33 @@ def load_student(backbone: Backbone, folder: str | Path, *, merge: bool = True) 
     family = backbone.family
     check_student(folder, family)
     allowed = denoiser_targets(backbone.denoiser, family.student_targets)
+    if merge:
+        merge_lora(backbone.denoiser, folder / denoiser_file(family), family, allowed)
+        merge_vae_adapter(backbone.vae, folder, family)
+        return
     load_adapter(backbone.denoiser, STUDENT, folder / denoiser_file(family), family, allowed)
-    load_vae_adapter(backbone.vae, folder, family)
+    load_adapter(backbone.vae, STUDENT, folder / VAE_FILE, family, vae_targets(backbone.vae), _VAE_OPTIONAL)
     for module in (backbone.denoiser, backbone.vae):
-        if merge:
-            merge_adapter(module, STUDENT)
-        else:
-            module.to(backbone.device)
+        module.to(backbone.device)
 
 
-def load_vae_adapter(vae: Any, folder: Path, family: Family) -> None:
-    """Attaches the adapter of a student's VAE encoder; raises as `load_adapter`."""
-    load_adapter(vae, STUDENT, folder / VAE_FILE, family, vae_targets(vae), _VAE_OPTIONAL)
+def merge_vae_adapter(vae: Any, folder: Path, family: Family) -> None:
+    """Merges the adapter of a student's VAE encoder; see `merge_lora`."""
+    merge_lora(vae, folder / VAE_FILE, family, vae_targets(vae), _VAE_OPTIONAL)
 
 
-def merge_adapter(module: Any, role: Role) -> None:
-    """Adds B·A to the base weights in fp32, rounded once to the base's dtype, and removes the adapter."""
-    module.fuse_lora(adapter_names=[role])
-    module.unload_lora()
+def merge_lora(
+    module: nn.Module, path: Path, family: Family, allowed: list[str], optional: re.Pattern[str] | None = None
+) -> None:
+    """Adds a LoRA file's B·A to the weights of a module without adapters, in fp32, each rounded once to its dtype.
+
+    Raises:
+        UserError: as `load_adapter`.
+    """
+    _, state = check_adapter(module, path, family, allowed, optional)
+    for name in {key.rsplit(".lora_", 1)[0] for key in state}:
+        weight: Any = module.get_submodule(name).weight
+        weight.data = merged_weight(weight.data, state, name)
 
 
 def save_student(

@@ -5,15 +5,16 @@ Its noise is DDPM's, or flow matching's where the scheduler says so (rectified-f
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from tsd.errors import UserError
-from tsd.model.process import DDPM, FlowMatching, flow_from_config
-from tsd.model.prompt import PromptEmbeds
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from tsd.model.process import DDPM, FlowMatching
+    from tsd.model.prompt import PromptEmbeds
 
 PREDICTIONS = ("epsilon", "v_prediction")
 
@@ -37,18 +38,24 @@ class SD2:
     )  # fmt: skip
     critic_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
-    def load_denoiser(self, source: str, dtype: torch.dtype) -> Any:
+    def load_denoiser(self, source: str, dtype: "torch.dtype") -> Any:
+        from diffusers import UNet2DConditionModel
+
         return UNet2DConditionModel.from_pretrained(
             source, subfolder=self.denoiser_folder, torch_dtype=dtype, local_files_only=True
         )
 
-    def process(self, scheduler_config: Mapping[str, Any]) -> DDPM | FlowMatching:
+    def process(self, scheduler_config: Mapping[str, Any]) -> "DDPM | FlowMatching":
         """The process of a discrete scheduler's configuration, whichever sampler it names (SD2 ships PNDM's), or of a
         flow's.
 
         Raises:
             UserError: the scheduler is neither, or its prediction type has no formula here.
         """
+        from diffusers import DDPMScheduler
+
+        from tsd.model.process import DDPM, flow_from_config
+
         found = scheduler_config.get("_class_name")
         if found == "FlowMatchEulerDiscreteScheduler":
             return flow_from_config(scheduler_config)
@@ -73,7 +80,7 @@ class SD2:
             )
         return DDPM(table, prediction)
 
-    def predict(self, denoiser: Any, z_t: Tensor, timestep: Tensor, prompt: PromptEmbeds) -> Tensor:
+    def predict(self, denoiser: Any, z_t: "Tensor", timestep: "Tensor", prompt: "PromptEmbeds") -> "Tensor":
         return denoiser(z_t, timestep, encoder_hidden_states=prompt.embeds.to(z_t.dtype), return_dict=False)[0]
 
     def prompt_widths(self, config: Mapping[str, Any]) -> tuple[int, None]:

@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from diffusers import SD3Transformer2DModel
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from tsd.errors import UserError
-from tsd.model.process import FlowMatching, flow_from_config
-from tsd.model.prompt import PromptEmbeds
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from tsd.model.process import FlowMatching
+    from tsd.model.prompt import PromptEmbeds
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,23 @@ class SD3:
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj",
     )  # fmt: skip
 
-    def load_denoiser(self, source: str, dtype: torch.dtype) -> Any:
+    def load_denoiser(self, source: str, dtype: "torch.dtype") -> Any:
+        from diffusers import SD3Transformer2DModel
+
         return SD3Transformer2DModel.from_pretrained(
             source, subfolder=self.denoiser_folder, torch_dtype=dtype, local_files_only=True
         )
 
-    def process(self, scheduler_config: Mapping[str, Any]) -> FlowMatching:
+    def process(self, scheduler_config: Mapping[str, Any]) -> "FlowMatching":
         """The process of a `FlowMatchEulerDiscreteScheduler` configuration (static shift only)."""
+        from tsd.model.process import flow_from_config
+
         found = scheduler_config.get("_class_name")
         if found != "FlowMatchEulerDiscreteScheduler":
             raise UserError(f"the scheduler is {found}; an SD3-family model needs FlowMatchEulerDiscreteScheduler")
         return flow_from_config(scheduler_config)
 
-    def predict(self, denoiser: Any, z_t: Tensor, timestep: Tensor, prompt: PromptEmbeds) -> Tensor:
+    def predict(self, denoiser: Any, z_t: "Tensor", timestep: "Tensor", prompt: "PromptEmbeds") -> "Tensor":
         assert prompt.pooled is not None  # `load_prompts` refuses a prompt without one for this family
         return denoiser(
             hidden_states=z_t,

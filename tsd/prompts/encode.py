@@ -12,7 +12,6 @@ loaded: in memory up to 256 MiB per encoder, beyond that in unnamed temporary fi
 """
 
 import hashlib
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from tqdm import tqdm
 
+from tsd.console.progress import Progress
 from tsd.errors import UserError
 from tsd.model.loading import resolve_text_model
 from tsd.model.prompt import PromptEmbeds
@@ -188,5 +187,5 @@ def _content(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
-def _bar(encoder: TextEncoder, count: int, progress: bool) -> tqdm:
-    return tqdm(total=count, desc=encoder.folder.name, unit="text", file=sys.stderr, disable=not progress)
+def _bar(encoder: TextEncoder, count: int, progress: bool) -> Progress:
+    return Progress(total=count, desc=encoder.folder.name, unit="text", disable=not progress)

@@ -11,7 +11,6 @@ from tsd.config import EXPORT_FILE
 from tsd.errors import UserError
 from tsd.files import mini_model_dir
 from tsd.model.loading import SD3_MEDIUM, detect_family, resolve_model
-from tsd.model.lora import check_student
 
 STUDENT_FOLDER = Path("lora") / "tsdsr"
 
@@ -76,6 +75,8 @@ def check_parts(model: str | Path, lora: Path, prompt_embeds: str | Path | None)
     folder = resolve_model(model)
     family = detect_family(folder)
     if not is_merged(lora):
+        from tsd.model.lora import check_student
+
         check_student(lora, family)
     if prompt_embeds is None and not (folder / "prompts" / "default").is_dir():
         files = " and ".join(f"{name}.pt" for name in family.prompt_files)

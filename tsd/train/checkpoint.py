@@ -1,6 +1,7 @@
 """Checkpoints: all resumable state in one place, written as one folder that appears complete or not at all.
 
-No random state is saved: every draw is seeded by its sample's own number (`tsd.seeds`), so the step is enough.
+No random state is saved: every draw is seeded by its sample's own number (`tsd.seeds`), so the step is enough. torch is
+imported when a state is saved or loaded, not to find out which checkpoints there are.
 """
 
 import dataclasses
@@ -11,14 +12,14 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from tsd.config import RunConfig
 from tsd.errors import UserError
 from tsd.files import full_disk_explained
-from tsd.model.sharded import full_tensor, sharded_like
+
+if TYPE_CHECKING:
+    import torch
 
 _NAME = re.compile(r"^checkpoint-(\d{7})$")
 STATE_FILE = "state.pt"
@@ -40,7 +41,7 @@ class TrainState:
         best_step: the step of that validation; its checkpoint is kept.
     """
 
-    tensors: dict[str, dict[str, torch.Tensor]]
+    tensors: "dict[str, dict[str, torch.Tensor]]"
     stateful: dict[str, Any]
     step: int = 0
     best: float | None = None
@@ -57,6 +58,10 @@ class TrainState:
         Raises:
             UserError: the disk is full; what was written of the checkpoint is removed.
         """
+        import torch
+
+        from tsd.model.sharded import full_tensor
+
         state = {
             "tensors": {
                 name: {key: full_tensor(value).cpu() for key, value in group.items()}
@@ -97,6 +102,10 @@ class TrainState:
         Raises:
             UserError: the file is damaged, or its names or shapes are not those of this run.
         """
+        import torch
+
+        from tsd.model.sharded import sharded_like
+
         try:
             state = torch.load(checkpoint / STATE_FILE, map_location="cpu", weights_only=True)
         except Exception as error:  # damaged archives raise anything from EOFError to UnpicklingError

@@ -17,9 +17,9 @@ import torch
 from diffusers import AutoencoderTiny
 from diffusers.optimization import get_scheduler
 from torch import Tensor
-from tqdm import tqdm
 
 from tsd.config import DecoderConfig
+from tsd.console.progress import Progress
 from tsd.data.crops import decode, to_tensor
 from tsd.data.sources import FolderSource
 from tsd.errors import UserError
@@ -92,7 +92,7 @@ def distill_decoder(
         print(f"resumed from {newest} at step {state.step}", file=sys.stderr)
     remove_unfinished(folder)
     crops = Crops(files, config)
-    with Stopper(None) as stopper, tqdm(total=config.steps, initial=state.step, unit="step", file=sys.stderr) as bar:
+    with Stopper(None) as stopper, Progress(total=config.steps, initial=state.step, unit="step") as bar:
         while state.step < config.steps and stopper.reason() is None:
             z, wanted = latents_and_images(backbone, crops.batch(state.step))
             loss = (small(z) - wanted).abs().mean()

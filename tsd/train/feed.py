@@ -132,7 +132,7 @@ def as_sources(given: str | Path | Sequence[ImageInput]) -> Sequence[ImageInput]
 
 def prepared_folder(sources: Sequence[ImageInput]) -> Path | None:
     """The prepared data set among the sources, which must then be the only one."""
-    from tsd.data.prepared import is_prepared
+    from tsd.data.prepared_record import is_prepared
 
     folders = [Path(source) for source in sources if not isinstance(source, np.ndarray)]
     prepared = [folder for folder in folders if is_prepared(folder)]

@@ -27,9 +27,9 @@ from tsd.train.checkpoint import check_same_run, checkpoint_folder, latest, reco
 from tsd.train.feed import as_sources, data_fingerprint, degradation_of, open_data, prepared_folder
 from tsd.train.optim import require_optimizer
 from tsd.train.parallel import check_launcher
+from tsd.train.paths import SCALE
 from tsd.train.settings import RunSettings
 
-SCALE = 4
 TRACKERS = ("none", *sorted(LOGGER_TYPE_TO_CLASS))
 
 
@@ -137,10 +137,13 @@ def check_run(settings: RunSettings, config: RunConfig, processes: int) -> Check
     if newest is not None:
         check_same_run(newest, config, record)
     count = sum(parameter.numel() for parameter in backbone.denoiser.parameters())
+    found = f"{len(data.images):,} images, " if isinstance(data, PairDataset) else ""
+    if prepared is not None:
+        found = f"{data.record['counts']['crops']:,} prepared crops, "  # pyright: ignore[reportAttributeAccessIssue]
     summary = [
         f"model: {family.name.upper()} family, denoiser of {count:,} parameters, crops of multiples of "
         f"{backbone.pixel_multiple} pixels",
-        f"data: {type(data).__name__}, {config.total_steps:,} steps of {record['global_batch']} samples "
+        f"data: {found}{config.total_steps:,} steps of {record['global_batch']} samples "
         f"({processes} process{'es' * (processes > 1)} x {config.gradient_accumulation} micro-batches x "
         f"{config.batch_size})",
         f"student to start from: {init_lora or 'none (B = 0)'}; teacher's LoRA: {teacher_lora or 'none'}",

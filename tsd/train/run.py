@@ -15,20 +15,21 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from tsd.algorithm.turns import Batch
 from tsd.config import RunConfig
+from tsd.console.progress import Progress
 from tsd.errors import UserError
 from tsd.files import full_disk_explained, write_text
 from tsd.model.backbone import Backbone, load_backbone
 from tsd.model.gradient_checkpointing import enable_gradient_checkpointing
-from tsd.model.loading import DTYPES
+from tsd.precision import torch_dtype
 from tsd.train.checkpoint import TrainState, checkpoint_folder, latest, prune, remove_unfinished
 from tsd.train.ema import averaged
 from tsd.train.feed import batches, data_fingerprint
 from tsd.train.optim import DivergenceError
 from tsd.train.parallel import any_process, is_sharded, mean, new_accelerator, shard
+from tsd.train.paths import require_cpu_precision, require_new_output
 from tsd.train.preflight import Checked, check_run
 from tsd.train.run_log import RunLog, peak_mib
 from tsd.train.settings import FinishedRun, RunSettings
@@ -47,12 +48,14 @@ class Validation:
         numbers: to log.
         strip: images to look at, uint8 (3, H, W).
         title: what the strip shows.
+        summary: the result in a few words.
     """
 
     score: float
     numbers: dict[str, float]
     strip: Tensor
     title: str
+    summary: str
 
 
 class Run:
@@ -73,15 +76,9 @@ class Run:
         self.output = Path(settings.output)
         self.folder = checkpoint_folder(self.output)
         self.newest = latest(self.folder)
-        if self.newest is not None and not settings.resume:
-            raise UserError(
-                f"{self.output} already holds {self.newest.name}; add --resume to continue, or choose another --output"
-            )
-        on_cpu = settings.cpu or not torch.accelerator.is_available()
-        if on_cpu and "fp16" in (config.mixed_precision, config.base_dtype):
-            raise UserError(
-                "fp16 cannot be trained on a CPU: give --mixed-precision bf16 --base-dtype bf16 (or no and fp32)"
-            )
+        require_new_output(settings)
+        if settings.cpu or not torch.accelerator.is_available():
+            require_cpu_precision(config)
         self.accelerator: Accelerator = new_accelerator(config, self.output, tracker=settings.tracker, cpu=settings.cpu)
         self.checked: Checked = check_run(settings, config, self.accelerator.num_processes)
         self.log = RunLog(self.output, self.accelerator)
@@ -97,7 +94,7 @@ class Run:
         backbone = load_backbone(
             self.checked.folder,
             device="cpu" if sharded else device,  # a sharded base may not fit on one device
-            dtype=DTYPES[self.config.base_dtype],
+            dtype=torch_dtype(self.config.base_dtype),
             prompt_embeds=self.settings.prompt_embeds,
         )
         attach(backbone)
@@ -128,7 +125,7 @@ class Run:
         if self.settings.tracker != "none":
             accelerator.init_trackers("tsd", config={"config": config.to_json()})
         quiet = not accelerator.is_main_process
-        self._bar = tqdm(total=self.end, initial=state.step, desc="train", unit="step", disable=quiet, file=sys.stderr)
+        self._bar = Progress(total=self.end, initial=state.step, desc="train", unit="step", disable=quiet)
         self._step_began = time.monotonic()
         return batches(
             self.checked.data,
@@ -213,6 +210,8 @@ class Run:
                     with self._full_disk_survived(needed=False):
                         save(self.output / "best", accelerator.is_main_process)
                     state.best, state.best_step = result.score, state.step
+            if accelerator.is_main_process:
+                self._bar.write(f"step {state.step}: {result.summary}{', the best so far' * better}", file=sys.stderr)
             logs |= {f"val_{name}": value for name, value in result.numbers.items()}
             self.log.images(state.step, result.title, result.strip)
         with self._full_disk_survived(needed=False), full_disk_explained(self.log.path):

@@ -39,7 +39,7 @@ from tsd.train.optim import (
 )
 from tsd.train.run import Run, Validation
 from tsd.train.settings import FinishedRun, RunSettings
-from tsd.train.validate import ValidationPair, load_validation, validate
+from tsd.train.validate import ValidationPair, in_words, load_validation, validate
 
 __all__ = ["DivergenceError", "train"]
 
@@ -77,7 +77,7 @@ def train(settings: RunSettings, config: TrainConfig) -> FinishedRun:
 
         def validation() -> Validation:
             numbers, strip = validate(backbone, pairs, accelerator, perceptual)
-            return Validation(numbers["psnr_y"], numbers, strip, "input, student, ground truth")
+            return Validation(numbers["psnr_y"], numbers, strip, "input, student, ground truth", in_words(numbers))
 
         widths = backbone.family.prompt_widths(backbone.denoiser.config)
         prompts = load_prompts(run.checked.folder, settings.prompt_embeds, widths)  # not rounded to the base's dtype

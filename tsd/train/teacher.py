@@ -67,7 +67,8 @@ def train_teacher(settings: RunSettings, config: TeacherConfig) -> FinishedRun:
 
         def validation() -> Validation:
             loss, strip = validate_teacher(backbone, pairs, run)
-            return Validation(-loss, {"teacher": loss}, strip, "noised, estimate, original")
+            title = "noised, estimate, original"
+            return Validation(-loss, {"teacher": loss}, strip, title, f"held-out loss {loss:.4f}")
 
         def save(folder: Path, write: bool) -> None:
             path = folder / denoiser_file(backbone.family)

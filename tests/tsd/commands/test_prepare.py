@@ -1,4 +1,5 @@
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -6,8 +7,9 @@ import pytest
 from PIL import Image
 
 import datasets
-from tsd.cli import main
+from tsd.cli import build_parser, main
 from tsd.data.prepared import PreparedDataset
+from tsd.presets import MINI
 
 
 @pytest.fixture
@@ -98,3 +100,48 @@ def test_bad_arguments_end_with_one_message_and_status_2(
     assert message in error
     assert "Traceback" not in error
     assert not (tmp_path / "data").exists()
+
+
+def printed(out: str) -> list[list[str]]:
+    """The commands that `tsd prepare` advises, as words."""
+    return [shlex.split(line.removeprefix("try: ")) for line in out.splitlines() if line.startswith("try: ")]
+
+
+@pytest.mark.parametrize("usm", [[], ["--usm"], ["--no-usm"]])
+def test_the_printed_command_trains(
+    usm: list[str], photos: Path, tmp_path: Path, tiny_sd3_dir: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(photos, "--out", "my data", "--model", tiny_sd3_dir, "--crop", 32, "--device", "cpu", *usm) == 0
+    ((program, *command),) = printed(capsys.readouterr().out)
+    assert program == "tsd"
+    few = ["--max-train-steps", "1", "--batch-size", "1", "--device", "cpu", "--tracker", "none"]
+    few += ["--rank", "4", "--vae-rank", "4", "--critic-rank", "4"]
+    assert main([*command, *few]) == 0
+    sharpened = "--no-usm" not in usm  # as the preset of every real model
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["usm"] is sharpened
+    if not usm:  # the same without the flags that describe the data: they are taken from prepared.json
+        bare = [word for word in command if word not in ("--crop", "32", "--usm", "--degradation", "full", "run/")]
+        assert main([*bare, "again", *few]) == 0
+        assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "run" / "config.json").read_text()
+
+
+def test_captions_need_prompts_of_their_length_and_the_advice_makes_them(
+    photos: Path, tmp_path: Path, tiny_sd3_text_dir: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--crop", 32, "--caption", "a photograph", "--no-t5", "--device", "cpu"]
+    assert run(photos, "--out", "data", "--model", tiny_sd3_text_dir, *flags) == 0
+    prompts, train = printed(capsys.readouterr().out)
+    assert main(prompts[1:]) == 0
+    few = ["--max-train-steps", "1", "--batch-size", "1", "--device", "cpu", "--dry-run"]
+    assert main([*train[1:], *few]) == 0
+
+
+def test_a_mini_model_is_prepared_as_its_preset_trains(tmp_path: Path):
+    from tsd.commands.prepare import _check
+
+    arguments = build_parser().parse_args(["prepare", str(tmp_path), "--out", str(tmp_path / "data")])
+    Image.new("RGB", (130, 130)).save(tmp_path / "a.png")
+    _check(arguments)
+    assert (arguments.crop, arguments.usm) == (MINI.crop, MINI.usm)

@@ -50,7 +50,8 @@ def test_the_console_script(weights: list[str], tmp_path: Path) -> None:
     with Image.open(tmp_path / "out" / "a.png") as image:
         assert image.size == (48, 36)
     assert done.stdout.startswith(f"{source} -> {tmp_path / 'out' / 'a.png'} (48x36, ")
-    assert "1/1" in done.stderr  # the progress bar
+    assert "image 1 of 1" in done.stderr  # progress in plain lines, since stderr is no terminal
+    assert "1 image of 48x36 pixels" in done.stderr
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["settings"]["process_size"] == 0
     assert report["settings"]["color"] == "wavelet"
@@ -128,7 +129,7 @@ def test_settings_and_notes(weights: list[str], tmp_path: Path, capsys: pytest.C
     captured = capsys.readouterr()
     assert '"color": "none"' in captured.err
     assert '"dtype": "bfloat16"' in captured.err
-    assert "tile 1 of 4" in captured.err
+    assert "tile 4 of 4" in captured.err
     assert f"warning: {source}: JPEG has no alpha" in captured.err
     with Image.open(tmp_path / "out" / "a.jpg") as image:
         assert image.size == (40, 40)

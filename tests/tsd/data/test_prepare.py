@@ -21,7 +21,8 @@ from tsd.data.degrade import FULL
 from tsd.data.hf import remove_leftovers, write_shard
 from tsd.data.prepare import prepare
 from tsd.data.prepare_config import CaptionConfig, PrepareConfig
-from tsd.data.prepared import PreparedDataset, is_prepared
+from tsd.data.prepared import PreparedDataset
+from tsd.data.prepared_record import is_prepared
 from tsd.data.sources import FolderSource, HubSource
 from tsd.data.storage import Storage, storage_of
 from tsd.errors import UserError

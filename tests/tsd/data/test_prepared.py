@@ -16,7 +16,8 @@ from tsd.data.degrade import FULL, LIGHT, degrade
 from tsd.data.pairs import PairDataset
 from tsd.data.prepare import prepare
 from tsd.data.prepare_config import CaptionConfig, PrepareConfig
-from tsd.data.prepared import PreparedDataset, is_prepared
+from tsd.data.prepared import PreparedDataset
+from tsd.data.prepared_record import is_prepared
 from tsd.data.sources import FolderSource
 from tsd.errors import UserError
 from tsd.model.backbone import load_backbone

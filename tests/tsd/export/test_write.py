@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -263,13 +264,6 @@ class TestTextEncoders:
         assert all(torch.equal(theirs[key], tensor) for key, tensor in pipeline.text_encoder.state_dict().items())
         assert "somewhere" not in (out / "model_index.json").read_text()
 
-    def test_no_index_promises_a_pipeline_without_them(
-        self, pipeline_dir: Path, tiny_lora_dir: Path, tmp_path: Path
-    ) -> None:
-        out = export(open_student(pipeline_dir, tiny_lora_dir), tmp_path / "out")
-        assert not (out / "model_index.json").exists()
-        assert not (out / "text_encoder").exists()
-
     def test_missing_ones_are_named(self, pipeline_dir: Path, tiny_lora_dir: Path, tmp_path: Path) -> None:
         shutil.rmtree(pipeline_dir / "text_encoder")
         with pytest.raises(UserError, match=r"has no text_encoder/"):
@@ -278,6 +272,79 @@ class TestTextEncoders:
         with pytest.raises(UserError, match=r"no model_index\.json; fetch the whole pipeline"):
             export(open_student(pipeline_dir, tiny_lora_dir), tmp_path / "out", text_encoders=True)
         assert not (tmp_path / "out").exists()
+
+
+ALONE = """
+import sys
+from pathlib import Path
+
+class Refuses:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("tsd", "bench"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Refuses())
+import numpy as np
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+image = Image.open(sys.argv[1])
+other = {"tile": 4, "tile_overlap": 1, "color": "adain", "scale": 2}
+for folder in sys.argv[2:]:
+    pipeline = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+    np.save(Path(folder) / "alone.npy", np.asarray(pipeline(image, name="photo")))
+    np.save(Path(folder) / "tiled.npy", np.asarray(pipeline(image, name="photo", **other)))
+try:
+    import tsd
+except ModuleNotFoundError:
+    print("alone")
+"""
+"""Restores with each student in a process that has diffusers and not this package."""
+
+
+class TestPipeline:
+    def test_diffusers_alone_restores_as_restorer_does(
+        self, tiny_sd3_dir: Path, tiny_lora_dir: Path, tiny_sd2_dir: Path, tiny_sd2_lora_dir: Path, tmp_path: Path
+    ) -> None:
+        pixels = np.random.default_rng(2).integers(0, 256, (20, 28, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photo.png")
+        students = []
+        for model, lora in ((tiny_sd3_dir, tiny_lora_dir), (tiny_sd2_dir, tiny_sd2_lora_dir)):
+            settings = {"color": "wavelet", "posterior": "sample", "process_size": 128}
+            student = open_student(model, lora, settings=settings)
+            out = export(student, tmp_path / f"out-{model.name}", card=CardFacts("x"))
+            assert '"process_size": 128,' in (out / "pipeline.py").read_text()
+            students.append(out)
+        away = tmp_path / "away"
+        away.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", ALONE, tmp_path / "photo.png", *students],
+            cwd=away, env={**os.environ, "HF_MODULES_CACHE": str(away / "modules")}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == "alone"
+        for out in students:
+            config = config_for(out)
+            tiled = replace(config, tile=4, tile_overlap=1, color="adain", scale=2)
+            # AdaIN magnifies its truncation to 8 bits.
+            for file, used, levels in (("alone.npy", config, 1), ("tiled.npy", tiled, 3)):
+                expected = np.asarray(Restorer.load(out, config=used)(tmp_path / "photo.png"))
+                found = np.load(out / file)
+                assert found.shape == expected.shape
+                assert np.abs(found.astype(int) - expected).max() <= levels
+                assert (found != expected).mean() < 0.01
+
+    def test_its_defaults_are_those_of_restoring(self) -> None:
+        from tsd.export.pipeline import SETTINGS
+
+        assert asdict(RestoreConfig()) == SETTINGS
+
+    def test_no_other_export_has_one(self, tiny_sd3_dir: Path, tiny_lora_dir: Path, tmp_path: Path) -> None:
+        student = open_student(tiny_sd3_dir, tiny_lora_dir)
+        for name, how in (("lora", {"what": "lora"}), ("folded", {"fold": True})):
+            out = export(student, tmp_path / name, **how)
+            assert not {"pipeline.py", "model_index.json"} & {path.name for path in out.iterdir()}
 
 
 class TestPlace:

@@ -1,0 +1,64 @@
+"""Progress where stderr is no terminal: whole lines, some seconds apart."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import termios
+
+import pytest
+
+from tsd.console import progress
+from tsd.console.progress import Progress
+
+LINE = re.compile(r"^train: step (\d+) of 5, 0:00:00(, about 0:00:00 left)?, loss=0\.(\d+)$")
+
+
+def test_lines_and_no_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    with Progress(total=5, desc="train", unit="step", mininterval=0) as bar:
+        for step in range(1, 6):
+            bar.update()
+            bar.set_postfix_str(f"loss=0.{step}")
+            bar.write(f"note {step}", file=sys.stderr)
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "\r" not in told.err
+    lines = told.err.splitlines()
+    assert [line for line in lines if line.startswith("note")] == [f"note {step}" for step in range(1, 6)]
+    found = [match for line in lines if (match := LINE.match(line))]
+    assert [int(match[1]) for match in found if match[1] == match[3]] == [1, 2, 3, 4, 5]
+    assert found[-1][2] is None  # nothing is left at the end
+    assert len([line for line in lines if line == found[-1][0]]) == 1
+
+
+def test_seldom_and_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(Progress(range(1000), "images", unit="image")) == list(range(1000))
+    assert capsys.readouterr().err.splitlines() == ["images: image 1000 of 1000, 0:00:00"]
+    for silent in (
+        Progress(range(9), delay=60), Progress(range(9), leave=False), Progress(range(9), disable=True),
+        Progress([], "nothing"),
+    ):  # fmt: skip
+        list(silent)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_resumed_run_is_not_estimated_by_what_was_done_before(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Progress(total=100, initial=90, desc="train", unit="step") as bar:
+        bar.update(5)
+        monkeypatch.setattr(bar, "start_t", bar.start_t - 50)  # ten seconds for each of the five
+        assert bar.status().endswith("step 95 of 100, 0:00:50, about 0:00:50 left")
+    capsys.readouterr()
+
+
+def test_a_bar_on_a_terminal() -> None:
+    primary, secondary = pty.openpty()
+    termios.tcsetwinsize(secondary, (24, 80))
+    code = "from tsd.console.progress import Progress\nfor _ in Progress(range(3), 'images', unit='image'): pass"
+    subprocess.run([sys.executable, "-c", code], stderr=secondary, check=True)
+    os.close(secondary)
+    assert "images: 100%|" in os.read(primary, 4096).decode()
+    os.close(primary)
