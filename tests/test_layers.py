@@ -17,6 +17,7 @@ FLOORS = {
         {"errors", "seeds", "precision"},
         {"files"},
         {"images", "config"},
+        {"writing"},
         {"model", "presets"},
         {"fast"},
         {"algorithm", "prompts", "restore"},

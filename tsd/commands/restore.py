@@ -9,11 +9,16 @@ import time
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from tsd.errors import UserError
-from tsd.files import MEGAPIXELS_HELP, READABLE, WRITABLE, find_images
+from tsd.files import MEGAPIXELS_HELP, READABLE, WRITABLE, find_images, human_size
 from tsd.precision import PRECISIONS
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 DESCRIPTION = """\
 Restores and enlarges images in one step. Folders are searched recursively, and OUT gets the same
@@ -24,6 +29,7 @@ examples:
   tsd restore photo.jpg                                       writes restored/photo.png
   tsd restore photos/ scan.tif -o restored/ --skip-existing   continue after an interruption
   tsd restore photo.jpg -o photo_x4.webp --color adain
+  tsd restore panorama.tif -o out/ --memory 3                 in pieces that fit into 3 GB
   tsd restore photo.png -o out/ --model sd3/ --lora tsdsr/ --prompt-embeds default/ \\
               --device cuda --dtype bf16
 
@@ -34,6 +40,11 @@ files:
   dropped. If a file has several frames or pages, the first is read, with a warning. Hidden and
   system files are left out. A file that cannot be read is listed at the end; the others are still
   done, and the exit status is 1.
+
+large images:
+  An image that would not fit into the free memory is restored in pieces, from file to file, which
+  is said in one line. PNG and TIFF are written row by row; other formats hold the result at 8 bits.
+  --memory 3 plans for 3 GB.
 
 settings:
   Options on the command line win over what restore.json in the LoRA folder recommends, and that
@@ -112,8 +123,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="seed of --posterior sample, together with the image's name (default: 42)",
     )  # fmt: skip
     settings.add_argument(
-        "--tile", type=int, metavar="N",
-        help="side of the denoiser's tiles, in latent positions; 0: no tiles (default: 64)",
+        "--tile", type=_tile, metavar="auto|N",
+        help="side of the denoiser's tiles, in latent positions; 0: no tiles, and no pieces either (default: auto, "
+        "which is 64)",
     )  # fmt: skip
     settings.add_argument(
         "--tile-overlap", type=int, metavar="N", help="overlap of the tiles, in latent positions (default: 8)"
@@ -127,6 +139,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     machine.add_argument(
         "--dtype", choices=(*PRECISIONS, "auto"), default="fp32",
         help="precision of the networks; auto: bf16 where the device computes in it, else fp32 (default: fp32)",
+    )  # fmt: skip
+    machine.add_argument(
+        "--memory", type=float, metavar="GB",
+        help="memory to plan for, in GB; an image that would not fit is restored in pieces (default: what is free)",
     )  # fmt: skip
     machine.add_argument(
         "--quantize", choices=("int8", "fp8"),
@@ -157,11 +173,14 @@ def run(args: argparse.Namespace) -> int:
 
     from tsd.config import PLAIN, FastPath, config_for
     from tsd.files import write_text
-    from tsd.images import ImageError, check_size, read_picture, write_picture
+    from tsd.images import ImageError, read_scan
     from tsd.model.loading import DTYPES
     from tsd.precision import native_precision
     from tsd.restore import Restorer
+    from tsd.restore.memory import plan
+    from tsd.restore.pieces import restore_file
     from tsd.restore.student import find_student
+    from tsd.writing import check_size, write_picture
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device != "cpu" and device.partition(":")[0] != "cuda":
@@ -190,19 +209,36 @@ def run(args: argparse.Namespace) -> int:
             bar.set_postfix_str(job.name)
             start = time.perf_counter()
             try:
-                picture = read_picture(job.source)
-                check_size(config.scale * picture.size[0], config.scale * picture.size[1], job.target)
-                work = restorer.processing_size(*picture.size)
-                if math.prod(work) > max(LARGE, 2 * config.scale**2 * math.prod(picture.size)):
+                scan = read_scan(job.source)
+                width, height = (config.scale * side for side in scan.size)
+                check_size(width, height, job.target)
+                planned = plan(restorer, *scan.size, job.target, args.memory)
+                work = restorer.processing_size(*scan.size)
+                if math.prod(work) > max(LARGE, 2 * config.scale**2 * math.prod(scan.size)):
                     bar.write(
                         f"warning: {job.source}: this long, narrow image is worked at {work[0]}x{work[1]}, which may "
                         f"take long and much memory; --process-size 0 works at the size of the result",
                         file=sys.stderr,
                     )
-                restored = restorer.restore_picture(
-                    picture, job.name, lambda n, of, name=job.name: bar.set_postfix_str(f"{name}, tile {n} of {of}")
-                )
-                notes = (*picture.notes, *write_picture(restored, job.target))
+                if planned.window is None:
+                    restored = restorer.restore_picture(
+                        scan.picture(), job.name,
+                        lambda n, of, name=job.name: bar.set_postfix_str(f"{name}, tile {n} of {of}"),
+                    )  # fmt: skip
+                    notes = (*scan.notes, *write_picture(restored, job.target))
+                else:
+                    pixels = planned.window * restorer.backbone.vae_factor
+                    bar.write(
+                        f"{job.source}: {width}x{height} would take about {human_size(planned.needed_bytes)} in one "
+                        f"piece, and {human_size(planned.available_bytes)} may be used: restored in pieces of {pixels} "
+                        f"pixels",
+                        file=sys.stderr,
+                    )
+                    with tqdm(unit="tile", leave=False, file=sys.stderr) as tiles:
+                        notes = restore_file(
+                            restorer, scan, job.target, job.name, window=planned.window, progress=partial(_show, tiles)
+                        )
+                    notes = (*scan.notes, *notes)
             except ImageError as error:
                 failed[str(job.source)] = str(error)
                 continue
@@ -211,14 +247,13 @@ def run(args: argparse.Namespace) -> int:
                 failed[str(job.source)] = f"{job.source}: {'' if known else f'{type(error).__name__}: '}{error}"
                 continue
             seconds = time.perf_counter() - start
-            width, height = restored.size
             bar.write(f"{job.source} -> {job.target} ({width}x{height}, {seconds:.1f} s)", file=sys.stdout)
             for note in notes:
                 bar.write(f"warning: {job.source}: {note}", file=sys.stderr)
             done.append({
                 "input": str(job.source), "output": str(job.target), "name": job.name, "size": [width, height],
                 "seconds": round(seconds, 3), "notes": list(notes),
-            })  # fmt: skip
+            } | ({"piece_pixels": pixels} if planned.window else {}))  # fmt: skip
     if args.report is not None:
         report = {**provenance, "images": done, "failed": failed}
         write_text(args.report, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
@@ -228,6 +263,20 @@ def run(args: argparse.Namespace) -> int:
             print(f"  {message}", file=sys.stderr)
         return 1
     return 0
+
+
+def _tile(text: str) -> int | None:
+    """The argument of `--tile`; None for `auto`, the side that the settings have otherwise."""
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected auto or a number of latent positions") from None
+
+
+def _show(bar: "tqdm[NoReturn]", done: int, total: int) -> None:
+    """Shows how many tiles of an image are done."""
+    bar.total = total
+    bar.update(done - bar.n)
 
 
 @contextmanager
