@@ -13,6 +13,7 @@ folder of the result. What is exact, and what is not:
 """
 
 import math
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 
 from tsd.errors import UserError
 from tsd.fast.mean import encode_mean
-from tsd.files import full_disk_explained
+from tsd.files import full_disk_explained, human_size
 from tsd.images import LUMA, Picture, Scan
 from tsd.restore.color import EPS, LEVELS, wavelet
 from tsd.restore.pooled_norm import PooledNorms
@@ -85,6 +86,7 @@ def restore_file(
     scale = restorer.config.scale
     check_size(scale * width, scale * height, target, scan.levels.shape[2] * scan.depth // 8)
     target.parent.mkdir(parents=True, exist_ok=True)
+    _require_room(restorer, scan, target.parent)
     with (
         torch.inference_mode(),
         _whole_windows(restorer.backbone.vae),
@@ -102,6 +104,24 @@ def restore_file(
                 ) from error
             raise
     return writer.notes
+
+
+def _require_room(restorer: Restorer, scan: Scan, folder: Path) -> None:
+    """Refuses a folder that could not take what is kept between the steps.
+
+    Raises:
+        UserError: says how much that is.
+    """
+    config, vae = restorer.config, restorer.backbone.vae
+    positions = math.prod(restorer.processing_size(*scan.size)) // restorer.backbone.vae_factor**2
+    needed = 4 * vae.config["latent_channels"] * positions * (2 if config.posterior == "sample" else 1)
+    needed += 3 * config.scale**2 * math.prod(scan.size) if config.color == "adain" else 0
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"restoring in pieces keeps {human_size(needed)} in {folder} besides the result, and {human_size(free)} is "
+            f"free there; make room, or choose another folder"
+        )
 
 
 def smallest_window(restorer: Restorer) -> int:
