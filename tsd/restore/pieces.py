@@ -41,8 +41,8 @@ from tsd.restore.windows import BAND, Span, joined_rows, receptive_field, scaled
 from tsd.seeds import seed_for
 from tsd.writing import RowWriter, check_size, written_rows
 
-PASSES = 1
-"""Passes over all windows that measure the statistics of group normalisation, after the estimate."""
+TOLERANCE = 0.01
+"""Statistics of group normalisation are measured anew until none moves by more than this share of a deviation."""
 ESTIMATE_SIDE = 32
 """Side of the small windows of the estimate, in latent positions."""
 FADE = 8
@@ -231,7 +231,7 @@ class _Restoration:
         self.encoder_windows, self.decoder_windows = self._windows(encoder), self._windows(decoder)
         self.tiles = self._tiles()
         counts = [len(rows) * len(columns) for rows, columns in (self.encoder_windows, self.decoder_windows)]
-        self.steps = sum(count * (1 + PASSES if count > 1 else 1) for count in counts)
+        self.steps = sum(counts)  # and one for every window that is measured, see `_settle`
         self.steps += len(self.tiles[0]) * len(self.tiles[1]) if self.tiles else 0
         self.progress, self.done = progress, 0
 
@@ -353,14 +353,16 @@ class _Restoration:
         count = max(1, min(self.window**2 // side**2, height * width // side**2))
         network(torch.cat([take(*place) for place in _spread(height, width, side, count)]))
         norms.mode = "measure"
-        for _ in range(PASSES):
+        for _ in norms.norms:  # after as many passes all are exact
+            self.steps += len(rows) * len(columns)
             for row in rows:
                 for column in columns:
                     shape = (unit * (row.stop - row.start), unit * (column.stop - column.start))
                     norms.see(shape, (_times(unit, row.core), _times(unit, column.core)))
                     network(take(row, column))
                     self._step()
-            norms.update()
+            if norms.update() <= TOLERANCE:
+                break
         norms.mode = "apply"
 
     # -- What the networks see
