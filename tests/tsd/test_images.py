@@ -459,7 +459,7 @@ class TestScans:
         levels = np.full((600, 5, 3), 90, np.uint8)
         levels[::2] += np.array([0, 2, 1], np.uint8)
         assert Scan(levels).is_neutral()
-        levels[599, 4, 1] += 1
+        levels[598, 4, 1] += 1
         assert not Scan(levels).is_neutral()
 
 
