@@ -2,9 +2,9 @@
 
 A file becomes a `Picture`: float arrays in [0, 1] plus what must be remembered to write it back as it came (gray, 16
 bit, colour profile), or a `Scan`, the same in whole numbers, whose rows are pictures. Everything is decided here once,
-so the restorer sees only upright RGB, and `tsd.writing` needs no more. Restoring and degrading
-keep a colour profile; training takes pixels for sRGB and reads by `read_srgb`, which converts from other profiles;
-scoring compares values as stored. Which files of a folder are images is decided in `tsd.files.find_images`.
+so the restorer sees only upright RGB. Restoring and degrading keep a colour profile; training takes pixels for sRGB and
+reads by `read_srgb`, which converts from other profiles; scoring compares values as stored. Which files of a folder are
+images is decided in `tsd.files.find_images`.
 
 Pillow decodes every file. It cuts 16-bit *colour* to 8 bits, so those files are read a second time by OpenCV, and what
 OpenCV read is used only where its upper 8 bits agree with Pillow's reading; where the two disagree (planar TIFF,
@@ -208,7 +208,9 @@ def require_finite(values: np.ndarray, what: str) -> None:
 
 def read_picture(source: Source) -> Picture:
     """`read_scan`, in floats."""
-    return read_scan(source).picture()
+    scan = read_scan(source)
+    with _faults_named(source):
+        return scan.picture()
 
 
 def read_scan(source: Source) -> Scan:
