@@ -132,7 +132,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     settings.add_argument(
         "--vae-tile", action=argparse.BooleanOptionalAction, default=None,
-        help="tile the VAE too: less memory for very large images, slightly different results (default: no)",
+        help="tile the VAE by diffusers' own blending, which shifts tones from tile to tile, in place of pieces "
+        "(default: no)",
     )  # fmt: skip
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", metavar="cpu|cuda", help="where to run (default: cuda if there is one, else cpu)")

@@ -39,9 +39,9 @@ class PooledNorms:
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Replaces the normalisations until the block ends; blocks that were compiled run uncompiled."""
-        compiled = [(module, module._compiled_call_impl) for module in self.modules]
+        compiled = [(m, m._compiled_call_impl) for m in self.modules if m._compiled_call_impl is not None]
         try:
-            for module in self.modules:
+            for module, _ in compiled:
                 module._compiled_call_impl = None
             for norm in self.norms:
                 norm.module.forward = norm
