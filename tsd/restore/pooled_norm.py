@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Mode = Literal["estimate", "measure", "apply"]
+ROWS = 64
+"""Rows whose moments are taken together, in fp32: so many, that a window is not copied whole."""
 
 
 class PooledNorms:
@@ -78,7 +80,8 @@ class _PooledNorm:
     def __call__(self, x: Tensor) -> Tensor:
         mode = self.owner.mode
         if mode != "apply":
-            self._add(self._used_part(x))
+            for rows in self._used_part(x).split(ROWS, dim=2):
+                self._add(rows)
         if mode == "estimate":
             self.update()
         each = self.module.num_channels // self.module.num_groups
