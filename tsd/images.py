@@ -534,7 +534,7 @@ def _read_at_16_bits(source: Source, scan: Scan) -> Scan:
     if orientation := _png_orientation(source):
         array = _UPRIGHT[orientation](array)
     eight = scan.levels if scan.levels.shape[2] >= 3 else scan.levels[..., [0, 0, 0, 1][: scan.levels.shape[2] + 2]]
-    if array.shape != eight.shape or np.abs((array >> 8).astype(np.int16) - eight).max() > 1:
+    if array.shape != eight.shape or np.abs(np.right_shift(array, 8).astype(np.int16) - eight).max() > 1:
         return shallow
     return replace(scan, levels=np.ascontiguousarray(array))
 

@@ -97,12 +97,13 @@ class RowWriter:
             array = array[
                 ..., [0, 0, 0, 1]
             ]  # as `write_picture` does, since many readers know no 16-bit gray and alpha
-        if self._encoder is None:
+        encoder = self._encoder
+        if encoder is None:
             self.notes = tuple(notes)
-            encoder = {"PNG": _PngRows, "TIFF": _TiffRows}.get(self.kind, _CollectedRows)
+            kind = {"PNG": _PngRows, "TIFF": _TiffRows}.get(self.kind, _CollectedRows)
             shape = (self.height, self.width, array.shape[2])
-            self._encoder = encoder(self.file, self.kind, shape, depth, fitted.icc_profile)
-        self._encoder.write(array)
+            encoder = self._encoder = kind(self.file, self.kind, shape, depth, fitted.icc_profile)
+        encoder.write(array)
         self._written += array.shape[0]
 
     def finish(self) -> None:
@@ -150,7 +151,7 @@ class _PngRows:
             filtered[:, 0] = 4  # the number of Paeth's filter
             filtered[:, 1:] = lines - self._predicted(lines)
             self.above = lines[-1].copy()
-            self._put(self.compressor.compress(filtered))
+            self._put(self.compressor.compress(filtered.data))
 
     def _predicted(self, lines: np.ndarray) -> np.ndarray:
         """Of the bytes to the left, above, and above the left one: the one nearest to left + above − above left."""

@@ -254,7 +254,9 @@ def run(args: argparse.Namespace) -> int:
             done.append({
                 "input": str(job.source), "output": str(job.target), "name": job.name, "size": [width, height],
                 "seconds": round(seconds, 3), "notes": list(notes),
-            } | ({"piece_pixels": pixels} if planned.window else {}))  # fmt: skip
+            })  # fmt: skip
+            if planned.window is not None:
+                done[-1]["piece_pixels"] = planned.window * restorer.backbone.vae_factor
     if args.report is not None:
         report = {**provenance, "images": done, "failed": failed}
         write_text(args.report, json.dumps(report, indent=2, ensure_ascii=False) + "\n")

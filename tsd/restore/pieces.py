@@ -19,14 +19,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from tsd.errors import UserError
 from tsd.fast.mean import encode_mean
@@ -145,7 +145,7 @@ def _has_attention(restorer: Restorer) -> bool:
 
 
 @contextmanager
-def _whole_windows(vae: nn.Module) -> Iterator[None]:
+def _whole_windows(vae: Any) -> Iterator[None]:
     """Switches diffusers' own tiling of the VAE off inside the block."""
     before = vae.use_tiling
     vae.use_tiling = False
@@ -168,13 +168,13 @@ class _RowFile:
 
     def write(self, top: int, rows: np.ndarray) -> None:
         self.file.seek(top * self.row_bytes)
-        self.file.write(np.ascontiguousarray(rows, self.dtype))
+        self.file.write(np.ascontiguousarray(rows, self.dtype).data)
 
     def read(self, top: int, bottom: int) -> np.ndarray:
         """(bottom − top, *shape)."""
         rows = np.empty((bottom - top, *self.shape), self.dtype)
         self.file.seek(top * self.row_bytes)
-        self.file.readinto(memoryview(rows).cast("B"))  # pyright: ignore[reportAttributeAccessIssue]
+        self.file.readinto(rows.data.cast("B"))  # pyright: ignore[reportAttributeAccessIssue]
         return rows
 
 
@@ -295,7 +295,8 @@ class _Restoration:
     def _denoise(self, latents: _RowFile) -> None:
         """Overwrites z_L by ẑ: the rows of a tile are written when no later tile reads them."""
         if self.tiles is None:
-            z = self._latent_window(latents, *(Span(0, length, torch.ones(length)) for length in self.latent))
+            row, column = (Span(0, length, torch.ones(length)) for length in self.latent)
+            z = self._latent_window(latents, row, column)
             latents.write(0, self.restorer._one_step(z, None)[0].float().permute(1, 0, 2).cpu().numpy())
             return
         rows, columns = self.tiles
@@ -322,8 +323,8 @@ class _Restoration:
         norms = PooledNorms(self.backbone.vae.decoder if self.restorer.decoder is None else self.restorer.decoder)
         with norms.in_use():
             self._settle(norms, network, take, rows, columns, unit=1)
-            in_pixels = [[scaled(span, self.factor) for span in line] for line in (rows, columns)]
-            for _, image in joined_rows(self._counted(decode), *in_pixels):
+            rows, columns = ([scaled(span, self.factor) for span in line] for line in (rows, columns))
+            for _, image in joined_rows(self._counted(decode), rows, columns):
                 yield image
 
     def _settle(
@@ -348,8 +349,8 @@ class _Restoration:
             norms.see((unit * rows[0].stop, unit * columns[0].stop), (slice(None), slice(None)))
             return
         (height, width), side = self.latent, min(ESTIMATE_SIDE, *self.latent)
-        quarter = unit * side // 4
-        norms.see((unit * side, unit * side), (slice(quarter, unit * side - quarter),) * 2)
+        inner = slice(unit * side // 4, unit * side - unit * side // 4)
+        norms.see((unit * side, unit * side), (inner, inner))
         count = max(1, min(self.window**2 // side**2, height * width // side**2))
         network(torch.cat([take(*place) for place in _spread(height, width, side, count)]))
         norms.mode = "measure"

@@ -46,7 +46,7 @@ class PooledNorms:
             for module, _ in compiled:
                 module._compiled_call_impl = None
             for norm in self.norms:
-                norm.module.forward = norm
+                norm.module.forward = norm  # pyright: ignore[reportAttributeAccessIssue]
             yield
         finally:
             for norm in self.norms:

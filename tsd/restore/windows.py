@@ -50,7 +50,7 @@ def spans(length: int, window: int, halo: int, fade: int = 0) -> list[Span]:
     """Windows that cover `length`; the shares of all windows sum to 1 at every position.
 
     Args:
-        window: their side; one window covers everything where the length is no more.
+        window: their largest side; one window covers everything where the length is no more.
         halo: positions at each inner side whose result is not used.
         fade: positions over which neighbours are cross-faded.
 
@@ -63,6 +63,7 @@ def spans(length: int, window: int, halo: int, fade: int = 0) -> list[Span]:
     if window <= overlap:
         raise ValueError(f"the window is {window}; expected more than {overlap}, its two halos and the fade")
     count = math.ceil((length - overlap) / (window - overlap))
+    window = math.ceil((length - overlap) / count) + overlap  # as many, and none larger than it must be
     starts = [index * (window - overlap) for index in range(count - 1)] + [length - window]
     rises = []
     for before, after in pairwise(starts):

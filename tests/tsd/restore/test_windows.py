@@ -14,7 +14,7 @@ from tsd.restore.windows import joined_rows, receptive_field, scaled, spans
 def test_shares_add_up_and_halos_are_kept(length: int, halo: int, fade: int) -> None:
     windows, total, cores = spans(length, 20, halo, fade), torch.zeros(length), torch.zeros(length)
     for span in windows:
-        assert span.stop - span.start == min(20, length)
+        assert span.stop - span.start == windows[0].stop <= min(20, length)
         total[span.start : span.stop] += span.weights
         cores[span.start : span.stop][span.core] += 1
         if span.start:
