@@ -17,6 +17,7 @@ FLOORS = {
         {"errors", "seeds", "precision", "console"},
         {"files"},
         {"images", "config"},
+        {"writing"},
         {"batch", "model", "presets"},
         {"fast"},
         {"algorithm", "prompts", "restore"},

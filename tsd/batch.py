@@ -17,7 +17,7 @@ from tsd.files import MEGAPIXELS_HELP, READABLE, WRITABLE, find_images
 
 if TYPE_CHECKING:
     from tsd.console.progress import Progress
-    from tsd.images import Picture
+    from tsd.images import Picture, Scan
 
 SUFFIXES = ("png", "jpg", "webp", "tiff", "bmp")
 FILES = """\
@@ -52,6 +52,21 @@ class Outcome:
 
     done: list[dict[str, object]] = field(default_factory=list[dict[str, object]])
     failed: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True)
+class Written:
+    """A result that is in its file already, since it may be larger than memory.
+
+    Attributes:
+        size: (width, height).
+        notes: what a user should know about it.
+        facts: further entries of the report, JSON-able.
+    """
+
+    size: tuple[int, int]
+    notes: tuple[str, ...] = ()
+    facts: dict[str, object] = field(default_factory=dict[str, object])
 
 
 def add_files(parser: argparse.ArgumentParser) -> None:
@@ -105,30 +120,37 @@ def plan_jobs(args: argparse.Namespace) -> list[Job]:
 
 
 def run_batch(
-    jobs: Sequence[Job], scale: float, restore: "Callable[[Picture, Job, Progress], Picture]", *, unit: str = "image"
+    jobs: Sequence[Job],
+    scale: float,
+    restore: "Callable[[Scan, Job, Progress], Picture | Written]",
+    *,
+    unit: str = "image",
 ) -> Outcome:
     """Reads, restores and writes every picture; prints a line for each result and for each note.
 
     Args:
         scale: how many times as large the results are, to refuse early what a format cannot hold.
-        restore: makes the result; it gets the progress bar to tell how far it is.
+        restore: makes the result, or writes it itself; it gets the progress bar to tell how far it is.
 
     An interruption says how much is done and ends the batch; no error of a single picture does.
     """
     from tsd.console.progress import Progress
-    from tsd.images import ImageError, check_size, read_picture, write_picture
+    from tsd.images import ImageError, read_scan
+    from tsd.writing import check_size, write_picture
 
     outcome = Outcome()
     try:
-        with Progress(jobs, unit=unit) as bar:
+        with Progress(jobs, unit="image") as bar:
             for job in bar:
                 bar.set_postfix_str(job.name)
                 start = time.perf_counter()
                 try:
-                    picture = read_picture(job.source)
-                    check_size(round(scale * picture.size[0]), round(scale * picture.size[1]), job.target)
-                    restored = restore(picture, job, bar)
-                    notes = (*picture.notes, *write_picture(restored, job.target))
+                    scan = read_scan(job.source)
+                    check_size(round(scale * scan.size[0]), round(scale * scan.size[1]), job.target)
+                    result = restore(scan, job, bar)
+                    if not isinstance(result, Written):
+                        result = Written(result.size, tuple(write_picture(result, job.target)))
+                    notes = (*scan.notes, *result.notes)
                 except ImageError as error:
                     outcome.failed[str(job.source)] = str(error)
                     continue
@@ -139,13 +161,13 @@ def run_batch(
                     )
                     continue
                 seconds = time.perf_counter() - start
-                width, height = restored.size
+                width, height = result.size
                 bar.write(f"{job.source} -> {job.target} ({width}x{height}, {seconds:.1f} s)", file=sys.stdout)
                 for note in notes:
                     bar.write(f"warning: {job.source}: {note}", file=sys.stderr)
                 outcome.done.append({
                     "input": str(job.source), "output": str(job.target), "name": job.name, "size": [width, height],
-                    "seconds": round(seconds, 3), "notes": list(notes),
+                    "seconds": round(seconds, 3), "notes": list(notes), **result.facts,
                 })  # fmt: skip
     except KeyboardInterrupt:  # what continues is said by the command line itself
         done, failed = len(outcome.done), len(outcome.failed)

@@ -1,9 +1,10 @@
-"""Image files in and out: formats, bit depth, gray, palette, alpha, EXIF orientation, CMYK, colour profiles.
+"""Image files read: formats, bit depth, gray, palette, alpha, EXIF orientation, CMYK, colour profiles.
 
 A file becomes a `Picture`: float arrays in [0, 1] plus what must be remembered to write it back as it came (gray, 16
-bit, colour profile). Everything is decided here once, so the restorer sees only upright RGB. Restoring and degrading
-keep a colour profile; training takes pixels for sRGB and reads by `read_srgb`, which converts from other profiles;
-scoring compares values as stored. Which files of a folder are images is decided in `tsd.files.find_images`.
+bit, colour profile), or a `Scan`, the same in whole numbers, whose rows are pictures. Everything is decided here once,
+so the restorer sees only upright RGB. Restoring and degrading keep a colour profile; training takes pixels for sRGB and
+reads by `read_srgb`, which converts from other profiles; scoring compares values as stored. Which files of a folder are
+images is decided in `tsd.files.find_images`.
 
 Pillow decodes every file. It cuts 16-bit *colour* to 8 bits, so those files are read a second time by OpenCV, and what
 OpenCV read is used only where its upper 8 bits agree with Pillow's reading; where the two disagree (planar TIFF,
@@ -27,21 +28,15 @@ import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin, features
 
 from tsd.errors import UserError
-from tsd.files import MEGAPIXELS, READABLE, UNREAD, WRITABLE, atomic_path, full_disk_explained
-
-__all__ = [
-    "READABLE", "WRITABLE", "ImageError", "Picture", "check_size", "enlarged", "from_array", "from_image",
-    "picture_size", "read_picture", "read_srgb", "require_finite", "resized", "stored_size", "write_picture",
-]  # fmt: skip
+from tsd.files import MEGAPIXELS, READABLE, UNREAD
 
 # "JPEG" covers MPO, what Pillow calls a JPEG with a second (preview or stereo) image appended, as many phones write.
 _PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # BT.601, Pillow's gray
 NEUTRAL = 2.01 / 255
-_DEEP_FORMATS = ("PNG", "TIFF")
+ROWS = 256
+"""Rows of a scan that are looked at together."""
 _ORIENTATION, _BITS, _PHOTOMETRIC = 0x0112, 258, 262
-_LONGEST = {"WEBP": 16383, "JPEG": 65500}
-_MOST_BYTES = {"TIFF": 2**32 - 2**20, "BMP": 2**32 - 2**10}
 _TEXT_BYTES = 2**26
 """Largest text or colour profile that is unpacked from a PNG; Pillow's own limit of 1 MB refuses sound files."""
 _KEPT_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf", b"iCCP", b"acTL", b"fcTL", b"fdAT")
@@ -187,6 +182,50 @@ def resized(values: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.stack(channels, axis=2).reshape(height, width, *values.shape[2:])
 
 
+@dataclass(frozen=True)
+class Scan:
+    """A decoded, upright image in the whole numbers of its file, which take a quarter of a `Picture`'s memory.
+
+    Attributes:
+        levels: (H, W, 1 to 4) uint8, or uint16 where the file has 16 bits per channel. One or three channels, and alpha
+            behind them if their number is even.
+        gray, icc_profile, notes, mode, as_stored: see `Picture`.
+    """
+
+    levels: np.ndarray
+    gray: bool = False
+    icc_profile: bytes | None = None
+    notes: tuple[str, ...] = ()
+    mode: str = "RGB"
+    as_stored: bool = True
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+        return self.levels.shape[1], self.levels.shape[0]
+
+    @property
+    def depth(self) -> int:
+        """Bits per channel, 8 or 16."""
+        return 8 * self.levels.itemsize
+
+    def rows(self, top: int, bottom: int) -> Picture:
+        """The rows top … bottom − 1 as a picture of their own."""
+        scaled = self.levels[top:bottom].astype(np.float32) / (2**self.depth - 1)
+        channels = scaled.shape[2]
+        color = scaled[..., :3] if channels >= 3 else np.repeat(scaled[..., :1], 3, axis=2)
+        alpha = scaled[..., -1] if channels in (2, 4) else None
+        return Picture(color, alpha, self.gray, self.depth, self.icc_profile, self.notes, self.mode, self.as_stored)
+
+    def picture(self) -> Picture:
+        return self.rows(0, self.levels.shape[0])
+
+    def is_neutral(self) -> bool:
+        """See `Picture.is_neutral`."""
+        height = self.levels.shape[0]
+        return all(self.rows(top, top + ROWS).is_neutral() for top in range(0, height, ROWS))
+
+
 def require_finite(values: np.ndarray, what: str) -> None:
     """Refuses values that no image file can hold.
 
@@ -199,6 +238,13 @@ def require_finite(values: np.ndarray, what: str) -> None:
 
 
 def read_picture(source: Source) -> Picture:
+    """`read_scan`, in floats."""
+    scan = read_scan(source)
+    with _faults_named(source):
+        return scan.picture()
+
+
+def read_scan(source: Source) -> Scan:
     """Reads a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF file, or HEIC with pillow-heif, whatever its suffix.
 
     A PNG whose texts or other additions are damaged or too large is read without them.
@@ -216,8 +262,8 @@ def read_picture(source: Source) -> Picture:
             lean = _lean_png(source)
             if lean is None:
                 raise
-            picture = _read(lean)
-            return replace(picture, notes=(*picture.notes, "damaged or very large additions of the PNG were left out"))
+            scan = _read(lean)
+            return replace(scan, notes=(*scan.notes, "damaged or very large additions of the PNG were left out"))
 
 
 def read_srgb(source: Source) -> Picture:
@@ -279,13 +325,13 @@ def _why_unknown(path: Path | None) -> str:
     return f"not a readable {known} image"
 
 
-def _read(source: Source) -> Picture:
+def _read(source: Source) -> Scan:
     with _opened(source) as image:
         deep = _is_deep_color(source, image)
-        picture = from_image(image)
+        scan = _scan_image(image)
     if not deep:
-        return picture
-    return replace(_read_at_16_bits(source, picture), mode=f"{picture.mode};16")
+        return scan
+    return replace(_read_at_16_bits(source, scan), mode=f"{scan.mode};16")
 
 
 @functools.cache
@@ -371,6 +417,11 @@ def from_image(image: Image.Image) -> Picture:
     Raises:
         ImageError: modes without a defined range (F, and I beyond 16 bit) or without a conversion (LAB, HSV).
     """
+    return _scan_image(image).picture()
+
+
+def _scan_image(image: Image.Image) -> Scan:
+    """See `from_image`."""
     notes: list[str] = []
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
@@ -379,24 +430,23 @@ def from_image(image: Image.Image) -> Picture:
     profile = image.info.get("icc_profile") or None
     orientation, damaged = _orientation(image)
     notes += damaged
-    array, depth, converted = _decoded(image, profile)
-    array = np.ascontiguousarray(_UPRIGHT.get(orientation, lambda a: a)(array))
-    gray, alpha = array.shape[2] <= 2, array[..., -1] if array.shape[2] in (2, 4) else None
-    color = np.repeat(array[..., :1], 3, axis=2) if gray else array[..., :3]
-    stored = image.mode if depth == 8 or ";16" in image.mode else f"{image.mode};16"
-    picture = Picture(color, alpha, gray, depth, profile, tuple(notes), stored, orientation not in _UPRIGHT)
+    levels, converted = _decoded(image, profile)
+    levels = np.ascontiguousarray(_UPRIGHT.get(orientation, lambda a: a)(levels))
+    gray = levels.shape[2] <= 2
+    stored = image.mode if levels.itemsize == 1 or ";16" in image.mode else f"{image.mode};16"
+    scan = Scan(levels, gray, profile, tuple(notes), stored, orientation not in _UPRIGHT)
     if profile is None:
-        return picture
+        return scan
     if converted is not None:
-        return replace(picture, icc_profile=None, as_stored=False, notes=(*notes, *converted))
+        return replace(scan, icc_profile=None, as_stored=False, notes=(*notes, *converted))
     space = profile[16:20]
     if space == (b"GRAY" if gray else b"RGB "):
-        return picture
+        return scan
     if space == b"RGB ":  # of a gray picture: `write_picture` converts, since no format could carry it
-        return replace(picture, icc_profile=None) if _to_srgb(profile, "RGB") is None else picture
+        return replace(scan, icc_profile=None) if _to_srgb(profile, "RGB") is None else scan
     shown = space.decode("ascii", "replace").strip()
     return replace(
-        picture, icc_profile=None, notes=(*notes, f"a colour profile of {shown} does not fit these channels: left out")
+        scan, icc_profile=None, notes=(*notes, f"a colour profile of {shown} does not fit these channels: left out")
     )
 
 
@@ -418,67 +468,16 @@ def from_array(array: np.ndarray) -> Picture:
     return Picture(color, alpha, gray, depth=16 if array.dtype == np.uint16 else 8)
 
 
-def write_picture(picture: Picture, path: str | Path) -> tuple[str, ...]:
-    """Writes a picture atomically, in the format of the suffix; returns notes on what the format cannot hold.
-
-    PNG and TIFF keep 16 bits; JPEG (quality 95, no chroma subsampling), WebP (lossless) and BMP are 8-bit. JPEG has no
-    alpha and most readers ignore BMP's, so for both the picture is laid on white. The 16-bit colour TIFF that OpenCV
-    writes carries no colour profile.
-    """
-    path = Path(path)
-    kind = WRITABLE.get(path.suffix.lower())
-    if kind is None:
-        raise ImageError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; use {', '.join(WRITABLE)}")
-    check_size(*picture.size, path)
-    notes: list[str] = []
-    if picture.icc_profile and (kind == "BMP" or (picture.gray and picture.icc_profile[16:20] != b"GRAY")):
-        bare = picture.to_srgb()
-        notes += bare.notes[len(picture.notes) :]
-        picture = bare
-    if kind in ("JPEG", "BMP") and picture.alpha is not None:
-        alpha = picture.alpha[..., None]
-        picture = replace(picture, color=picture.color * alpha + (1 - alpha), alpha=None)
-        notes.append(f"{kind} has no alpha: the picture was laid on white")
-    depth = picture.depth if kind in _DEEP_FORMATS else 8
-    if depth < picture.depth:
-        notes.append(f"{kind} holds 8 bits per channel: reduced from 16")
-    array = picture.to_uint(depth)
-    if depth == 16 and array.ndim == 3:
-        if kind == "TIFF" and picture.icc_profile:
-            notes.append("the colour profile was not kept: 16-bit colour TIFF cannot carry it here, PNG can")
-        data = _encode_deep(array, kind, picture.icc_profile)
-    else:
-        data = _encode(array, kind, picture.icc_profile)
-    with full_disk_explained(path, len(data)), atomic_path(path) as temporary:
-        temporary.write_bytes(data)
-    return tuple(notes)
-
-
-def check_size(width: int, height: int, path: Path) -> None:
-    """Refuses a size that the format of the suffix cannot hold, so that nobody computes an image in vain.
-
-    Raises:
-        ImageError: a side, or the picture at 8 bits and three channels, is too large.
-    """
-    kind = WRITABLE.get(path.suffix.lower(), "")
-    longest, most = _LONGEST.get(kind, math.inf), _MOST_BYTES.get(kind, math.inf)
-    if max(width, height) > longest or 3 * width * height > most:
-        limit = f"sides end at {longest} pixels" if kind in _LONGEST else "files end at 4 GiB"
-        raise ImageError(
-            f"{path}: a {width}x{height} image could not be written as {kind}, whose {limit}; use PNG (--format png)"
-        )
-
-
-def _decoded(image: Image.Image, profile: bytes | None) -> tuple[np.ndarray, int, tuple[str, ...] | None]:
-    """The pixels, (H, W, 1|2|3|4) float32 in [0, 1], and the depth; notes if the profile was used up, else None."""
+def _decoded(image: Image.Image, profile: bytes | None) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """The pixels, (H, W, 1|2|3|4) uint8 or uint16; notes if the profile was used up, else None."""
     mode = image.mode
     if mode.startswith("I;16") or mode == "I":
-        values = np.asarray(image).astype(np.float32)
+        values = np.asarray(image)
         if values.size and not (values.min() >= 0 and values.max() <= 65535):
             raise ImageError("32-bit integer images have no defined range; convert to 8 or 16 bit first")
         if image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
             values = 65535 - values  # "white is zero", which Pillow inverts only for 8 bits
-        return values[..., None] / 65535, 16, None
+        return values[..., None].astype(np.uint16), None
     if mode == "F":
         raise ImageError("floating-point images have no defined range; convert to 8 or 16 bit first")
     converted = None
@@ -494,8 +493,8 @@ def _decoded(image: Image.Image, profile: bytes | None) -> tuple[np.ndarray, int
         image = image.convert("RGB")
     else:
         raise ImageError(f"colour mode {mode} cannot be converted to RGB; convert the file first")
-    array = np.asarray(image, dtype=np.float32) / 255
-    return (array[..., None] if array.ndim == 2 else array), 8, converted
+    array = np.asarray(image)
+    return (array[..., None] if array.ndim == 2 else array), converted
 
 
 def _cmyk_to_rgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, tuple[str, ...]]:
@@ -547,11 +546,11 @@ def _content(source: Source, most: int = -1) -> bytes:
         return file.read(most)
 
 
-def _read_at_16_bits(source: Source, picture: Picture) -> Picture:
-    """OpenCV's reading of a 16-bit file if it agrees with the 8-bit `picture`, else `picture` with a note."""
+def _read_at_16_bits(source: Source, scan: Scan) -> Scan:
+    """OpenCV's reading of a 16-bit file if it agrees with the 8-bit `scan`, else `scan` with a note."""
     import cv2
 
-    shallow = replace(picture, notes=(*picture.notes, "16-bit colour could not be read in full: read at 8 bits"))
+    shallow = replace(scan, notes=(*scan.notes, "16-bit colour could not be read in full: read at 8 bits"))
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
@@ -562,14 +561,13 @@ def _read_at_16_bits(source: Source, picture: Picture) -> Picture:
         cv2.utils.logging.setLogLevel(level)
     if array is None or array.dtype != np.uint16 or array.ndim != 3 or array.shape[2] not in (3, 4):
         return shallow
-    array = array[..., [2, 1, 0, 3][: array.shape[2]]].astype(np.uint16)
+    array = array[..., [2, 1, 0, 3][: array.shape[2]]]
     if orientation := _png_orientation(source):
         array = _UPRIGHT[orientation](array)
-    eight = picture.color if picture.alpha is None else np.dstack([picture.color, picture.alpha])
-    if array.shape != eight.shape or np.abs((array >> 8) - eight * 255).max() > 1.5:
+    eight = scan.levels if scan.levels.shape[2] >= 3 else scan.levels[..., [0, 0, 0, 1][: scan.levels.shape[2] + 2]]
+    if array.shape != eight.shape or np.abs(np.right_shift(array, 8).astype(np.int16) - eight).max() > 1:
         return shallow
-    deep = array.astype(np.float32) / 65535
-    return replace(picture, color=deep[..., :3], alpha=None if picture.alpha is None else deep[..., 3], depth=16)
+    return replace(scan, levels=np.ascontiguousarray(array))
 
 
 def _png_orientation(source: Source) -> int | None:
@@ -577,38 +575,3 @@ def _png_orientation(source: Source) -> int | None:
     with _opened(source) as image:
         orientation = _orientation(image)[0] if image.format == "PNG" else None
     return orientation if orientation in _UPRIGHT else None
-
-
-def _encode(array: np.ndarray, kind: str, profile: bytes | None) -> bytes:
-    image = Image.fromarray(array)
-    settings = {
-        "PNG": {},
-        "JPEG": {"quality": 95, "subsampling": 0},
-        "WEBP": {"lossless": True, "exact": True},
-        "TIFF": {"compression": "tiff_lzw"},
-        "BMP": {},
-    }[kind]
-    if profile and kind != "BMP":
-        settings["icc_profile"] = profile
-    buffer = BytesIO()
-    try:
-        image.save(buffer, kind, **settings)
-    except (OSError, ValueError) as error:
-        raise ImageError(f"a {image.width}x{image.height} image could not be written as {kind}: {error}") from error
-    return buffer.getvalue()
-
-
-def _encode_deep(array: np.ndarray, kind: str, profile: bytes | None) -> bytes:
-    """Encodes 16-bit images of several channels, which only OpenCV writes (gray with alpha becomes RGB with alpha)."""
-    import cv2
-
-    channels = {2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[array.shape[2]]
-    done, buffer = cv2.imencode(f".{kind.lower()}", np.ascontiguousarray(array[..., channels]))
-    if not done:
-        raise ImageError(f"a {array.shape[1]}x{array.shape[0]} 16-bit image could not be written as {kind}")
-    data = buffer.tobytes()
-    if profile and kind == "PNG":
-        body = b"iCCP" + b"ICC profile\0\0" + zlib.compress(profile)
-        chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-        data = data[:33] + chunk + data[33:]  # straight after IHDR, where the standard wants it
-    return data

@@ -11,10 +11,9 @@ from tsd.files import ended_by_sigterm
 from tsd.precision import PRECISIONS
 
 if TYPE_CHECKING:
-    from tsd.console.progress import Progress
-
     from bench.options import RunOptions, Tiles
-    from tsd.images import Picture
+    from tsd.console.progress import Progress
+    from tsd.images import Picture, Scan
 
 EPILOG = f"""\
 examples:
@@ -102,9 +101,9 @@ def run(args: argparse.Namespace) -> int:
     for note in photographer.notes:
         print(f"note: {note}", file=sys.stderr)
 
-    def restore(picture: "Picture", job: Job, bar: "Progress") -> "Picture":
+    def restore(scan: "Scan", job: Job, bar: "Progress") -> "Picture":
         return photographer.restore(
-            picture,
+            scan.picture(),
             image_seed(args.seed, job.name),
             scale,
             lambda done, total: bar.set_postfix_str(f"{job.name}, tile {done} of {total}"),

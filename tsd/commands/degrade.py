@@ -108,7 +108,8 @@ def _degrade_file(job: Job, args: argparse.Namespace) -> tuple[str, ...]:
     import torch
 
     from tsd.data.degrade import DEGRADATIONS, degrade
-    from tsd.images import ImageError, Picture, read_picture, write_picture
+    from tsd.images import ImageError, Picture, read_picture
+    from tsd.writing import write_picture
 
     picture = read_picture(job.source)
     color = picture.color

@@ -6,10 +6,11 @@ import math
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tsd.batch import FILES, Job, add_files, plan_jobs, run_batch, status_of
+from tsd.batch import FILES, Job, Written, add_files, plan_jobs, run_batch, status_of
 from tsd.console.imports import TRAINING, without, without_compiler
 from tsd.errors import UserError
 from tsd.files import WRITABLE, free_bytes, human_size, mini_model_dir, require_room, require_writable
@@ -18,7 +19,7 @@ from tsd.precision import PRECISIONS
 if TYPE_CHECKING:
     from tsd.config import RestoreConfig
     from tsd.console.progress import Progress
-    from tsd.images import Picture
+    from tsd.images import Picture, Scan
 
 DESCRIPTION = """\
 Restores and enlarges images in one step. Folders are searched recursively, and OUT gets the same
@@ -29,10 +30,16 @@ examples:
   tsd restore photo.jpg                                       writes restored/photo.png
   tsd restore photos/ scan.tif -o restored/ --skip-existing   continue after an interruption
   tsd restore photo.jpg -o photo_x4.webp --color adain
+  tsd restore panorama.tif -o out/ --memory 3                 in pieces that fit into 3 GB
   tsd restore photo.png -o out/ --model sd3/ --lora tsdsr/ --prompt-embeds default/ \\
               --device cuda --dtype bf16
 
 {FILES}
+large images:
+  An image that would not fit into the free memory is restored in pieces, from file to file, which
+  is said in one line. PNG and TIFF are written row by row; other formats hold the result at 8 bits.
+  --memory 3 plans for 3 GB.
+
 settings:
   Options on the command line win over what restore.json in the LoRA folder recommends, and that
   wins over the defaults, which are those of the TSD-SR authors' script.
@@ -93,21 +100,27 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="seed of --posterior sample, together with the image's name (default: 42)",
     )  # fmt: skip
     settings.add_argument(
-        "--tile", type=int, metavar="N",
-        help="side of the denoiser's tiles, in latent positions; 0: no tiles (default: 64)",
+        "--tile", type=_tile, metavar="auto|N",
+        help="side of the denoiser's tiles, in latent positions; 0: no tiles, and no pieces either (default: auto, "
+        "which is 64)",
     )  # fmt: skip
     settings.add_argument(
         "--tile-overlap", type=int, metavar="N", help="overlap of the tiles, in latent positions (default: 8)"
     )
     settings.add_argument(
         "--vae-tile", action=argparse.BooleanOptionalAction, default=None,
-        help="tile the VAE too: less memory for very large images, slightly different results (default: no)",
+        help="tile the VAE by diffusers' own blending, which shifts tones from tile to tile, in place of pieces "
+        "(default: no)",
     )  # fmt: skip
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", metavar="cpu|cuda", help="where to run (default: cuda if there is one, else cpu)")
     machine.add_argument(
         "--dtype", choices=(*PRECISIONS, "auto"), default="fp32",
         help="precision of the networks; auto: bf16 where the device computes in it, else fp32 (default: fp32)",
+    )  # fmt: skip
+    machine.add_argument(
+        "--memory", type=float, metavar="GB",
+        help="memory to plan for, in GB; an image that would not fit is restored in pieces (default: what is free)",
     )  # fmt: skip
     machine.add_argument(
         "--quantize", choices=("int8", "fp8"),
@@ -196,6 +209,8 @@ def _restore(
     from tsd.files import write_text
     from tsd.precision import native_precision, torch_dtype
     from tsd.restore import Restorer
+    from tsd.restore.memory import plan
+    from tsd.restore.pieces import restore_file
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype, why = native_precision(device) if args.dtype == "auto" else (args.dtype, "as asked")
@@ -219,20 +234,48 @@ def _restore(
     if args.verbose:
         print(json.dumps(provenance, indent=2), file=sys.stderr)
 
-    def restore(picture: "Picture", job: Job, bar: "Progress") -> "Picture":
-        work = restorer.processing_size(*picture.size)
-        if math.prod(work) > max(LARGE, 2 * config.scale**2 * math.prod(picture.size)):
+    def restore(scan: "Scan", job: Job, bar: "Progress") -> "Picture | Written":
+        planned = plan(restorer, *scan.size, job.target, args.memory)
+        work = restorer.processing_size(*scan.size)
+        if math.prod(work) > max(LARGE, 2 * config.scale**2 * math.prod(scan.size)):
             bar.write(
                 f"warning: {job.source}: this long, narrow image is worked at {work[0]}x{work[1]}, which may take long "
                 f"and much memory; --process-size 0 works at the size of the result",
                 file=sys.stderr,
             )
-        return restorer.restore_picture(
-            picture, job.name, lambda n, of: bar.set_postfix_str(f"{job.name}, tile {n} of {of}")
+        if planned.window is None:
+            return restorer.restore_picture(
+                scan.picture(), job.name, lambda n, of: bar.set_postfix_str(f"{job.name}, tile {n} of {of}")
+            )
+        pixels = planned.window * restorer.backbone.vae_factor
+        size = (config.scale * scan.size[0], config.scale * scan.size[1])
+        bar.write(
+            f"{job.source}: {size[0]}x{size[1]} would take about {human_size(planned.needed_bytes)} in one piece, and "
+            f"{human_size(planned.available_bytes)} may be used: restored in pieces of {pixels} pixels",
+            file=sys.stderr,
         )
+        with Progress(desc=job.name, unit="tile", leave=False) as tiles:
+            notes = restore_file(
+                restorer, scan, job.target, job.name, window=planned.window, progress=partial(_show, tiles)
+            )
+        return Written(size, tuple(notes), {"piece_pixels": pixels})
 
     outcome = run_batch(jobs, config.scale, restore)
     if args.report is not None:
         report = {**provenance, "images": outcome.done, "failed": outcome.failed}
         write_text(args.report, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return status_of(outcome)
+
+
+def _tile(text: str) -> int | None:
+    """The argument of `--tile`; None for `auto`, the side that the settings have otherwise."""
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected auto or a number of latent positions") from None
+
+
+def _show(bar: "Progress", done: int, total: int) -> None:
+    """Shows how many tiles of an image are done."""
+    bar.total = total
+    bar.update(done - bar.n)

@@ -293,7 +293,7 @@ class Restorer:
     def _memory_advice(self, width: int, height: int) -> str:
         work_width, work_height = self.processing_size(width, height)
         advice = ["--dtype bf16"] if self.backbone.dtype == torch.float32 else []
-        advice += [] if self.config.vae_tile else ["--vae-tile"]
+        advice += [] if self.config.vae_tile else ["--memory with fewer GB than are free", "--vae-tile"]
         if work_width * work_height > self.config.scale**2 * width * height:
             advice.append("--process-size 0 (this input is enlarged to the least processing size)")
         advice.append(f"--tile {max(self.config.tile // 2, 16)}" if self.config.tile else "--tile 64")

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from tsd.cli import main
 from tsd.errors import UserError
-from tsd.images import write_picture
 from tsd.restore import Restorer
+from tsd.writing import write_picture
 
 
 def picture(path: Path, width: int = 12, height: int = 9, mode: str = "RGB") -> Path:
@@ -268,6 +268,28 @@ def test_a_size_that_the_format_cannot_hold_is_refused_before_the_work(
     assert os.listdir(tmp_path / "out") == ["small.webp"]
 
 
+def test_an_image_that_does_not_fit_is_restored_in_pieces(
+    weights: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / "in" / "small.png")
+    wide = picture(tmp_path / "in" / "wide.png", 700, 8)
+    monkeypatch.setattr("tsd.restore.memory._free_bytes", lambda: 20_000_000)
+    options = ["-o", tmp_path / "out", *weights, "--tile", "auto", "--tile-overlap", "0"]
+    assert restore(tmp_path / "in", *options, "--report", tmp_path / "report.json") == 0
+    said = capsys.readouterr().err
+    assert f"{wide}: 2800x32 would take about 17.2 MB in one piece, and 14.0 MB may be used: restored in pieces" in said
+    assert "small.png: " not in said
+    small, large = json.loads((tmp_path / "report.json").read_text())["images"]
+    assert "piece_pixels" not in small
+    assert large["piece_pixels"] >= 600
+    with Image.open(tmp_path / "out" / "wide.png") as image:
+        assert image.size == (2800, 32)
+    assert sorted(os.listdir(tmp_path / "out")) == ["small.png", "wide.png"]
+    with pytest.raises(SystemExit):
+        restore(wide, "--tile", "many")
+    assert "expected auto or a number of latent positions" in capsys.readouterr().err
+
+
 def test_black_and_white_stays_so_also_in_three_channels(weights: list[str], tmp_path: Path) -> None:
     source = picture(tmp_path / "a.png", mode="L")
     with Image.open(source) as image:
@@ -292,7 +314,7 @@ def test_an_interruption_says_what_is_done_and_what_continues(
         os.kill(os.getpid(), number)
         return notes
 
-    monkeypatch.setattr("tsd.images.write_picture", write_and_signal)
+    monkeypatch.setattr("tsd.writing.write_picture", write_and_signal)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         assert restore(tmp_path / "in", "-o", tmp_path / "out", *weights) == status
