@@ -1,6 +1,6 @@
-"""Runs training in one and in several CPU processes, for test_parallel.py: `python … MODEL OUTPUT SCENARIO…`.
+"""Runs training in one and in several CPU processes, for test_parallel.py: `… MODEL OUTPUT SCENARIO…`.
 
-The heavy imports happen once; every process of every scenario is forked from here, before torch has computed anything.
+Every process of every scenario is forked from here, before torch has computed anything.
 The results are run folders in OUTPUT, named after the scenarios.
 """
 

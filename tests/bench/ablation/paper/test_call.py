@@ -1,10 +1,10 @@
 """The command line: everything missing within seconds, flags, a whole sweep that is stopped and continued."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import save_file
@@ -139,18 +139,14 @@ def test_a_dry_run_plans_writes_settings_and_lists_what_is_missing(
 
 @pytest.mark.slow
 def test_a_sweep_is_stopped_in_time_continued_and_reported(
-    nowhere: Path, tiny_sd3_dir: Path, tiny_prepared: Path, monkeypatch: pytest.MonkeyPatch
+    nowhere: Path, tiny_sd3_dir: Path, tiny_prepared: Path, warm: Any
 ) -> None:
     """In processes of their own, on the shipped mini test set."""
     (nowhere / "tiny.toml").write_text(experiment_text())
-    command = [Path(sys.executable).with_name("bench"), "sweep", "tiny.toml", "--device", "cpu", "--jobs", "1"]
-    command += ["--model", tiny_sd3_dir, "--data", tiny_prepared]
+    command = ["sweep", "tiny.toml", "--device", "cpu", "--jobs", "1", "--model", tiny_sd3_dir, "--data", tiny_prepared]
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*map(str, command), *arguments], cwd=nowhere, env=environment, capture_output=True, text=True
-        )
+        done = warm.run("bench", *command, *arguments, cwd=nowhere)
         return done.returncode, done.stdout, done.stderr
 
     status, shown, errors = call("--time-limit", "0.001")
