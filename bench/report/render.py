@@ -20,8 +20,8 @@ from tsd.files import write_atomic
 ENDINGS = ("md", "csv", "tex")
 
 
-def write_table(records: Records, plan: Plan, *, timing: bool = True, reference: str | None = None) -> str:
-    """Writes TABLE.md, TABLE.csv and TABLE.tex beside the records, from the records alone; returns the Markdown.
+def rendered(records: Records, plan: Plan, *, timing: bool = True, reference: str | None = None) -> dict[str, str]:
+    """TABLE.md, TABLE.csv and TABLE.tex from the records alone: their text, by file name, the Markdown first.
 
     Args:
         timing: whether the table has the column of seconds.
@@ -35,10 +35,16 @@ def write_table(records: Records, plan: Plan, *, timing: bool = True, reference:
     table = summarize(records, plan, timing=timing, pairs=pairs_of(plan.table, plan.profile))
     paper = paper_figures(plan.paper) if plan.paper else []
     document = lay_out(table, paper)
-    markdown = to_markdown(document)
-    for ending, content in zip(ENDINGS, (markdown, to_csv(table, paper), to_latex(document)), strict=True):
-        write_atomic(records.out / f"{plan.table}.{ending}", content.encode())
-    return markdown
+    texts = (to_markdown(document), to_csv(table, paper), to_latex(document))
+    return {f"{plan.table}.{ending}": text for ending, text in zip(ENDINGS, texts, strict=True)}
+
+
+def write_table(records: Records, plan: Plan, *, timing: bool = True, reference: str | None = None) -> str:
+    """Writes the files of `rendered`, whose arguments it takes, beside the records; returns the Markdown."""
+    texts = rendered(records, plan, timing=timing, reference=reference)
+    for name, text in texts.items():
+        write_atomic(records.out / name, text.encode())
+    return next(iter(texts.values()))
 
 
 def to_csv(table: Table, paper: list[dict[str, str]]) -> str:
