@@ -193,6 +193,15 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """100 small changes to the modules that make numbers: 90 % must fail a test. `-- --mutants 20 --seed 1`."""
+    install(session, "dev")
+    session.install("-c", "constraints.txt", "cosmic-ray==8.7.0")
+    report = [] if "--report" in session.posargs else ["--report", "reports/mutants.md"]
+    session.run("python", "tests/mutants.py", *report, *session.posargs, env=ENVIRONMENT | ONE_THREAD)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """ruff: rules and formatting."""
     session.install("-c", "constraints.txt", "ruff")

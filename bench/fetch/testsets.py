@@ -154,7 +154,7 @@ def extract_testset(archive: IO[bytes], folder: str, target: Path) -> None:
     except UserError:
         raise
     except ZIP_ERRORS as error:
-        raise UserError(f"the archive of test sets could not be read: {error}") from error
+        raise UserError(f"the archive of test sets could not be read: {error}; the same command continues") from error
 
 
 def _place(member: zipfile.ZipInfo, folder: str, target: Path) -> Path | None:

@@ -208,6 +208,34 @@ def test_no_network_is_an_error_within_seconds(options: RunOptions, monkeypatch:
         get_weights((BASE,), options)
 
 
+def test_a_cache_that_cannot_be_written_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of models that `tsd` names on the hub. Nobody, not even root, makes a folder in /sys."""
+    from tsd.model.loading import resolve_model
+
+    if not Path("/sys").is_dir():
+        pytest.skip("no /sys")
+    hub.files["me/base"] = {"vae/config.json": CONFIG}
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", bench.store.hub.HUB)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/sys/hub")
+    with pytest.raises(UserError, match=r"/sys/hub, and that folder cannot be written .*set HF_HUB_CACHE"):
+        resolve_model("me/base")
+    hub.gated.add("me/base")
+    with pytest.raises(UserError, match="me/base is gated: accept its licence"):
+        resolve_model("me/base")
+
+
+def test_behind_a_proxy_the_proxy_is_asked(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tsd.model.loading import probe_hub
+
+    with pytest.raises(OSError, match="."):
+        probe_hub("https://hub.invalid")
+    monkeypatch.setenv("HTTPS_PROXY", bench.store.hub.HUB)
+    probe_hub("https://hub.invalid")
+    monkeypatch.setenv("NO_PROXY", "hub.invalid")
+    with pytest.raises(OSError, match="."):
+        probe_hub("https://hub.invalid")
+
+
 def test_a_git_blob_id_is_gits(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"what is up, doc?")  # the example of the Git book, chapter 10.2
     assert digest_of(tmp_path / "a", GIT) == "git:bd9dbf5aae1a3862dd1526723246b20206e5fc37"
