@@ -16,7 +16,7 @@ def run(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     for number, path in enumerate(request["output"], start=1):
-        file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
         os.dup2(file, number)
         os.close(file)
     sys.argv = list(request["argv"])

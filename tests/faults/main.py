@@ -5,7 +5,6 @@ anything was lost.
 """
 
 import argparse
-import hashlib
 import importlib
 import os
 import platform
@@ -305,17 +304,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             importlib.import_module(module)
     numbers = {kind: args.instants if kind == "kill" else args.others for kind in args.kinds}
     numbers |= {kind: min(numbers[kind], 5) for kind in (REPLACED, BY_CLOCK, "clock") if kind in numbers}
+    found: dict[str, dict[str, Tally]] = {}
+    fuzzed: dict[str, fuzzing.Outcome] = {}
+    call = f"nox -s faults -- {shlex.join(argv)}" if argv else "nox -s faults"
+
+    def written() -> str:
+        text = report(args.seed, found, fuzzed, call)
+        if args.report is not None:
+            args.report.write_text(text)
+        return text
+
     with tempfile.TemporaryDirectory(prefix="faults-") as place:
-        found = {
-            situation.name: measure(situation, Path(place) / hashlib.sha256(situation.name.encode()).hexdigest()[:8],
-                                    args.seed, numbers)
-            for situation in SITUATIONS if situation.name in args.commands
-        }  # fmt: skip
-        fuzzed = fuzzing.fuzz(Path(place) / "fuzzing", args.seed, args.mutants) if args.mutants else {}
-    text = report(args.seed, found, fuzzed, f"nox -s faults -- {shlex.join(argv)}" if argv else "nox -s faults")
+        if args.mutants:
+            fuzzed = fuzzing.fuzz(Path(place) / "fuzzing", args.seed, args.mutants)
+        for number, situation in enumerate(SITUATIONS):
+            if situation.name in args.commands:
+                found[situation.name] = measure(situation, Path(place) / str(number), args.seed, numbers)
+                written()  # a run takes hours
+    text = written()
     print(text)
-    if args.report is not None:
-        args.report.write_text(text)
     return int("## Lost" in text)
 
 
