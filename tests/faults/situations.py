@@ -158,11 +158,9 @@ def sweep(folder: Path) -> None:
 def forked_workers() -> None:
     """Workers are forked, not spawned: a fresh interpreter would import torch for each of them."""
     import bench.ablation.sweep
-    import bench.ablation.worker
 
     real = bench.ablation.sweep.get_context
     bench.ablation.sweep.get_context = lambda method: real("fork")
-    bench.ablation.worker._end_with_parent = lambda: None
 
 
 def model_and_photographs(folder: Path) -> None:
