@@ -22,6 +22,7 @@ together. The first process merges them when a job is done or when a killed run 
 This module imports only the standard library and the ground: a table must be renderable without torch.
 """
 
+import itertools
 import re
 import shutil
 from collections.abc import Generator, Iterable
@@ -140,10 +141,10 @@ class Records:
                 raise UserError(
                     f"another `bench` run is writing to {self.out}: wait for it, or choose another --out"
                 ) from None
-            for folder in (self.root, path.parent):
-                for leftover in folder.rglob(".*.tmp"):  # left by a process that was killed while writing
-                    if leftover.is_file():
-                        leftover.unlink()
+            written = (self.out.glob(".*.tmp"), self.root.rglob(".*.tmp"), path.parent.rglob(".*.tmp"))
+            for leftover in itertools.chain(*written):  # left by a process that was killed while writing
+                if leftover.is_file():
+                    leftover.unlink()
             yield
 
 
