@@ -169,10 +169,9 @@ def main() -> int:
         print(
             f"{number} of {len(chosen)}: {found[mutant]}: {mutant.module}:{mutant.line} {mutant.operator}", flush=True
         )
-    text = report(args, len(mutants), found)
-    print(text)
-    if args.report is not None:
-        args.report.write_text(text)
+        if args.report is not None:  # a run takes an hour
+            args.report.write_text(report(args, len(mutants), found))
+    print(report(args, len(mutants), found))
     return int(sum(result != "survived" for result in found.values()) < ENOUGH * len(found))
 
 
