@@ -60,6 +60,7 @@ class Warm:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, 0
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # the server reads it with torch, before any command
         self.context = get_context("forkserver")
         self.context.set_forkserver_preload(list(self.IMPORTED))
 
