@@ -52,7 +52,7 @@ class Warm:
     """
 
     IMPORTED = (
-        "torch", "accelerate", "diffusers", "peft", "transformers", "datasets", "pyiqa", "pandas", "matplotlib.pyplot",
+        "torch", "accelerate", "bitsandbytes", "diffusers", "peft", "transformers", "datasets", "pyiqa", "pandas", "matplotlib.pyplot",
         "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.transformers.transformer_sd3",
         "diffusers.models.unets.unet_2d_condition", "tsd.cli", "tsd.data.prepare", "tsd.restore.restorer",
         "tsd.train.student", "bench.cli", "bench.run.pipeline", "bench.run.score", "bench.report.figures",

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -156,6 +157,10 @@ def test_a_sweep_is_stopped_in_time_continued_and_reported(
     nowhere: Path, tiny_sd3_dir: Path, tiny_prepared: Path, datasets: Path, warm: Any
 ) -> None:
     """In processes of their own, on three small images. `tests/bench/ablation/test_sweep.py` has spawned workers."""
+    for path in (Path(__file__).parents[4] / "datasets").glob("*/manifest.json"):
+        if path.parent.name != "mini":
+            (datasets / path.parent.name).mkdir()
+            shutil.copy(path, datasets / path.parent.name)
     (nowhere / "tiny.toml").write_text(experiment_text())
     command = ["sweep", "tiny.toml", "--device", "cpu", "--jobs", "1", "--model", tiny_sd3_dir, "--data", tiny_prepared]
 
