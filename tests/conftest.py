@@ -52,9 +52,9 @@ class Warm:
     """
 
     IMPORTED = (
-        "torch", "accelerate", "bitsandbytes", "diffusers", "peft", "transformers", "datasets", "pyiqa", "pandas", "matplotlib.pyplot",
-        "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.transformers.transformer_sd3",
-        "diffusers.models.unets.unet_2d_condition", "tsd.cli", "tsd.data.prepare", "tsd.restore.restorer",
+        "torch", "accelerate", "bitsandbytes", "diffusers", "peft", "transformers", "datasets", "pyiqa", "pandas",
+        "matplotlib.pyplot", "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d_condition",
+        "diffusers.models.transformers.transformer_sd3", "tsd.cli", "tsd.data.prepare", "tsd.restore.restorer",
         "tsd.train.student", "bench.cli", "bench.run.pipeline", "bench.run.score", "bench.report.figures",
     )  # fmt: skip
 

@@ -92,9 +92,10 @@ class Records:
         return from_json(Plan, raw, path)
 
     def plans(self) -> list[Plan]:
-        """The plans of all tables, by name."""
-        names = sorted(path.stem for path in self.root.glob("*.json") if path != self._verification)
-        return [plan for name in names if (plan := self.read_plan(name)) is not None]
+        """The plans of all tables of scores, by name; those of timings, which have rows, are not among them."""
+        paths = sorted(path for path in self.root.glob("*.json") if path != self._verification)
+        plans = [self.read_plan(path.stem) for path in paths if "rows" not in read_object(path)]
+        return [plan for plan in plans if plan is not None]
 
     def write_plan(self, plan: Plan) -> None:
         write_object(self.root / f"{plan.table}.json", asdict(plan))
