@@ -164,15 +164,41 @@ def site(session: nox.Session) -> None:
     session.run("bench", "site", *(session.posargs or ["reports/mini", "--out", "runs/site"]), env=ENVIRONMENT)
 
 
+# Two processes share the machine: more threads each would fight for it.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"} | ALLOCATOR
+TWO_PROCESSES = ["-n", "2", "--dist", "worksteal"]
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The whole test suite with coverage, two processes; arguments go to pytest."""
+    """The whole test suite with coverage. Arguments choose tests, without it: `-- -k wavelet`. Always two processes."""
     install(session, "dev")
-    # Two processes share the machine: more threads each would fight for it.
-    threads = {"OMP_NUM_THREADS": "1"} | ALLOCATOR
     coverage = ["--cov", "--cov-report=term:skip-covered", "--cov-fail-under=90"]
-    arguments = session.posargs or ["-n", "2", "--dist", "worksteal", *coverage]
-    session.run("pytest", *arguments, env=ENVIRONMENT | threads)
+    session.run("pytest", *TWO_PROCESSES, *(session.posargs or coverage), env=ENVIRONMENT | ONE_THREAD)
+
+
+@nox.session
+def tests_fast(session: nox.Session) -> None:
+    """The tests that take less than five seconds each, without coverage; arguments go to pytest."""
+    install(session, "dev")
+    session.run("pytest", *TWO_PROCESSES, "-m", "not slow", *session.posargs, env=ENVIRONMENT | ONE_THREAD)
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Kills, full disks and broken inputs, 100 of each; writes reports/faults.md. `-- --instants 20 --seed 1`."""
+    install(session, "dev")
+    report = [] if "--report" in session.posargs else ["--report", "reports/faults.md"]
+    session.run("python", "tests/faults/main.py", *report, *session.posargs, env=ENVIRONMENT | ONE_THREAD)
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """100 small changes to the modules that make numbers: 90 % must fail a test. `-- --mutants 20 --seed 1`."""
+    install(session, "dev")
+    session.install("-c", "constraints.txt", "cosmic-ray==8.7.0")
+    report = [] if "--report" in session.posargs else ["--report", "reports/mutants.md"]
+    session.run("python", "tests/mutants.py", *report, *session.posargs, env=ENVIRONMENT | ONE_THREAD)
 
 
 @nox.session

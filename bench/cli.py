@@ -25,7 +25,7 @@ from bench.commands import (
     verify,
 )
 from bench.commands import list as list_
-from tsd.errors import UserError
+from tsd.errors import DEVICE_ERRORS, UserError
 from tsd.files import Terminated, megapixels_allowed, print_any_name
 
 EPILOG = """\
@@ -72,6 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return args.func(args)
     except UserError as error:
         print(f"bench {args.verb}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in DEVICE_ERRORS:
+            raise
+        print(f"bench {args.verb}: {error}; once that is mended the same command continues", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         continues = CONTINUES.get(args.verb, "the same command continues where it stopped")

@@ -2,7 +2,13 @@
 
 import json
 import os
+import runpy
 import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +42,60 @@ def shared_dir() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("no ../shared/data beside the repository: real test sets and weights are not redistributable")
     return folder
+
+
+class Warm:
+    """Runs commands in processes of their own, forked from one that has imported torch and what commands need of it.
+
+    A fresh interpreter would spend most of its time on imports. The processes are those of `multiprocessing`'s fork
+    server, which has computed nothing; `atexit` does not run in them.
+    """
+
+    IMPORTED = (
+        "torch", "accelerate", "bitsandbytes", "diffusers", "peft", "transformers", "datasets", "pyiqa", "pandas",
+        "matplotlib.pyplot", "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d_condition",
+        "diffusers.models.transformers.transformer_sd3", "tsd.cli", "tsd.data.prepare", "tsd.restore.restorer",
+        "tsd.train.student", "bench.cli", "bench.run.pipeline", "bench.run.score", "bench.report.figures",
+    )  # fmt: skip
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.count = folder, 0
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # the server reads it with torch, before any command
+        self.context = get_context("forkserver")
+        self.context.set_forkserver_preload(list(self.IMPORTED))
+
+    def start(
+        self, *argv: object, cwd: Path, env: Mapping[str, str] | None = None, before: str = ""
+    ) -> tuple[BaseProcess, list[Path]]:
+        """Starts `tsd …`, `bench …`, `-c CODE` or `FILE.py …`; returns the process and the files of its output."""
+        self.count += 1
+        output = [self.folder / f"{self.count}.{stream}" for stream in ("out", "err")]
+        request = {
+            "argv": [str(word) for word in argv], "cwd": str(cwd), "output": [str(path) for path in output],
+            "environment": dict(os.environ if env is None else env), "before": before,
+        }  # fmt: skip
+        program = str(Path(__file__).with_name("warm_process.py"))
+        process = self.context.Process(target=runpy.run_path, args=(program, {"REQUEST": request}, "warm"))
+        process.start()
+        return process, output
+
+    def run(self, *argv: object, cwd: Path, timeout: float = 900, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Runs a command to its end, as `subprocess.run` with captured text; what overruns the time is killed."""
+        process, output = self.start(*argv, cwd=cwd, **options)
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        printed = [path.read_text(errors="replace") for path in output]
+        return subprocess.CompletedProcess(argv, process.exitcode or 0, *printed)
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Warm:
+    """See `Warm`. Where a test is about what is imported, or about the script itself, it starts an interpreter."""
+    if sys.platform == "win32":
+        pytest.skip("fork")
+    return Warm(tmp_path_factory.mktemp("warm"))
 
 
 def build_tiny_sd3(folder: Path, *, vae_channels: tuple[int, ...] = (8, 8, 8, 8), shift: float = 3.0) -> Path:

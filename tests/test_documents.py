@@ -10,10 +10,9 @@ import pkgutil
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -262,7 +261,7 @@ EXAMPLES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", EXAMPLES)
-def test_python_examples_run(code: str, tmp_path: Path) -> None:
+def test_python_examples_run(code: str, tmp_path: Path, warm: Any) -> None:
     """In a folder with `photo.jpg` and `photos/`, on the mini model."""
     photographs = sorted((ROOT / "datasets" / "mini" / "test_HR").glob("*.png"))[:3]
     (tmp_path / "photos").mkdir()
@@ -270,7 +269,7 @@ def test_python_examples_run(code: str, tmp_path: Path) -> None:
         shutil.copy(photograph, tmp_path / "photos")
     shutil.copy(ROOT / "datasets" / "mini" / "test_LR" / photographs[0].name, tmp_path / "photo.jpg")
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = warm.run("-c", code, cwd=tmp_path, env=environment)
     assert done.returncode == 0, f"{code}\n{done.stderr[-3000:]}"
 
 

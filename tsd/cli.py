@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tsd import __version__
 from tsd.commands import degrade, distill_decoder, export, prepare, prompts, restore, train
-from tsd.errors import UserError
+from tsd.errors import DEVICE_ERRORS, UserError
 from tsd.files import Terminated, ended_by_sigterm, megapixels_allowed, print_any_name
 
 CONTINUES = {
@@ -56,11 +56,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"tsd {args.verb}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in DEVICE_ERRORS:
+            raise
+        print(f"tsd {args.verb}: {error}; once that is mended: {_continues(args.verb)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as error:
-        print(
-            f"tsd {args.verb}: interrupted; {CONTINUES.get(args.verb, 'the same command continues')}", file=sys.stderr
-        )
+        print(f"tsd {args.verb}: interrupted; {_continues(args.verb)}", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
+
+
+def _continues(verb: str) -> str:
+    return CONTINUES.get(verb, "the same command continues")
 
 
 if __name__ == "__main__":

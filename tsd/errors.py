@@ -1,6 +1,13 @@
-"""The exception for errors that the user can correct, and lists that are short enough for its message."""
+"""The exception for errors that the user can correct, what a disk may do, and lists short enough for a message."""
 
+import errno
 from collections.abc import Iterable
+
+DEVICE_ERRORS = frozenset({
+    errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE,
+    errno.ENODEV, errno.ESTALE,
+})  # fmt: skip
+"""What a disk, a folder or its owner refuses: commands say so in one line, since no traceback would mend it."""
 
 
 class UserError(ValueError):

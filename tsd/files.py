@@ -111,6 +111,11 @@ def printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether a name that a file states stays in its folder: no separator of any system, no "..", no NUL."""
+    return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
+
+
 def same_form(name: str) -> str:
     """A name in the form by which names are matched: macOS writes "é" as two characters (NFD), others as one (NFC)."""
     return unicodedata.normalize("NFC", name)

@@ -14,7 +14,6 @@ premultiplied alpha) or OpenCV cannot read the file, the 8-bit reading stands an
 import functools
 import math
 import os
-import struct
 import threading
 import warnings
 import zlib
@@ -327,6 +326,8 @@ def _why_unknown(path: Path | None) -> str:
 
 def _read(source: Source) -> Scan:
     with _opened(source) as image:
+        if image.format == "PNG" and not all(sound for kind, _, sound in _chunks(_content(source)) if kind == b"IDAT"):
+            raise ImageError("damaged: the checksum of its pixels is wrong")  # Pillow looks at those of other chunks
         deep = _is_deep_color(source, image)
         scan = _scan_image(image)
     if not deep:
@@ -388,15 +389,22 @@ def _lean_png(source: Source) -> bytes | None:
     data = _content(source)
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return None
-    kept, at, kind = [data[:8]], 8, b""
-    while at + 12 <= len(data):
-        (length,), kind = struct.unpack(">I", data[at : at + 4]), data[at + 4 : at + 8]
-        end = at + 12 + length
-        sound = end <= len(data) and zlib.crc32(data[at + 4 : end - 4]) == int.from_bytes(data[end - 4 : end], "big")
+    kept, length, kind = [data[:8]], 8, b""
+    for kind, chunk, sound in _chunks(data):
+        length += len(chunk)
         if kind in _KEPT_CHUNKS and (sound or kind[0] < 97):  # critical chunks, in capitals, stay: Pillow judges them
-            kept.append(data[at:end])
+            kept.append(chunk)
+    return b"".join(kept) if length == len(data) or kind == b"IEND" else None
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
+    """The chunks of a PNG: kind, the whole chunk, and whether its checksum is right."""
+    at = 8
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        sound = end <= len(data) and zlib.crc32(data[at + 4 : end - 4]) == int.from_bytes(data[end - 4 : end], "big")
+        yield data[at + 4 : at + 8], data[at:end], sound
         at = end
-    return b"".join(kept) if at == len(data) or kind == b"IEND" else None
 
 
 def _orientation(image: Image.Image) -> tuple[int, tuple[str, ...]]:

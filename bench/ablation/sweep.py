@@ -298,6 +298,8 @@ def _lock(out: Path, rank: Rank) -> Iterator[None]:
     except Timeout:
         raise UserError(f"another `bench sweep` works in {out}; expected it to end first, or another --out") from None
     try:
+        for leftover in out.rglob(".*.tmp"):  # of a call that was killed while writing
+            leftover.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

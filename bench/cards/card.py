@@ -201,7 +201,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"no card at {path}; expected a TOML file (CONTRIBUTING.md shows one)") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read as a card: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own error, bytes that are no text, endless digits
         raise UserError(f"{path} is not TOML: {error}") from error
 
 

@@ -33,6 +33,9 @@ def faults(card: Card) -> Iterator[str]:
         yield f"commit = {card.commit!r}; expected the 40 hex digits of a commit"
     for weight in card.weights:
         yield from _weight_faults(weight)
+    for published in card.published:
+        if re.search(r"[/\\]", published.suffix):
+            yield f"published: suffix = {published.suffix!r} leads out of the folder of {published.testset}"
     files = {weight.file for weight in card.weights}
     if card.run == "spandrel" and (card.network is None or card.network.file not in files):
         yield "run = 'spandrel' needs [network] with the name of one of the card's weight files"

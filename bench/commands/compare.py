@@ -25,7 +25,8 @@ def add_parser(subparsers) -> None:
         "compare",
         help="compare two runs or two sweeps, and fail where a value moved",
         description="Compares the records of two runs, or of two sweeps, value by value. A change beyond the metric's\n"
-        "tolerance, another protocol, or a missing value is a failure. New rows and columns are not.",
+        "tolerance, another protocol, or a missing value is a failure. New rows and columns are not. Where images\n"
+        "have the same bytes, a twentieth of the tolerance is allowed. Tables must be what their records give.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -43,6 +44,11 @@ def add_parser(subparsers) -> None:
         action="store_true",
         help="compare only the methods, images and metrics, or arms and seeds, that NEW has",
     )
+    parser.add_argument(
+        "--same-bytes",
+        action="store_true",
+        help="an image of other bytes is a failure too, for two runs on one machine",
+    )
     parser.add_argument("--show", type=int, default=20, metavar="N", help="how many failures to list (default: 20)")
     parser.set_defaults(func=run)
 
@@ -57,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
     from bench.records.records import Records
     from bench.report.compare import TOLERANCES, compare
 
-    runs = compare(Records(args.old), Records(args.new), tolerances, subset=args.subset)
+    old, new = Records(args.old), Records(args.new)
+    runs = compare(old, new, tolerances, subset=args.subset, same_bytes=args.same_bytes)
+    print(f"images: {runs.repeated} of {runs.images} have the same bytes")
     return _report(runs.compared, runs.failures, runs.largest, {**TOLERANCES, **tolerances}, args.show)
 
 

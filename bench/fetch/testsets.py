@@ -1,6 +1,7 @@
 """Images that go into the data root: test sets, and the outputs that authors published for them."""
 
 import os
+import stat
 import sys
 import zipfile
 from functools import partial
@@ -12,9 +13,11 @@ from bench.fetch.item import Item
 from bench.methods.published.published import absent_outputs, fetch_published
 from bench.options import RunOptions
 from bench.store import hub
-from bench.store.download import download
+from bench.store.content import ZIP_ERRORS, bomb_fault
+from bench.store.download import HUB, download, mirrored
 from bench.testsets.manifest import HR, LQ, LR, TESTSETS, missing_testset, read_manifest
 from tsd.errors import UserError
+from tsd.files import is_plain_name
 
 TESTSETS_REPO = "Iceclear/StableSR-TestSets"
 TESTSETS_ARCHIVE = "StableSR_testsets.zip"
@@ -113,7 +116,8 @@ def _from_hub(folder: str, target: Path) -> None:
 def _open_hub_archive() -> IO[bytes]:
     from huggingface_hub import HfFileSystem
 
-    return cast(IO[bytes], HfFileSystem().open(f"datasets/{TESTSETS_REPO}/{TESTSETS_ARCHIVE}", "rb"))
+    files = HfFileSystem(endpoint=mirrored(HUB))
+    return cast(IO[bytes], files.open(f"datasets/{TESTSETS_REPO}/{TESTSETS_ARCHIVE}", "rb"))
 
 
 def extract_testset(archive: IO[bytes], folder: str, target: Path) -> None:
@@ -123,7 +127,8 @@ def extract_testset(archive: IO[bytes], folder: str, target: Path) -> None:
     there with the size of the archive's is left alone; zipfile checks the CRC of every other.
 
     Raises:
-        UserError: the archive is damaged, cannot be read, or has no such folder.
+        UserError: the archive is damaged, cannot be read, has no such folder, or has something else in it than files:
+            links, or data that unpacks to hundreds of times its size.
     """
     from tsd.console.progress import Progress
 
@@ -132,19 +137,30 @@ def extract_testset(archive: IO[bytes], folder: str, target: Path) -> None:
             members = [(member, path) for member in content.infolist() if (path := _place(member, folder, target))]
             if not members:
                 raise UserError(f"the archive has no images in a folder {folder}/; it has changed")
+            if fault := bomb_fault(content, archive.seek(0, os.SEEK_END)):
+                raise UserError(f"not unpacked: {fault}")
             for member, path in Progress(members, desc=target.name, unit="file"):
                 if path.is_file() and path.stat().st_size == member.file_size:
                     continue
+                if stat.S_ISLNK(member.external_attr >> 16):
+                    raise UserError(f"not unpacked: {member.filename} is a link; expected files alone")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 part = path.with_name(f"{path.name}.part")
-                part.write_bytes(content.read(member))
+                data = content.read(member)
+                if len(data) != member.file_size:
+                    raise zipfile.BadZipFile(f"{member.filename} has {len(data)} bytes, expected {member.file_size}")
+                part.write_bytes(data)
                 os.replace(part, path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"the archive of test sets could not be read: {error}") from error
+    except UserError:
+        raise
+    except ZIP_ERRORS as error:
+        raise UserError(f"the archive of test sets could not be read: {error}; the same command continues") from error
 
 
 def _place(member: zipfile.ZipInfo, folder: str, target: Path) -> Path | None:
     parts = PurePosixPath(member.filename).parts
-    if member.is_dir() or len(parts) < 3 or parts[-3] != folder or parts[-2] not in SIDES:
+    if len(parts) < 3 or parts[-3] != folder or parts[-2] not in SIDES:
+        return None
+    if member.is_dir() or not is_plain_name(parts[-1]):
         return None
     return target / SIDES[parts[-2]] / parts[-1]

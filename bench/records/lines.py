@@ -40,7 +40,7 @@ def read_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         where = f"{path}, line {number}"
         try:
             raw = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RecordError(
                 f"{where}: not a record ({error}). The file was damaged; delete that line to have its work done again"
             ) from None
@@ -60,7 +60,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     try:
         raw = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(
             f"{path}: not JSON ({error}). The file was damaged; restore it from git, or delete it"
         ) from None

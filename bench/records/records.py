@@ -22,6 +22,7 @@ together. The first process merges them when a job is done or when a killed run 
 This module imports only the standard library and the ground: a table must be renderable without torch.
 """
 
+import itertools
 import re
 import shutil
 from collections.abc import Generator, Iterable
@@ -48,7 +49,7 @@ from bench.records.schema import (
     to_json,
 )
 from tsd.errors import UserError
-from tsd.files import sha256_file
+from tsd.files import is_plain_name, sha256_file
 
 RowT = TypeVar("RowT", ImageRow, ScoreRow)
 
@@ -89,6 +90,12 @@ class Records:
         for key, cls in (("testsets", PlanSet), ("methods", PlanMethod), ("metrics", PlanMetric)):
             raw[key] = list_from_json(cls, raw, key, path)
         return from_json(Plan, raw, path)
+
+    def plans(self) -> list[Plan]:
+        """The plans of all tables of scores, by name; those of timings, which have rows, are not among them."""
+        paths = sorted(path for path in self.root.glob("*.json") if path != self._verification)
+        plans = [self.read_plan(path.stem) for path in paths if "rows" not in read_object(path)]
+        return [plan for plan in plans if plan is not None]
 
     def write_plan(self, plan: Plan) -> None:
         write_object(self.root / f"{plan.table}.json", asdict(plan))
@@ -135,10 +142,10 @@ class Records:
                 raise UserError(
                     f"another `bench` run is writing to {self.out}: wait for it, or choose another --out"
                 ) from None
-            for folder in (self.root, path.parent):
-                for leftover in folder.rglob(".*.tmp"):  # left by a process that was killed while writing
-                    if leftover.is_file():
-                        leftover.unlink()
+            written = (self.out.glob(".*.tmp"), self.root.rglob(".*.tmp"), path.parent.rglob(".*.tmp"))
+            for leftover in itertools.chain(*written):  # left by a process that was killed while writing
+                if leftover.is_file():
+                    leftover.unlink()
             yield
 
 
@@ -201,6 +208,13 @@ class MethodRecords:
         return _size(_of_rank(self._images, rank))
 
     def image_path(self, name: str) -> Path:
+        """The PNG of an image.
+
+        Raises:
+            RecordError: the name leads out of the folder.
+        """
+        if not is_plain_name(name):
+            raise RecordError(f"{name!r} is no image's name: it leads out of the folder of {self.method}")
         return self.out / "images" / self.testset / self.method / f"{name}.png"
 
     def has(self, image: ImageRow) -> bool:
@@ -307,5 +321,7 @@ def _read_part(cls: type[RowT], path: Path) -> dict[str, RowT]:
         row = from_json(cls, raw, where)
         if (row.error is None) != ((row.sr_sha256 if isinstance(row, ImageRow) else row.value) is not None):
             raise RecordError(f"{where}: a row has either a result or an error")
+        if not is_plain_name(row.name):
+            raise RecordError(f"{where}: {row.name!r} is no image's name: it leads out of its folder")
         rows[row.key] = row
     return rows

@@ -4,7 +4,7 @@ This module imports only the standard library and the ground, like everything be
 """
 
 import hashlib
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, TypeGuard, TypeVar, cast
@@ -311,7 +311,7 @@ def _matches(value: Any, kind: str) -> bool:
         if base == "None" and value is None:
             return True
         if base == "float" and isinstance(value, int | float) and not isinstance(value, bool):
-            return math.isfinite(value)
+            return abs(value) <= sys.float_info.max
         if base == "int" and isinstance(value, int) and not isinstance(value, bool):
             return True
         if base in ("str", "dict", "list", "bool") and type(value).__name__ == base:

@@ -1,7 +1,9 @@
 """Compares two sets of records value by value, to show what a change of the code moved. For CI.
 
 Every per-image value of the old records must be in the new ones, under the same protocol, and within the metric's
-tolerance. Seconds are not compared. Neither are averages: they hide changes that cancel.
+tolerance; where both were computed from the same bytes, within `REPEATED` of it. Inputs must be the same files. The
+tables that lie beside the records must be what the records give. Seconds are not compared. Neither are averages: they
+hide changes that cancel.
 """
 
 from collections.abc import Mapping
@@ -9,6 +11,8 @@ from dataclasses import dataclass
 
 from bench.metrics import EXTRA_METRICS, METRICS
 from bench.records.records import Records
+from bench.records.schema import ScoreRow
+from bench.report.render import rendered
 from tsd.errors import UserError
 
 # Two to ten times the differences observed between processors with the same code (one 8-bit level at single pixels).
@@ -30,6 +34,9 @@ TOLERANCES: dict[str, float] = {
     "vif": 0.002,
 }
 
+REPEATED = 0.05
+"""The share of its tolerance by which a metric may move where its images are the same bytes: the rest is for pixels."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -48,20 +55,32 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result: number of compared values, failures, and the largest absolute change by metric."""
+    """The result.
+
+    Attributes:
+        compared: number of compared values.
+        images, repeated: number of images in both, and of those that have the same bytes.
+        largest: the largest absolute change by metric.
+    """
 
     compared: int
+    images: int
+    repeated: int
     failures: tuple[Difference, ...]
     largest: Mapping[str, float]
 
 
-def compare(old: Records, new: Records, tolerances: Mapping[str, float], *, subset: bool = False) -> Comparison:
+def compare(
+    old: Records, new: Records, tolerances: Mapping[str, float], *, subset: bool = False, same_bytes: bool = False
+) -> Comparison:
     """Compares every recorded score of `old` with `new`.
 
     Args:
-        tolerances: largest allowed absolute change by metric, over the defaults in `TOLERANCES`.
+        tolerances: largest allowed absolute change by metric, over the defaults in `TOLERANCES`; such a one holds
+            where bytes repeat too.
         subset: `new` measured only some methods, images or metrics, and only those are compared (not values of
             whole sets, which depend on N). If a value of these is gone, that is still a failure.
+        same_bytes: an image of other bytes is a failure; for two runs on one machine.
 
     Raises:
         UserError: a folder has no records, or a metric has no tolerance.
@@ -70,7 +89,9 @@ def compare(old: Records, new: Records, tolerances: Mapping[str, float], *, subs
         if not records.measured():
             raise UserError(f"no records in {records.root}; expected the --out folder of a `bench run`")
     allowed = {**TOLERANCES, **tolerances}
-    compared, failures, largest = 0, [], {}
+    compared, images, repeated, largest = 0, 0, 0, {}
+    failures = [] if subset else _tables(old)
+    failures += _tables(new)
     measured = new.measured() if subset else old.measured()
     for testset, method in measured:
         before, after = old.of(testset, method), new.of(testset, method)
@@ -83,6 +104,16 @@ def compare(old: Records, new: Records, tolerances: Mapping[str, float], *, subs
             image = after_images.get(name)
             if row.error is None and (image is None or image.error is not None):
                 text = "image is gone" if image is None else f"restoration fails now: {image.error}"
+                failures.append(Difference(testset, method, "image", name, None, text))
+            if image is None or image.sr_sha256 is None or row.sr_sha256 is None:
+                continue
+            images += 1
+            repeated += image.sr_sha256 == row.sr_sha256
+            if (image.lr_sha256, image.hr_sha256) != (row.lr_sha256, row.hr_sha256):
+                text = "was made from, or belongs to, another file: its input or ground truth has another hash"
+                failures.append(Difference(testset, method, "image", name, None, text))
+            elif same_bytes and image.sr_sha256 != row.sr_sha256:
+                text = f"sha256 {row.sr_sha256[:12]}… → {image.sr_sha256[:12]}…"
                 failures.append(Difference(testset, method, "image", name, None, text))
         for metric in metrics:
             if metric not in allowed:
@@ -103,15 +134,35 @@ def compare(old: Records, new: Records, tolerances: Mapping[str, float], *, subs
                     compared += 1
                     change = score.value - row.value
                     largest[metric] = max(largest.get(metric, 0.0), abs(change))
-                    if abs(change) > allowed[metric]:
+                    most = allowed[metric]
+                    if metric not in tolerances and _same_files(row, score):
+                        most *= REPEATED
+                    if abs(change) > most:
                         before_and_after = f"{_value(metric, row.value)} → {_value(metric, score.value)}"
-                        text = f"{before_and_after} ({change:+.3g}, allowed ±{allowed[metric]:g})"
+                        text = f"{before_and_after} ({change:+.3g}, allowed ±{most:g})"
                 if text is not None:
                     failures.append(Difference(testset, method, metric, name, change, text))
-    return Comparison(compared, tuple(failures), largest)
+    return Comparison(compared, images, repeated, tuple(failures), largest)
 
 
 def _value(metric: str, value: float) -> str:
     """A value with two digits more than tables print, since one image is judged and not a mean."""
     spec = (METRICS | EXTRA_METRICS).get(metric)
     return f"{value:.6g}" if spec is None else f"{value:.{spec.decimals + 2}f}"
+
+
+def _same_files(old: ScoreRow, new: ScoreRow) -> bool:
+    return (old.sr_sha256, old.hr_sha256, old.lr_sha256) == (new.sr_sha256, new.hr_sha256, new.lr_sha256)
+
+
+def _tables(records: Records) -> list[Difference]:
+    """One failure for each rendered table beside the records that is not what they give, with or without seconds."""
+    failures = []
+    for plan in records.plans():
+        texts = [rendered(records, plan, timing=timing) for timing in (True, False)]
+        for name in texts[0]:
+            path = records.out / name
+            if path.is_file() and path.read_text(encoding="utf-8") not in [text[name] for text in texts]:
+                text = f"{path} is not what its records give; `bench table` renders it anew"
+                failures.append(Difference("*", "*", "table", name, None, text))
+    return failures

@@ -25,8 +25,8 @@ ENDINGS = ("md", "csv", "tex", "reasons.csv")
 NEUTRAL_TITLE = "Super-resolution methods"
 
 
-def write_table(records: Records, plan: Plan, *, timing: bool = True, reference: str | None = None) -> str:
-    """Writes the files of a table beside the records (`ENDINGS`), from the records alone; returns the Markdown.
+def rendered(records: Records, plan: Plan, *, timing: bool = True, reference: str | None = None) -> dict[str, str]:
+    """The files of a table (`ENDINGS`) from the records alone: their text, by file name, the Markdown first.
 
     Args:
         timing: whether the table has the column of seconds.
@@ -39,11 +39,16 @@ def write_table(records: Records, plan: Plan, *, timing: bool = True, reference:
         plan = plan.referring_to(reference)
     table, paper = table_of(records, plan, timing=timing)
     document = lay_out(table, paper)
-    markdown = to_markdown(document)
-    contents = (markdown, to_csv(table, paper), to_latex(document), to_legend(table))
-    for ending, content in zip(ENDINGS, contents, strict=True):
-        write_atomic(records.out / f"{plan.table}.{ending}", content.encode())
-    return markdown
+    texts = (to_markdown(document), to_csv(table, paper), to_latex(document), to_legend(table))
+    return {f"{plan.table}.{ending}": text for ending, text in zip(ENDINGS, texts, strict=True)}
+
+
+def write_table(records: Records, plan: Plan, *, timing: bool = True, reference: str | None = None) -> str:
+    """Writes the files of `rendered`, whose arguments it takes, beside the records; returns the Markdown."""
+    texts = rendered(records, plan, timing=timing, reference=reference)
+    for name, text in texts.items():
+        write_atomic(records.out / name, text.encode())
+    return next(iter(texts.values()))
 
 
 def table_of(records: Records, plan: Plan, *, timing: bool = True) -> tuple[Table, list[dict[str, str]]]:

@@ -8,13 +8,21 @@ import json
 import pickletools
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
-from tsd.files import READABLE
+from tsd.files import READABLE, human_size
 
 HEAD_BYTES = 1024
 EXACT = 1000
 """A stated size that is a multiple of this was rounded, and holds within one per cent."""
+BOMB = 200
+"""An archive that unpacks to more than this many times its size was made to fill a disk: weights and photographs do not
+shrink."""
+PICKLE_BYTES = 2**28
+"""A checkpoint's pickle holds names and shapes; the numbers lie beside it."""
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, NotImplementedError, RuntimeError)
+"""What reading a damaged, encrypted or unusual zip file raises."""
 _TORCH = (".pth", ".pt", ".ckpt", ".pkl", ".th")
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _MAGIC = {
@@ -91,10 +99,12 @@ def _torch_fault(path: Path, head: bytes) -> str:
             pickles = [name for name in content.namelist() if name.rpartition("/")[2] == "data.pkl"]
             if not pickles:
                 return "a zip file without the data.pkl of a checkpoint"
+            if content.getinfo(pickles[0]).file_size > PICKLE_BYTES:
+                return f"a checkpoint whose pickle has {human_size(content.getinfo(pickles[0]).file_size)}"
             try:
                 for _ in pickletools.genops(content.read(pickles[0])):
                     pass
-            except ValueError as error:
+            except (ValueError, IndexError) as error:
                 return f"a checkpoint whose pickle is damaged ({error})"
         return ""
     if head.startswith(_LEGACY_TORCH) or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
@@ -111,18 +121,43 @@ def _safetensors_fault(path: Path, head: bytes, size: int) -> str:
         try:
             header = json.loads(file.read(length))
             end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, OverflowError):
             return "no safetensors file: its header is damaged"
-    return "" if end + 8 + length == size else f"{size:,} bytes, and its header tells of {end + 8 + length:,}"
+    if end + 8 + length != size:
+        return f"{size:,} bytes, and its header tells of {end + 8 + length:,}"
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):  # types, shapes and gaps, as whoever loads it will see them
+            return ""
+    except SafetensorError as error:
+        return f"no safetensors file: {error}"
 
 
 def _zip_fault(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as content:
+            if fault := bomb_fault(content, path.stat().st_size):
+                return fault
             broken = content.testzip()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except ZIP_ERRORS as error:
         return f"a damaged zip file ({error})"
     return "" if broken is None else f"a damaged zip file ({broken})"
+
+
+def bomb_fault(archive: zipfile.ZipFile, size: int) -> str:
+    """What speaks against unpacking an archive of `size` bytes, by what its directory says; empty if nothing does.
+
+    `zipfile` reads no more of a member than the directory says.
+    """
+    members = archive.infolist()
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > BOMB * size:
+        return f"an archive of {human_size(size)} that unpacks to {human_size(unpacked)}"
+    for member in members:
+        if member.file_size > max(BOMB * member.compress_size, 2**20):
+            return f"an archive whose {member.filename} unpacks to {human_size(member.file_size)}"
+    return ""
 
 
 def _is_json(path: Path, size: int) -> bool:
@@ -130,7 +165,7 @@ def _is_json(path: Path, size: int) -> bool:
         return False
     try:
         json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

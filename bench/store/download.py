@@ -20,6 +20,7 @@ from tsd.errors import UserError
 if TYPE_CHECKING:
     import requests
 
+HUB = "https://huggingface.co"
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
 ATTEMPTS = 5
@@ -34,6 +35,20 @@ class BrokenTransferError(OSError):
 
 class NotTheFileError(OSError):
     """The server answered with something else."""
+
+
+def mirrored(url: str) -> str:
+    """The address at the mirror that HF_ENDPOINT names, for addresses of the hub; others stay.
+
+    Raises:
+        UserError: HF_ENDPOINT is no address.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+    if not endpoint or (url != HUB and not url.startswith(f"{HUB}/")):
+        return url
+    if not endpoint.startswith(("https://", "http://")):
+        raise UserError(f"HF_ENDPOINT is {endpoint!r}; expected the address of a mirror of the hub, https://…")
+    return endpoint + url.removeprefix(HUB)
 
 
 def download(
@@ -64,7 +79,7 @@ def download(
 
     part = target.with_name(f"{target.name}.part")
     failures: list[str] = []
-    for url in urls:
+    for url in map(mirrored, urls):
         for start_again in (False, True):
             tag = _tag(part, url)
             resumed = not start_again and part.is_file() and (digest is not None or tag is not None)
@@ -141,11 +156,24 @@ def _receive(session: "requests.Session", url: str, part: Path, title: str, only
             part.open("ab" if have else "wb") as file,
             tqdm(total=total, initial=have, desc=title, unit="B", unit_scale=True, file=sys.stderr) as bar,
         ):
-            for chunk in answer.iter_content(CHUNK_BYTES):
-                file.write(chunk)
-                bar.update(len(chunk))
+            while piece := _next_piece(answer):
+                file.write(piece)
+                bar.update(len(piece))
     if total is not None and _size(part) < total:
         raise BrokenTransferError(f"connection closed after {_size(part)} of {total} bytes")
+
+
+def _next_piece(answer: "requests.Response") -> bytes:
+    """What has arrived, one byte or more; empty at the end.
+
+    `iter_content` gathers whole chunks, and loses what it has gathered when the connection breaks.
+    """
+    from urllib3.exceptions import HTTPError
+
+    try:
+        return answer.raw.read1(CHUNK_BYTES, decode_content=True)
+    except HTTPError as error:
+        raise BrokenTransferError(f"connection broken ({error})") from error
 
 
 def _tag_file(part: Path) -> Path:

@@ -1,5 +1,8 @@
 """Downloads files and folders from the Hugging Face hub and checks them against the hashes that it states.
 
+HF_ENDPOINT names a mirror, HTTPS_PROXY a proxy. A mirror is not trusted more than the hub: hashes that a card or an
+earlier fetch knows decide.
+
 A place on the hub is "owner/name" for a folder and "owner/name:path" for a file; a pinned one has "@revision" after the
 name. An incomplete download has ".part" after its name, and the same call continues it.
 """
@@ -15,13 +18,11 @@ from tqdm import tqdm
 
 from bench.cards.card import Weight
 from bench.store.content import content_fault
-from bench.store.download import CONNECT_SECONDS, GIT, digest_of
+from bench.store.download import CONNECT_SECONDS, GIT, HUB, digest_of, mirrored
 from tsd.errors import UserError
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
-
-HUB = "https://huggingface.co"
 
 
 def check_online() -> None:
@@ -29,9 +30,9 @@ def check_online() -> None:
     import requests
 
     try:
-        requests.head(HUB, timeout=CONNECT_SECONDS)
+        requests.head(mirrored(HUB), timeout=CONNECT_SECONDS)
     except requests.RequestException as error:
-        raise UserError(f"{HUB} cannot be reached: no network, or a firewall") from error
+        raise UserError(f"{mirrored(HUB)} cannot be reached: no network, or a firewall") from error
 
 
 def get(place: str, weight: Weight, target: Path, known: Mapping[str, str]) -> dict[str, str]:
@@ -86,7 +87,7 @@ def _fetch(name: str, revision: str | None, files: list[str], part: Path) -> "Mo
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    api = HfApi(endpoint=HUB.rstrip("/"))
+    api = HfApi(endpoint=mirrored(HUB).rstrip("/"))
     try:
         info = api.model_info(name, revision=revision, files_metadata=True)
         api.snapshot_download(name, revision=info.sha, local_dir=part, allow_patterns=files)

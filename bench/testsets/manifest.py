@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from bench.store.missing import Missing, describe
 from tsd.errors import UserError
-from tsd.files import find_images, sha256_file
+from tsd.files import find_images, is_plain_name, sha256_file
 
 TESTSETS = ("mini", "realsr", "drealsr", "div2k-val", "realsrset", "realset65")
 DATASETS = Path(__file__).resolve().parents[2] / "datasets"
@@ -182,7 +182,34 @@ def read_manifest(name: str) -> tuple[dict[str, Any], str]:
             f"no manifest at {path}: the test sets are in the folder datasets/ of the repository. Run from a checkout, "
             f"installed with `pip install -e .`"
         ) from error
-    return json.loads(data), hashlib.sha256(data).hexdigest()
+    try:
+        manifest = json.loads(data)
+        _check(manifest)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is no manifest of a test set ({error!r}); get it again with the repository") from error
+    return manifest, hashlib.sha256(data).hexdigest()
+
+
+def _check(manifest: dict[str, Any]) -> None:
+    """Checks that a manifest has what is read of it, and that nothing it names lies outside the folder of the set.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: it does not.
+    """
+    texts = [manifest[key] for key in ("name", "display", "source", "licence")]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(manifest["count"], int):
+        raise ValueError("name, display, source and licence are texts, count is a number")
+    names = [*manifest["folders"], manifest["name"]]
+    sides = ("lr_sha256", "hr_sha256") if _referenced(manifest) else ("lr_sha256",)
+    for entry in manifest["images"] or ():
+        names.append(entry["name"])
+        if any(len(entry.get(side) or "0" * 64) != 64 for side in sides):
+            raise ValueError(f"a hash of {entry['name']} has not 64 digits")
+    for name in names:
+        if not is_plain_name(name):
+            raise ValueError(f"{name!r} leads out of its folder")
+    if manifest["images"] is None and not all(len(manifest[f"{side}_size"]) == 2 for side in ("lr", "hr")):
+        raise ValueError("it states neither images nor their size")
 
 
 def _root(data_root: Path | None) -> Path | None:

@@ -1,7 +1,7 @@
-"""Runs `bench` in one and in several CPU processes, for test_ranks.py: `python … DATASETS SCENARIO…`.
+"""Runs `bench` in one and in several CPU processes, for test_ranks.py: `… DATASETS SCENARIO…`.
 
-The heavy imports happen once; every process of every scenario is forked from here, before torch has computed anything,
-with the variables that a launcher would set. Every scenario works in a folder of its name, under the current one; what
+Every process of every scenario is forked from here, before torch has computed anything, with the variables that a
+launcher would set. Every scenario works in a folder of its name, under the current one; what
 its processes printed is in `<label>.<rank>.txt` there, how they ended in `<label>.json`.
 """
 
@@ -37,7 +37,7 @@ from bench.testsets.manifest import load_testset
 from tsd.errors import UserError
 
 IMPORTED_ONCE = (accelerate, pyiqa, torch, bench)
-LIMIT_SECONDS = 100
+LIMIT_SECONDS = 600
 TABLE = ("run", "--methods", "bicubic", "lanczos", "--metrics", "psnr", "ssim", "--no-timing", "--no-figure")
 
 

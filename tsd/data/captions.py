@@ -43,7 +43,9 @@ class Captioner:
                 self.tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
             else:
                 self.tokenizer = processor.tokenizer
-            network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, trust_remote_code=False)
+            network: Any = AutoModelForImageTextToText.from_pretrained(
+                model, dtype=dtype, trust_remote_code=False, use_safetensors=True
+            )
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise UserError(f"the caption model {model!r} could not be loaded: {error}") from error
         self.network = network.to(device).eval()

@@ -18,7 +18,6 @@ from tsd.data.hf import image_features, shard_name, write_shard
 from tsd.data.prepare_config import PrepareConfig
 from tsd.data.prepared_record import IN_PROGRESS
 from tsd.data.sources import Source, SourceImage
-from tsd.errors import UserError
 from tsd.files import write_text
 from tsd.precision import torch_dtype
 
@@ -157,15 +156,10 @@ class ImagePass:
             torch.cuda.empty_cache()
 
     def _load_networks(self) -> None:
-        from diffusers import AutoencoderKL
+        from tsd.model.backbone import load_vae
 
         dtype = torch_dtype(self.config.dtype)
-        try:
-            vae: Any = AutoencoderKL.from_pretrained(
-                str(self.folder), subfolder="vae", torch_dtype=dtype, local_files_only=True
-            )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise UserError(f"the VAE in {self.folder} could not be loaded: {error}") from error
+        vae = load_vae(self.folder, dtype)
         self._vae = vae.to(self.device).eval().requires_grad_(False)
         wanted = self.config.captions.model
         self._captioner = Captioner(wanted, device=self.device, dtype=dtype) if wanted else None

@@ -58,7 +58,9 @@ def load_decoder(
     if enlarges != needed:
         raise UserError(f"the decoder {folder} enlarges latents {enlarges} times; this model's need {needed}")
     try:
-        tiny: Any = AutoencoderTiny.from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True)
+        tiny: Any = AutoencoderTiny.from_pretrained(
+            str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"the decoder in {folder} could not be loaded: {error}") from error
     decoder = SmallDecoder(tiny, vae).eval().requires_grad_(False).to(device)

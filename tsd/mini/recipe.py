@@ -125,7 +125,7 @@ class RecipeRun:
 
     def load_vae(self) -> Any:
         """Loads the VAE as it is shipped: later stages build on the rounded weights."""
-        return AutoencoderKL.from_pretrained(self.model / "vae", torch_dtype=torch.float32)
+        return AutoencoderKL.from_pretrained(self.model / "vae", torch_dtype=torch.float32, use_safetensors=True)
 
     def teacher(self) -> None:
         settings, vae = self.recipe.teacher, self.load_vae()

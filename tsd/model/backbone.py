@@ -208,7 +208,9 @@ def load_vae(folder: Path, dtype: torch.dtype) -> Any:
         UserError: it cannot be loaded.
     """
     try:
-        return AutoencoderKL.from_pretrained(str(folder), subfolder="vae", torch_dtype=dtype, local_files_only=True)
+        return AutoencoderKL.from_pretrained(
+            str(folder), subfolder="vae", torch_dtype=dtype, local_files_only=True, use_safetensors=True
+        )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"the model in {folder} could not be loaded: {error}") from error
 

@@ -4,6 +4,7 @@ This module reads only small files and imports no torch, so errors show before a
 safetensors files.
 """
 
+import errno
 import json
 import re
 from collections.abc import Callable
@@ -85,7 +86,7 @@ def read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path.parent} has no {path.name}; the model folder is incomplete") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"{path} holds a {type(config).__name__}; expected an object")
@@ -204,14 +205,26 @@ def _snapshot(hub_id: str, patterns: list[str], parts: list[str], complete: Call
     except GatedRepoError as error:
         raise UserError(f"{hub_id} is gated: accept its licence on its hub page, then `hf auth login`.") from error
     except (HfHubHTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC):
+            raise UserError(
+                f"{hub_id} is not whole in {constants.HF_HUB_CACHE}, and that folder cannot be written ({error}): "
+                f"set HF_HUB_CACHE to a folder of your own. {advice}"
+            ) from error
         raise UserError(f"{hub_id} is not on this machine and the hub could not be reached. {advice}") from error
 
 
 def probe_hub(endpoint: str) -> None:
-    """Fails within seconds where there is no network; the hub client itself retries for most of a minute."""
+    """Fails within seconds where there is no network; the hub client itself retries for most of a minute.
+
+    Where a proxy stands between (HTTPS_PROXY), it is the proxy that must answer.
+    """
     import socket
     from urllib.parse import urlsplit
+    from urllib.request import getproxies, proxy_bypass
 
     parts = urlsplit(endpoint)
+    proxies = {} if proxy_bypass(parts.hostname or endpoint) else getproxies()
+    if proxy := proxies.get(parts.scheme) or proxies.get("all"):
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     address = (parts.hostname or endpoint, parts.port or (443 if parts.scheme == "https" else 80))
     socket.create_connection(address, timeout=5).close()

@@ -42,7 +42,7 @@ class SD2:
         from diffusers import UNet2DConditionModel
 
         return UNet2DConditionModel.from_pretrained(
-            source, subfolder=self.denoiser_folder, torch_dtype=dtype, local_files_only=True
+            source, subfolder=self.denoiser_folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True
         )
 
     def process(self, scheduler_config: Mapping[str, Any]) -> "DDPM | FlowMatching":

@@ -38,7 +38,7 @@ class SD3:
         from diffusers import SD3Transformer2DModel
 
         return SD3Transformer2DModel.from_pretrained(
-            source, subfolder=self.denoiser_folder, torch_dtype=dtype, local_files_only=True
+            source, subfolder=self.denoiser_folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True
         )
 
     def process(self, scheduler_config: Mapping[str, Any]) -> "FlowMatching":

@@ -163,7 +163,7 @@ def remove_unfinished(folder: Path) -> None:
 def recorded_unreadable(checkpoint: Path) -> dict[str, int | None]:
     """The training images that a run could not read until this checkpoint, as `PairDataset.listing` gives them."""
     path = checkpoint / RECORD_FILE
-    return json.loads(path.read_text()).get("unreadable", {}) if path.is_file() else {}
+    return _read_json(path).get("unreadable", {}) if path.is_file() else {}
 
 
 def check_same_run(checkpoint: Path, config: RunConfig, record: dict[str, Any]) -> None:
@@ -184,11 +184,11 @@ def check_same_run(checkpoint: Path, config: RunConfig, record: dict[str, Any]) 
     now = json.loads(config.to_json())
     record = {name: value for name, value in record.items() if name != "unreadable"}
     defaults = {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
-    saved = defaults | json.loads((checkpoint / CONFIG_FILE).read_text())
+    saved = defaults | _read_json(checkpoint / CONFIG_FILE)
     free = {"checkpoint_every", "validate_every", "gain_every"}
     if (checkpoint / RECORD_FILE).is_file():
         free |= {"batch_size", "gradient_accumulation"}  # the global batch is compared instead
-        known = json.loads((checkpoint / RECORD_FILE).read_text())
+        known = _read_json(checkpoint / RECORD_FILE)
         saved |= {name: known[name] for name in record if name in known}
         now |= {name: record[name] for name in record if name in known}
     odd = [name for name in now if name not in free and saved.get(name) != now[name]]
@@ -198,3 +198,15 @@ def check_same_run(checkpoint: Path, config: RunConfig, record: dict[str, Any]) 
             f"{checkpoint} was made with other settings, model or data ({differing}). Give the same, or another "
             f"--output for a new run."
         )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A file of a checkpoint.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove {path.parent} and resume") from error

@@ -209,7 +209,7 @@ class TextRun:
 
     def load_vae(self) -> Any:
         """Loads the VAE as it is shipped: later stages build on the rounded weights."""
-        vae: Any = AutoencoderKL.from_pretrained(self.model / "vae", torch_dtype=torch.float32)
+        vae: Any = AutoencoderKL.from_pretrained(self.model / "vae", torch_dtype=torch.float32, use_safetensors=True)
         return vae.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
 
     @torch.no_grad()

@@ -91,6 +91,7 @@ def test_seeds_for_power_are_those_of_published_tables(d_z: float, expected: int
 
 def test_seeds_for_power_at_the_ends() -> None:
     assert seeds_for_power(3.5) == seeds_for_power(100.0) == 6
+    assert seeds_for_power(-1.0) == seeds_for_power(1.0)
     assert seeds_for_power(0.0) is seeds_for_power(None) is seeds_for_power(1e-4) is None
 
 

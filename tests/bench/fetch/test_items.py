@@ -69,7 +69,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         wanted = self.headers.get("Range")
         self.server.requests.append((self.path, wanted))
-        if not self.path.startswith("/file"):
+        if "/file" not in self.path:
             self.send_error(404)
             return
         content, start = self.server.content, 0
@@ -116,15 +116,29 @@ def test_a_file_is_fetched_verified_and_named_last(server: Server, tmp_path: Pat
     assert [path.name for path in target.parent.iterdir()] == ["file.bin"]
 
 
-def test_a_broken_transfer_is_resumed_where_it_broke(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bench.store.download, "CHUNK_BYTES", 1000)
-    server.cut = [300_000, 200_000]
+def test_a_broken_transfer_is_resumed_where_it_broke(server: Server, tmp_path: Path) -> None:
+    """Every byte that came is kept, however few came before the connection broke."""
+    server.cut = [300_000, 7, 200_000]
     download([server.url("file")], tmp_path / "file", SHA256)
     assert (tmp_path / "file").read_bytes() == CONTENT
     ranges = [wanted for _, wanted in server.requests]
-    assert ranges == [None, "bytes=300000-", "bytes=500000-"]
+    assert ranges == [None, "bytes=300000-", "bytes=300007-", "bytes=500007-"]
+
+
+def test_files_of_the_hub_come_from_the_mirror_that_the_variable_names(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", server.url("file"))
+    download(["https://huggingface.co/owner/name/resolve/main/net.bin"], tmp_path / "net.bin", SHA256)
+    assert server.requests == [("/file/owner/name/resolve/main/net.bin", None)]
+    server.content = CONTENT[:-1] + b"!"
+    with pytest.raises(UserError, match=r"expected .*; the download was deleted"):
+        download(["https://huggingface.co/owner/name/resolve/main/net.bin"], tmp_path / "other.bin", SHA256)
+    monkeypatch.delenv("HF_ENDPOINT")
+    monkeypatch.setenv("HTTP_PROXY", server.url(""))
+    server.content = CONTENT
+    download(["http://nowhere.invalid/file"], tmp_path / "by-proxy.bin", SHA256)
+    assert server.requests[-1] == ("http://nowhere.invalid/file", None)
 
 
 def test_a_later_call_resumes_what_an_earlier_one_left(server: Server, tmp_path: Path) -> None:

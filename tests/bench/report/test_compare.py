@@ -1,5 +1,6 @@
 """`bench compare`: a moved number fails, and the list says which."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.metrics import EXTRA_METRICS, METRICS
+from bench.paper.tables import paper_figures
 from bench.records.records import Records
 from bench.records.schema import WHOLE_SET, ImageRow, Restoration, ScoreRow
 from bench.report.compare import TOLERANCES, compare
@@ -27,6 +29,63 @@ def test_every_metric_has_a_tolerance() -> None:
     assert set(TOLERANCES) == set(METRICS) | set(EXTRA_METRICS)
 
 
+@pytest.mark.parametrize("metric", TOLERANCES)
+def test_no_tolerance_hides_what_tells_methods_apart(metric: str) -> None:
+    """A tenth of what lies between the paper's best and worst method at most; a fiftieth where the scale ends at 1."""
+    figures = [row for table in ("table1.csv", "table2.csv", "table7.csv") for row in paper_figures(table)]
+    values = [float(row[metric]) for row in figures if row.get(metric)]
+    most = (max(values) - min(values)) / 10 if values else 0.02
+    assert 0 < TOLERANCES[metric] <= most
+
+
+def test_where_the_bytes_repeat_a_twentieth_of_the_tolerance_is_allowed(tmp_path: Path) -> None:
+    old = write(tmp_path / "old", {"a": 20.0})
+    for change, fails in ((0.0009, False), (0.0011, True), (-0.0011, True)):
+        new = write(tmp_path / f"new{change}", {"a": 20.0 + change})
+        assert bool(compare(old, new, {}).failures) == fails
+        assert not compare(old, new, {"psnr": 0.02}).failures
+    for change, fails in ((0.019, False), (0.021, True), (-0.021, True)):
+        new = write(tmp_path / f"other{change}", {"a": 20.0 + change}, sr_sha256="other")
+        assert bool(compare(old, new, {}).failures) == fails
+
+
+@pytest.mark.parametrize(("metric", "hidden", "found"), [("ssim", 0.0009, 0.0011), ("niqe", 0.149, 0.151)])
+def test_the_tolerance_is_the_documented_one(metric: str, hidden: float, found: float, tmp_path: Path) -> None:
+    old = write(tmp_path / "old", {"a": 0.5}, metric)
+    for change in (hidden, found):
+        new = write(tmp_path / str(change), {"a": 0.5 + change}, metric, sr_sha256="other")
+        assert bool(compare(old, new, {}).failures) == (change == found)
+
+
+def test_images_are_compared_by_their_hashes(bench: Callable, tmp_path: Path) -> None:
+    old, new = write(tmp_path / "old", {"a": 20.0}), write(tmp_path / "new", {"a": 20.0})
+    row = new.of("mini", "bicubic").images()["a"]
+    new.of("mini", "bicubic").add_image(replace(row, sr_sha256="other"))
+    outcome = compare(old, new, {})
+    assert (outcome.images, outcome.repeated, outcome.failures) == (1, 0, ())
+    assert [failure.text for failure in compare(old, new, {}, same_bytes=True).failures] == ["sha256 s… → other…"]
+    assert bench("compare", tmp_path / "old", tmp_path / "new")[0] == 0
+    assert bench("compare", tmp_path / "old", tmp_path / "new", "--same-bytes")[0] == 1
+    for side in ("lr_sha256", "hr_sha256"):
+        new.of("mini", "bicubic").add_image(replace(row, **{side: "of another test set"}))
+        (failure,) = compare(old, new, {}).failures
+        assert "another file" in failure.text
+
+
+def test_a_table_that_is_not_what_its_records_give_is_a_failure(tmp_path: Path) -> None:
+    """The committed tables are; one with another digit is found."""
+    shutil.copytree(Path(__file__).parents[3] / "reports" / "mini", tmp_path / "mini")
+    records = Records(tmp_path / "mini")
+    assert compare(records, records, {}).failures == ()
+    for name in ("table1.md", "table2.csv", "table5.tex"):
+        path = tmp_path / "mini" / name
+        before = path.read_text()
+        path.write_text(before.replace("2", "3", 1))
+        found = {failure.name for failure in compare(records, records, {}).failures}
+        assert found == {name}
+        path.write_text(before)
+
+
 def test_equal_records_pass_and_every_value_is_counted(tmp_path: Path) -> None:
     old, new = (write(tmp_path / side, {"a": 20.0, "b": 30.0}) for side in ("old", "new"))
     outcome = compare(old, new, {})
@@ -35,7 +94,7 @@ def test_equal_records_pass_and_every_value_is_counted(tmp_path: Path) -> None:
 
 def test_one_moved_value_fails_even_where_the_mean_stays(tmp_path: Path) -> None:
     old = write(tmp_path / "old", {"a": 20.0, "b": 30.0})
-    new = write(tmp_path / "new", {"a": 20.5, "b": 29.5})
+    new = write(tmp_path / "new", {"a": 20.5, "b": 29.5}, sr_sha256="other")
     lines = [failure.line() for failure in compare(old, new, {}).failures]
     assert lines == [
         "mini · bicubic · psnr · a: 20.0000 → 20.5000 (+0.5, allowed ±0.02)",
@@ -78,10 +137,11 @@ def test_a_folder_without_records_and_a_metric_without_tolerance_are_errors(tmp_
 
 def test_the_command_lists_and_fails(bench: Callable, tmp_path: Path) -> None:
     write(tmp_path / "old", {"a": 20.0, "b": 30.0})
-    write(tmp_path / "new", {"a": 21.0, "b": 31.0})
+    write(tmp_path / "new", {"a": 21.0, "b": 31.0}, sr_sha256="other")
     status, out, _ = bench("compare", tmp_path / "old", tmp_path / "new", "--show", 1)
     assert status == 1
     assert out.splitlines() == [
+        "images: 2 of 2 have the same bytes",
         "psnr: largest change 1, allowed 0.02",
         "mini · bicubic · psnr · a: 20.0000 → 21.0000 (+1, allowed ±0.02)",
         "and 1 more",

@@ -1,8 +1,8 @@
 """Killed at any moment, the same command ends with the same bytes and does nothing twice but the image in hand."""
 
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +19,7 @@ from bench import cli
 from bench.testsets import manifest
 import bench.run.restore, bench.run.score, bench.report.render, bench.report.figures
 
-manifest.DATASETS = Path(sys.argv[1])
+manifest.DATASETS = Path(sys.argv[2])
 real_fsync = os.fsync
 
 def run(out, kill_at, torn):
@@ -45,7 +45,7 @@ def run(out, kill_at, torn):
 
 assert run("whole", None, False) == 0
 total = int(Path("whole/fsyncs").read_text())
-points = sorted({*range(1, total + 1, int(sys.argv[2])), total})
+points = sorted({*range(1, total + 1, int(sys.argv[3])), total})
 for point in points:
     out = f"killed{point}"
     assert run(out, point, point % 2 == 0) == signal.SIGKILL, (point, total)
@@ -59,10 +59,10 @@ for point in points:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="fork and SIGKILL")
-def test_killed_anywhere_and_run_again_the_table_is_the_same_byte_for_byte(datasets: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(datasets), "4"], cwd=tmp_path, capture_output=True, text=True
-    )
+def test_killed_anywhere_and_run_again_the_table_is_the_same_byte_for_byte(
+    datasets: Path, tmp_path: Path, warm: Any
+) -> None:
+    done = warm.run("-c", PROGRAM, datasets, "4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     whole, killed = tmp_path / "whole", sorted(tmp_path.glob("killed*"))
     assert len(killed) > 6

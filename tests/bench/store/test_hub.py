@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -206,6 +207,34 @@ def test_no_network_is_an_error_within_seconds(options: RunOptions, monkeypatch:
     monkeypatch.setattr(bench.store.hub, "HUB", "http://hub.invalid")
     with pytest.raises(UserError, match="cannot be reached: no network"):
         get_weights((BASE,), options)
+
+
+def test_a_cache_that_cannot_be_written_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of models that `tsd` names on the hub. Nobody, not even root, makes a folder in /sys."""
+    from tsd.model.loading import resolve_model
+
+    if not Path("/sys").is_dir():
+        pytest.skip("no /sys")
+    hub.files["me/base"] = {"vae/config.json": CONFIG}
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", bench.store.hub.HUB)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/sys/hub")
+    with pytest.raises(UserError, match=r"/sys/hub, and that folder cannot be written .*set HF_HUB_CACHE"):
+        resolve_model("me/base")
+    hub.gated.add("me/base")
+    with pytest.raises(UserError, match="me/base is gated: accept its licence"):
+        resolve_model("me/base")
+
+
+def test_behind_a_proxy_the_proxy_is_asked(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tsd.model.loading import probe_hub
+
+    with pytest.raises(socket.gaierror):
+        probe_hub("https://hub.invalid")
+    monkeypatch.setenv("HTTPS_PROXY", bench.store.hub.HUB)
+    probe_hub("https://hub.invalid")
+    monkeypatch.setenv("NO_PROXY", "hub.invalid")
+    with pytest.raises(socket.gaierror):
+        probe_hub("https://hub.invalid")
 
 
 def test_a_git_blob_id_is_gits(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,12 +41,10 @@ def restore(*arguments: object) -> int:
 
 
 @pytest.mark.slow
-def test_the_console_script(weights: list[str], tmp_path: Path) -> None:
-    source, script = picture(tmp_path / "a.jpg"), Path(sys.executable).with_name("tsd")
-    done = subprocess.run(
-        [script, "restore", source, "-o", tmp_path / "out", *weights, "--report", tmp_path / "r.json"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+def test_the_command_as_a_process(weights: list[str], tmp_path: Path, warm: Any) -> None:
+    source = picture(tmp_path / "a.jpg")
+    arguments = ["restore", source, "-o", tmp_path / "out", *weights, "--report", tmp_path / "r.json"]
+    done = warm.run("tsd", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "out" / "a.png") as image:
         assert image.size == (48, 36)

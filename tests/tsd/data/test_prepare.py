@@ -1,9 +1,6 @@
 import csv
 import dataclasses
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -211,7 +208,7 @@ def test_an_interrupted_run_continues_and_ends_with_the_same_bytes(
 
 @pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_bytes(
-    uninterrupted: Path, photos: Path, tiny_sd3_text_dir: Path, tmp_path: Path
+    uninterrupted: Path, photos: Path, tiny_sd3_text_dir: Path, tmp_path: Path, warm: Any
 ):
     """Sends SIGKILL whenever a new file has appeared on disk, until a run gets through."""
     out = tmp_path / "out"
@@ -229,23 +226,20 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
         "--workers",
         1,
     ]
-    command = [Path(sys.executable).parent / "tsd", *arguments]
     kills = 0
     while kills < 3:
         known = set(out.rglob("*")) if out.exists() else set()
-        process = subprocess.Popen(
-            list(map(str, command)), stderr=subprocess.DEVNULL, env=os.environ | {"HF_HUB_OFFLINE": "1"}
-        )
-        while process.poll() is None and not (set(out.rglob("data-*")) - known):
+        process, _ = warm.start("tsd", *arguments, cwd=tmp_path)
+        while process.exitcode is None and not (set(out.rglob("data-*")) - known):
             time.sleep(0.001)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
+        if process.exitcode is None:
+            process.kill()
             kills += 1
-        process.wait()
+        process.join()
         if (out / "prepared.json").exists():
             break
     assert kills
-    assert subprocess.run(list(map(str, command)), stderr=subprocess.DEVNULL, check=False).returncode == 0
+    assert warm.run("tsd", *arguments, cwd=tmp_path).returncode == 0
     expected = contents(uninterrupted)
     expected_rows, got = rows(uninterrupted), rows(out)
     assert str(got) == str(expected_rows)

@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,9 +119,10 @@ def test_batches_workers_and_resuming_change_nothing(prepared: Path, degradation
             assert torch.equal(got, torch.stack([item[key] for item in items[start:]]))
 
 
-def test_workers_of_a_fresh_interpreter_can_read_it(prepared: Path):
+def test_workers_that_share_no_memory_can_read_it(prepared: Path, warm: Any):
+    """They are forked from a process that never saw the data set (`warm`): it travels by pickle."""
     dataset = PreparedDataset(prepared, seed=1)
-    (batch,) = DataLoader(dataset, batch_size=6, num_workers=1, multiprocessing_context="spawn")
+    (batch,) = DataLoader(dataset, batch_size=6, num_workers=1, multiprocessing_context=warm.context)
     assert torch.equal(batch["hr"], torch.stack([dataset[i]["hr"] for i in range(6)]))
 
 

@@ -1,6 +1,6 @@
-"""Runs training in one and in several CPU processes, for test_parallel.py: `python … MODEL OUTPUT SCENARIO…`.
+"""Runs training in one and in several CPU processes, for test_parallel.py: `… MODEL OUTPUT SCENARIO…`.
 
-The heavy imports happen once; every process of every scenario is forked from here, before torch has computed anything.
+Every process of every scenario is forked from here, before torch has computed anything.
 The results are run folders in OUTPUT, named after the scenarios.
 """
 
@@ -47,6 +47,7 @@ CONFIG = dataclasses.replace(
     t_range=(20.0, 120.0),  # half of the samples leave the trajectory before its second point, in one process or both
 )
 SHARED = dataclasses.replace(CONFIG, batch_size=1, gradient_accumulation=2)  # by two processes: also 4 in all
+SHORT = dataclasses.replace(CONFIG, phases=CONFIG.phases[1:2], checkpoint_every=3)
 
 
 def worker(
@@ -114,7 +115,9 @@ def main(model: str, output: Path, scenarios: list[str]) -> None:
         launch(model, output / "one-then-zero", SHARED, 2, kind="zero", resume=True)
 
     def sharded() -> None:
-        launch(model, output / "sharded", SHARED, 2, kind="fsdp")
+        launch(model, output / "one", SHORT, 1)
+        split = dataclasses.replace(SHORT, batch_size=1, gradient_accumulation=2)
+        launch(model, output / "sharded", split, 2, kind="fsdp")
 
     known = {"zero": zero, "one": one, "ddp": ddp, "killed": killed, "fsdp": fsdp, "one-then-fsdp": one_then_fsdp}
     known["sharded"] = sharded

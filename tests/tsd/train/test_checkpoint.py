@@ -73,6 +73,15 @@ def test_half_written_ones_are_removed(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-0000001"]
 
 
+@pytest.mark.parametrize("file", ["config.json", "record.json"])
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff", b"[" * 100_000])
+def test_a_damaged_record_is_named(tmp_path: Path, file: str, content: bytes) -> None:
+    checkpoint = save(tmp_path)
+    (checkpoint / file).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{file} is damaged .*remove .*checkpoint-0000001 and resume"):
+        check_same_run(checkpoint, MINI, RECORD)
+
+
 def test_fingerprints_see_content_and_not_the_place(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name / "unet").mkdir(parents=True)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,18 +29,17 @@ ENVIRONMENT = os.environ | {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1", "CUDA
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_sd3_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tiny_sd3_dir: Path, tmp_path_factory: pytest.TempPathFactory, warm: Any) -> Path:
     """Run folders of the scenarios of process_scenarios.py."""
     output = tmp_path_factory.mktemp("processes")
     names = ["one", "ddp", "killed", "fsdp", "one-then-fsdp"]
     names += ["zero"] if find_spec("deepspeed") else []
-    assert "killed: -9" in run_scenarios(tiny_sd3_dir, output, names)  # a process was killed, and its launcher saw it
+    assert "killed: -9" in run_scenarios(warm, tiny_sd3_dir, output, names)  # seen by its launcher
     return output
 
 
-def run_scenarios(model: Path, output: Path, names: list[str]) -> str:
-    command = [sys.executable, str(SCENARIOS), str(model), str(output), *names]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=ENVIRONMENT)
+def run_scenarios(warm: Any, model: Path, output: Path, names: list[str]) -> str:
+    done = warm.run(SCENARIOS, model, output, *names, cwd=output, env=ENVIRONMENT, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -67,9 +67,9 @@ def test_processes_give_the_parameters_of_one(runs: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_unet_is_sharded_too(tiny_sd2_v_dir: Path, tmp_path: Path) -> None:
+def test_a_unet_is_sharded_too(tiny_sd2_v_dir: Path, tmp_path: Path, warm: Any) -> None:
     """Its blocks hold blocks. Looser than above: ẑ magnifies what the order of a sum leaves."""
-    run_scenarios(tiny_sd2_v_dir, tmp_path, ["one", "sharded"])
+    run_scenarios(warm, tiny_sd2_v_dir, tmp_path, ["sharded"])
     assert largest_difference(tmp_path / "one", tmp_path / "sharded") < 5e-5
 
 

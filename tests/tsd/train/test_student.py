@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -276,25 +274,24 @@ def test_the_warm_up_of_the_critic_counts_as_steps_and_shifts_none_of_the_studen
 
 
 @pytest.mark.slow
-def test_the_command(tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path) -> None:
+def test_the_command(tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path, warm: Any) -> None:
     data = tmp_path / "photos"
     data.mkdir()
     Image.fromarray(photos[0]).save(data / "a.png")
-    tsd = str(Path(sys.executable).with_name("tsd"))
     arguments = [
-        tsd, "train", "--preset", "mini", "--model", str(tiny_sd3_dir), "--data", str(data),
+        "tsd", "train", "--preset", "mini", "--model", str(tiny_sd3_dir), "--data", str(data),
         "--output", str(tmp_path / "run"), "--crop", "32", "--max-train-steps", "2", "--batch-size", "1",
         "--device", "cpu", "--rank", "4", "--vae-rank", "4",
     ]  # fmt: skip
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    done = warm.run(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "train: step 2 of 2, " in done.stderr
     assert (tmp_path / "run" / "student" / "transformer.safetensors").is_file()
     assert list((tmp_path / "run" / "logs").rglob("events.*"))
-    again = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    again = warm.run(*arguments, cwd=tmp_path)
     assert again.returncode == 2
     assert "--resume" in again.stderr
-    printed = subprocess.run([tsd, "train", "--preset", "paper", "--print-config"], capture_output=True, text=True)
+    printed = warm.run("tsd", "train", "--preset", "paper", "--print-config", cwd=tmp_path)
     assert json.loads(printed.stdout)["lambda_tsd"] == 0.7
 
 

@@ -1,10 +1,12 @@
 """The command line: everything missing within seconds, flags, a whole sweep that is stopped and continued."""
 
 import json
-import os
+import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import save_file
@@ -34,6 +36,17 @@ def experiment_text() -> str:
     """The experiment of the fixture `raw_paper` as a file; conftest cannot be imported by its name here."""
     return CONFTEST.read_text().split('MINI = """')[1].split('"""')[0]
 
+
+FORKED = """
+import pathlib
+import bench.ablation.sweep
+from bench.testsets import manifest
+
+manifest.DATASETS = pathlib.Path("{datasets}")
+real = bench.ablation.sweep.get_context
+bench.ablation.sweep.get_context = lambda method: real("fork")
+"""
+"""The test set of the fixture `datasets`, and workers that take it over and need not import torch again."""
 
 EVERYTHING = (
     "`bench fetch sd3-medium`", "`tsd prompts --model", "`tsd prepare LSDIR/", "LSDIR", "DIV2K", "Flickr2K", "FFHQ",
@@ -81,6 +94,8 @@ def test_what_is_there_is_not_listed(nowhere: Path, tiny_sd3_dir: Path, tiny_pre
     assert "tsd prompts" not in listed(Files(model=str(model), prompt_embeds=prompts))
     assert "owner/name" in listed(Files(model="owner/name"))
     assert "transformer/config.json" in listed(Files(model="owner/name"))
+    domain = opened(experiment, Files(model="owner/name"))[1]
+    assert pickle.loads(pickle.dumps(domain)) == domain  # so it travels to workers
     text = listed(Files(teacher_lora=nowhere / "tuned", students=(("full", nowhere / "full"),)))
     assert "training (--teacher-lora) needs" in text
     assert "the arm full needs transformer.safetensors (or unet.safetensors), vae.safetensors" in text
@@ -139,18 +154,18 @@ def test_a_dry_run_plans_writes_settings_and_lists_what_is_missing(
 
 @pytest.mark.slow
 def test_a_sweep_is_stopped_in_time_continued_and_reported(
-    nowhere: Path, tiny_sd3_dir: Path, tiny_prepared: Path, monkeypatch: pytest.MonkeyPatch
+    nowhere: Path, tiny_sd3_dir: Path, tiny_prepared: Path, datasets: Path, warm: Any
 ) -> None:
-    """In processes of their own, on the shipped mini test set."""
+    """In processes of their own, on three small images. `tests/bench/ablation/test_sweep.py` has spawned workers."""
+    for path in (Path(__file__).parents[4] / "datasets").glob("*/manifest.json"):
+        if path.parent.name != "mini":
+            (datasets / path.parent.name).mkdir()
+            shutil.copy(path, datasets / path.parent.name)
     (nowhere / "tiny.toml").write_text(experiment_text())
-    command = [Path(sys.executable).with_name("bench"), "sweep", "tiny.toml", "--device", "cpu", "--jobs", "1"]
-    command += ["--model", tiny_sd3_dir, "--data", tiny_prepared]
+    command = ["sweep", "tiny.toml", "--device", "cpu", "--jobs", "1", "--model", tiny_sd3_dir, "--data", tiny_prepared]
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*map(str, command), *arguments], cwd=nowhere, env=environment, capture_output=True, text=True
-        )
+        done = warm.run("bench", *command, *arguments, cwd=nowhere, before=FORKED.format(datasets=datasets))
         return done.returncode, done.stdout, done.stderr
 
     status, shown, errors = call("--time-limit", "0.001")
