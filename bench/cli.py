@@ -12,6 +12,7 @@ from bench.commands import (
     compare,
     fetch,
     figure,
+    figures,
     install,
     latency,
     new_card,
@@ -60,7 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tsd-sr-bench {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     measuring = (run, table, audit, site, study, verify, list_, check, restore, score, compare)
-    for verb in (*measuring, paper, apply, latency, sweep, figure, fetch, install, new_card):
+    measuring = (run, table, audit, site, study, verify, list_, check, restore, score, compare)
+    for verb in (*measuring, paper, apply, latency, sweep, figure, figures, fetch, install, new_card):
         verb.add_parser(verbs)
     return parser
 

@@ -102,7 +102,7 @@ def _add_make(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--traps", type=int, default=4, metavar="N", help="questions with a right answer (default: 4)")
     asked.add_argument("--seed", type=int, default=42, help="of the design (default: 42)")
     page = parser.add_argument_group("the page")
-    page.add_argument("--title", default="Which picture is better?", help="of the page; raters see it")
+    page.add_argument("--title", default="A study of pictures", help="of the page; raters see it")
     page.add_argument("--send-to", default="", metavar="TEXT", help="where raters shall send their file, in words")
     page.add_argument(
         "--post", default="", metavar="URL", help="an address that takes the file as the form field votes"

@@ -6,6 +6,7 @@ pictures by numbers alone, drawn at random, and neither methods nor images by na
 
 import os
 import random
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +18,8 @@ from tqdm import tqdm
 
 from bench import __version__
 from bench.provenance import sha256_json
-from bench.records.records import Records
-from bench.records.schema import ImageRow, PlanMethod, PlanMetric, PlanSet
-from bench.report.measured import Measured
+from bench.records.schema import ImageRow
+from bench.report.chosen import Chosen, checked_rows, choose_methods, references_of
 from bench.site.pictures import webp
 from bench.study.categories import choose, read_categories
 from bench.study.design import Plan, Trial, draw
@@ -37,14 +37,13 @@ from bench.study.study import (
     read_study,
     write_study,
 )
-from bench.testsets.manifest import MissingData, TestImage, load_testset
+from bench.testsets.manifest import MissingData, TestImage
 from tsd.errors import UserError, some
 from tsd.files import atomic_folder, human_size
 from tsd.images import read_picture
 
 BLOCKS = 16
 """Side in pixels of the blocks of a trap's bad picture."""
-MOST_FAULTS = 20
 Slot = tuple[int, int | str]
 """A picture: the place of its image, and the place of its method, "hr", "lr" or "bad"."""
 
@@ -72,22 +71,12 @@ class StudyRequest:
     plan: Plan = field(default_factory=Plan)
     criterion: Criterion = "similarity"
     show: tuple[Reference, ...] | None = None
-    title: str = "Which picture is better?"
+    title: str = "A study of pictures"
     post: str = ""
     send_to: str = ""
     single_file: bool = False
     testset: str | None = None
     data_root: Path | None = None
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What a study takes from a run: each chosen method on the test set, and the images by name."""
-
-    testset: PlanSet
-    methods: list[PlanMethod]
-    metrics: list[PlanMetric]
-    records: Records
 
 
 def make(request: StudyRequest) -> tuple[Study, Path]:
@@ -96,19 +85,23 @@ def make(request: StudyRequest) -> tuple[Study, Path]:
     Raises:
         UserError: images that are missing, changed or of different sizes, or anything else that was asked wrongly.
     """
-    if request.post and not request.post.startswith(("https://", "http://")):
-        raise UserError(f"--post {request.post}: expected an address that begins with https://")
-    source = _source(request)
+    if request.post and not re.fullmatch(r"https?://[A-Za-z0-9.\-\[\]:]+(/\S*)?", request.post):
+        raise UserError(f"--post {request.post}: expected an address such as https://example.org/votes")
+    source = choose_methods(request.run, request.methods, request.testset)
     categories = read_categories(request.categories) if request.categories is not None else None
     chosen = choose(source.testset.names, categories, request.images)
     show = SHOWN[request.criterion] if request.show is None else request.show
-    rows = _checked(source, list(chosen))
+    unseen = [side for side in SHOWN[request.criterion] if side not in show]
+    if unseen:
+        raise UserError(
+            f"--criterion {request.criterion} asks about what must be shown: add {' '.join(unseen)} to --show"
+        )
+    rows = checked_rows(source, list(chosen))
     references = _references(request, source, rows, show)
     design = draw(len(source.methods), len(chosen), request.plan)
     files = _files(source, rows, references, show, design)
-    numbers = _numbers(
-        list(files), [row.sr_sha256 for of_image in rows.values() for row in of_image], request.plan.seed
-    )
+    hashes = [row.sr_sha256 for of_image in rows.values() for row in of_image]
+    numbers = _numbers(list(files), hashes, request.plan.seed)
     study = _study(request, source, chosen, rows, show, design, numbers)
     _check_place(request.out, study)
     sizes = [(of_image[0].width or 0, of_image[0].height or 0) for of_image in rows.values()]
@@ -128,105 +121,25 @@ def make(request: StudyRequest) -> tuple[Study, Path]:
     return study, request.out / page.relative_to(fresh)
 
 
-def _source(request: StudyRequest) -> _Source:
-    """Finds the methods in the plans of the run."""
-    records = Records(request.run)
-    plans = [plan for plan in map(records.read_plan, sorted(path.stem for path in records.root.glob("*.json"))) if plan]
-    if not plans:
-        raise UserError(f"no records in {request.run}; expected the --out folder of a `bench run`")
-    repeated = sorted({name for name in request.methods if request.methods.count(name) > 1})
-    if repeated:
-        raise UserError(f"--methods names {some(repeated)} twice")
-    testsets = list(dict.fromkeys(testset.name for plan in plans for testset in plan.testsets))
-    name = request.testset or testsets[0]
-    if name not in testsets or (request.testset is None and len(testsets) > 1):
-        raise UserError(f"--testset {request.testset or ''}: the run has {', '.join(testsets)}; name one of them")
-    found: dict[str, PlanMethod] = {}
-    metrics: dict[str, PlanMetric] = {}
-    names: dict[str, None] = {}
-    for plan in plans:
-        for testset in plan.testsets:
-            if testset.name == name:
-                names |= dict.fromkeys(testset.names)
-                found |= {method.name: method for method in plan.methods if method.name not in found}
-                metrics |= {m.name: m for m in plan.metrics if m.level == "image" and m.name not in metrics}
-    absent = [method for method in request.methods if method not in found]
-    if absent:
-        raise UserError(f"--methods: the run has no {some(absent)} on {name}; it has {', '.join(found)}")
-    testset = PlanSet(name, name, sorted(names), len(names))
-    return _Source(testset, [found[method] for method in request.methods], list(metrics.values()), records)
-
-
-def _checked(source: _Source, names: Sequence[str]) -> dict[str, list[ImageRow]]:
-    """The rows of all methods for each image, whose files must be the recorded ones and of one size.
-
-    Raises:
-        UserError: lists every fault, not only the first.
-    """
-    handles = [source.records.of(source.testset.name, method.name) for method in source.methods]
-    recorded = [handle.images() for handle in handles]
-    if not any(handle.image_path(name).exists() for handle in handles for name in names):
-        raise UserError(
-            f"{source.records.out} holds no images, only records: `bench run` with the same arguments makes them again"
-        )
-    faults: list[str] = []
-    checked: dict[str, list[ImageRow]] = {}
-    work = tqdm(names, "check the images", unit="image", delay=1, file=sys.stderr, leave=False)
-    for name in work:
-        rows: list[ImageRow] = []
-        for method, handle, by_name in zip(source.methods, handles, recorded, strict=True):
-            row = by_name.get(name)
-            if row is None or row.error is not None:
-                faults.append(f"{name}: not restored by {method.name}")
-            elif not handle.image_path(name).exists():
-                faults.append(f"{name}: the image of {method.name} is not on this machine")
-            elif not handle.has(row):
-                faults.append(f"{name}: the image of {method.name} is not the recorded file (another hash)")
-            else:
-                rows.append(row)
-        sizes = {f"{row.width}x{row.height}" for row in rows}
-        inputs = {(row.lr_sha256, row.hr_sha256) for row in rows}
-        if len(sizes) > 1:
-            faults.append(f"{name}: the methods made images of different sizes ({', '.join(sorted(sizes))})")
-        if len(inputs) > 1:
-            faults.append(f"{name}: the methods were given different inputs")
-        checked[name] = rows
-    if faults:
-        raise UserError(
-            f"{len(faults)} fault{'s' if len(faults) > 1 else ''} in the images of {source.records.out}; "
-            f"`bench run` makes missing images again:\n  " + "\n  ".join(faults[:MOST_FAULTS])
-        )
-    return checked
-
-
 def _references(
-    request: StudyRequest, source: _Source, rows: dict[str, list[ImageRow]], show: Sequence[Reference]
+    request: StudyRequest, source: Chosen, rows: dict[str, list[ImageRow]], show: Sequence[Reference]
 ) -> dict[str, TestImage]:
-    """Input and ground truth of each image, which must be those that the methods were given; empty if not needed."""
+    """Input and ground truth of each image; empty if they are not here and nothing of them is shown."""
     try:
-        testset = load_testset(source.testset.name, request.data_root)
+        found = references_of(source, rows, request.data_root)
     except MissingData:
         if show:
             raise
         return {}
-    by_name = {image.name: image for image in testset.images}
-    found = {name: by_name[name] for name in rows if name in by_name}
-    given = {name: (of_image[0].lr_sha256, of_image[0].hr_sha256) for name, of_image in rows.items()}
-    other = [
-        name for name in rows if name not in found or given[name] != (found[name].lr_sha256, found[name].hr_sha256)
-    ]
-    if other:
-        raise UserError(f"the methods were given other files than those of {testset.display} here: {some(other)}")
     without = [name for name in rows if found[name].hr is None]
     if "hr" in show and without:
-        raise UserError(
-            f"{testset.display} has no ground truth for {some(without)}; choose --criterion structure or realism"
-        )
+        display = source.testset.display
+        raise UserError(f"{display} has no ground truth for {some(without)}; choose --criterion structure or realism")
     return found
 
 
 def _files(
-    source: _Source,
+    source: Chosen,
     rows: dict[str, list[ImageRow]],
     references: dict[str, TestImage],
     show: Sequence[Reference],
@@ -259,7 +172,7 @@ def _numbers(slots: Sequence[Slot], hashes: Sequence[str | None], seed: int) -> 
 
 def _study(
     request: StudyRequest,
-    source: _Source,
+    source: Chosen,
     chosen: dict[str, str],
     rows: dict[str, list[ImageRow]],
     show: Sequence[Reference],
@@ -284,14 +197,12 @@ def _study(
         )
         for image, (name, category) in enumerate(chosen.items())
     ]
-    part = PlanSet(source.testset.name, source.testset.display, list(chosen), source.testset.total)
-    measured = [Measured(source.records, part, method, source.metrics) for method in source.methods]
-    metrics: list[StudyMetric] = []
-    for metric in source.metrics:
-        by_method = [of_method.values(metric) for of_method in measured]
-        values = [[found.get(name) for name in chosen] for found in by_method]
-        if any(value is not None for of_method in values for value in of_method):
-            metrics.append(StudyMetric(metric.name, metric.display, metric.higher_is_better, metric.protocol, values))
+    values = source.values(list(chosen))
+    metrics = [
+        StudyMetric(metric.name, metric.display, metric.higher_is_better, metric.protocol, of_metric)
+        for metric, of_metric in zip(source.metrics, values, strict=True)
+        if any(value is not None for of_method in of_metric for value in of_method)
+    ]
     return named(
         Study(
             id="",
@@ -322,6 +233,9 @@ def _check_place(out: Path, study: Study) -> None:
     old = read_study(out).id
     if old != study.id:
         raise UserError(f"--out {out} holds another study ({old}), whose votes need its {KEY}: choose another folder")
+    others = sorted(path.name for path in out.iterdir() if path.name not in (KEY, FOLDER, SINGLE))
+    if others:
+        raise UserError(f"--out {out} holds {some(others)} besides the study, which would be lost: move that elsewhere")
 
 
 def _pictures(files: dict[Slot, tuple[Path, bool]]) -> Iterator[tuple[Slot, bytes]]:
