@@ -117,6 +117,9 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--study", type=Path, required=True, metavar="DIR", help="--out folder of `bench study make`")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the files to write")
     parser.add_argument("--keep-flagged", action="store_true", help="count doubtful raters too")
+    parser.add_argument(
+        "--resamples", type=int, default=1000, metavar="N", help="of the bootstrap behind the intervals (default: 1000)"
+    )
     rules = parser.add_argument_group("when a rater is flagged")
     rules.add_argument(
         "--most-traps", type=float, default=0.25, metavar="SHARE", help="more traps than this missed (default: 0.25)"
@@ -170,7 +173,7 @@ def _score(args: argparse.Namespace) -> int:
     from bench.study.votes import Rules
 
     rules = Rules(args.most_traps, args.least_consistency, args.fastest)
-    scored, paths = score(args.votes, args.study, args.out, rules, args.keep_flagged)
+    scored, paths = score(args.votes, args.study, args.out, rules, args.keep_flagged, args.resamples)
     for path, reason in scored.box.refused:
         print(f"refused: {path.name}: {reason}", file=sys.stderr)
     for ballot in scored.box.ballots:

@@ -346,6 +346,8 @@ def _rho(study: Study, number: int, answers: Sequence[Answer]) -> float | None:
     if len(xs) < 3:
         return None
     x, y = np.array(xs), np.array(ys)
+    if (not np.ptp(x) and not x[0]) or (not np.ptp(y) and not y[0]):
+        return None
     rho = float(stats.spearmanr(np.concatenate([x, -x]), np.concatenate([y, -y])).statistic)
     return None if math.isnan(rho) else rho
 

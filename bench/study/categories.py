@@ -1,6 +1,7 @@
 """Categories of images, from a CSV file with the columns `image` and `category`, and a choice of images of each."""
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def read_categories(path: Path) -> dict[str, str]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--categories {path} could not be read ({error}); expected a CSV file in UTF-8") from error
-    reader = csv.DictReader(text.splitlines(keepends=True))
+    reader = csv.DictReader(io.StringIO(text, newline=""))
     if not set(COLUMNS) <= set(reader.fieldnames or ()):
         found = ", ".join(reader.fieldnames or ()) or "nothing"
         raise UserError(f"--categories {path}: expected the columns {' and '.join(COLUMNS)}, found {found}")

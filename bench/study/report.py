@@ -18,7 +18,7 @@ from bench.paper.tables import paper_figures
 from bench.report.document import DASH, Chapter, Document, Entry, Grid
 from bench.report.markdown import to_markdown
 from bench.report.plots import COLORS, LITERAL, PAPER, STYLE, pyplot, save
-from bench.study.analyse import PRIOR, RESAMPLES, Estimate, Findings
+from bench.study.analyse import PRIOR, Estimate, Findings
 from bench.study.simulate import known_shares
 from bench.study.study import ALL, QUESTIONS, Study
 from bench.study.votes import Ballot, Box
@@ -41,6 +41,7 @@ class Scored:
     Attributes:
         findings: of the raters that count; `of_all`: of all raters, flagged ones too, None if none is flagged.
         counted: the raters of `findings`.
+        resamples: of the bootstrap of `findings`.
     """
 
     study: Study
@@ -48,6 +49,7 @@ class Scored:
     counted: list[Ballot]
     findings: Findings
     of_all: Findings | None
+    resamples: int
 
     @property
     def known(self) -> list[float] | None:
@@ -223,8 +225,8 @@ def _evidence(scored: Scored) -> Iterator[str]:
         yield f"The left picture was chosen in {findings.left:.0%} of the votes."
     yield f"Half of the answers took less than {times[len(times) // 2]:.1f} s."
     yield (
-        f"Intervals: {RESAMPLES} resamples of raters and, within categories, of images, both at once. {PRIOR} of a "
-        "vote is added to each side of a comparison, so that a method that won all has a place."
+        f"Intervals: {scored.resamples} resamples of raters and, within categories, of images, both at once. {PRIOR} "
+        "of a vote is added to each side of a comparison, so that a method that won all has a place."
     )
     slots = [ballot.rater for ballot in scored.counted]
     twice = len(slots) - len(set(slots))

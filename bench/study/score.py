@@ -24,6 +24,7 @@ def score(
         places: files of votes, or folders of them.
         key: the folder of the study, or its key.
         keep_flagged: count flagged raters too.
+        resamples: of the bootstrap.
 
     Raises:
         UserError: nothing that counts.
@@ -39,5 +40,5 @@ def score(
         )
     findings = analyse(study, counted, resamples)
     of_all = analyse(study, box.ballots, 0) if len(clean) < len(box.ballots) and not keep_flagged else None
-    scored = Scored(study, box, counted, findings, of_all)
+    scored = Scored(study, box, counted, findings, of_all, resamples)
     return scored, write_report(scored, out)
