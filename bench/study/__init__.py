@@ -1,1 +1,1 @@
-"""User studies: a voting page from a run, and what its votes say."""
+"""User studies: a voting page, and what its votes say."""
