@@ -119,36 +119,30 @@ def analyse(study: Study, ballots: Sequence[Ballot], resamples: int = RESAMPLES)
         raise UserError(f"the {len(ballots)} raters that count decided on nothing: there is no vote to analyse")
     kinds = np.array([study.categories.index(image.category) for image in study.images])
     preferred = [_preferred(study, metric, ballots) for metric in range(len(study.metrics))]
-    ones = np.ones(len(votes.rater))
-    point = _estimates(votes, kinds, study, ones, None)
+    point = _estimates(votes, kinds, study, np.ones(len(votes.rater)), None)
     drawn = _bootstrap(votes, kinds, study, len(ballots), preferred, resamples, point) if len(ballots) > 1 else []
-
-    def estimate(at: int) -> Estimate:
-        values = np.array([one[0][at] for one in drawn])
-        return _with_interval(float(point[at]), values)
 
     count, categories = len(study.methods), [*study.categories, ALL]
     answers = [answer for ballot in ballots for answer in ballot.of_kind("vote")]
     decided = [answer for answer in answers if answer.chosen is not None]
     numbers = _by_category(study, decided)
-    blocks = iter(range(0, len(point), count))
-    scale = [estimate(next_at) for next_at in _block(next(blocks), count)]
-    shares, wins = (
-        {
-            category: [estimate(at) for at in block] if numbers[category] else None
-            for category in categories
-            for block in [_block(next(blocks), count)]
-        }
-        for _ in range(2)
-    )
+    rows = point.reshape(-1, count)
+    resampled = np.array([estimates for estimates, _ in drawn]).reshape(-1, *rows.shape)
+
+    def estimates(row: int) -> list[Estimate]:
+        return [_with_interval(float(rows[row, at]), resampled[:, row, at]) for at in range(count)]
+
+    def by_category(first: int) -> dict[str, list[Estimate] | None]:
+        return {name: estimates(first + at) if numbers[name] else None for at, name in enumerate(categories)}
+
     chosen = [[0] * count for _ in study.images]
     for answer in decided:
         chosen[answer.trial.image][answer.trial.shown[answer.chosen or 0]] += 1
     repeats = [ballot.consistency for ballot in ballots]
     return Findings(
-        scale=scale,
-        shares=shares,
-        wins=wins,
+        scale=estimates(0),
+        shares=by_category(1),
+        wins=by_category(1 + len(categories)),
         votes=numbers,
         unsure=_by_category(study, [answer for answer in answers if answer.chosen is None]),
         chosen=chosen,
@@ -205,10 +199,6 @@ def _by_category(study: Study, answers: Sequence[Answer]) -> dict[str, int]:
     for answer in answers:
         found[study.images[answer.trial.image].category] += 1
     return found | {ALL: len(answers)}
-
-
-def _block(start: int, count: int) -> range:
-    return range(start, start + count)
 
 
 def _estimates(votes: _Votes, kinds: NDArray[np.int64], study: Study, weights: Array, start: Array | None) -> Array:
@@ -346,7 +336,7 @@ def _rho(study: Study, number: int, answers: Sequence[Answer]) -> float | None:
     if len(xs) < 3:
         return None
     x, y = np.array(xs), np.array(ys)
-    if (not np.ptp(x) and not x[0]) or (not np.ptp(y) and not y[0]):
+    if not x.any() or not y.any():
         return None
     rho = float(stats.spearmanr(np.concatenate([x, -x]), np.concatenate([y, -y])).statistic)
     return None if math.isnan(rho) else rho
