@@ -28,7 +28,7 @@ def read_categories(path: Path) -> dict[str, str]:
         raise UserError(f"--categories {path}: expected the columns {' and '.join(COLUMNS)}, found {found}")
     categories: dict[str, str] = {}
     for line in reader:
-        image, category = ((line[column] or "").strip() for column in COLUMNS)
+        image, category = line["image"] or "", (line["category"] or "").strip()
         if not image or not category:
             raise UserError(f"--categories {path}, line {reader.line_num}: image and category must both have a value")
         if category == ALL:

@@ -73,8 +73,8 @@ def test_a_detail_is_the_pixels_of_the_file(run: Path, tmp_path: Path) -> None:
     second = sheet[top : top + TILE, left + TILE + GAP : left + 2 * TILE + GAP]
     assert np.array_equal(second, enlarged[0])
     data = pdf.read_bytes()
-    assert {int(width) for width in re.findall(rb"/Width (\d+)", data)} == {whole, TILE}
-    assert len(re.findall(rb"/Width 240\b", data)) == 8  # input, two methods and ground truth, of two images
+    assert {int(width) for width in re.findall(rb"/Width (\d+)", data)} == {whole, TILE, 3 * 64}
+    assert len(re.findall(rb"/Width 240\b", data)) == 4  # input, two methods and ground truth
     assert b"Software" not in png.read_bytes()
     again = [path.read_bytes() for path in draw_crops(replace(request, out=tmp_path / "again"))]
     assert again == [png.read_bytes(), data]
