@@ -111,6 +111,23 @@ def reproduce_figure6(session: nox.Session) -> None:
     figure(session, 6)
 
 
+@nox.session
+def reproduce_figure8(session: nox.Session) -> None:
+    """Figure 8's pipeline on SIMULATED raters of known preference, which it must recover; into runs/figure8."""
+    install(session, "bench")
+    methods = ["bicubic", "lanczos", "osediff-mini", "tsd-sr-mini"]
+    run, study, votes, out = (f"runs/figure8/{name}" for name in ("run", "study", "votes", "result"))
+    for folder in (study, votes):
+        shutil.rmtree(folder, ignore_errors=True)
+    options = ["--table", "table1", "--profile", "mini", "--metrics", "psnr", "ssim", "--no-figure"]
+    session.run("bench", "run", *options, "--methods", *methods, "--out", run, env=ENVIRONMENT)
+    categories = ["--categories", "datasets/mini/categories.csv"]
+    session.run("bench", "study", "make", run, "--methods", *methods, *categories, "--out", study, env=ENVIRONMENT)
+    preference = ["--preference", "4", "3", "2", "1", "--careless", "3"]
+    session.run("bench", "study", "simulate", study, *preference, "--out", votes, env=ENVIRONMENT)
+    session.run("bench", "study", "score", votes, "--study", study, "--out", out, env=ENVIRONMENT)
+
+
 def sweep(session: nox.Session, names: list[str], others: list[str]) -> None:
     """Trains the arms of experiments and reports on them, into sweeps/NAME; further arguments go to `bench sweep`."""
     install(session, "bench")

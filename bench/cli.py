@@ -12,6 +12,7 @@ from bench.commands import (
     compare,
     fetch,
     figure,
+    figures,
     install,
     latency,
     new_card,
@@ -20,6 +21,7 @@ from bench.commands import (
     run,
     score,
     site,
+    study,
     sweep,
     table,
     verify,
@@ -39,6 +41,7 @@ examples:
   bench verify --data-root data                   are the metrics on this machine right?
   bench audit table7 --out reports/realsr         measured against printed, cell by cell
   bench figure 6                                  the method in one picture
+  bench study make RUN --methods A B --out study  Figure 8: a voting page from a run
   bench list                                      methods, test sets, metrics, and what is missing
 
 Run `bench VERB --help` for the options of a verb.
@@ -57,8 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tsd-sr-bench {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    measuring = (run, table, audit, site, verify, list_, check, restore, score, compare)
-    for verb in (*measuring, paper, apply, latency, sweep, figure, fetch, install, new_card):
+    measuring = (run, table, audit, site, study, verify, list_, check, restore, score, compare)
+    for verb in (*measuring, paper, apply, latency, sweep, figure, figures, fetch, install, new_card):
         verb.add_parser(verbs)
     return parser
 

@@ -36,7 +36,7 @@ FLOORS = {
         {"pixels"},
         {"methods", "report"},
         {"fetch", "run", "site", "verify"},
-        {"ablation"},
+        {"ablation", "study"},
         {"latency"},
         {"commands"},
         {"cli"},

@@ -12,20 +12,14 @@ from bench.latency.summary import SizeTable, summarize_latency
 from bench.methods.stages import STAGES
 from bench.paper.tables import TABLES, paper_figures
 from bench.records.records import Records
+from bench.report.plots import PAPER, STYLE, pyplot, save
 from bench.report.summarize import summarize
 from tsd.errors import UserError
-from tsd.files import atomic_path, write_atomic
+from tsd.files import write_atomic
 
 COLORS = ("#BBBBBB", "#CC79A7", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#F0E442", "#56B4E9", "#DDDDDD")
 """Of the stages, in their order: Okabe and Ito's, which colour-blind readers tell apart."""
-MEASURED, PAPER = "#0072B2", "#9A9A9A"
-STYLE: dict[str, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.hashsalt": "bench",  # ids in an SVG are otherwise random: the same records give the same file
-    "svg.fonttype": "none",
-}
+MEASURED = "#0072B2"
 
 
 @dataclass(frozen=True)
@@ -45,7 +39,7 @@ def draw_stages(out: Path, plan: LatencyPlan) -> list[Path]:
     tables = [table for table in summarize_latency(out, plan) if any(row.stages for row in table.rows)]
     if not tables:
         return []
-    plt = _pyplot()
+    plt = pyplot()
     height = sum(0.9 + 0.32 * sum(bool(row.stages) for row in table.rows) for table in tables)
     with plt.rc_context(STYLE):
         ratios = [0.9 + 0.32 * sum(bool(row.stages) for row in table.rows) for table in tables]
@@ -56,7 +50,7 @@ def draw_stages(out: Path, plan: LatencyPlan) -> list[Path]:
             _stage_panel(axis, table)
         handles = [plt.Rectangle((0, 0), 1, 1, color=color) for color in COLORS]
         figure.legend(handles, STAGES, loc="outside lower center", ncols=len(STAGES), frameon=False, fontsize=7)
-        paths = _save(figure, out / f"{plan.table}-stages")
+        paths = save(figure, out / f"{plan.table}-stages")
         plt.close(figure)
     return paths
 
@@ -126,7 +120,7 @@ def draw_figure1(points: Sequence[Point], paper: Sequence[Point], labels: tuple[
     Args:
         labels: of the axes: seconds, quality.
     """
-    plt = _pyplot()
+    plt = pyplot()
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
         for group, color, marker in ((paper, PAPER, "s"), (points, MEASURED, "o")):
@@ -142,7 +136,7 @@ def draw_figure1(points: Sequence[Point], paper: Sequence[Point], labels: tuple[
                 plt.Line2D([], [], linestyle="", marker="s", color=PAPER, label="printed in the paper (A100)"),
             ]
             axis.legend(handles=handles, frameon=False, fontsize=8, loc="best")
-        paths = _save(figure, out / "figure1")
+        paths = save(figure, out / "figure1")
         plt.close(figure)
     write_atomic(out / "figure1.csv", _csv(points, paper).encode())
     return [*paths, out / "figure1.csv"]
@@ -165,22 +159,3 @@ def _csv(points: Sequence[Point], paper: Sequence[Point]) -> str:
         for p in group:
             writer.writerow((source, p.display, p.steps, p.seconds, p.quality, p.low, p.high))
     return stream.getvalue()
-
-
-def _pyplot() -> Any:
-    """Imports matplotlib, with the backend that needs no screen."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def _save(figure: Any, stem: Path) -> list[Path]:
-    """Writes PNG and SVG without dates, so that the same records give the same bytes."""
-    paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
-    for path, content in zip(paths, ({"Software": None}, {"Date": None}), strict=True):
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=150, metadata=content)
-    return paths

@@ -1,32 +1,23 @@
-"""Renders the one HTML file of a site: markup by Jinja, our styles and scripts inlined, all values as JSON.
-
-Names reach the page as text alone: Jinja escapes what it prints, the JSON holds no `<`, and the scripts set text, never
-markup. The page's own policy (a `Content-Security-Policy`) lets it run nothing but its one script, and load nothing but
-its pictures; it can open no connection.
-"""
+"""Renders the one HTML file of a site: markup by Jinja, our styles and scripts inlined, all values as JSON."""
 
 import base64
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from bench import __version__
 from bench.report.document import TEXT_COLUMNS, TIE
 from bench.site.cards import MethodCard
 from bench.site.collection import Collection, Set
+from bench.site.html import ASSETS, json_of, policy_of, script_of, style_of, templates
 from bench.site.overview import SitePage
 from bench.site.pictures import BLOCK, WINDOW, Pictures, pairs_of
 
-ASSETS = Path(__file__).parent / "page"
-SCRIPTS = ("state.js", "overview.js", "compare.js", "browse.js", "start.js")
+SCRIPTS = ("elements.js", "theme.js", "zoom.js", "state.js", "overview.js", "compare.js", "browse.js", "start.js")
 MARK = '<meta name="generator" content="bench site'
 """Stands in every page, so that an older site may be replaced, and nothing else."""
 
@@ -42,29 +33,17 @@ class Images:
 
 def render(collection: Collection, pages: Sequence[SitePage], cards: Sequence[MethodCard], images: Images) -> str:
     """The content of index.html."""
-    environment = Environment(
-        loader=PackageLoader("bench.site", "page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("bench.site")
     environment.filters["code"] = _code
     environment.globals.update(TEXT_COLUMNS=TEXT_COLUMNS, TIE=TIE)
-    style = (ASSETS / "style.css").read_text(encoding="utf-8")
-    script = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    script = f'"use strict";\n(() => {{\n{script}}})();\n'
-    policy = (
-        f"default-src 'none'; img-src 'self' file: data:; style-src {_source(style)}; script-src {_source(script)}; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    style, script = style_of([ASSETS / "style.css"]), script_of([ASSETS / name for name in SCRIPTS])
     return environment.get_template("index.html.j2").render(
         title=_title(collection),
         version=__version__,
-        policy=policy,
-        style=Markup(style),
-        script=Markup(script),
-        data=_json(_data(collection, pages, images)),
+        policy=policy_of(style, script),
+        style=style,
+        script=script,
+        data=json_of(_data(collection, pages, images)),
         pages=pages,
         sets=collection.sets,
         cards=cards,
@@ -83,20 +62,9 @@ def _title(collection: Collection) -> str:
     return ", ".join(run.label for run in collection.runs)
 
 
-def _source(text: str) -> str:
-    """The hash by which a policy names an inline style or script."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
 def _code(text: str) -> Markup:
     """Text whose parts between backticks are code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
-
-
-def _json(content: Any) -> Markup:
-    """JSON for a script element, which no text can end."""
-    text = json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
 
 def _data(collection: Collection, pages: Sequence[SitePage], images: Images) -> dict[str, Any]:

@@ -163,7 +163,7 @@ def _make(job: Job, quality: int | None) -> Pictures:
     return Pictures(
         job=job,
         size=size,
-        previews=tuple(None if image is None else _webp(image, quality) for image in images),
+        previews=tuple(None if image is None else webp(image, quality) for image in images),
         strip=strip,
         tile=tile,
         regions=tuple(_regions([*images[:-2], images[-1]])),
@@ -182,7 +182,7 @@ def _open(path: Path | None, place: int, faults: dict[int, str]) -> Image.Image 
         return None
 
 
-def _webp(image: Image.Image, quality: int | None) -> bytes:
+def webp(image: Image.Image, quality: int | None) -> bytes:
     buffer = io.BytesIO()
     if quality is None:
         image.save(buffer, "WEBP", lossless=True, method=0, quality=20)  # the effort: ten times as fast, 10 % larger
@@ -199,7 +199,7 @@ def _strip(images: Iterable[Image.Image | None], size: tuple[int, int]) -> tuple
     for place, image in enumerate(images):
         if image is not None:
             strip.paste(image.resize((width, THUMBNAIL), Image.Resampling.BOX), (place * width, 0))
-    return _webp(strip, 75), width
+    return webp(strip, 75), width
 
 
 def _regions(images: Sequence[Image.Image | None]) -> Iterator[int]:

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -13,9 +15,14 @@ from bench import cli
 from bench.testsets import manifest
 from bench.testsets.manifest import TestSet, load_testset
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
-def write_testset(root: Path, name: str = "mini", count: int = 3) -> Path:
+
+def write_testset(root: Path, name: str = "mini", count: int = 3, names: Sequence[str] = ()) -> Path:
     """`root/<name>` with a manifest and `count` pairs: HR 80x64, LR 20x16 by integer block means.
+
+    They are named photo0, photo1, … unless `names` has others.
 
     Made with integer arithmetic alone, so that the files' pixels are the same on every machine.
     """
@@ -27,7 +34,7 @@ def write_testset(root: Path, name: str = "mini", count: int = 3) -> Path:
         waves = np.stack([(x * (3 + index) + y * 2) % 160, (x * y // 7) % 160, ((x // 9 + y // 7) % 2) * 150], axis=-1)
         hr = (waves + noise).astype(np.uint8)
         lr = hr.reshape(16, 4, 20, 4, 3).astype(np.int64).sum(axis=(1, 3)) // 16
-        entry = {"name": f"photo{index}.png"}
+        entry = {"name": f"{names[index] if names else f'photo{index}'}.png"}
         for side, pixels in (("lr", lr.astype(np.uint8)), ("hr", hr)):
             path = folder / f"test_{side.upper()}" / entry["name"]
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,6 +125,25 @@ def unreferenced(datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """A test set without ground truth under $TSD_DATA."""
     monkeypatch.setenv("TSD_DATA", str(tmp_path / "data"))
     return write_unreferenced(datasets, tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def testset_writer() -> Callable[..., Path]:
+    """`write_testset`, for names of images of one's own."""
+    return write_testset
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """The distribution's Chromium, driven by playwright. Skips where one of them is not installed."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("no browser is installed: `apt-get install chromium`")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 // The comparison: panes that share one centre and one zoom. A pixel of an image is shown as a pixel, never smoothed.
 
 const compare = { set: 0, image: 0, a: 0, b: 0, side: [], mode: "wipe", x: 0, y: 0, zoom: null, wipe: 0.5, panes: [] };
-const MOST_ZOOM = 32, LEAST_ZOOM = 0.05, KEY_STEP = 48;
 
 const compared = () => data.sets[compare.set];
 const shownPictures = () => pictures(compared(), compare.image);
+const { cssScale, zoomTo, zoomBy, moveBy, reset, clamp, listen } = zoomer(compare, { size: shownPictures, pane: () => compare.panes[0], place });
 
 function startCompare() {
   fill($("set"), data.sets.map((set, index) => option(index, set.display)), 0);
@@ -17,13 +17,13 @@ function startCompare() {
   $("gain").addEventListener("change", drawCompare);
   $("in").addEventListener("click", () => zoomBy(2));
   $("out").addEventListener("click", () => zoomBy(0.5));
-  $("fit").addEventListener("click", fitView);
+  $("fit").addEventListener("click", () => reset(null));
   $("native").addEventListener("click", () => zoomTo(1));
   $("region").addEventListener("click", toRegion);
   $("link").addEventListener("click", copyLink);
   document.addEventListener("keydown", onKey);
   new ResizeObserver(place).observe($("panes"));
-  startPointer($("panes"));
+  listen($("panes"));
 }
 
 /** Takes the state of the address; what it does not name is kept or chosen. */
@@ -198,23 +198,12 @@ function handle() {
   return made;
 }
 
-/** CSS pixels for one pixel of an image. Zoom 1 is one pixel of the screen. */
-function cssScale() {
-  const known = shownPictures();
-  const first = compare.panes[0];
-  if (!known || !first) return 1;
-  const fitting = Math.min(first.clientWidth / known.width, first.clientHeight / known.height);
-  return compare.zoom === null ? fitting : compare.zoom / devicePixelRatio;
-}
-
 /** Puts every image where the centre and the zoom say, and the state into the address. */
 function place() {
   if ($("compare").hidden || !shownPictures()) return;
-  const known = shownPictures();
   arrange();
   const scaled = cssScale();
-  compare.x = Math.min(Math.max(compare.x, 0), known.width);
-  compare.y = Math.min(Math.max(compare.y, 0), known.height);
+  clamp();
   for (const pane of compare.panes) {
     const left = pane.clientWidth / 2 - compare.x * scaled;
     const top = pane.clientHeight / 2 - compare.y * scaled;
@@ -228,8 +217,7 @@ function place() {
       slider.setAttribute("aria-valuenow", Math.round(compare.wipe * 100));
     }
   }
-  const zoom = scaled * devicePixelRatio;
-  $("zoom").textContent = zoom >= 10 ? `${Math.round(zoom)}×` : `${zoom.toFixed(2).replace(/\.?0+$/, "")}×`;
+  $("zoom").textContent = zoomText(scaled * devicePixelRatio);
   clearTimeout(compare.timer); // browsers limit how often the address may change
   compare.timer = setTimeout(rememberCompare, 150);
 }
@@ -249,35 +237,6 @@ function rememberCompare() {
   });
 }
 
-function fitView() {
-  const known = shownPictures();
-  if (!known) return;
-  Object.assign(compare, { zoom: null, x: known.width / 2, y: known.height / 2 });
-  place();
-}
-
-/** Zooms, keeping what is under the point (in CSS pixels from the centre of a pane) where it is. */
-function zoomTo(zoom, dx = 0, dy = 0) {
-  const before = cssScale();
-  compare.zoom = Math.min(MOST_ZOOM, Math.max(LEAST_ZOOM, zoom));
-  const after = cssScale();
-  compare.x += dx / before - dx / after;
-  compare.y += dy / before - dy / after;
-  place();
-}
-
-function zoomBy(factor, dx = 0, dy = 0) {
-  zoomTo(cssScale() * devicePixelRatio * factor, dx, dy);
-}
-
-function moveBy(dx, dy) {
-  const scaled = cssScale();
-  if (compare.zoom === null) compare.zoom = scaled * devicePixelRatio;
-  compare.x += dx / scaled;
-  compare.y += dy / scaled;
-  place();
-}
-
 function toRegion() {
   const found = region(compared(), compare.image, compare.a, compare.b);
   const first = compare.panes[0];
@@ -287,46 +246,13 @@ function toRegion() {
   zoomTo((Math.min(first.clientWidth, first.clientHeight) / (found.side * 1.5)) * devicePixelRatio);
 }
 
-/** Drag to move, wheel and two fingers to zoom, in every pane alike. */
-function startPointer(panes) {
-  const fingers = new Map();
-  const fromCentre = (pane, x, y) => {
-    const box = pane.getBoundingClientRect();
-    return [x - box.left - box.width / 2, y - box.top - box.height / 2];
-  };
-  panes.addEventListener("wheel", (event) => {
-    const pane = event.target.closest(".pane");
-    if (!pane || !shownPictures()) return;
-    event.preventDefault();
-    const pixels = event.deltaY * (event.deltaMode === 1 ? 20 : 1);
-    zoomBy(Math.exp(-pixels * 0.002), ...fromCentre(pane, event.clientX, event.clientY));
-  }, { passive: false });
-  panes.addEventListener("pointerdown", (event) => {
-    if (event.button || !event.target.closest(".pane")) return;
-    fingers.set(event.pointerId, event);
-    panes.setPointerCapture(event.pointerId);
-  });
-  panes.addEventListener("pointermove", (event) => {
-    const before = fingers.get(event.pointerId);
-    if (!before || !shownPictures()) return;
-    fingers.set(event.pointerId, event);
-    if (fingers.size === 1) return moveBy(before.clientX - event.clientX, before.clientY - event.clientY);
-    const other = [...fingers.values()].find((finger) => finger.pointerId !== event.pointerId);
-    const apart = (finger) => Math.hypot(finger.clientX - other.clientX, finger.clientY - other.clientY);
-    const middle = [(event.clientX + other.clientX) / 2, (event.clientY + other.clientY) / 2];
-    moveBy((before.clientX - event.clientX) / 2, (before.clientY - event.clientY) / 2);
-    zoomBy(apart(event) / Math.max(apart(before), 1), ...fromCentre(compare.panes[0], ...middle));
-  });
-  for (const kind of ["pointerup", "pointercancel"]) panes.addEventListener(kind, (event) => fingers.delete(event.pointerId));
-}
-
 function onKey(event) {
   const typing = event.target.closest?.("select, dialog, input:not([type=radio]):not([type=checkbox])");
   if ($("compare").hidden || !$("keys").checked || typing || event.ctrlKey || event.metaKey || event.altKey) return;
   const digit = /^(?:Digit|Numpad)([1-9])$/.exec(event.code);
   const inPanes = event.target.closest?.("#panes");
   const actions = {
-    "[": () => step(-1), "]": () => step(1), "+": () => zoomBy(2), "=": () => zoomBy(2), "-": () => zoomBy(0.5), "0": fitView,
+    "[": () => step(-1), "]": () => step(1), "+": () => zoomBy(2), "=": () => zoomBy(2), "-": () => zoomBy(0.5), "0": () => reset(null),
     o: () => zoomTo(1), d: toRegion, w: () => setMode("wipe"), s: () => setMode("side"), f: () => setMode("flip"), x: () => setMode("difference"),
     ...(inPanes && {
       ArrowLeft: () => moveBy(-KEY_STEP, 0), ArrowRight: () => moveBy(KEY_STEP, 0),

@@ -1,0 +1,1 @@
+"""User studies: a voting page, and what its votes say."""
