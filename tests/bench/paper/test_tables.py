@@ -61,6 +61,7 @@ def test_table_1_can_be_measured_in_both_profiles() -> None:
         "teacher-20",
         "osediff-mini",
         "tsd-sr-mini",
+        "tsd-sr-mini-small-decoder",
         "realesrgan-compact",
     ]
     assert all(row.method in METHODS for row in MINI.rows)
