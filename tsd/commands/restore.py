@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tsd.batch import FILES, Job, add_files, plan_jobs, run_batch, status_of
 from tsd.errors import UserError
+from tsd.files import mini_model_dir
 from tsd.precision import PRECISIONS
 
 if TYPE_CHECKING:
@@ -61,9 +62,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--prompt-embeds", metavar="DIR", help="folder with the prompt embeddings (default: the student's own)"
     )
     weights.add_argument(
-        "--decoder", metavar="DIR",
+        "--decoder", metavar="DIR|mini",
         help="small decoder to use in the VAE's place: faster, nearly the same image (an AutoencoderTiny such as "
-        "TAESD3, or what tsd distill-decoder wrote)",
+        "TAESD3, or what tsd distill-decoder wrote; mini: the one shipped with the mini model)",
     )  # fmt: skip
     settings = parser.add_argument_group("settings")
     settings.add_argument("--scale", type=int, metavar="N", help="enlargement (default: 4)")
@@ -147,7 +148,8 @@ def run(args: argparse.Namespace) -> int:
     restorer = Restorer.load(
         model, lora, args.prompt_embeds, config=config, device=device, dtype=DTYPES[dtype],
         fast=replace(PLAIN if args.plain else FastPath(), compile=args.compile),
-        decoder=args.decoder, quantization=args.quantize, report=lambda message: tqdm.write(message, file=sys.stderr),
+        decoder=mini_model_dir() / "decoder" if args.decoder == "mini" else args.decoder,
+        quantization=args.quantize, report=lambda message: tqdm.write(message, file=sys.stderr),
     )  # fmt: skip
     provenance: dict[str, object] = {}
     if args.verbose or args.report is not None:

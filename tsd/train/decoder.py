@@ -9,7 +9,7 @@ import functools
 import json
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,16 @@ from tsd.fast.upsampling import use_fast_upsampling
 from tsd.files import atomic_folder
 from tsd.model.backbone import Backbone, load_backbone
 from tsd.seeds import seed_for
-from tsd.train.checkpoint import TrainState, check_same_run, checkpoint_folder, latest, prune, remove_unfinished
+from tsd.train.checkpoint import (
+    CONFIG_FILE,
+    RECORD_FILE,
+    TrainState,
+    check_same_run,
+    checkpoint_folder,
+    latest,
+    prune,
+    remove_unfinished,
+)
 from tsd.train.fingerprint import of_folder, of_text
 from tsd.train.stopping import Stopper
 
@@ -64,6 +73,9 @@ def distill_decoder(
 ) -> FinishedDecoder:
     """Trains a small decoder for the VAE of a model folder; writes `output/decoder` at the end.
 
+    A resumed run may have another number of steps: its learning rate goes on with the new schedule, and the record says
+    so.
+
     Raises:
         UserError: no images; `output` holds a run and `resume` was not given, or the run is another one; an image that
             cannot be read or is smaller than the crop.
@@ -77,7 +89,8 @@ def distill_decoder(
     settings: Any = config
     record = {"stage": "decoder", "model": of_folder(model, ["vae"]), "data": of_text(json.dumps(source.describe()))}
     if newest is not None:
-        check_same_run(newest, settings, record)
+        planned = json.loads((newest / CONFIG_FILE).read_text())["steps"]
+        check_same_run(newest, replace(settings, steps=planned), record)
     backbone = load_backbone(model, device=device)
     backbone.vae.to(memory_format=torch.channels_last)
     use_fast_upsampling(backbone.vae)
@@ -91,6 +104,7 @@ def distill_decoder(
     if newest is not None:
         state.load(newest)
         print(f"resumed from {newest} at step {state.step}", file=sys.stderr)
+        record |= {"replanned": _replanned(newest, state.step, planned, config.steps)}
     remove_unfinished(folder)
     crops = Crops(files, config)
     pool = Pool(backbone, crops) if config.pool else None
@@ -125,6 +139,18 @@ def distill_decoder(
         facts = {"psnr_to_frozen_decoder": psnr, "config": json.loads(config.to_json()), "made_from": record}
         (written / "distilled.json").write_text(json.dumps(facts, indent=2) + "\n")
     return FinishedDecoder(output / "decoder", state.step, psnr)
+
+
+def _replanned(checkpoint: Path, step: int, planned: int, now: int) -> list[list[int]]:
+    """The steps at which the run was resumed with another number of steps, each with the number until then.
+
+    Raises:
+        UserError: the run has more steps than it is to have.
+    """
+    if step > now:
+        raise UserError(f"{checkpoint} has {step} steps and --steps is {now}; give {step} or more")
+    known = json.loads((checkpoint / RECORD_FILE).read_text()).get("replanned", [])
+    return [*known, *([[step, planned]] if planned != now else [])]
 
 
 def build_decoder(backbone: Backbone, config: DecoderConfig) -> tuple[Any, SmallDecoder]:

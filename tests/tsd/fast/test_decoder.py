@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 from PIL import Image
+from safetensors.torch import load_file
 
 from tsd.cli import main
 from tsd.errors import UserError
@@ -59,6 +60,26 @@ def test_decodes_in_the_vaes_place_and_is_in_the_record(student_of: Any, tmp_pat
 def test_decoders_that_do_not_fit_are_refused(tmp_path: Path, build: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_decoder(build(tmp_path), SD3)
+
+
+def test_a_pool_of_crops_and_another_number_of_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(tmp_path / "photos" / "a.png")
+    settings = ["--batch-size", "2", "--crop", "32", "--width", "8", "--blocks", "1", "--pool", "3"]
+    command = ["distill-decoder", str(tmp_path / "photos"), "--output", str(tmp_path / "run"), *settings]
+    command += ["--mixed-precision", "bf16", "--steps"]
+    assert main([*command, "2"]) == 0
+    assert main([*command, "3", "--resume"]) == 0
+    written = tmp_path / "run" / "decoder"
+    facts = json.loads((written / "distilled.json").read_text())
+    assert (facts["config"]["steps"], facts["made_from"]["replanned"]) == (3, [[2, 2]])
+    weights = load_file(written / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+    assert main([*command, "1", "--resume"]) == 2
+    assert "has 3 steps and --steps is 1" in capsys.readouterr().err
+    assert main([*command, "3", "--resume", "--pool", "4"]) == 2
+    assert "pool: 3 then, 4 now" in capsys.readouterr().err
 
 
 def test_distilled_resumes_to_the_same_weights_and_restores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
