@@ -199,7 +199,7 @@ def test_teacher_20_is_the_default_teacher():
     assert get_method("teacher-4").steps == 4
 
 
-@pytest.mark.parametrize("name", ["teacher-20", "osediff-mini", "tsd-sr-mini"])
+@pytest.mark.parametrize("name", ["teacher-20", "osediff-mini", "tsd-sr-mini", "tsd-sr-mini-small-decoder"])
 def test_mini_rows_keep_the_contract(name: str):
     spec = METHODS[name]
     missing = spec.missing(RunOptions())
