@@ -408,6 +408,8 @@ class FastPath:
         upsample: "nearest x2, then 3x3 convolution" as four 2x2 convolutions of the small image, 4/9 of the products.
         pack: on a CPU in bf16 the denoiser's linear layers hold their weights as oneDNN multiplies them.
         mean: with the posterior `mode` the encoder computes the mean alone.
+        attention: on a CPU without a matrix unit SD3's blocks compute the attention of bf16 in fp32. Needs `fold`; what
+            other models and devices do stays as it is.
         compile: `torch.compile` for each kind of block (`tsd.fast.compiling`). The first image takes minutes longer.
     """
 
@@ -418,6 +420,7 @@ class FastPath:
     upsample: bool = True
     pack: bool = True
     mean: bool = True
+    attention: bool = True
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -425,7 +428,9 @@ class FastPath:
             raise UserError("text: what depends on the prompt alone is computed once only with fold; switch both off")
 
 
-PLAIN = FastPath(channels_last=False, fold=False, text=False, qkv=False, upsample=False, pack=False, mean=False)
+PLAIN = FastPath(
+    channels_last=False, fold=False, text=False, qkv=False, upsample=False, pack=False, mean=False, attention=False
+)
 """Every measure switched off: diffusers' own modules, as they were loaded."""
 
 
@@ -440,6 +445,9 @@ class DecoderConfig:
         width: channels of the decoder; TAESD's has 64.
         blocks: residual blocks at each size but the largest, which has one.
         lr: peak learning rate, from which a cosine falls to zero.
+        pool: number of crops that the frozen decoder decodes before the first step and that all steps draw from; 0 for
+            new crops at every step. Most of a step's time is the frozen model's.
+        mixed_precision: `no`, or `bf16` for the small decoder's products.
         seed: seeds crops and initial weights.
         checkpoint_every: steps between checkpoints.
     """
@@ -450,13 +458,17 @@ class DecoderConfig:
     width: int = 64
     blocks: int = 3
     lr: float = 1e-3
+    pool: int = 0
+    mixed_precision: Literal["no", "bf16"] = "no"
     seed: int = 0
     checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
+        if self.mixed_precision not in ("no", "bf16"):
+            raise UserError(f"mixed_precision is {self.mixed_precision!r}; expected no or bf16")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value < (0 if field.name == "seed" else 1e-12):
+            if isinstance(value, int | float) and value < (0 if field.name in ("seed", "pool") else 1e-12):
                 raise UserError(f"{field.name} is {value}; expected more than 0")
         if self.crop % 8 or self.crop < 32:
             raise UserError(f"crop is {self.crop}; expected a multiple of 8 of 32 or more")

@@ -14,6 +14,7 @@ PROFILES: dict[str, tuple[str, ...]] = {
     "mini": (
         "tsd-sr-mini@released",
         "tsd-sr-mini",
+        "tsd-sr-mini-small-decoder",
         "osediff-mini",
         "tsd-sr-mini-sd2@released",
         "tsd-sr-mini-sd2",

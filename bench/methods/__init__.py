@@ -27,9 +27,11 @@ from bench.methods.tsd_sr.method import TeacherSettings
 from bench.methods.tsd_sr.rows import (
     OSEDIFF_MINI,
     OSEDIFF_MINI_SD2,
+    STUDENT_FORM,
     TEACHER_20,
     TSD_SR_MINI,
     TSD_SR_MINI_SD2,
+    TSD_SR_MINI_SMALL,
     TSD_SR_SD2,
     TSD_SR_SD21,
     release_spec,
@@ -66,6 +68,7 @@ METHODS: dict[str, MethodSpec] = {
     "tsd-sr-mini": TSD_SR_MINI,
     "osediff-mini-sd2": OSEDIFF_MINI_SD2,
     "tsd-sr-mini-sd2": TSD_SR_MINI_SD2,
+    "tsd-sr-mini-small-decoder": TSD_SR_MINI_SMALL,
     "tsd-sr-sd2": TSD_SR_SD2,
     "tsd-sr-sd21": TSD_SR_SD21,
     **_card_specs(),
@@ -130,11 +133,18 @@ def _python(argument: str, label: str) -> MethodSpec:
 
 
 def _student(argument: str, label: str) -> MethodSpec:
-    folders = [Path(part).expanduser() for part in argument.split(",") if part]
+    parts = [part for part in argument.split(",") if part]
+    settings = dict(part.split("=", 1) for part in parts if part.startswith(("decoder=", "quantize=")))
+    folders = [Path(part).expanduser() for part in parts if not part.startswith(("decoder=", "quantize="))]
     if len(folders) not in (1, 2, 3):
-        raise UserError(f"tsd-sr:{argument} names {len(folders)} folders; expected tsd-sr:MODEL[,LORA[,PROMPTS]]")
-    weights = ModelFolders(*folders)
-    return student_spec(weights, *_names(label, "tsd-sr", folders[:2][-1].resolve().name))
+        raise UserError(f"tsd-sr:{argument} names {len(folders)} folders; expected {STUDENT_FORM}")
+    quantization = settings.get("quantize")
+    if quantization not in (None, "int8", "fp8"):
+        raise UserError(f"tsd-sr:{argument} quantizes to {quantization!r}; expected {STUDENT_FORM}")
+    decoder = Path(settings["decoder"]).expanduser() if "decoder" in settings else None
+    weights = ModelFolders(*folders, decoder=decoder, quantization=quantization)
+    stem = [folders[:2][-1].resolve().name, *([] if decoder is None else [decoder.resolve().name])]
+    return student_spec(weights, *_names(label, "tsd-sr", "-".join([*stem, *filter(None, [quantization])])))
 
 
 def _teacher(argument: str, label: str) -> MethodSpec:
@@ -180,7 +190,7 @@ FORMS: dict[str, tuple[str, Callable[[str, str], MethodSpec]]] = {
     "card": ("card:PATH.toml", _card),
     "published": ("published:METHOD", _published),
     "python": (OWN_FUNCTION, _python),
-    "tsd-sr": ("tsd-sr:MODEL[,LORA[,PROMPTS]]", _student),
+    "tsd-sr": (STUDENT_FORM, _student),
     "teacher": ("teacher:steps=20,strength=0.3,guidance=1,model=DIR,prompts=DIR", _teacher),
 }
 

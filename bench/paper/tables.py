@@ -66,6 +66,7 @@ class TableSpec:
 BICUBIC = PaperRow("bicubic", "Bicubic", None)
 TSD_SR = PaperRow("tsd-sr", "TSD-SR", 1)
 TSD_SR_MINI = PaperRow("tsd-sr-mini", "TSD-SR, mini base", 1)
+TSD_SR_MINI_SMALL = PaperRow("tsd-sr-mini-small-decoder", "TSD-SR, mini base, small decoder", 1)
 GANS = (
     PaperRow("bsrgan", "BSRGAN", 1),
     PaperRow("realesrgan", "Real-ESRGAN", 1),
@@ -103,10 +104,12 @@ TABLES: dict[str, TableSpec] = {
                         PaperRow("teacher-20", "Mini teacher", 20),
                         PaperRow("osediff-mini", "OSEDiff recipe (VSD only), mini base", 1),
                         TSD_SR_MINI,
+                        TSD_SR_MINI_SMALL,
                         PaperRow("realesrgan-compact", "Real-ESRGAN (compact)", 1),
                     ),
                     PAPER_METRICS,
                     allow_missing=True,
+                    pairs=((TSD_SR_MINI_SMALL.method, TSD_SR_MINI.method),),
                 ),
                 "paper": Profile(
                     REAL_SETS,

@@ -14,6 +14,8 @@ examples:
   tsd distill-decoder photos/ --output small/            for `tsd restore INPUT --decoder small/decoder`
   tsd distill-decoder photos/ --output small/ --resume   continue after an interruption
   tsd distill-decoder photos/ --output small/ --model sd3/ --crop 256 --device cuda
+  tsd distill-decoder photos/ --output small/ --width 32 --crop 64 --pool 1536 --mixed-precision bf16
+                                                          minutes on a CPU: as the mini model's was made
 """
 
 
@@ -39,10 +41,12 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         ("width", int, "channels of the decoder (default: 64)"),
         ("blocks", int, "residual blocks at each size (default: 3)"),
         ("lr", float, "peak learning rate (default: 0.001)"),
+        ("pool", int, "decode so many crops once and draw from them (default: 0, new crops at every step)"),
         ("seed", int, "seed of crops and initial weights (default: 0)"),
         ("checkpoint-every", int, "steps between checkpoints (default: 200)"),
     ):
         settings.add_argument(f"--{name}", type=kind, metavar="N" if kind is int else "X", help=text)
+    settings.add_argument("--mixed-precision", choices=("no", "bf16"), help="of the small decoder (default: no)")
     parser.set_defaults(func=run)
 
 

@@ -75,9 +75,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--prompt-embeds", metavar="DIR", help="folder with the prompt embeddings (default: the student's own)"
     )
     weights.add_argument(
-        "--decoder", metavar="DIR",
+        "--decoder", metavar="DIR|mini",
         help="small decoder to use in the VAE's place: faster, nearly the same image (an AutoencoderTiny such as "
-        "TAESD3, or what tsd distill-decoder wrote)",
+        "TAESD3, or what tsd distill-decoder wrote; mini: the one shipped with the mini model)",
     )  # fmt: skip
     settings = parser.add_argument_group("settings")
     settings.add_argument("--scale", type=int, metavar="N", help="enlargement (default: 4)")
@@ -224,8 +224,8 @@ def _restore(
     restorer = Restorer.load(
         model, lora, args.prompt_embeds, config=config, device=device, dtype=torch_dtype(dtype),
         fast=replace(PLAIN if args.plain else FastPath(), compile=args.compile),
-        decoder=args.decoder, quantization=args.quantize,
-        report=lambda message: Progress.write(message, file=sys.stderr),
+        decoder=mini_model_dir() / "decoder" if args.decoder == "mini" else args.decoder,
+        quantization=args.quantize, report=lambda message: Progress.write(message, file=sys.stderr),
     )  # fmt: skip
     provenance: dict[str, object] = {}
     if args.verbose or args.report is not None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tsd.config import FOLDED_FILE, FastPath
 from tsd.errors import UserError
 from tsd.fast import sd2, sd3
+from tsd.fast.attention import takes_fp32
 from tsd.fast.upsampling import use_fast_upsampling
 from tsd.model.backbone import Backbone, build_backbone, load_backbone, load_vae, require_prompt
 from tsd.model.loading import read_configs, resolve_model, weight_files
@@ -165,7 +166,8 @@ def _load_folded(
         use_fast_upsampling(denoiser)
     backbone.vae = load_vae(folder, dtype).eval().requires_grad_(False).to(device)
     backbone.prompts = {name: prompt.to(device, dtype) for name, prompt in prompts.items()}
-    return backbone, replace(done, upsample=fast.upsample)
+    wide = backbone.family.name == "sd3" and fast.attention and takes_fp32(device, dtype)
+    return backbone, replace(done, upsample=fast.upsample, attention=wide)
 
 
 def _tensor_files(paths: list[Path]) -> dict[str, Path]:

@@ -27,6 +27,7 @@ def rewrite(
     A UNet with embeddings beyond those of SD2 (classes, sizes, images) is not folded.
     """
     load("")
+    fast = replace(fast, attention=False)
     if fast.fold and not _is_plain(denoiser):
         fast = replace(fast, fold=False, text=False)
     if fast.fold:

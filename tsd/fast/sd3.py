@@ -5,13 +5,14 @@ replaced. What of the text depends on the image stays: from the second block on,
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tsd.config import FastPath
+from tsd.fast.attention import attend, takes_fp32
 from tsd.fast.constants import Constant, Modulated, NoEmbedding
 from tsd.fast.projections import Projections, use_fused_projections
 from tsd.model.prompt import PromptEmbeds
@@ -30,7 +31,7 @@ def rewrite(denoiser: Any, prompt: PromptEmbeds, timestep: Tensor, fast: FastPat
         load("")
         if fast.qkv:
             use_fused_projections(denoiser)
-        return fast
+        return replace(fast, attention=False)
     for part in ("time_text_embed", "context_embedder"):
         load(part)
     dtype = denoiser.context_embedder.weight.dtype
@@ -43,13 +44,13 @@ def rewrite(denoiser: Any, prompt: PromptEmbeds, timestep: Tensor, fast: FastPat
     for index, block in enumerate(denoiser.transformer_blocks):
         load(f"transformer_blocks.{index}")
         constant_text = text if fast.text and index == 0 else None
-        denoiser.transformer_blocks[index] = FoldedBlock(block, temb, fast.qkv, constant_text)
+        denoiser.transformer_blocks[index] = FoldedBlock(block, temb, fast.qkv, constant_text, fast.attention)
     load("norm_out")
     norm = denoiser.norm_out
     scale, shift = norm.linear(norm.silu(temb)).chunk(2, dim=1)
     denoiser.norm_out = Modulated(scale, shift, norm.norm.eps)
     load("")
-    return fast
+    return replace(fast, attention=fast.attention and takes_fp32(text.device, dtype))
 
 
 class FoldedBlock(nn.Module):
@@ -63,6 +64,7 @@ class FoldedBlock(nn.Module):
         temb: (1, D), the embedding of time and pooled prompt.
         fuse: whether queries, keys and values come from one product.
         text: (1, L, D), the text that enters this block, if that is always the same.
+        wide: whether attention may be computed in fp32 where that is faster.
     """
 
     gate: Tensor
@@ -70,9 +72,10 @@ class FoldedBlock(nn.Module):
     text_gate: Tensor
     text_gate_ff: Tensor
 
-    def __init__(self, block: Any, temb: Tensor, fuse: bool, text: Tensor | None) -> None:
+    def __init__(self, block: Any, temb: Tensor, fuse: bool, text: Tensor | None, wide: bool) -> None:
         super().__init__()
         attention = block.attn
+        self.wide = wide
         self.last = block.context_pre_only
         modulations = block.norm1.linear(block.norm1.silu(temb)).chunk(9 if block.use_dual_attention else 6, dim=1)
         shift, scale, gate, shift_ff, scale_ff, gate_ff = modulations[:6]
@@ -87,7 +90,7 @@ class FoldedBlock(nn.Module):
             attention.heads,
             fuse,
         )
-        self.second = SecondAttention(block, modulations[6:], fuse) if block.use_dual_attention else None
+        self.second = SecondAttention(block, modulations[6:], fuse, wide) if block.use_dual_attention else None
         added = [attention.add_q_proj, attention.add_k_proj, attention.add_v_proj]
         norms = [attention.norm_added_q, attention.norm_added_k, None]
         first = 1 if self.last else 0
@@ -119,7 +122,7 @@ class FoldedBlock(nn.Module):
         *text_query, text_key, text_value = self.text_qkv(text)
         query = torch.cat([query, *text_query], dim=2)
         key, value = torch.cat([key, text_key], dim=2), torch.cat([value, text_value], dim=2)
-        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        attended = attend(query, key, value, self.wide).transpose(1, 2).flatten(2)
         second = None if self.second is None else self.second(x)
         x = torch.addcmul(x, self.gate, self.to_out(attended[:, :tokens]))
         x = x if second is None else x + second
@@ -133,9 +136,10 @@ class FoldedBlock(nn.Module):
 class SecondAttention(nn.Module):
     """The second attention of SD3.5's blocks, of the image alone: (B, N, D) → what is added to it."""
 
-    def __init__(self, block: Any, modulations: tuple[Tensor, ...], fuse: bool) -> None:
+    def __init__(self, block: Any, modulations: tuple[Tensor, ...], fuse: bool, wide: bool) -> None:
         super().__init__()
         attention, (shift, scale, gate) = block.attn2, modulations
+        self.wide = wide
         self.norm = Modulated(scale, shift, block.norm1.norm.eps)
         layers = [attention.to_q, attention.to_k, attention.to_v]
         self.qkv = Projections(layers, [attention.norm_q, attention.norm_k, None], attention.heads, fuse)
@@ -144,7 +148,7 @@ class SecondAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.qkv(self.norm(x))
-        return self.gate * self.to_out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        return self.gate * self.to_out(attend(query, key, value, self.wide).transpose(1, 2).flatten(2))
 
 
 class ConstantProjections(nn.Module):

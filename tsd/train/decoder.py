@@ -1,14 +1,15 @@
 """A small decoder that follows the frozen one: the decoded images of given photographs' latents, in L1.
 
 The small decoder is diffusers' `AutoencoderTiny`, in which only the decoder is trained. It sees the latents of the
-frozen encoder's mean. Every draw is seeded by its sample's number, so an interrupted run ends with the same weights.
+frozen encoder's mean. Every draw is seeded by its sample's or step's number, so an interrupted run ends with the same
+weights. The frozen model takes most of a step's time, so its images may be made once for a pool of crops.
 """
 
 import functools
 import json
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,16 @@ from tsd.fast.upsampling import use_fast_upsampling
 from tsd.files import atomic_folder
 from tsd.model.backbone import Backbone, load_backbone
 from tsd.seeds import seed_for
-from tsd.train.checkpoint import TrainState, check_same_run, checkpoint_folder, latest, prune, remove_unfinished
+from tsd.train.checkpoint import (
+    CONFIG_FILE,
+    RECORD_FILE,
+    TrainState,
+    check_same_run,
+    checkpoint_folder,
+    latest,
+    prune,
+    remove_unfinished,
+)
 from tsd.train.fingerprint import of_folder, of_text
 from tsd.train.stopping import Stopper
 
@@ -63,6 +73,9 @@ def distill_decoder(
 ) -> FinishedDecoder:
     """Trains a small decoder for the VAE of a model folder; writes `output/decoder` at the end.
 
+    A resumed run may have another number of steps: its learning rate goes on with the new schedule, and the record says
+    so.
+
     Raises:
         UserError: no images; `output` holds a run and `resume` was not given, or the run is another one; an image that
             cannot be read or is smaller than the crop.
@@ -76,7 +89,8 @@ def distill_decoder(
     settings: Any = config
     record = {"stage": "decoder", "model": of_folder(model, ["vae"]), "data": of_text(json.dumps(source.describe()))}
     if newest is not None:
-        check_same_run(newest, settings, record)
+        planned = json.loads((newest / CONFIG_FILE).read_text())["steps"]
+        check_same_run(newest, replace(settings, steps=planned), record)
     backbone = load_backbone(model, device=device)
     backbone.vae.to(memory_format=torch.channels_last)
     use_fast_upsampling(backbone.vae)
@@ -90,12 +104,19 @@ def distill_decoder(
     if newest is not None:
         state.load(newest)
         print(f"resumed from {newest} at step {state.step}", file=sys.stderr)
+        record |= {"replanned": _replanned(newest, state.step, planned, config.steps)}
     remove_unfinished(folder)
     crops = Crops(files, config)
+    pool = Pool(backbone, crops) if config.pool else None
     with Stopper(None) as stopper, Progress(total=config.steps, initial=state.step, unit="step") as bar:
         while state.step < config.steps and stopper.reason() is None:
-            z, wanted = latents_and_images(backbone, crops.batch(state.step))
-            loss = (small(z) - wanted).abs().mean()
+            if pool is None:
+                z, wanted = latents_and_images(backbone, crops.batch(state.step))
+            else:
+                z, wanted = pool.batch(state.step)
+            with torch.autocast(backbone.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+                decoded = small(z)
+            loss = (decoded.float() - wanted).abs().mean()
             if not math.isfinite(loss.item()):
                 raise UserError(f"the loss is {loss.item()} at step {state.step}; give a lower --lr than {config.lr}")
             loss.backward()
@@ -111,12 +132,25 @@ def distill_decoder(
                 prune(folder, 1)
     if state.step < config.steps:
         return FinishedDecoder(None, state.step, None)
-    psnr = agreement(backbone, small, crops)
+    tiny.half()  # half the bytes, and far finer than the agreement
     with atomic_folder(output / "decoder") as written:
         tiny.save_pretrained(written)
+        psnr = agreement(backbone, small.float(), crops)
         facts = {"psnr_to_frozen_decoder": psnr, "config": json.loads(config.to_json()), "made_from": record}
         (written / "distilled.json").write_text(json.dumps(facts, indent=2) + "\n")
     return FinishedDecoder(output / "decoder", state.step, psnr)
+
+
+def _replanned(checkpoint: Path, step: int, planned: int, now: int) -> list[list[int]]:
+    """The steps at which the run was resumed with another number of steps, each with the number until then.
+
+    Raises:
+        UserError: the run has more steps than it is to have.
+    """
+    if step > now:
+        raise UserError(f"{checkpoint} has {step} steps and --steps is {now}; give {step} or more")
+    known = json.loads((checkpoint / RECORD_FILE).read_text()).get("replanned", [])
+    return [*known, *([[step, planned]] if planned != now else [])]
 
 
 def build_decoder(backbone: Backbone, config: DecoderConfig) -> tuple[Any, SmallDecoder]:
@@ -132,7 +166,7 @@ def build_decoder(backbone: Backbone, config: DecoderConfig) -> tuple[Any, Small
             num_decoder_blocks=(config.blocks,) * (levels - 1) + (1,),
             latent_channels=vae["latent_channels"],
         )
-    tiny.to(backbone.device).requires_grad_(False)
+    tiny.to(backbone.device, memory_format=torch.channels_last).requires_grad_(False)
     tiny.decoder.requires_grad_(True)
     return tiny, SmallDecoder(tiny, vae)
 
@@ -164,6 +198,25 @@ class Crops:
         return image
 
 
+class Pool:
+    """Latents and decoded images of the first `config.pool` crops, made once; a step draws its batch by its number."""
+
+    def __init__(self, backbone: Backbone, crops: Crops) -> None:
+        config = self.config = crops.config
+        numbers = range(0, config.pool, config.batch_size)
+        self.pairs = [
+            pair
+            for first in Progress(numbers, desc="decoding crops", unit="batch")
+            for pair in zip(*latents_and_images(backbone, crops.batch(first // config.batch_size)), strict=True)
+        ]
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng(seed_for(self.config.seed, "decoder's pool", step))
+        chosen = [self.pairs[i] for i in rng.integers(len(self.pairs), size=self.config.batch_size)]
+        z, images = (torch.stack(side) for side in zip(*chosen, strict=True))
+        return z.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+
+
 @torch.no_grad()
 def latents_and_images(backbone: Backbone, x: Tensor) -> tuple[Tensor, Tensor]:
     """Latents of images (B, 3, S, S), scaled but not shifted, and what the frozen decoder makes of them."""
@@ -177,7 +230,7 @@ def agreement(backbone: Backbone, small: SmallDecoder, crops: Crops) -> float:
     """PSNR in dB of the small decoder's images against the frozen one's, in [0, 1], over crops never trained on."""
     errors = []
     for number in range(MEASURED_CROPS):
-        sample = crops.sample(crops.config.steps * crops.config.batch_size + number)
+        sample = crops.sample(max(crops.config.steps, crops.config.pool) * crops.config.batch_size + number)
         z, wanted = latents_and_images(backbone, sample[None])
         errors.append(float((small(z).clamp(-1, 1) - wanted).square().mean()) / 4)
     return -10 * math.log10(max(sum(errors) / len(errors), 1e-12))

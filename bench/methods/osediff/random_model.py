@@ -1,19 +1,19 @@
-"""OSEDiff at its real shape with random weights, for time and memory alone: SD2.1-base and its text encoder.
+"""OSEDiff at its real shape with random weights, for time and memory alone: SD2.1-base, its text encoder, the tagger.
 
-The prompt is that of an image with tags: the text encoder reads it anew for every image. The tagger itself is not on
-the package index, so its time and its operations are missing here, and the row says so.
+The prompt is that of an image with tags: the tagger and the text encoder work anew for every image.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.cards.card import Card
 from bench.methods.osediff.method import OSEDiffMethod, OSEDiffSettings
 from bench.methods.random_weights import REMARK, fill_randomly
+from bench.methods.stages import Boundary
 from bench.options import RunOptions
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torch import Tensor, nn
 
     from tsd.model.backbone import Backbone, PromptEmbeds
@@ -36,11 +36,13 @@ class RandomOSEDiff(OSEDiffMethod):
     """OSEDiff without its files; the adapters are merged, so the base has the shape."""
 
     def __init__(self, card: Card, options: RunOptions) -> None:
+        from bench.methods.osediff.random_tagger import RandomTagger
+
         options.require_dtype()
         self.options = options
         self.settings = OSEDiffSettings()
         self.hashes = {MODEL: "random"}
-        self.tagger = None
+        self.tagger = RandomTagger(options)
 
     @functools.cached_property
     def backbone(self) -> "Backbone":
@@ -59,6 +61,11 @@ class RandomOSEDiff(OSEDiffMethod):
         use_two_pass_group_norm(backbone.vae)
         return backbone
 
+    def boundaries(self) -> Sequence[Boundary]:
+        assert self.text_encoder is not None  # loaded here, so that no call has to
+        assert self.tagger.model is not None
+        return super().boundaries()
+
     @functools.cached_property
     def text_encoder(self) -> "nn.Module":
         import torch
@@ -68,23 +75,21 @@ class RandomOSEDiff(OSEDiffMethod):
             encoder = CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER))
         return fill_randomly(encoder, self.options.device, self.options.torch_dtype())
 
-    def _prompt(self, image: "Image.Image | Tensor") -> "PromptEmbeds":
+    def _prompt(self, image: "Tensor") -> "PromptEmbeds":
         import torch
 
         from tsd.model.backbone import PromptEmbeds
 
+        self.tagger.tags(image, self.options.device, self.options.torch_dtype())
         tokens = torch.arange(TEXT_ENCODER["max_position_embeddings"], device=self.options.device)[None]
         return PromptEmbeds(self.text_encoder(tokens)[0]).to(self.backbone.device, self.backbone.dtype)
 
     def networks(self) -> "dict[str, nn.Module]":
-        return {**super().networks(), "text_encoder": self.text_encoder}
+        backbone = {"denoiser": self.backbone.denoiser, "vae": self.backbone.vae}
+        return {**backbone, "text_encoder": self.text_encoder, "tagger": self.tagger.model}
 
     def provenance(self) -> dict[str, object]:
         content = super().provenance()
         assert isinstance(content["settings"], dict)
-        settings = content["settings"] | {"prompt": "77 tokens, read for every image; no tagger"}
-        remarks = [
-            REMARK,
-            "without its tagger (RAM, Swin-L at 384 pixels), which runs for every image: its time is missing",
-        ]
-        return content | {"settings": settings, "remarks": remarks}
+        settings = content["settings"] | {"prompt": "77 tokens, read for every image after tagging it"}
+        return content | {"settings": settings, "remarks": [REMARK]}

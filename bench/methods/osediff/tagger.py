@@ -44,6 +44,19 @@ def _package_is_there() -> bool:
     return any((Path(folder) / "models" / "ram_lora.py").is_file() for folder in folders)
 
 
+def prepared(image: "Tensor", device: str) -> "Tensor":
+    """(1, 3, h, w) in [0, 1] → (1, 3, 384, 384) as the network takes it.
+
+    It is resized bilinearly without antialiasing, as torchvision does with tensors in the authors' version.
+    """
+    import torch
+    from torch.nn.functional import interpolate
+
+    image = interpolate(image.to(device), size=(SIDE, SIDE), mode="bilinear", align_corners=False)
+    mean, std = (torch.tensor(values, device=image.device).view(1, 3, 1, 1) for values in (MEAN, STD))
+    return (image - mean) / std
+
+
 class Tagger:
     """Names what is in an image.
 
@@ -69,16 +82,10 @@ class Tagger:
         """The tags of an image as one text, "cat, dog, table"; empty where none is recognised.
 
         Args:
-            image: (1, 3, h, w) float in [0, 1]: the enlarged input, which the authors tag too. It is resized to 384 x
-                384 bilinearly without antialiasing, as torchvision does with tensors in the authors' version.
+            image: (1, 3, h, w) float in [0, 1]: the enlarged input, which the authors tag too.
         """
-        import torch
-        from torch.nn.functional import interpolate
-
         self._model = self._model or self._load(device, dtype)
-        image = interpolate(image.to(device), size=(SIDE, SIDE), mode="bilinear", align_corners=False)
-        mean, std = (torch.tensor(values, device=image.device).view(1, 3, 1, 1) for values in (MEAN, STD))
-        captions = importlib.import_module(PACKAGE).inference_ram(((image - mean) / std).to(dtype), self._model)
+        captions = importlib.import_module(PACKAGE).inference_ram(prepared(image, device).to(dtype), self._model)
         return captions[0].replace(" | ", ", ")
 
     def _load(self, device: str, dtype: "torch.dtype") -> Any:

@@ -32,6 +32,8 @@ def load_restorer(weights: ModelFolders | Shape, config: RestoreConfig, options:
         config=config,
         device=options.device,
         dtype=options.torch_dtype(),
+        decoder=weights.decoder,
+        quantization=weights.quantization,
     )
 
 

@@ -4,12 +4,13 @@ This folder and `bench/methods/osediff/` are the only ones that import more of `
 
 - `tsd-sr-mini`, `osediff-mini`: the mini base shipped in the package with the adapters trained by TSD, or by OSEDiff's
   recipe (VSD alone, no TSM and no trajectory) on the same base.
+- `tsd-sr-mini-small-decoder`: the first of them with the small decoder that is shipped beside it.
 - `tsd-sr`: SD3-medium with the authors' weights `tsdsr-mse` and AdaIN colour, the pair behind the paper's tables (the
   released script's own defaults, `tsdsr` and wavelet, give other numbers).
 - `tsd-sr-mini-sd2`, `osediff-mini-sd2`: the same two recipes on the second mini base, a UNet of SD2's family.
 - `tsd-sr-sd2`, `tsd-sr-sd21`: SD2-base and SD2.1-base with a student you trained (Table 5; none was published).
 - `tsd-sr:MODEL,LORA[,PROMPTS]`: the same code for any student of your own; `tsd-sr:MODEL` for one that `tsd export`
-  merged.
+  merged. `,decoder=DIR` puts a small decoder in the VAE's place, `,quantize=int8` the denoiser's products into 8 bits.
 - `teacher-20`, or `teacher:steps=20,strength=0.3,guidance=1,model=DIR,prompts=DIR`: the base model without adapters,
   as image-to-image sampler from the encoded input.
 """
@@ -67,22 +68,32 @@ class OneStepMethod:
         import tsd.restore.restorer as module
 
         encode, decode = codec_boundaries(self.restorer.backbone)
+        if self.restorer.decoder is not None:
+            decode = Boundary("decode", self.restorer, "decoder", "colour")
         if self.restorer.fast.mean and self.config.posterior == "mode":
             encode = Boundary("encode", module, "encode_mean", "denoise")
         return [Boundary("upsample", self.restorer, "_restore", "copy"), encode, decode]
 
     def networks(self) -> "dict[str, nn.Module]":
-        return networks_of(self.restorer.backbone)
+        backbone, decoder = self.restorer.backbone, self.restorer.decoder
+        if decoder is None:
+            return networks_of(backbone)
+        before = {"quant_conv": backbone.vae.quant_conv} if backbone.vae.quant_conv is not None else {}
+        return {"denoiser": backbone.denoiser, "encoder": backbone.vae.encoder, **before, "decoder": decoder}
 
     def provenance(self) -> dict[str, object]:
-        content: dict[str, object] = {
-            "weights": self._sha256,
-            "settings": self.settings,
-            "dtype": self.options.dtype,
-        }
+        settings, remarks = self.settings, []
         if isinstance(self.weights, Shape):
-            content["remarks"] = [REMARK]
-        return content
+            remarks.append(REMARK)
+        else:
+            if self.weights.decoder is not None:
+                settings = settings | {"decoder": "AutoencoderTiny"}
+                remarks.append("a small decoder in the VAE's place: nearly the same image")
+            if self.weights.quantization is not None:
+                settings = settings | {"quantization": self.weights.quantization}
+                remarks.append(f"products of the denoiser in {self.weights.quantization}: nearly the same image")
+        content: dict[str, object] = {"weights": self._sha256, "settings": settings, "dtype": self.options.dtype}
+        return content | ({"remarks": remarks} if remarks else {})
 
     @functools.cached_property
     def _sha256(self) -> dict[str, str]:

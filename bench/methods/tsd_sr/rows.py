@@ -1,7 +1,9 @@
 """The rows of this project's own models: what `bench list` says of them, what they need, how they are loaded."""
 
 import functools
+import importlib.util
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from bench.cards.card import Card, assets
@@ -20,21 +22,24 @@ from bench.methods.tsd_sr.weights import (
     sd2_student_folders,
 )
 from bench.options import RunOptions
-from bench.store.missing import Missing, describe
+from bench.store.missing import Missing, Obstacle, describe
 from bench.store.store import missing_weights, source, verified_files, verified_weights
 from tsd.config import EXPORT_FILE
 from tsd.errors import UserError
 from tsd.files import MiniModel, mini_model_dir
 
 FORM_WORDS = {name: words for name, (words, _) in FORMS.items()}
+STUDENT_FORM = "tsd-sr:MODEL[,LORA[,PROMPTS]][,decoder=DIR][,quantize=int8|fp8]"
+SMALL_DECODER = "decoder"
+"""Folder of the small decoder in the first mini model's."""
 
 
 def load_student(
     weights: ModelFolders, options: RunOptions, row_settings: Mapping[str, object] = MappingProxyType({})
 ) -> OneStepMethod:
-    for folder in (weights.model, weights.lora, weights.prompts):
+    for folder in (weights.model, weights.lora, weights.prompts, weights.decoder):
         if folder is not None and not folder.is_dir():
-            raise UserError(f"no folder at {folder}; expected tsd-sr:MODEL[,LORA[,PROMPTS]]")
+            raise UserError(f"no folder at {folder}; expected {STUDENT_FORM}")
     if weights.lora is None and not (weights.model / EXPORT_FILE).is_file():
         raise UserError(
             f"{weights.model} is no merged student of `tsd export` (no {EXPORT_FILE} in it): name its LoRA folder, "
@@ -51,8 +56,12 @@ def make_student(
     return (FORMS[options.form][1] if options.form else OneStepMethod)(weights, options, row_settings)
 
 
-def load_mini(adapters: str, options: RunOptions, base: MiniModel = "mini") -> OneStepMethod:
-    return load_student(ModelFolders(mini_model_dir(base), mini_model_dir(base) / "lora" / adapters), options)
+def load_mini(
+    adapters: str, options: RunOptions, base: MiniModel = "mini", decoder: str | None = None
+) -> OneStepMethod:
+    folder = mini_model_dir(base)
+    small = None if decoder is None else folder / decoder
+    return load_student(ModelFolders(folder, folder / "lora" / adapters, decoder=small), options)
 
 
 def load_sd2(base: SD2Base, options: RunOptions) -> OneStepMethod:
@@ -89,15 +98,19 @@ def _missing_mini(folder: str, needed_by: str, options: RunOptions, base: MiniMo
 
 
 def student_spec(weights: ModelFolders, name: str, display: str) -> MethodSpec:
-    """The row of `tsd-sr:MODEL,LORA[,PROMPTS]`."""
+    """The row of `tsd-sr:MODEL,LORA[,PROMPTS]`, with what its form says besides."""
+    approximate = weights.decoder is not None or weights.quantization is not None
 
-    def missing(options: RunOptions) -> list[Missing]:
-        folders = [folder for folder in (weights.model, weights.lora, weights.prompts) if folder is not None]
-        return [
+    def missing(options: RunOptions) -> list[Missing | Obstacle]:
+        folders = (weights.model, weights.lora, weights.prompts, weights.decoder)
+        found: list[Missing | Obstacle] = [
             Missing(folder.name, str(folder), "your own training run", None, None, display)
             for folder in folders
-            if not folder.is_dir()
+            if folder is not None and not folder.is_dir()
         ]
+        if weights.quantization is not None and importlib.util.find_spec("torchao") is None:
+            found.append(Obstacle(display, "needs torchao: pip install 'tsd-sr-bench[quantize]'"))
+        return found
 
     return MethodSpec(
         name=name,
@@ -108,7 +121,7 @@ def student_spec(weights: ModelFolders, name: str, display: str) -> MethodSpec:
         licence="that of the weights",
         load=functools.partial(load_student, weights),
         missing=missing,
-        forms=FORM_WORDS if weights.lora else {},
+        forms=FORM_WORDS if weights.lora and not approximate else {},
     )
 
 
@@ -176,6 +189,15 @@ OSEDIFF_MINI = _mini_spec("osediff-mini", "OSEDiff recipe (VSD only)", "vsd", "V
 TSD_SR_MINI = _mini_spec("tsd-sr-mini", "TSD-SR", "tsdsr", "TSD")
 OSEDIFF_MINI_SD2 = _mini_spec("osediff-mini-sd2", "OSEDiff recipe (VSD only)", "vsd", "VSD alone", "mini-sd2")
 TSD_SR_MINI_SD2 = _mini_spec("tsd-sr-mini-sd2", "TSD-SR", "tsdsr", "TSD", "mini-sd2")
+TSD_SR_MINI_SMALL = replace(
+    TSD_SR_MINI,
+    name="tsd-sr-mini-small-decoder",
+    display=f"{TSD_SR_MINI.display}, small decoder",
+    summary=f"{TSD_SR_MINI.summary}, decoded by a small network in the VAE's place: faster, nearly the same image",
+    load=functools.partial(load_mini, "tsdsr", decoder=SMALL_DECODER),
+    missing=functools.partial(_missing_mini, SMALL_DECODER, f"{TSD_SR_MINI.display}, small decoder"),
+    forms={},
+)
 TSD_SR_SD2, TSD_SR_SD21 = (_sd2_spec(base) for base in SD2_BASES.values())
 
 

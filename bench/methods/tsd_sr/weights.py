@@ -8,6 +8,7 @@ and SD2.1-base (Table 5) the authors published no students: whoever trains one p
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -17,6 +18,9 @@ from bench.provenance import cached_sha256
 from bench.store.missing import Missing
 from bench.store.store import missing_files
 from tsd.config import RestoreConfig
+
+if TYPE_CHECKING:
+    from tsd.fast.quantizing import Quantization
 
 SD3_BASE = "sd3-medium"
 SD3_HUB_ID = "stabilityai/stable-diffusion-3-medium-diffusers"
@@ -66,11 +70,18 @@ SD2_BASES = {base.name: base for base in (SD2Base("sd2", "SD2-base"), SD2Base("s
 
 @dataclass(frozen=True)
 class ModelFolders:
-    """The folders one student or teacher is made of; `lora` and `prompts` may be part of the model or absent."""
+    """The folders one student or teacher is made of; `lora` and `prompts` may be part of the model or absent.
+
+    Attributes:
+        decoder: a small decoder in the VAE's place.
+        quantization: "int8" or "fp8" for the denoiser's products, as `tsd restore --quantize`.
+    """
 
     model: Path
     lora: Path | None = None
     prompts: Path | None = None
+    decoder: Path | None = None
+    quantization: "Quantization | None" = None
 
     def sha256(self) -> dict[str, str]:
         """Every file that decides a number, by "<role>/<path inside the folder>"."""
@@ -82,6 +93,8 @@ class ModelFolders:
         own = self.lora / "prompts" if self.lora is not None else None  # as `tsd restore` looks for them
         prompts = self.prompts or (own if own is not None and own.is_dir() else self.model / "prompts")
         files |= _files(prompts, "prompts")
+        if self.decoder is not None:
+            files |= _files(self.decoder, "decoder")
         bar = tqdm(files.items(), desc="hashing weights", unit="file", delay=2, leave=False, file=sys.stderr)
         return {name: cached_sha256(path) for name, path in bar}
 

@@ -14,9 +14,9 @@ from tsd.errors import UserError
 
 def test_every_name_is_its_specs_own_and_can_name_a_folder():
     assert list(METHODS) == [spec.name for spec in METHODS.values()]
-    assert list(METHODS)[:10] == [
+    assert list(METHODS)[:11] == [
         "bicubic", "lanczos", "teacher-20", "osediff-mini", "tsd-sr-mini", "osediff-mini-sd2", "tsd-sr-mini-sd2",
-        "tsd-sr-sd2", "tsd-sr-sd21", "realesrgan-compact",
+        "tsd-sr-mini-small-decoder", "tsd-sr-sd2", "tsd-sr-sd21", "realesrgan-compact",
     ]  # fmt: skip
     for name, spec in METHODS.items():
         assert Path(name).name == name
@@ -118,6 +118,7 @@ def test_a_path_with_an_equals_sign_is_a_path():
         ("python:file.py", "names no function"),
         ("python:file.py:two words", "names no function"),
         ("tsd-sr:a,b,c,d", "names 4 folders; expected tsd-sr:MODEL[,LORA"),
+        ("tsd-sr:a,b,quantize=int4", "quantizes to 'int4'"),
         ("tsd-sr:models/base,runs/mini", "would be called 'tsd-sr-mini', a method already"),
         ("bicubic=spandrel:x.pth", "would be called 'bicubic', a method already"),
         ("a/b=spandrel:x.pth", "cannot name a folder"),

@@ -5,11 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tsd.cli import main
+from tsd.config import FastPath, RestoreConfig
 from tsd.fast.compiling import Sizes
 from tsd.precision import native_precision
+from tsd.restore import Restorer
 
 
 def test_restores_fast_by_default_and_plain_when_asked(
@@ -37,6 +40,25 @@ def test_auto_takes_bf16_where_the_processor_has_it() -> None:
         pytest.skip("not an x86 processor")
     expected = "bf16" if flags & {"avx512_bf16", "amx_bf16"} else "fp32"
     assert native_precision("cpu")[0] == expected
+
+
+def test_without_a_compiler_the_student_stays_uncompiled(
+    student_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import config as inductor
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # elsewhere lies what was compiled before
+    student, said = student_of("sd3"), []
+    settings = RestoreConfig(process_size=0, posterior="mode")
+    with inductor.patch({"cpp.cxx": (None, str(tmp_path / "no-compiler"))}):  # what CXX sets
+        restorer = Restorer.load(
+            student.model, student.lora, config=settings, fast=FastPath(compile=True), report=said.append
+        )
+        lr = torch.rand(1, 3, 12, 16)
+        image = restorer.restore_tensor(lr, 0)
+    assert [line.split(" (")[0] for line in said] == ["not compiled: torch.compile does not work here"]
+    assert not restorer.fast.compile
+    torch.testing.assert_close(image, student.load(FastPath()).restore_tensor(lr, 0), rtol=1e-4, atol=2e-5)
 
 
 def test_a_new_size_is_announced_before_it_is_compiled() -> None:

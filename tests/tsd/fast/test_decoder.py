@@ -7,10 +7,13 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 from PIL import Image
+from safetensors.torch import load_file
 
 from tsd.cli import main
+from tsd.data.crops import decode, to_tensor
 from tsd.errors import UserError
 from tsd.fast.decoder import SmallDecoder, load_decoder
+from tsd.files import mini_model_dir
 from tsd.restore import Restorer
 
 SD3 = {"latent_channels": 4, "block_out_channels": (8, 8, 8, 8), "shift_factor": 0.0609, "scaling_factor": 1.5305}
@@ -61,6 +64,35 @@ def test_decoders_that_do_not_fit_are_refused(tmp_path: Path, build: Any, messag
         load_decoder(build(tmp_path), SD3)
 
 
+def test_the_shipped_one_is_small_and_near_the_frozen_decoder() -> None:
+    """On a picture that it was not trained on; reports/mini/table1.md has what it costs."""
+    folder = mini_model_dir() / "decoder"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 10**6
+    lr = to_tensor(decode(Path(__file__).parents[3] / "datasets" / "mini" / "test_LR" / "coffee-spoon.png"))[None]
+    frozen, small = (Restorer.load(decoder=chosen).restore_tensor(lr, 0) for chosen in (None, folder))
+    assert 0 < (frozen - small).square().mean() < 10**-3.3  # 33 dB
+
+
+def test_a_pool_of_crops_and_another_number_of_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(tmp_path / "photos" / "a.png")
+    settings = ["--batch-size", "2", "--crop", "32", "--width", "8", "--blocks", "1", "--pool", "3"]
+    command = ["distill-decoder", str(tmp_path / "photos"), "--output", str(tmp_path / "run"), *settings]
+    command += ["--mixed-precision", "bf16", "--steps"]
+    assert main([*command, "2"]) == 0
+    assert main([*command, "3", "--resume"]) == 0
+    written = tmp_path / "run" / "decoder"
+    facts = json.loads((written / "distilled.json").read_text())
+    assert (facts["config"]["steps"], facts["made_from"]["replanned"]) == (3, [[2, 2]])
+    weights = load_file(written / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+    assert main([*command, "1", "--resume"]) == 2
+    assert "has 3 steps and --steps is 1" in capsys.readouterr().err
+    assert main([*command, "3", "--resume", "--pool", "4"]) == 2
+    assert "pool: 3 then, 4 now" in capsys.readouterr().err
+
+
 def test_distilled_resumes_to_the_same_weights_and_restores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     for name in "ab":
@@ -73,7 +105,6 @@ def test_distilled_resumes_to_the_same_weights_and_restores(tmp_path: Path, caps
     assert "dB from the frozen decoder" in capsys.readouterr().out
 
     from tsd.config import DecoderConfig
-    from tsd.files import mini_model_dir
     from tsd.train import decoder as module
 
     class Killed(Exception):

@@ -11,7 +11,7 @@ from diffusers.models.upsampling import Upsample2D
 
 from tsd.config import PLAIN, FastPath
 from tsd.errors import UserError
-from tsd.fast import loading
+from tsd.fast import attention, loading
 from tsd.fast.loading import rewrite
 from tsd.fast.mean import encode_mean
 from tsd.fast.upsampling import FastUpsample2D, use_fast_upsampling
@@ -19,7 +19,7 @@ from tsd.model.backbone import load_backbone
 from tsd.model.lora import load_student
 from tsd.model.prompt import PromptEmbeds
 
-MEASURES = ("channels_last", "fold", "text", "qkv", "upsample", "pack", "mean")
+MEASURES = ("channels_last", "fold", "text", "qkv", "upsample", "pack", "mean", "attention")
 # Sums in another order differ by a few units of the last place, which some forty layers of random weights magnify.
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 
@@ -34,7 +34,7 @@ def measures(*names: str) -> FastPath:
 
 @pytest.mark.parametrize("name", MEASURES)
 def test_each_measure_alone_gives_the_plain_image(student: Any, name: str) -> None:
-    fast = measures("fold", "text") if name == "text" else measures(name)
+    fast = measures("fold", name) if name in ("text", "attention") else measures(name)
     lr = torch.rand(1, 3, 12, 16)
     plain, ours = student.load().restore_tensor(lr, 0), student.load(fast).restore_tensor(lr, 0)
     torch.testing.assert_close(ours, plain, **CLOSE)
@@ -43,7 +43,7 @@ def test_each_measure_alone_gives_the_plain_image(student: Any, name: str) -> No
 @pytest.mark.parametrize("batch", [1, 2])
 def test_all_together_give_the_plain_step(student: Any, batch: int) -> None:
     plain, ours = student.load(), student.load(FastPath())
-    assert ours.fast == FastPath(pack=False)  # which is for bf16
+    assert ours.fast == FastPath(pack=False, attention=False)  # which are for bf16
     with torch.inference_mode():
         step, expected = ours.backbone.one_step(latent(batch)), plain.backbone.one_step(latent(batch))
     torch.testing.assert_close(step, expected, **CLOSE)
@@ -60,6 +60,43 @@ def test_in_bf16_the_difference_is_that_of_rounding(student: Any) -> None:
     ]
     assert errors[1] < 1.5 * errors[0]
     assert errors[0] < 0.02
+
+
+class TestAttention:
+    def test_in_fp32_rounds_less_than_in_bf16(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(attention, "has_matrix_unit", lambda: False)
+        query, key, value = torch.randn(3, 1, 2, 70, 16, generator=torch.Generator().manual_seed(5)).bfloat16()
+        weights = (query.double() @ key.double().transpose(-1, -2) / 4).softmax(-1)
+        truth = weights @ value.double()
+        wide, plain = (attention.attend(query, key, value, wide) for wide in (True, False))
+        torch.testing.assert_close(wide, truth.bfloat16(), rtol=2**-7, atol=1e-6)
+        assert (wide.double() - truth).square().mean() <= (plain.double() - truth).square().mean()
+        exact = [attention.attend(query.float(), key.float(), value.float(), wide) for wide in (True, False)]
+        assert torch.equal(*exact)  # only half precision is widened
+
+    def test_it_is_used_without_a_matrix_unit_alone(
+        self, student_of: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        fast, z = replace(FastPath(), pack=False), latent().bfloat16()
+        steps = {}
+        for there in (True, False):
+            monkeypatch.setattr(attention, "has_matrix_unit", lambda there=there: there)
+            restorer = student_of("sd3").load(fast, torch.bfloat16)
+            assert restorer.fast.attention is not there
+            with torch.inference_mode():
+                steps[there] = restorer.backbone.one_step(z)
+        assert not torch.equal(steps[True], steps[False])
+        torch.testing.assert_close(steps[False], steps[True], rtol=0.02, atol=0.05)
+        assert not student_of("sd2").load(fast, torch.bfloat16).fast.attention
+
+    @pytest.mark.parametrize("limit", ["AVX512_CORE_BF16", "avx2"])
+    def test_a_setting_of_onednn_switches_the_unit_off(self, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+        monkeypatch.setattr(attention.platform, "machine", lambda: "x86_64")
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+        assert attention.has_matrix_unit.__wrapped__()
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        assert not attention.has_matrix_unit.__wrapped__()
 
 
 def test_blocks_of_sd35_are_folded_too(tiny_sd35_dir: Path) -> None:

@@ -1,13 +1,16 @@
 """The released form and the usual one compute the same images, and say where their stages begin."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 
 from bench.latency.clock import timed_call
 from bench.methods import METHODS, get_method
 from bench.methods.stages import Staged
+from bench.methods.tsd_sr import rows
 from bench.methods.tsd_sr.forms import FORMS, ReleasedStudent
 from bench.methods.tsd_sr.method import OneStepMethod
 from bench.methods.tsd_sr.rows import load_student
@@ -15,6 +18,7 @@ from bench.methods.tsd_sr.weights import SD2_BASES, ModelFolders
 from bench.options import RunOptions
 from tsd.errors import UserError
 from tsd.memory.public_configs import PUBLIC_CONFIGS
+from tsd.restore import Restorer
 
 TILED = {"color": "wavelet", "tile": 4, "tile_overlap": 2, "posterior": "mode"}
 
@@ -46,6 +50,45 @@ def test_the_released_form_gives_the_same_image(
         assert isinstance(method, Staged)
         stages = timed_call(method, lr, "cpu").stages
         assert list(stages) == ["upsample", "encode", "denoise", "decode", "colour", "copy", "png"]
+
+
+def test_a_small_decoder_is_timed_and_recorded(tiny_sd3_dir: Path, tiny_lora_dir: Path, tmp_path: Path) -> None:
+    lora, decoder = tmp_path / "student", tmp_path / "small"
+    shutil.copytree(tiny_lora_dir, lora)
+    (lora / "restore.json").write_text('{"process_size": 0, "color": "none", "posterior": "mode"}')
+    torch.manual_seed(9)
+    AutoencoderTiny(
+        latent_channels=4, encoder_block_out_channels=(4,) * 4, decoder_block_out_channels=(8,) * 4,
+        num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4,
+    ).save_pretrained(decoder)  # fmt: skip
+    spec = get_method(f"tsd-sr:{tiny_sd3_dir},{lora},decoder={decoder}")
+    assert (spec.name, dict(spec.forms)) == ("tsd-sr-student-small", {})
+    method = spec.load(RunOptions())
+    assert isinstance(method, OneStepMethod)
+    facts = method.provenance()
+    assert facts["settings"]["decoder"] == "AutoencoderTiny"  # type: ignore[index]
+    assert "decoder/diffusion_pytorch_model.safetensors" in facts["weights"]  # type: ignore[operator]
+    assert "small decoder" in facts["remarks"][0]  # type: ignore[index]
+    lr = torch.rand(1, 3, 16, 24)
+    expected = Restorer.load(tiny_sd3_dir, lora, decoder=decoder).restore_tensor(lr, 7)
+    assert torch.equal(method.restore(lr, 7), expected)
+    stages = timed_call(method, lr, "cpu").stages
+    assert list(stages) == ["upsample", "encode", "denoise", "decode", "colour", "copy", "png"]
+    parameters = {id(p) for network in method.networks().values() for p in network.parameters()}
+    assert not parameters & {id(p) for p in method.restorer.backbone.vae.decoder.parameters()}
+    with pytest.raises(UserError, match=r"no folder at .*nowhere"):
+        get_method(f"tsd-sr:{tiny_sd3_dir},{lora},decoder={tmp_path / 'nowhere'}").load(RunOptions())
+
+
+def test_products_in_8_bits_are_recorded_and_need_torchao(
+    tiny_sd3_dir: Path, tiny_lora_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = get_method(f"tsd-sr:{tiny_sd3_dir},{tiny_lora_dir},quantize=int8")
+    method = spec.load(RunOptions())
+    assert isinstance(method, OneStepMethod)
+    assert method.provenance()["settings"]["quantization"] == "int8"  # type: ignore[index]
+    monkeypatch.setattr(rows.importlib.util, "find_spec", lambda name: None)
+    assert ["needs torchao" in item.line() for item in spec.missing(RunOptions())] == [True]
 
 
 def test_a_student_merged_on_disk_has_no_released_form(tiny_sd3_dir: Path, tmp_path: Path) -> None:

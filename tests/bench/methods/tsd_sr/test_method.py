@@ -199,7 +199,15 @@ def test_teacher_20_is_the_default_teacher():
     assert get_method("teacher-4").steps == 4
 
 
-@pytest.mark.parametrize("name", [pytest.param("teacher-20", marks=pytest.mark.slow), "osediff-mini", "tsd-sr-mini"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("teacher-20", marks=pytest.mark.slow),
+        "osediff-mini",
+        "tsd-sr-mini",
+        pytest.param("tsd-sr-mini-small-decoder", marks=pytest.mark.slow),
+    ],
+)
 def test_mini_rows_keep_the_contract(name: str):
     spec = METHODS[name]
     missing = spec.missing(RunOptions())
