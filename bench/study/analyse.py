@@ -338,7 +338,8 @@ def _rho(study: Study, number: int, answers: Sequence[Answer]) -> float | None:
     x, y = np.array(xs), np.array(ys)
     if not x.any() or not y.any():
         return None
-    rho = float(stats.spearmanr(np.concatenate([x, -x]), np.concatenate([y, -y])).statistic)
+    ranks = [stats.rankdata(np.concatenate([values, -values])) for values in (x, y)]
+    rho = float(np.corrcoef(*ranks)[0, 1])
     return None if math.isnan(rho) else rho
 
 

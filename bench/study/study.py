@@ -16,12 +16,12 @@ from tsd.errors import UserError
 
 Criterion = Literal["similarity", "structure", "realism"]
 Reference = Literal["hr", "lr"]
-QUESTIONS: Mapping[Criterion, str] = {
+QUESTIONS: Mapping[str, str] = {
     "similarity": "Which picture is more similar to the reference?",
     "structure": "Which picture keeps the structure of the input better?",
     "realism": "Which picture looks more like a real photograph?",
 }
-BEST_QUESTIONS: Mapping[Criterion, str] = {
+BEST_QUESTIONS: Mapping[str, str] = {
     "similarity": "Which picture is most similar to the reference?",
     "structure": "Which picture keeps the structure of the input best?",
     "realism": "Which picture looks most like a real photograph?",

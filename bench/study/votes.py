@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from bench.study.design import GOOD, Trial
 from bench.study.study import Study
@@ -206,7 +206,7 @@ def checksum(study: str, rater: int, token: str, simulated: str, answers: Sequen
     return f"{zlib.crc32(text.encode()):08x}"
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 

@@ -1,1 +1,1 @@
-"""How a command behaves on a terminal and in a log: progress, and what is not imported for it."""
+"""What a command shows while it works, and what it does not import."""
