@@ -130,16 +130,19 @@ def check_nox(arguments: list[str]) -> None:
             check_call(["bench", "sweep", *others])
 
 
+def verbs_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    inner = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return {name: verb for verbs in inner for name, verb in verbs.items()}
+
+
 def subparsers(program: str) -> dict[str, argparse.ArgumentParser]:
-    actions = PARSERS[program]()._actions
-    return next(action.choices for action in actions if isinstance(action, argparse._SubParsersAction))
+    return verbs_of(PARSERS[program]())
 
 
 def options_of(parser: argparse.ArgumentParser) -> set[str]:
     """The options of a verb and, where it has verbs of its own, of these."""
     own = {option for action in parser._actions for option in action.option_strings}
-    inner = [action.choices.values() for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    return own.union(*(options_of(verb) for verbs in inner for verb in verbs))
+    return own.union(*(options_of(verb) for verb in verbs_of(parser).values()))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
@@ -200,10 +203,12 @@ def test_advice_that_is_printed_can_be_followed(package: str) -> None:
     for path in SOURCES:
         for line, text in printed(path) if path.is_relative_to(ROOT / package) else ():
             for command in advice(text):
-                words = command.split()
-                verbs = subparsers(words[0])
-                if words[1] in verbs and all(OPTION.fullmatch(word) for word in words[2:]):
-                    fault = "" if set(words[2:]) <= options_of(verbs[words[1]]) else f"unknown: {command}"
+                program, *rest = command.split()
+                verb = PARSERS[program]()
+                while rest and rest[0] in verbs_of(verb):
+                    verb = verbs_of(verb)[rest.pop(0)]
+                if verb.prog != program and all(OPTION.fullmatch(word) for word in rest):
+                    fault = "" if set(rest) <= options_of(verb) else f"unknown: {command}"
                 else:
                     fault = fault_of(command)
                 found += [f"{relative(path)}:{line}: {command!r}: {fault}"] if fault else []

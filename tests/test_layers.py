@@ -85,7 +85,7 @@ def upward(package: str) -> list[str]:
 def test_every_room_is_on_a_floor(package: str) -> None:
     rooms = {path.relative_to(ROOT / package).parts[0].removesuffix(".py") for path in sources(package)}
     assert rooms - {"__init__"} == set().union(*FLOORS[package])
-    assert len([room for room in rooms if (ROOT / package / f"{room}.py").exists()]) <= 10
+    assert len([room for room in rooms if (ROOT / package / f"{room}.py").exists()]) <= 11
 
 
 @pytest.mark.parametrize("package", ["tsd", "bench"])

@@ -12,7 +12,6 @@ from bench.paper.tables import TABLES, paper_figures
 from bench.report.document import DASH, Chapter, Document, Entry, Grid
 from bench.report.latex import to_latex
 from bench.report.markdown import to_markdown
-from bench.report.render import ENDINGS
 from tsd.files import write_atomic
 
 GIGA, MIB = 10**9, 2**20
@@ -25,7 +24,7 @@ def write_latency_table(out: Path, plan: LatencyPlan) -> str:
     tables = summarize_latency(out, plan)
     document = lay_out(plan, tables)
     markdown = to_markdown(document)
-    for ending, content in zip(ENDINGS, (markdown, to_csv(plan, tables), to_latex(document)), strict=True):
+    for ending, content in (("md", markdown), ("csv", to_csv(plan, tables)), ("tex", to_latex(document))):
         write_atomic(out / f"{plan.table}.{ending}", content.encode())
     return markdown
 

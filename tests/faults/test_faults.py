@@ -39,7 +39,7 @@ def test_broken_inputs_give_a_clear_error_or_the_right_result(tmp_path: Path) ->
 @pytest.mark.slow
 def test_commands_survive_faults(tmp_path: Path, warm: Any) -> None:
     """Other tests kill `bench run`, `tsd prepare` and `tsd train` at several instants."""
-    commands, kinds = ("bench fetch", "bench sweep", "tsd restore"), ("kill", "full", "eio-write", "read-only")
+    commands, kinds = ("bench sweep",), ("kill", "full", "eio-write", "read-only")
     arguments = ("--commands", *commands, "--kinds", *kinds, "--instants", 1, "--others", 1, "--mutants", 0)
     done = warm.run(MAIN, *arguments, "--report", tmp_path / "faults.md", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

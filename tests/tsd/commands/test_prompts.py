@@ -175,7 +175,7 @@ def test_bad_input_is_one_clear_line(
     assert "is a model of neither family" in message("--model", tmp_path / "empty")
     assert "default prompt is empty" in message("--model", tiny_sd3_text_dir, "--text", " ")
     assert "could not be read as UTF-8" in message("--model", tiny_sd3_text_dir, "--text-file", tmp_path / "no.txt")
-    assert "no prompt folder at" in message("--model", tiny_sd3_text_dir, "--compare", tmp_path / "no")
+    assert message("--model", tiny_sd3_text_dir, "--compare", tmp_path / "no").endswith("/no: no such folder")
     wrong = message("--model", tiny_sd2_text_dir, "--compare", tmp_path / "empty")
     assert "holds neither prompt_embeds.pt" in wrong
     assert main(["prompts", "--model", str(tiny_sd3_text_dir), "--out", str(out), "--device", "tpu"]) == 2
