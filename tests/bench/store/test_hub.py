@@ -217,6 +217,8 @@ def test_a_cache_that_cannot_be_written_is_named(hub: Hub, monkeypatch: pytest.M
         pytest.skip("no /sys")
     hub.files["me/base"] = {"vae/config.json": CONFIG}
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", bench.store.hub.HUB)
+    template = f"{bench.store.hub.HUB}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/sys/hub")
     with pytest.raises(UserError, match=r"/sys/hub, and that folder cannot be written .*set HF_HUB_CACHE"):
         resolve_model("me/base")

@@ -108,5 +108,5 @@ class TestShippedWeights:
     def test_students_beat_bicubic_on_the_mini_test_set(
         self, lora: str, gains_over_bicubic: Callable[[Path, str], torch.Tensor]
     ) -> None:
-        """By 0.41 dB on average, [0.16, 0.65] over 18 crops (reports/mini/table5.md)."""
-        assert gains_over_bicubic(mini_model_dir("mini-sd2"), lora).mean() > 0.3
+        """By 0.2 dB on average, before colours are aligned; by 0.41 dB with it (reports/mini/table5.md)."""
+        assert gains_over_bicubic(mini_model_dir("mini-sd2"), lora).mean() > 0.15
