@@ -134,7 +134,7 @@ def content(out: Path) -> dict[str, object]:
 @pytest.mark.slow
 def test_several_processes_leave_what_one_leaves(scenarios: Path) -> None:
     one = scenarios / "equal" / "of1"
-    assert len(content(one)) == 2 * (4 + 5) + 1 + 3
+    assert len(content(one)) == 2 * (4 + 5) + 1 + 4
     for world in (2, 3):
         out = scenarios / "equal" / f"of{world}"
         assert codes(out) == [0] * world

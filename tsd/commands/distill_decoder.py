@@ -11,11 +11,11 @@ nearly the same image. Without --model it is for the mini model shipped in the p
 """
 EPILOG = """\
 examples:
-  tsd distill-decoder photos/ --output small/            for `tsd restore INPUT --decoder small/decoder`
+  tsd distill-decoder photos/ --output small/            for tsd restore --decoder small/decoder
   tsd distill-decoder photos/ --output small/ --resume   continue after an interruption
   tsd distill-decoder photos/ --output small/ --model sd3/ --crop 256 --device cuda
-  tsd distill-decoder photos/ --output small/ --width 32 --crop 64 --pool 1536 --mixed-precision bf16
-                                                          minutes on a CPU: as the mini model's was made
+  tsd distill-decoder photos/ --output small/ --width 32 --pool 1536 --mixed-precision bf16 \\
+                      --crop 64                          minutes on a CPU, as the mini's
 """
 
 

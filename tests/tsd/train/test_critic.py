@@ -76,10 +76,15 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def test_the_warm_up_trains_the_critic_alone(
-    tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_sd3_dir: Path,
+    photos: list[np.ndarray],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Student, its average, optimiser and schedule stay as they are, and the student's own steps are those without."""
     config = dataclasses.replace(TINY, critic_warmup_steps=2, critic_ema_decay=0.9)
+    monkeypatch.setattr("tsd.console.progress.SECONDS", 0.0)  # a line for every step
     finished = run(tiny_sd3_dir, photos, tmp_path / "run", config)
     assert finished.step == 5
     assert "critic warm-up" in capsys.readouterr().err
