@@ -50,7 +50,7 @@ def choose_methods(run: Path, methods: Sequence[str] = (), testset: str | None =
         UserError: no records, a name twice, or a method or test set that the run does not have.
     """
     records = Records(run)
-    plans = [plan for plan in map(records.read_plan, sorted(path.stem for path in records.root.glob("*.json"))) if plan]
+    plans = records.plans()
     if not plans:
         raise UserError(f"no records in {run}; expected the --out folder of a `bench run`")
     repeated = sorted({name for name in methods if methods.count(name) > 1})

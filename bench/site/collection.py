@@ -130,14 +130,14 @@ def _runs(folders: Sequence[Path]) -> list[Run]:
     resolved = [Path(folder).resolve() for folder in folders]
     for folder, place in zip(folders, resolved, strict=True):
         records = Records(folder)
-        plans = [records.read_plan(path.stem) for path in sorted(records.root.glob("*.json"))]
+        plans = records.plans()
         if not plans:
             raise UserError(f"no records in {folder}; expected the --out folder of a `bench run`")
         if resolved.count(place) > 1:
             raise UserError(f"{folder} is named twice")
         alike = [run.label for run in found if run.label.partition(" (")[0] == place.name]
         label = f"{place.name} ({len(alike) + 1})" if alike else place.name
-        found.append(Run(records, label, tuple(plan for plan in plans if plan is not None)))
+        found.append(Run(records, label, tuple(plans)))
     return found
 
 

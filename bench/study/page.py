@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from bench import __version__
 from bench.site.html import ASSETS, json_of, policy_of, script_of, style_of, templates
-from bench.study.study import BEST_QUESTIONS, QUESTIONS, Study
+from bench.study.study import Study
 
 PAGE = Path(__file__).parent / "page"
 SHARED = ("elements.js", "theme.js", "zoom.js")
@@ -34,11 +34,10 @@ def render(
     style = style_of([ASSETS / "style.css", PAGE / "vote.css"])
     script = script_of([*(ASSETS / name for name in SHARED), PAGE / "vote.js"])
     address = urlsplit(post)
-    questions = BEST_QUESTIONS if study.mode == "best" else QUESTIONS
     data: dict[str, Any] = {
         "study": study.id,
         "best": study.mode == "best",
-        "question": questions[study.criterion],
+        "question": study.question,
         "images": [[*size, dict(pictures)] for size, pictures in zip(sizes, beside, strict=True)],
         "trials": [
             [[trial.image, *study.pictures_of(trial)] for trial in study.trials_of(rater)]
@@ -52,7 +51,7 @@ def render(
         .get_template("vote.html.j2")
         .render(
             title=study.title,
-            question=questions[study.criterion],
+            question=study.question,
             show=study.show,
             best=study.mode == "best",
             places=max(len(trial) - 2 for trials in study.trials for trial in trials),

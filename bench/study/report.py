@@ -10,19 +10,20 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 from scipy import stats
 
-from bench.paper.tables import paper_figures
+from bench.paper.tables import printed_rows
 from bench.report.document import DASH, Chapter, Document, Entry, Grid
 from bench.report.markdown import to_markdown
 from bench.report.plots import COLORS, LITERAL, PAPER, STYLE, pyplot, save
 from bench.study.analyse import PRIOR, Estimate, Findings
 from bench.study.simulate import known_shares
-from bench.study.study import ALL, QUESTIONS, Study
+from bench.study.study import ALL, Study
 from bench.study.votes import Ballot, Box
-from tsd.files import write_atomic
+from tsd.files import write_text
 
 SIMULATED = (
     "SIMULATED raters of known preference: this shows that the analysis works, and says nothing about any method."
@@ -73,17 +74,13 @@ def write_report(scored: Scored, out: Path) -> list[Path]:
         "figure8-images.csv": _csv(_image_rows(scored)),
     }
     for name, text in files.items():
-        write_atomic(out / name, text.encode(errors="backslashreplace"))
+        write_text(out / name, text)
     return [*(out / name for name in files), *_draw(scored, out / "figure8")]
 
 
 def printed_shares() -> dict[str, float]:
     """The paper's Figure 8: the share of TSD-SR by category, in its order, `ALL` first."""
-    return {
-        row["category"]: float(row["approval_percent"]) / 100
-        for row in paper_figures("user_study.csv")
-        if row["figure"] == "Fig 8"
-    }
+    return {row["category"]: float(row["approval_percent"]) / 100 for row in printed_rows("figure8")[1]}
 
 
 def _printed_of(category: str) -> float | None:
@@ -109,11 +106,10 @@ def _document(scored: Scored) -> Document:
         ("Raters who did not answer all", tuple(partial)),
         ("How it was measured", tuple(_evidence(scored))),
     ]
-    question = f"{QUESTIONS[study.criterion]}" if study.criterion in QUESTIONS else study.criterion
     return Document(
         title=f"Figure 8: user study{', simulated raters' if simulated else ''}",
         about=(f"**{SIMULATED}** " if simulated else "")
-        + f"“{question}” {len(study.images)} images of {study.testset}, {len(study.methods)} methods, "
+        + f"“{study.question}” {len(study.images)} images of {study.testset}, {len(study.methods)} methods, "
         f"{len(scored.counted)} raters, {findings.votes[ALL]} votes. Study `{study.id}`.",
         chapters=(Chapter(None, "", tuple(_grids(scored))),),
         lists=tuple((title, lines) for title, lines in lists if lines),
@@ -209,7 +205,7 @@ def _evidence(scored: Scored) -> Iterator[str]:
     study, findings = scored.study, scored.findings
     same, repeats = findings.consistency
     total = findings.votes[ALL] + findings.unsure[ALL]
-    times = sorted(answer.seconds for ballot in scored.counted for answer in ballot.answers)
+    times = [answer.seconds for ballot in scored.counted for answer in ballot.answers]
     shown = {"hr": "the ground truth", "lr": "the input"}
     beside = " and ".join(shown[side] for side in study.show) or "nothing"
     yield (
@@ -223,7 +219,7 @@ def _evidence(scored: Scored) -> Iterator[str]:
         yield f"Krippendorff's alpha of the raters: {findings.alpha:.2f} (1 is agreement, 0 is chance)."
     if findings.left is not None:
         yield f"The left picture was chosen in {findings.left:.0%} of the votes."
-    yield f"Half of the answers took less than {times[len(times) // 2]:.1f} s."
+    yield f"Half of the answers took less than {median_high(times):.1f} s."
     yield (
         f"Intervals: {scored.resamples} resamples of raters and, within categories, of images, both at once. {PRIOR} "
         "of a vote is added to each side of a comparison, so that a method that won all has a place."
@@ -332,7 +328,7 @@ def _draw(scored: Scored, stem: Path) -> list[Path]:
         if radar:
             _radar(figure.add_subplot(grid[0, 0], projection="polar"), scored, categories)
         _bars(figure.add_subplot(grid[0, -1]), scored)
-        title = f"{QUESTIONS.get(study.criterion, '')} {len(scored.counted)} raters, {len(study.images)} images"  # pyright: ignore
+        title = f"{study.question} {len(scored.counted)} raters, {len(study.images)} images"
         if scored.box.simulated:
             title = "SIMULATED raters of known preference: says nothing about any method"
         figure.suptitle(title, fontsize=10, color="#B00020" if scored.box.simulated else "black")

@@ -89,6 +89,11 @@ class Study:
     trials: list[list[list[Any]]]
 
     @property
+    def question(self) -> str:
+        """What raters are asked."""
+        return (BEST_QUESTIONS if self.mode == "best" else QUESTIONS).get(self.criterion, self.criterion)
+
+    @property
     def categories(self) -> list[str]:
         """The categories, in the order in which images first name them."""
         return list(dict.fromkeys(image.category for image in self.images))

@@ -14,6 +14,7 @@ from PIL import Image
 from bench import cli
 from bench.paper.tables import pairs_of
 from bench.records.records import Records
+from bench.records.schema import Verification
 from bench.report.summarize import summarize
 from bench.site import pictures
 from bench.site.build import SiteRequest, build
@@ -70,6 +71,11 @@ def test_the_differences_are_those_of_the_table(run: Path) -> None:
         assert found.pair(at, 1, 0) == (cell.value, cell.low, cell.high, 3)
         mean, low, high, _ = found.pair(at, 0, 1)
         assert (mean, low, high) == pytest.approx((-cell.value, -cell.high, -cell.low))
+
+
+def test_an_attached_verification_is_no_table(run: Path) -> None:
+    Records(run).write_verification(Verification("2026-11-30", {}, {}, []))
+    assert [plan.table for plan in collect([run]).runs[0].plans] == ["table1"]
 
 
 def test_methods_on_other_images_are_not_compared(run: Path) -> None:

@@ -103,6 +103,11 @@ def test_coins_agree_as_chance_does(new_study: Callable[..., Study], ballots: Ba
     assert findings.scale[0].low is None
 
 
+@pytest.mark.parametrize(("mode", "word"), [("pairs", "more"), ("best", "most")])
+def test_the_question_is_the_one_that_was_asked(new_study: Callable[..., Study], mode, word: str) -> None:
+    assert new_study(Plan(mode, raters=10)).question == f"Which picture is {word} similar to the reference?"
+
+
 def test_nobody_decided(new_study: Callable[..., Study]) -> None:
     study = new_study(Plan(raters=2))
     unsure = [Ballot(Path(), 0, "t", "", [Answer(trial, None, 1.0) for trial in study.trials_of(0)], 1)]
