@@ -50,13 +50,16 @@ READER = {"images", "batch"}
 
 def imported_modules(path: Path) -> set[str]:
     """Every module that the file imports, anywhere in it; of `from a import b` both `a` and `a.b`."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    return set().union(*map(named_by, ast.walk(ast.parse(path.read_text()))))
+
+
+def named_by(node: ast.AST) -> set[str]:
+    """The modules that an import statement names; none of any other node."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if isinstance(node, ast.ImportFrom) and node.module:
+        return {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return set()
 
 
 def room_of(module: str) -> str:
@@ -239,11 +242,8 @@ def imported_at_once(path: Path) -> set[str]:
             continue
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             waiting += node.orelse
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
         else:
+            names |= named_by(node)
             waiting += ast.iter_child_nodes(node)
     return names
 

@@ -123,8 +123,6 @@ def run_batch(
     jobs: Sequence[Job],
     scale: float,
     restore: "Callable[[Scan, Job, Progress], Picture | Written]",
-    *,
-    unit: str = "image",
 ) -> Outcome:
     """Reads, restores and writes every picture; prints a line for each result and for each note.
 

@@ -14,6 +14,20 @@ class UserError(ValueError):
     """Bad input. The message says what was found, what was expected and what to do; the CLI prints only the message."""
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch or Python ran out of memory. torch's allocator on the CPU says so in words alone."""
+    import torch  # loaded already where such an error comes from
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "alloc" in str(error).lower()
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that was probably meant; None if none is close."""
+    import difflib  # on the way to an error alone
+
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+
+
 def some(names: Iterable[object], most: int = 3) -> str:
     """The first names, and the number of the others: "a, b, c and 4 more"; empty if there are none."""
     listed = [str(name) for name in names]

@@ -378,6 +378,11 @@ def mini_model_dir(name: MiniModel = "mini") -> Path:
     return Path(__file__).parent / "assets" / name
 
 
+def is_mini_model(model: str | Path) -> bool:
+    """Whether this is the folder of a mini model shipped in the package."""
+    return Path(model).expanduser().resolve().parent == mini_model_dir().parent.resolve()
+
+
 def function_named(text: str) -> tuple[Path, str] | None:
     """The file and the function that a text of this form names; None for any other text."""
     kind, _, argument = text.partition(":")

@@ -140,7 +140,7 @@ class Picture:
         levels = replace(self, alpha=None, gray=mode == "L").to_uint(8)
         color = np.asarray(ImageCms.applyTransform(Image.fromarray(levels), transform), np.float32) / 255
         if self.gray:
-            color = np.repeat(color @ LUMA[:, None], 3, axis=2)
+            color = in_gray(color)
         return replace(
             bare,
             color=color,
@@ -162,8 +162,13 @@ def enlarged(picture: Picture, color: np.ndarray) -> Picture:
     if alpha is not None:
         alpha = resized(alpha, color.shape[1], color.shape[0])
     if picture.is_neutral():
-        color = np.repeat(color @ LUMA[:, None], 3, axis=2)
+        color = in_gray(color)
     return replace(picture, color=color, alpha=alpha)
+
+
+def in_gray(color: np.ndarray) -> np.ndarray:
+    """(H, W, 3) colours as shades of gray, the luma in all three channels."""
+    return np.repeat(color @ LUMA[:, None], 3, axis=2)
 
 
 def resized(values: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -94,9 +94,8 @@ class RowWriter:
         fitted, depth, notes = _fitted(rows, self.kind)
         array = np.atleast_3d(fitted.to_uint(depth))
         if depth == 16 and array.shape[2] == 2:
-            array = array[
-                ..., [0, 0, 0, 1]
-            ]  # as `write_picture` does, since many readers know no 16-bit gray and alpha
+            # As `write_picture` does, since many readers know no 16-bit gray and alpha.
+            array = array[..., [0, 0, 0, 1]]
         encoder = self._encoder
         if encoder is None:
             self.notes = tuple(notes)

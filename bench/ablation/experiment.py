@@ -29,7 +29,6 @@ of = "full"
 against = "no-tsm"
 """
 
-import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +38,7 @@ from typing import Any
 
 from bench.ablation.domain import Domain, Measure
 from bench.provenance import sha256_json
-from tsd.errors import UserError
+from tsd.errors import UserError, nearest
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -395,5 +394,5 @@ def _list(names: Iterable[str]) -> str:
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    near = nearest(name, known)
+    return f" (did you mean {near!r}?)" if near else ""

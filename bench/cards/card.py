@@ -10,7 +10,6 @@ by their key. A variant of a method says `like = "NAME"` and only what differs: 
 patches come after them.
 """
 
-import difflib
 import functools
 import tomllib
 import types
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 
 from bench.cards.faults import faults
 from bench.cards.schema import Card, Command, Environment, Network, Patch, Published, Weight
-from tsd.errors import UserError
+from tsd.errors import UserError, nearest
 
 __all__ = [
     "CARDS",
@@ -206,5 +205,5 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _hint(name: str, known: typing.Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    near = nearest(name, known)
+    return f" (did you mean {near!r}?)" if near else ""

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 
 from bench.cards.schema import LEDGER, Card, Command, Environment, Weight
+from tsd.files import is_plain_name
 
 RUNS = ("tsd-sr", "osediff", "spandrel", "external")
 SEEDINGS = ("image", "none", "deterministic")
@@ -34,7 +35,7 @@ def faults(card: Card) -> Iterator[str]:
     for weight in card.weights:
         yield from _weight_faults(weight)
     for published in card.published:
-        if re.search(r"[/\\]", published.suffix):
+        if not is_plain_name(f"name{published.suffix}"):
             yield f"published: suffix = {published.suffix!r} leads out of the folder of {published.testset}"
     files = {weight.file for weight in card.weights}
     if card.run == "spandrel" and (card.network is None or card.network.file not in files):
@@ -141,7 +142,7 @@ def _checkout_faults(card: Card, command: Command, files: set[str]) -> Iterator[
 
 def _lies_inside(path: str) -> bool:
     """Whether a path is that of a file under some folder, written plainly: no "/" before it, no "." or ".." in it."""
-    return "\\" not in path and not {"", ".", ".."} & set(path.split("/"))
+    return all(map(is_plain_name, path.split("/")))
 
 
 def _is_day(text: str) -> bool:

@@ -12,7 +12,7 @@ from bench.methods.stages import Staged
 from bench.options import MIN_SIDE, SCALE, RunOptions
 from bench.pixels import checked_output
 from bench.store.missing import describe
-from tsd.errors import UserError
+from tsd.errors import UserError, is_out_of_memory
 
 if TYPE_CHECKING:
     from tsd.images import Picture
@@ -92,7 +92,7 @@ class Photographer:
             with torch.no_grad():
                 sr = checked_output(self.method.restore(lr, seed), height, width, self.scale)
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "alloc" in str(error).lower():
+            if is_out_of_memory(error):
                 raise UserError(self._memory_advice(width, height)) from error
             raise
         color = sr[0].permute(1, 2, 0).contiguous().numpy()

@@ -6,12 +6,11 @@ method without an adapter in the harness stays in the table, as not measured.
 """
 
 import csv
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tsd.errors import UserError
+from tsd.errors import UserError, nearest
 
 PAPER_DIR = Path(__file__).parent
 PAPER_METRICS = ("psnr", "ssim", "lpips", "dists", "fid", "niqe", "musiq", "maniqa", "clipiqa")
@@ -230,8 +229,8 @@ def get_profile(table: str, profile: str, *, newer: bool = False) -> tuple[Table
         UserError: no such table or profile, or no newer methods for it; the message lists those that exist.
     """
     if table not in TABLES:
-        near = difflib.get_close_matches(table, TABLES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        near = nearest(table, TABLES)
+        hint = f" Did you mean {near!r}?" if near else ""
         raise UserError(f"unknown table {table!r}.{hint} Known: {', '.join(TABLES)}")
     spec = TABLES[table]
     if profile not in spec.profiles:
@@ -303,8 +302,8 @@ def printed_rows(name: str, dataset: str | None = None) -> tuple[str, list[dict[
     key = name.lower().replace(" ", "")
     key = f"table{key}" if key.isdigit() else key
     if key not in PRINTED:
-        near = difflib.get_close_matches(key, PRINTED, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        near = nearest(key, PRINTED)
+        hint = f" Did you mean {near!r}?" if near else ""
         raise UserError(f"the paper's {name} has no figures here.{hint} There are {', '.join(PRINTED)}")
     title, file = PRINTED[key]
     rows = [row for row in paper_figures(file) if key not in _PLACES or row["figure"] == _PLACES[key]]

@@ -6,7 +6,6 @@ Missing files are found before anything heavy is imported. A method that cannot 
 A missing test set or metric leaves out cells with `allow_missing`, and otherwise ends the run.
 """
 
-import difflib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from bench.run.agreement import check_same_images, merge_missing
 from bench.run.plan import Choice, choose, make_plan
 from bench.run.request import Request
 from bench.store.missing import brief, describe
-from tsd.errors import UserError, some
+from tsd.errors import UserError, nearest, some
 
 if TYPE_CHECKING:
     import pandas
@@ -288,12 +287,13 @@ class Stages:
             return [s for s in self.testsets if any(image.name in self.request.images for image in s.images)]
         if self.request.figure is not None:
             return self.testsets if self.request.figure else []
-        withheld = [testset.display for testset in self.testsets if not is_shipped(testset.name)]
+        shipped = [testset for testset in self.testsets if is_shipped(testset.name)]
+        withheld = [testset.display for testset in self.testsets if testset not in shipped]
         if withheld:
             _log(
                 f"no picture of {', '.join(withheld)}, whose images may not be handed on: --figure or --images draws it"
             )
-        return [testset for testset in self.testsets if is_shipped(testset.name)]
+        return shipped
 
     def report(self) -> list[str]:
         """One line per row: how many images were restored, were there already, and failed."""
@@ -373,8 +373,8 @@ def _check_images_exist(names: Sequence[str], testsets: Sequence["TestSet"]) -> 
     known = [image.name for testset in testsets for image in testset.images]
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            near = nearest(name, known)
+            hint = f" Did you mean {near!r}?" if near else ""
             raise UserError(f"--images {name}: no image is called so.{hint} There are {some(known, 8)}")
 
 

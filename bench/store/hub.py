@@ -87,7 +87,7 @@ def _fetch(name: str, revision: str | None, files: list[str], part: Path) -> "Mo
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    api = HfApi(endpoint=mirrored(HUB).rstrip("/"))
+    api = HfApi(endpoint=mirrored(HUB))
     try:
         info = api.model_info(name, revision=revision, files_metadata=True)
         api.snapshot_download(name, revision=info.sha, local_dir=part, allow_patterns=files)

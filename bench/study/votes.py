@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeGuard
 
 from bench.study.design import GOOD, Trial
@@ -93,9 +94,7 @@ class Ballot:
 
     @property
     def median_seconds(self) -> float:
-        times = sorted(answer.seconds for answer in self.answers)
-        middle = len(times) // 2
-        return times[middle] if len(times) % 2 else (times[middle - 1] + times[middle]) / 2
+        return median(answer.seconds for answer in self.answers)
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,16 @@ import socket
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import accelerate
 import pyiqa
 import torch
+from forked import forked, print_into
 
 import bench.report.figures
 import bench.report.render
@@ -55,26 +57,14 @@ def together(label: str, world: int, act: Callable[[int], int]) -> None:
 
 
 def fork(label: str, rank: int, world: int, port: int, act: Callable[[int], int]) -> int:
-    child = os.fork()
-    if child:
-        return child
-    status = 70
-    try:
+    def run() -> int:
         if world > 1:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        output = os.open(f"{label}.{rank}.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1, closefd=False)
-        status = act(rank)
-    except SystemExit as end:
-        status = int(end.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(status)
+        print_into(f"{label}.{rank}.txt")
+        return act(rank)
+
+    return forked(run)
 
 
 def command(*arguments: object) -> Callable[[int], int]:

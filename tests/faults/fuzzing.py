@@ -130,7 +130,7 @@ def time_limit() -> Iterator[None]:
 def fuzz(place: Path, seed: int, mutants: int) -> dict[str, Outcome]:
     """Feeds `mutants` broken inputs of each form to its reader."""
     found = {}
-    for subject in subjects(place / "inputs"):
+    for subject in subjects():
         outcome = found[subject.name] = Outcome()
         for name, content in subject.originals.items():
             subject.read(write(place / subject.name / f"original {name}" / name, content))  # must not raise
@@ -166,9 +166,9 @@ def write(path: Path, content: bytes) -> Path:
 # -- what is read ------------------------------------------------------------------------------------------------------
 
 
-def subjects(place: Path) -> list[Subject]:
+def subjects() -> list[Subject]:
     """Images, safetensors, checkpoints, cards, records, manifests and archives."""
-    return [images(), safetensors(), checkpoints(), cards(), records(), manifests(place), archives()]
+    return [images(), safetensors(), checkpoints(), cards(), records(), manifests(), archives()]
 
 
 def images() -> Subject:
@@ -289,7 +289,7 @@ def records() -> Subject:
     return Subject("records", originals, read, text=True)
 
 
-def manifests(place: Path) -> Subject:
+def manifests() -> Subject:
     from bench.testsets import manifest
 
     source = ROOT / "datasets" / "mini"

@@ -15,14 +15,15 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import fuzzing
+from forked import forked, print_into
 from injection import KINDS, Injection
 from situations import SITUATIONS, Situation, leftovers
 
@@ -70,9 +71,7 @@ class Bench:
         self.situation, self.place, self.count = situation, place, 0
         self.inputs = place / "in"
         self.inputs.mkdir(parents=True)
-        child = os.fork()  # this process must not have computed anything
-        if not child:
-            leave(lambda: situation.prepare(self.inputs) or 0)
+        child = forked(lambda: situation.prepare(self.inputs) or 0)  # this process must not have computed anything
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "the inputs could not be made"
         self.whole = self.case()
         counting = Injection(self.whole / "out", "count")
@@ -95,17 +94,10 @@ class Bench:
         return folder
 
     def start(self, folder: Path, injection: Injection | None = None) -> int:
-        child = os.fork()
-        if child:
-            return child
-
         def act() -> int:
             os.setsid()
             os.chdir(folder)
-            output = os.open(f"printed.{os.getpid()}", os.O_CREAT | os.O_WRONLY)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-            sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1, closefd=False)
+            print_into(f"printed.{os.getpid()}")
             self.situation.before()
             program, *words = self.situation.argv
             cli = importlib.import_module(f"{program}.cli")
@@ -113,8 +105,7 @@ class Bench:
                 injection.install()
             return cli.main(words)
 
-        leave(act)
-        raise AssertionError
+        return forked(act)
 
     def end(self, child: int, folder: Path, injection: Injection | None, began: float) -> Ran:
         while True:
@@ -205,20 +196,6 @@ class Bench:
         os.killpg(child, signal.SIGKILL)
         self.end(child, folder, None, began)
         return self.continued(folder)
-
-
-def leave(act: Callable[[], int]) -> None:
-    """Runs `act` in a forked process, and ends the process with its status; 70 after an exception."""
-    status = 70
-    try:
-        status = act()
-    except SystemExit as end:
-        status = int(end.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(status)
 
 
 def last_line(text: str) -> str:

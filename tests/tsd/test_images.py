@@ -8,6 +8,7 @@ import pytest
 import tifffile
 import torch
 from PIL import Image, ImageCms
+from sample_pictures import HEIGHT, SRGB, WIDTH, eight, noise, smooth
 
 from tsd.errors import UserError
 from tsd.files import megapixels_allowed
@@ -26,25 +27,6 @@ from tsd.images import (
 )
 from tsd.restore.restorer import resize
 from tsd.writing import write_picture
-
-HEIGHT, WIDTH = 12, 17
-SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-
-
-def noise(*channels: int, dtype: type = np.uint8) -> np.ndarray:
-    return np.random.default_rng(7).integers(0, np.iinfo(dtype).max + 1, (HEIGHT, WIDTH, *channels)).astype(dtype)
-
-
-def smooth(*channels: int) -> np.ndarray:
-    """Something a lossy format keeps."""
-    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
-    layers = [60 + 8 * x, 200 - 9 * y, 40 + 5 * x + 6 * y, 255 - 6 * x][: channels[0] if channels else 1]
-    array = np.stack(layers, axis=-1).astype(np.uint8)
-    return array if channels else array[..., 0]
-
-
-def eight(picture: Picture) -> np.ndarray:
-    return np.rint(picture.color * 255).astype(np.uint8)
 
 
 class TestReading:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tsd.console.imports import QUANTIZERS, without
 from tsd.errors import UserError
-from tsd.files import MEGAPIXELS_HELP, READABLE, find_images, mini_model_dir, require_writable
+from tsd.files import MEGAPIXELS_HELP, READABLE, find_images, is_mini_model, mini_model_dir, require_writable
 from tsd.precision import PRECISIONS
 
 DESCRIPTION = """\
@@ -182,7 +182,7 @@ def _next(model: str | Path, out: Path, settings: dict[str, Any], *, on_cpu: boo
     lengths = {prompts[name].embeds.shape[1] if name in prompts else None for name in ("default", "null")}
     if settings["prompt_shapes"]:
         lengths.add(settings["prompt_shapes"]["prompt_embeds"][-2])
-    preset = "mini" if _is_mini(model) or on_cpu else "paper"  # the paper's precision needs a GPU
+    preset = "mini" if is_mini_model(model) or on_cpu else "paper"  # the paper's precision needs a GPU
     train = ["tsd", "train", "--preset", preset, "--model", str(model), "--data", str(out), "--output", "run/"]
     train += ["--crop", str(settings["crop"]), "--usm" if settings["usm"] else "--no-usm"]
     train += ["--degradation", settings["degradation"]["name"]]
@@ -192,17 +192,12 @@ def _next(model: str | Path, out: Path, settings: dict[str, Any], *, on_cpu: boo
     return [make + ([] if settings["captions"]["t5"] else ["--no-t5"]), [*train, "--prompt-embeds", "prompts/"]]
 
 
-def _is_mini(model: str | Path | None) -> bool:
-    """Whether this is a mini model of the package, which is trained by its own preset."""
-    return model is None or Path(model).expanduser().resolve().parent == mini_model_dir().parent.resolve()
-
-
 def _check(args: argparse.Namespace) -> None:
     """Refuses what is wrong with the arguments and the paths, and completes crop and sharpening from the preset."""
     from tsd.model.loading import is_hub_id, resolve_model
     from tsd.presets import MINI, PAPER
 
-    preset = MINI if _is_mini(args.model) else PAPER
+    preset = MINI if args.model is None or is_mini_model(args.model) else PAPER
     if args.crop is None:
         args.crop = preset.crop
     if args.usm is None:

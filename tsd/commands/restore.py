@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tsd.batch import FILES, Job, Written, add_files, plan_jobs, run_batch, status_of
 from tsd.console.imports import TRAINING, without, without_compiler
 from tsd.errors import UserError
-from tsd.files import WRITABLE, free_bytes, human_size, mini_model_dir, require_room, require_writable
+from tsd.files import WRITABLE, free_bytes, human_size, is_mini_model, mini_model_dir, require_room, require_writable
 from tsd.precision import PRECISIONS
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def _restore(
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype, why = native_precision(device) if args.dtype == "auto" else (args.dtype, "as asked")
     print(f"loading {model} with {lora} on {device} in {dtype} ({why})", file=sys.stderr)
-    if Path(model).expanduser().resolve().parent == mini_model_dir().parent.resolve():
+    if is_mini_model(model):
         print(
             "note: a mini model of the package is a test model for damaged images enlarged x4; what is clean, or is "
             "enlarged by less than 2, it hardly improves: name a real student by --model and --lora",

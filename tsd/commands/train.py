@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 from tsd.config import RunConfig, TeacherConfig, TrainConfig
 from tsd.console.imports import QUANTIZERS, without
 from tsd.errors import UserError
-from tsd.files import MEGAPIXELS_HELP, free_bytes, human_size, mini_model_dir
+from tsd.files import MEGAPIXELS_HELP, free_bytes, human_size, is_mini_model, mini_model_dir
 
 if TYPE_CHECKING:
     from tsd.train.settings import RunSettings
@@ -345,7 +345,7 @@ def own_student(args: argparse.Namespace) -> Path | None:
 
     model = mini_model_dir() if args.model is None else Path(args.model).expanduser()
     student = model / STUDENT_FOLDER
-    shipped = student.is_dir() and model.resolve().parent == mini_model_dir().parent.resolve()
+    shipped = student.is_dir() and is_mini_model(model)
     if not shipped or args.stage != "student" or args.from_scratch or args.config is not None:
         return None
     if args.resume and args.output is not None:

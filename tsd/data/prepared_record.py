@@ -3,13 +3,13 @@
 This module imports no torch, so that data of other settings are refused before anything heavy is imported.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tsd.errors import UserError
 from tsd.files import sha256_file
+from tsd.model.loading import read_config
 
 SCHEMA = 1
 RECORD = "prepared.json"
@@ -36,12 +36,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
             )
         found = "no such folder" if not folder.is_dir() else f"it has no {RECORD}"
         raise UserError(f"{folder} is no prepared data set ({found}); `tsd prepare --help` shows how to make one")
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{folder / RECORD} is not valid JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{folder / RECORD} holds a {type(record).__name__}; expected an object")
+    record = read_config(folder / RECORD)
     if record.get("schema") != SCHEMA:
         raise UserError(
             f"{folder / RECORD} has schema {record.get('schema')!r}, this version reads {SCHEMA}: prepare the images "

@@ -28,15 +28,15 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 from torch import Tensor
 
-from tsd.errors import UserError
+from tsd.errors import UserError, is_out_of_memory
 from tsd.fast.mean import encode_mean
 from tsd.files import full_disk_explained, human_size
-from tsd.images import LUMA, Picture, Scan
+from tsd.images import Picture, Scan, in_gray
 from tsd.restore.color import EPS, LEVELS, wavelet
 from tsd.restore.pooled_norm import PooledNorms
 from tsd.restore.resampling import Taps, pillow_taps, plain_taps
 from tsd.restore.restorer import SMALLEST_SIDE, Progress, Restorer
-from tsd.restore.tiling import gaussian_weights, tile_starts
+from tsd.restore.tiling import gaussian_weights, tile_grid
 from tsd.restore.windows import BAND, Span, joined_rows, receptive_field, scaled, spans
 from tsd.seeds import seed_for
 from tsd.writing import RowWriter, check_size, written_rows
@@ -97,7 +97,7 @@ def restore_file(
         try:
             _Restoration(restorer, scan, name, window, progress, target.parent, files).write(writer)
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "alloc" in str(error).lower():
+            if is_out_of_memory(error):
                 raise UserError(
                     f"not enough memory on {restorer.backbone.device} for pieces of "
                     f"{window * restorer.backbone.vae_factor} pixels; give --memory with fewer GB"
@@ -257,17 +257,11 @@ class _Restoration:
 
     def _tiles(self) -> tuple[list[Span], list[Span]] | None:
         """Rows and columns of the denoiser's tiles as `Restorer` lays them; None where it takes the latent whole."""
-        (height, width), tile = self.latent, self.config.tile
-        longest = self.backbone.family.longest_side(self.backbone.denoiser)
-        if not tile or (height * width <= tile**2 and max(height, width) <= longest):
+        tile = self.restorer.tile_side(*self.latent)
+        if tile is None:
             return None
-        side = min(int(min(tile, longest)), height, width)
-        overlap = self.config.tile_overlap
-        overlap = min(overlap, side // 2) if overlap >= side else overlap
-        rows, columns = (
-            [Span(start, start + side, torch.ones(side)) for start in tile_starts(length, side, overlap)]
-            for length in self.latent
-        )
+        side, *starts = tile_grid(*self.latent, tile, self.config.tile_overlap)
+        rows, columns = ([Span(start, start + side, torch.ones(side)) for start in line] for line in starts)
         return rows, columns
 
     # -- The networks
@@ -504,8 +498,8 @@ class _Restoration:
     def _picture(self, rows: Tensor, top: int, neutral: bool) -> Picture:
         """Rows of the result as a picture with what the input has besides colours; gray where the input was neutral."""
         color = rows.permute(1, 2, 0).contiguous().numpy()
-        if neutral:  # as `Restorer.restore_picture`
-            color = np.repeat(color @ LUMA[:, None], 3, axis=2)
+        if neutral:  # as `tsd.images.enlarged`
+            color = in_gray(color)
         bottom, alpha, (down, across) = top + rows.shape[1], None, self.reference
         first, last = down.read(top, bottom)
         source = self.scan.rows(first, last)

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from tsd.config import ADAPTER_CONFIG, FastPath, RestoreConfig, config_for
-from tsd.errors import UserError
+from tsd.errors import UserError, is_out_of_memory
 from tsd.fast.compiling import Sizes, compile_blocks
 from tsd.fast.decoder import SmallDecoder, load_decoder
 from tsd.fast.loading import load_fast
@@ -211,7 +211,7 @@ class Restorer:
         try:
             return self._restore(lr, seed, progress).to(lr.device)
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "alloc" in str(error).lower():
+            if is_out_of_memory(error):
                 raise UserError(self._memory_advice(lr.shape[-1], lr.shape[-2])) from error
             raise
 
@@ -263,22 +263,25 @@ class Restorer:
             )
 
     def _one_step(self, z_L: Tensor, progress: Progress | None) -> Tensor:
-        tile, (height, width) = self.config.tile, z_L.shape[-2:]
+        height, width = z_L.shape[-2:]
+        tile = self.tile_side(height, width)
+        if tile is not None:
+            overlap = self.config.tile_overlap
+            return blend_tiles(self._one_step_padded, z_L, tile=tile, overlap=overlap, progress=progress)
         longest = self.backbone.family.longest_side(self.backbone.denoiser)
-        if tile and (height * width > tile**2 or max(height, width) > longest):
-            return blend_tiles(
-                self._one_step_padded,
-                z_L,
-                tile=int(min(tile, longest)),
-                overlap=self.config.tile_overlap,
-                progress=progress,
-            )
         if max(height, width) > longest:
             raise UserError(
                 f"the latent is {width}x{height} and this denoiser knows positions up to {longest:.0f}: without tiles "
                 f"the image is too large. Use --tile {min(64, longest):.0f}."
             )
         return self._one_step_padded(z_L)
+
+    def tile_side(self, height: int, width: int) -> int | None:
+        """The side of the denoiser's tiles for a latent of this size; None where it is taken whole."""
+        tile, longest = self.config.tile, self.backbone.family.longest_side(self.backbone.denoiser)
+        if tile and (height * width > tile**2 or max(height, width) > longest):
+            return int(min(tile, longest))
+        return None
 
     def _one_step_padded(self, z: Tensor) -> Tensor:
         """One step for any size: sides that the patch does not divide are padded with their last row or column."""

@@ -42,6 +42,13 @@ def gaussian_weights(tile: int) -> Tensor:
     return torch.outer(bell(tile / 2), bell((tile - 1) / 2))
 
 
+def tile_grid(height: int, width: int, tile: int, overlap: int) -> tuple[int, list[int], list[int]]:
+    """The side of the tiles that `blend_tiles` lays over a latent, and their first rows and columns."""
+    side = min(tile, height, width)
+    overlap = min(overlap, side // 2) if overlap >= side else overlap
+    return side, tile_starts(height, side, overlap), tile_starts(width, side, overlap)
+
+
 def blend_tiles(
     function: Callable[[Tensor], Tensor],
     z: Tensor,
@@ -61,9 +68,7 @@ def blend_tiles(
         progress: called with (tiles done, tiles in all).
     """
     height, width = z.shape[-2:]
-    side = min(tile, height, width)
-    overlap = min(overlap, side // 2) if overlap >= side else overlap
-    rows, columns = tile_starts(height, side, overlap), tile_starts(width, side, overlap)
+    side, rows, columns = tile_grid(height, width, tile, overlap)
     weights = gaussian_weights(side).to(z.device, torch.float32)
     # Sums in float32 whatever the model's precision: half-precision weights vanish in the corners.
     total = torch.zeros(z.shape, dtype=torch.float32, device=z.device)

@@ -1,10 +1,9 @@
 """The plots of a sweep: a forest of paired differences, and learning curves with bands over seeds."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,30 +12,19 @@ from bench.ablation.experiment import Experiment, measures_of
 from bench.ablation.records import SweepRecords
 from bench.ablation.report.results import Result, label
 from bench.ablation.report.tables import heading
+from bench.report.plots import COLORS, STYLE, pyplot, save
 from bench.report.summarize import mean_ci95
-from tsd.files import atomic_path
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-# Okabe and Ito's colours, which colour-blind readers tell apart; beyond eight arms the dashes differ.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D00")
 DASHES = ("-", "--", ":", "-.")
+"""Beyond the eight colours the dashes differ."""
 BETTER, WORSE, SIGNIFICANT, UNDECIDED = "#0072B2", "#D55E00", "#000000", "#8A8A8A"
-STYLE: dict[str, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.hashsalt": "bench",  # ids in an SVG are otherwise random: the same records give the same file
-    "svg.fonttype": "none",
-}
 
 
 def draw_forest(experiment: Experiment, domain: Domain, results: Sequence[Result], out: Path) -> list[Path]:
     """Writes forest.png and forest.svg, a panel for each measure; nothing without results. Returns the files."""
     if not results:
         return []
-    plt = _pyplot()
+    plt = pyplot()
     present = {result.difference.measure.name for result in results}
     measures = [measure for measure in domain.measures if measure.name in present]
     keys = list(dict.fromkeys(_key(result) for result in results))
@@ -69,7 +57,7 @@ def draw_forest(experiment: Experiment, domain: Domain, results: Sequence[Result
                 plt.Line2D([], [], marker="D", linestyle="", color="black", markersize=4, mfc="none", label=text)
             )
         figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-        paths = _save(figure, out / "forest")
+        paths = save(figure, out / "forest")
         plt.close(figure)
     return paths
 
@@ -98,7 +86,7 @@ def draw_curves(experiment: Experiment, domain: Domain, records: SweepRecords, o
         for comparison in experiment.comparisons
     ]
     pairs = [(title, rows) for title, rows in pairs if rows]
-    plt = _pyplot()
+    plt = pyplot()
     with plt.rc_context(STYLE):
         levels = 2 if pairs else 1
         size = (2.4 + 3.0 * len(measures), 2.8 * levels)
@@ -119,7 +107,7 @@ def draw_curves(experiment: Experiment, domain: Domain, records: SweepRecords, o
         for level, title in zip(axes, ("95 %, without what all\narms of a seed share", "95 %"), strict=False):
             legend = {"title": f"bands: {title}", "title_fontsize": 7, "alignment": "left"}
             level[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=7, **legend)
-        paths = _save(figure, out / "curves")
+        paths = save(figure, out / "curves")
         plt.close(figure)
     return paths
 
@@ -234,22 +222,3 @@ def _title(experiment: Experiment, result: Result) -> str:
     difference = result.difference
     equal = f" at equal {difference.matched_x.label}" if difference.matched_x else ""
     return f"{label(experiment, difference.of)} − {label(experiment, difference.against)}{equal}"
-
-
-def _pyplot() -> Any:
-    """Imports matplotlib with the backend that needs no screen; it takes a second, so only when something is drawn."""
-    os.environ.setdefault("MPLBACKEND", "Agg")
-    import matplotlib.pyplot as plt
-
-    plt.switch_backend("Agg")
-    return plt
-
-
-def _save(figure: "Figure", stem: Path) -> list[Path]:
-    """Writes PNG and SVG without dates, so that the same records give the same bytes."""
-    paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
-    metadata: list[dict[str, Any]] = [{"Software": None}, {"Date": None}]
-    for path, content in zip(paths, metadata, strict=True):
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=150, metadata=content)  # pyright: ignore[reportUnknownMemberType]
-    return paths

@@ -144,6 +144,10 @@ class OSEDiffMethod:
         """The text encoder, kept in memory: with tags every image needs it."""
         return self._open_encoder(ExitStack())
 
+    @functools.cached_property
+    def text_encoder(self) -> "nn.Module":
+        return self._encoder._module
+
     def _open_encoder(self, stack: ExitStack) -> Any:
         from tsd.prompts.text_encoders import LoadedEncoder, load_tokenizer, text_side
 
@@ -169,7 +173,7 @@ class OSEDiffMethod:
     def networks(self) -> "dict[str, nn.Module]":
         found: dict[str, nn.Module] = {"denoiser": self.backbone.denoiser, "vae": self.backbone.vae}
         if self.tagger is not None and self.tagger.model is not None:
-            found |= {"text_encoder": self._encoder._module, "tagger": self.tagger.model}
+            found |= {"text_encoder": self.text_encoder, "tagger": self.tagger.model}
         return found
 
     def provenance(self) -> dict[str, object]:

@@ -84,10 +84,6 @@ class RandomOSEDiff(OSEDiffMethod):
         tokens = torch.arange(TEXT_ENCODER["max_position_embeddings"], device=self.options.device)[None]
         return PromptEmbeds(self.text_encoder(tokens)[0]).to(self.backbone.device, self.backbone.dtype)
 
-    def networks(self) -> "dict[str, nn.Module]":
-        backbone = {"denoiser": self.backbone.denoiser, "vae": self.backbone.vae}
-        return {**backbone, "text_encoder": self.text_encoder, "tagger": self.tagger.model}
-
     def provenance(self) -> dict[str, object]:
         content = super().provenance()
         assert isinstance(content["settings"], dict)

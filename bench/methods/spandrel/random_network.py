@@ -12,9 +12,6 @@ from bench.options import RunOptions
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor
 
-ARCHITECTURES = ("ESRGAN", "Compact", "FeMaSR")
-"""Those that cards name, by spandrel's names."""
-
 
 class RandomGan(GanMethod):
     """The network of a card, made without its file. It must come out as the card describes it."""
