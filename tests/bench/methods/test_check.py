@@ -311,4 +311,4 @@ def test_command_checks_published_outputs(shared_dir: Path, capsys: pytest.Captu
     assert run("osediff-published", *arguments) == 0
     assert "100 images for 100 names of realsr" in capsys.readouterr().out
     assert run(f"folder:{shared_dir / 'data' / 'kodak'}", *arguments) == 1
-    assert "Canon_001_LR4: no image of this name" in capsys.readouterr().out
+    assert "no image of this name for 100 of 100: Canon_001_LR4, Canon_002_LR4" in capsys.readouterr().out

@@ -108,7 +108,7 @@ def test_bsrgans_published_images_make_a_row_for_realsrset(
     shutil.copytree(shared_dir / "weights" / "pyiqa", tmp_path / "torch" / "hub" / "pyiqa")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     arguments = ["run", "--table", "table7", "--testsets", "realsrset", "--methods", "bicubic", "bsrgan-published"]
-    arguments += ["--limit", "3", "--data-root", str(shared_dir / "data"), "--out", str(tmp_path / "out")]
+    arguments += ["--limit", "3", "--data-root", str(shared_dir / "data"), "--out", str(tmp_path / "out"), "--figure"]
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out
     assert "measured on RealSRSet (N = 3 of 20)" in out
