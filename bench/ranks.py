@@ -90,7 +90,7 @@ def on_all_ranks() -> Iterator[Rank]:
     """
     rank = current_rank()
     if not rank.first:
-        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported: bars of several processes overwrite each other
+        os.environ["TQDM_DISABLE"] = "1"  # bars of several processes overwrite each other
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield rank

@@ -232,7 +232,7 @@ class _Progress:
     """The bar: cells done, failed, and the time left by the seconds that cells of each arm took."""
 
     def __init__(self, wanted: Sequence[Job], pending: Sequence[Job], workers: int) -> None:
-        from tqdm import tqdm
+        from tsd.console.progress import Progress
 
         self.pending, self.workers, self.failed = list(pending), workers, 0
         self.seconds: dict[str, list[float]] = {}
@@ -241,7 +241,7 @@ class _Progress:
                 done = read_json(job.folder / "done.json") or {}
                 self.seconds.setdefault(job.arm, []).append(float(done["seconds"]))
         form = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
-        self.bar = tqdm(total=len(self.pending), desc="cells", file=sys.stderr, bar_format=form)
+        self.bar = Progress(total=len(self.pending), desc="cells", bar_format=form)
 
     def __enter__(self) -> "_Progress":
         self._show()

@@ -1,7 +1,6 @@
 """`bench check METHOD`: checks the method contract on synthetic images."""
 
 import argparse
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,13 +61,12 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     import json
 
-    from tqdm import tqdm
-
     from bench.methods import FolderMethod, get_method
     from bench.methods.base import Method
     from bench.methods.check import check_folder, check_method, report
     from bench.options import RunOptions
     from bench.store.missing import describe
+    from tsd.console.progress import Progress
     from tsd.errors import UserError
 
     spec = get_method(args.method)
@@ -79,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     if absent:
         raise UserError(f"{spec.name} cannot be checked here:\n{describe(absent)}")
     method = spec.load(options)
-    with tqdm(desc=f"checking {spec.name}", unit="clause", delay=2, leave=False, file=sys.stderr) as bar:
+    with Progress(desc=f"checking {spec.name}", unit="clause", delay=2, leave=False) as bar:
         if isinstance(method, FolderMethod):
             if args.testset is None:
                 raise UserError(f"{spec.name} is published outputs; name their test set with --testset")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench.commands.run import add_environments
 from bench.latency.request import LatencyRequest
+from tsd.console.progress import Progress
 from tsd.precision import PRECISIONS
 
 EPILOG = """\
@@ -94,8 +95,6 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from bench.latency.figures import draw_stages
     from bench.latency.measure import measure_latency
     from bench.latency.summary import summarize_latency
@@ -103,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
     given = vars(args) | {"cache_root": args.cache}
     request = LatencyRequest(**{field.name: given[field.name] for field in fields(LatencyRequest)})
-    plan = measure_latency(request, lambda line: tqdm.write(line, file=sys.stderr))
+    plan = measure_latency(request, lambda line: Progress.write(line, file=sys.stderr))
     out = request.folder()
     print(write_latency_table(out, plan), end="", flush=True)
     pictures = draw_stages(out, plan)

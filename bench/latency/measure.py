@@ -314,7 +314,8 @@ def _continue(session: Session, row: Row, records: RowRecords, run: LatencyRun) 
 def _take_turns(session: Session, subjects: list[Subject], lr: "Tensor", lr_sha256: str) -> None:
     """First calls, warm-ups and rounds of all subjects at one size, all of which are of this process."""
     import torch
-    from tqdm import tqdm
+
+    from tsd.console.progress import Progress
 
     keys = {subject.row.name: _begin(session, subject, lr_sha256) for subject in subjects}
     size = subjects[0].records.size
@@ -324,7 +325,7 @@ def _take_turns(session: Session, subjects: list[Subject], lr: "Tensor", lr_sha2
         return max((session.rounds - len(s.records.timed()) for s in subjects if not s.failed), default=0)
 
     total = len(subjects) * (1 + session.warmups + missing())
-    with torch.no_grad(), tqdm(total=total, desc=f"{size} x {size}", unit="call", file=sys.stderr) as bar:
+    with torch.no_grad(), Progress(total=total, desc=f"{size} x {size}", unit="call") as bar:
 
         def each(number: int, turn: Callable[[Subject, int], None]) -> None:
             for subject in [*subjects[number % len(subjects) :], *subjects[: number % len(subjects)]]:

@@ -1,16 +1,14 @@
 """Methods and images chosen from a run, for people to look at: every file is the recorded one, all of one size."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from tqdm import tqdm
 
 from bench.records.records import MethodRecords, Records
 from bench.records.schema import ImageRow, PlanMethod, PlanMetric, PlanSet
 from bench.report.measured import Measured
 from bench.testsets.manifest import TestImage, load_testset
+from tsd.console.progress import Progress
 from tsd.errors import UserError, some
 from tsd.images import picture_size
 
@@ -96,7 +94,7 @@ def checked_rows(chosen: Chosen, names: Sequence[str]) -> dict[str, list[ImageRo
         )
     faults: list[str] = []
     checked: dict[str, list[ImageRow]] = {}
-    for name in tqdm(names, "check the images", unit="image", delay=1, file=sys.stderr, leave=False):
+    for name in Progress(names, "check the images", unit="image", delay=1, leave=False):
         rows: list[ImageRow] = []
         for method, handle, by_name in zip(chosen.methods, handles, recorded, strict=True):
             row = by_name.get(name)

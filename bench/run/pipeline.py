@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from tqdm import tqdm
-
 from bench.device import resolve_device
 from bench.options import RunOptions
 from bench.paper.tables import get_profile
@@ -25,6 +23,7 @@ from bench.run.agreement import check_same_images, merge_missing
 from bench.run.plan import Choice, choose, make_plan
 from bench.run.request import Request
 from bench.store.missing import brief, describe
+from tsd.console.progress import Progress
 from tsd.errors import UserError, nearest, some
 
 if TYPE_CHECKING:
@@ -270,7 +269,7 @@ class Stages:
         written = [self.records.out / f"{self.plan.table}.{ending}" for ending in ENDINGS]
         from bench.report.figures import draw_figure
 
-        for testset in tqdm(self._pictured(), desc="figure", delay=1, file=sys.stderr, leave=False):
+        for testset in Progress(self._pictured(), desc="figure", delay=1, leave=False):
             first = testset.name == self.plan.testsets[0].name
             name = self.plan.table if first else f"{self.plan.table}-{testset.name}"
             path = self.records.out / f"{name}.png"
@@ -427,11 +426,11 @@ JobT = TypeVar("JobT")
 
 def _stage(name: str, jobs: list[JobT], label: Callable[[JobT], str]) -> Iterator[JobT]:
     """Yields the jobs and shows a progress bar that names the current one."""
-    with tqdm(jobs, desc=name, unit="job", file=sys.stderr) as bar:
+    with Progress(jobs, desc=name, unit="job") as bar:
         for job in bar:
             bar.set_postfix_str(label(job))
             yield job
 
 
 def _log(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)
+    Progress.write(line, file=sys.stderr)

@@ -7,13 +7,10 @@ on which the method fails does not undo what was measured elsewhere.
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Collection
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-
-from tqdm import tqdm
 
 from bench import provenance
 from bench.errors import one_line
@@ -26,6 +23,7 @@ from bench.records.schema import EXTERNAL, ImageRow, Restoration
 from bench.run.identity import agreed_provenance, continue_or_refuse, refuse_stale
 from bench.run.makers import Maker, Work, failing_work, work_of
 from bench.run.report import StageReport, combined
+from tsd.console.progress import Progress
 from tsd.errors import UserError
 from tsd.files import write_atomic
 
@@ -79,7 +77,7 @@ def restore_set(
             log(rank.line(f"{title}: {len(pending)} images"))
         with (
             closing(work.makers(pending)) as makers,
-            tqdm(makers, desc=title, total=len(pending), unit="image", delay=1, file=sys.stderr) as bar,
+            Progress(makers, desc=title, total=len(pending), unit="image", delay=1) as bar,
         ):
             for image, make in bar:
                 if key is None:  # only now: a method's own process has no environment until it has started

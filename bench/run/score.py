@@ -5,14 +5,11 @@ The score of a whole set (FID) is one row with the hash of the set and the numbe
 """
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from tqdm import tqdm
 
 from bench import provenance
 from bench.errors import one_line
@@ -21,6 +18,7 @@ from bench.ranks import ALONE, Rank, all_gather, from_first, wait_until_visible
 from bench.records.records import MethodRecords, Records
 from bench.records.schema import WHOLE_SET, ImageRow, ScoreRow, set_sha256, valid_scores, valid_set_score
 from bench.run.report import StageReport, combined
+from tsd.console.progress import Progress
 from tsd.errors import UserError
 
 if TYPE_CHECKING:
@@ -109,7 +107,7 @@ def _score_images(
     pending = [image for image in share if image.name in images and image.name not in valid]
     report = StageReport(kept=sum(1 for image in share if image.name in valid))
     title = f"{spec.name} {records.testset} · {records.method}"
-    for image in tqdm(pending, desc=title, unit="image", delay=1, file=sys.stderr, leave=False):
+    for image in Progress(pending, desc=title, unit="image", delay=1, leave=False):
         sr = _verified(records, images[image.name])
         row = _row(spec, image.name, images[image.name].sr_sha256, image.hr_sha256, 1)
         other = image.hr if spec.needs_reference else None
@@ -133,7 +131,7 @@ def _score_whole_set(
     hr = {image.name: image.hr for image in testset.images}
     report = StageReport()
     title = f"{spec.name} {records.testset} · {records.method}"
-    with tqdm(total=1, desc=title, unit="set", file=sys.stderr, leave=False) as bar:
+    with Progress(total=1, desc=title, unit="set", leave=False) as bar:
         row = _row(spec, WHOLE_SET, set_sha256(images, names), None, len(names))
         row = _with_value(row, lambda: scorer()(sr, hr), report)
         bar.update()

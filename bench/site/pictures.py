@@ -9,7 +9,6 @@ The number of bytes is estimated from a few images before anything is written.
 
 import io
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from bench.options import SCALE
 from bench.report.figures import spread
 from bench.site.collection import Set
+from tsd.console.progress import Progress
 from tsd.errors import UserError
 from tsd.files import human_size
 
@@ -94,7 +93,7 @@ def make(jobs: Sequence[Job], quality: int | None, title: str) -> Iterator[Pictu
         return
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         made = _bounded(pool, jobs, quality)
-        yield from tqdm(made, title, total=len(jobs), unit="image", delay=1, file=sys.stderr, leave=False)
+        yield from Progress(made, title, total=len(jobs), unit="image", delay=1, leave=False)
 
 
 def _bounded(pool: ThreadPoolExecutor, jobs: Sequence[Job], quality: int | None) -> Iterator[Pictures]:

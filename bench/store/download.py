@@ -7,7 +7,6 @@ reader never sees half a file.
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from time import sleep
@@ -132,7 +131,7 @@ def _transfer(session: "requests.Session", url: str, part: Path, title: str, *, 
 
 
 def _receive(session: "requests.Session", url: str, part: Path, title: str, only_if_same: bool) -> None:
-    from tqdm import tqdm
+    from tsd.console.progress import Progress
 
     have = _size(part)
     headers = {"Accept-Encoding": "identity"}  # a compressed body could neither be resumed nor counted
@@ -154,7 +153,7 @@ def _receive(session: "requests.Session", url: str, part: Path, title: str, only
         total = have + int(length) if length is not None else None
         with (
             part.open("ab" if have else "wb") as file,
-            tqdm(total=total, initial=have, desc=title, unit="B", unit_scale=True, file=sys.stderr) as bar,
+            Progress(total=total, initial=have, desc=title, unit="B", unit_scale=True) as bar,
         ):
             while piece := _next_piece(answer):
                 file.write(piece)

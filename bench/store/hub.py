@@ -9,16 +9,14 @@ name. An incomplete download has ".part" after its name, and the same call conti
 
 import os
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from bench.cards.card import Weight
 from bench.store.content import content_fault
 from bench.store.download import CONNECT_SECONDS, GIT, HUB, digest_of, mirrored
+from tsd.console.progress import Progress
 from tsd.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +56,7 @@ def get(place: str, weight: Weight, target: Path, known: Mapping[str, str]) -> d
     info = _fetch(name, revision or None, [file for file, final in final_paths.items() if not final.is_file()], part)
     stated = _stated(info)
     hashes = {}
-    for file, final in tqdm(final_paths.items(), f"verifying {target.name}", unit="file", delay=2, file=sys.stderr):
+    for file, final in Progress(final_paths.items(), f"verifying {target.name}", unit="file", delay=2):
         in_store = f"{weight.file}{file}" if weight.is_folder else weight.file
         expected = known.get(in_store) or stated.get(file)
         if final.is_file():

@@ -6,19 +6,17 @@ loaded.
 """
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from tqdm import tqdm
 
 from bench.cards.card import Card, Weight, argument_of
 from bench.cards.schema import LEDGER
 from bench.provenance import cached_sha256
 from bench.store.download import GIT, digest_of
 from bench.store.missing import Missing
+from tsd.console.progress import Progress
 from tsd.errors import UserError
 from tsd.files import write_atomic
 
@@ -97,7 +95,7 @@ class Store:
         hashes: dict[str, str] = {}
         faults: list[str] = []
         files = self._files_with_hashes(weights)
-        for name, known in tqdm(files, "verifying weights", unit="file", delay=2, leave=False, file=sys.stderr):
+        for name, known in Progress(files, "verifying weights", unit="file", delay=2, leave=False):
             hashes[name] = cached_sha256(self.root / name)
             if known is None:
                 faults.append(f"{name}: its hash is not known yet; `bench fetch {fetch}` records it")

@@ -14,7 +14,6 @@ draws raters and, within each category, images anew, both at once; it is rather 
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,10 +21,10 @@ import choix
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from tqdm import tqdm
 
 from bench.study.study import ALL, Study
 from bench.study.votes import Answer, Ballot
+from tsd.console.progress import Progress
 from tsd.errors import UserError
 
 RESAMPLES = 1000
@@ -252,7 +251,7 @@ def _bootstrap(
     """For each resample the estimates, and the agreement of each metric."""
     rng = np.random.default_rng(study.seed)
     drawn: list[tuple[Array, list[float]]] = []
-    work = tqdm(range(resamples), "bootstrap", unit="resample", delay=1, file=sys.stderr, leave=False)
+    work = Progress(range(resamples), "bootstrap", unit="resample", delay=1, leave=False)
     for _ in work:
         of_rater = rng.multinomial(raters, np.full(raters, 1 / raters))
         of_image = np.zeros(len(study.images))

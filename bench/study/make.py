@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from bench import __version__
 from bench.provenance import sha256_json
@@ -38,6 +37,7 @@ from bench.study.study import (
     write_study,
 )
 from bench.testsets.manifest import MissingData, TestImage
+from tsd.console.progress import Progress
 from tsd.errors import UserError, some
 from tsd.files import atomic_folder, human_size
 from tsd.images import read_picture
@@ -242,7 +242,7 @@ def _pictures(files: dict[Slot, tuple[Path, bool]]) -> Iterator[tuple[Slot, byte
     """The bytes of every picture, made by as many threads as there are cores, with a progress bar."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         made = pool.map(lambda file: _picture(*file), files.values())
-        work = tqdm(made, "make the pictures", total=len(files), unit="picture", delay=1, file=sys.stderr, leave=False)
+        work = Progress(made, "make the pictures", total=len(files), unit="picture", delay=1, leave=False)
         yield from zip(files, work, strict=True)
 
 

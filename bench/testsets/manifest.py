@@ -16,14 +16,12 @@ import difflib
 import hashlib
 import json
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from bench.store.missing import Missing, describe
+from tsd.console.progress import Progress
 from tsd.errors import UserError
 from tsd.files import find_images, is_plain_name, sha256_file
 
@@ -92,7 +90,7 @@ def load_testset(name: str, data_root: Path | None = None, limit: int | None = N
     entries = sorted(listed, key=lambda entry: Path(entry["name"]).stem)[:limit]
     images: list[TestImage] = []
     faults: list[str] = []
-    for entry in tqdm(entries, f"verify {name}", unit="image", delay=1, file=sys.stderr, leave=False):
+    for entry in Progress(entries, f"verify {name}", unit="image", delay=1, leave=False):
         paths = {side: folder / entry["name"] for side, folder in sides.items()}
         found = {side: sha256_file(path) for side, path in paths.items()}
         images.append(TestImage(paths["lr"].stem, paths["lr"], paths.get("hr"), found["lr"], found.get("hr")))

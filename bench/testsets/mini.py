@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from bench.testsets.manifest import DATASETS, HR, LR
+from tsd.console.progress import Progress
 from tsd.errors import UserError
 from tsd.files import sha256_file
 
@@ -72,7 +72,7 @@ def build(out: Path) -> None:
     photographs = {photo["id"]: _photograph(photo) for photo in manifest["photographs"]}
     (out / HR).mkdir(parents=True)
     (out / BARE).mkdir()
-    for entry in tqdm(manifest["images"], desc="crops", unit="image", delay=1, file=sys.stderr, leave=False):
+    for entry in Progress(manifest["images"], desc="crops", unit="image", delay=1, leave=False):
         left, top = entry["corner"]
         crop = photographs[entry["photograph"]].crop((left, top, left + SIZE, top + SIZE))
         crop.save(out / HR / entry["name"], optimize=True)

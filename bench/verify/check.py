@@ -1,12 +1,9 @@
 """Scores the images of a golden log on this machine and compares every value with the log."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
-
-from tqdm import tqdm
 
 from bench.methods import get_method
 from bench.methods.base import FolderMethod
@@ -16,6 +13,7 @@ from bench.records.schema import WHOLE_SET, VerifiedMetric
 from bench.store.missing import Missing, Obstacle, brief
 from bench.testsets.manifest import TestSet, load_testset, missing_testset
 from bench.verify.golden import TOLERANCES, Golden
+from tsd.console.progress import Progress
 from tsd.errors import UserError
 
 
@@ -117,7 +115,7 @@ def _changes(
     unknown = [image.name for image in testset.images if image.name not in figures]
     if unknown:
         golden.check_fits({image.name for image in testset.images})
-    bar = tqdm(testset.images, f"{spec.name} {golden.name}", unit="image", file=sys.stderr, leave=False)
+    bar = Progress(testset.images, f"{spec.name} {golden.name}", unit="image", leave=False)
     return {
         image.name: score(images[image.name], image.hr if spec.needs_reference else None) - figures[image.name]
         for image in bar

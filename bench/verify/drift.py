@@ -8,7 +8,6 @@ everywhere, so that only the metric can move. The second comes from the mini stu
 import csv
 import io
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,17 +54,16 @@ def measure(options: RunOptions, folder: Path, limit: int | None = None) -> Drif
 
     Metrics whose weights are not here are left out. Values of whole sets (FID) are left out: 18 images are too few.
     """
-    from tqdm import tqdm
-
     from bench.methods import get_method
     from bench.methods.base import Method
     from bench.pixels import checked_pixels, png, read_image
+    from tsd.console.progress import Progress
 
     testset = load_testset("mini", limit=limit)
     student = get_method(STUDENT).load(options)
     assert isinstance(student, Method)
     pairs: dict[str, list[FolderPair]] = {kind: [] for kind in PICTURES}
-    for image in tqdm(testset.images, "restoring", unit="image", file=sys.stderr, leave=False):
+    for image in Progress(testset.images, "restoring", unit="image", leave=False):
         lr = read_image(image.lr)
         restored = student.restore(lr, image_seed(options.seed, image.name))
         pictures = {

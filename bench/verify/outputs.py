@@ -4,12 +4,9 @@ Two questions about one method. Do its published images have the scores that are
 same test set with it, how far are our images from the published ones, image by image?
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from tqdm import tqdm
 
 from bench.cards.card import cards
 from bench.metrics import MetricSpec, missing_metric
@@ -23,6 +20,7 @@ from bench.report.summarize import Cell, mean_ci95
 from bench.store.missing import brief
 from bench.testsets.manifest import TestSet, load_testset
 from bench.verify.check import missing_for, published_images
+from tsd.console.progress import Progress
 from tsd.errors import UserError
 
 
@@ -136,7 +134,7 @@ def _likeness(records: Records, method: str, testset: TestSet, published: dict[s
         )
     levels: dict[str, int] = {}
     decibels: list[float] = []
-    for image in tqdm(testset.images, f"images of {method}", unit="image", file=sys.stderr, leave=False):
+    for image in Progress(testset.images, f"images of {method}", unit="image", leave=False):
         mine, theirs = (
             read_rgb8(path).astype(np.int16) for path in (ours.image_path(image.name), published[image.name])
         )

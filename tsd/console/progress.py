@@ -3,6 +3,7 @@
 Standard library and tqdm only, so that `bench` may use it anywhere.
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -23,6 +24,8 @@ class Progress(tqdm):
 
     def __init__(self, iterable: Iterable[Any] | None = None, desc: str | None = None, **options: Any) -> None:
         self.plain = not sys.stderr.isatty()
+        # tqdm reads this variable when it is imported, which is before `bench.ranks` sets it.
+        options.setdefault("disable", bool(os.environ.get("TQDM_DISABLE")))
         self._said: tuple[float, object] = (time.monotonic(), None)
         if self.plain:
             options["ncols"] = 0
@@ -43,7 +46,10 @@ class Progress(tqdm):
         """`train: step 12 of 50, 0:01:10, about 0:03:40 left, pixel=0.0512`."""
         done, total = self.n, self.total
         spent = self.format_dict["elapsed"]
-        parts = [f"{self.unit} {done}" + (f" of {total}" if total is not None else ""), _clock(spent)]
+        counted = [
+            str(n) if not self.unit_scale else tqdm.format_sizeof(n, self.unit) for n in (done, total) if n is not None
+        ]
+        parts = [("" if self.unit_scale else f"{self.unit} ") + " of ".join(counted), _clock(spent)]
         fresh = done - self.initial
         if total is not None and fresh > 0 and done < total:
             parts.append(f"about {_clock(spent / fresh * (total - done))} left")

@@ -25,13 +25,13 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from bench.ablation.text.classifier import WEIGHTS_FILE, GlyphClassifier, glyph_crops
 from bench.ablation.text.data import CAPTION_WIDTH, TextPairs, caption, no_caption
 from bench.ablation.text.domain import BASE
 from bench.ablation.text.glyphs import Line
 from tsd.config import Phase, TrainConfig
+from tsd.console.progress import Progress
 from tsd.mini.optim import split_optimisers
 from tsd.mini.recipe import publish, run_stages, write_half
 from tsd.mini.stages import in_batches, psnr_luma, run_stage
@@ -162,7 +162,7 @@ class TextRun:
                 for image, glyphs, centres, n, f in zip(*(saved[key] for key in sorted(saved)), strict=True)
             ]
         data = TextPairs(self.recipe.seed, count, split=split)
-        lines = [data.line(i) for i in tqdm(range(count), desc="rendering", unit="line", file=sys.stderr, delay=2)]
+        lines = [data.line(i) for i in Progress(range(count), desc="rendering", unit="line", delay=2)]
         images = np.stack([np.rint(line.image * 255).astype(np.uint8) for line in lines])
         glyphs, centres = np.zeros((count, 5), np.int16), np.zeros((count, 5, 2), np.float32)
         for row, line in enumerate(lines):

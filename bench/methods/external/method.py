@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench.cards.card import Card, Command, Patch
 from bench.device import has_nvidia_driver
@@ -31,11 +30,9 @@ from bench.records.schema import DESCRIPTIONS
 from bench.store.missing import Missing, Obstacle
 from bench.store.store import missing_weights, verified_weights
 from bench.testsets.manifest import lr_size_of
+from tsd.console.progress import Progress
 from tsd.errors import UserError
 from tsd.files import sha256_file
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
 
 POLL_SECONDS = 1.0
 QUOTED_CHARACTERS = 140
@@ -144,7 +141,7 @@ class ExternalMethod:
             f"{self.card.display} handles inputs of {expected[0]}x{expected[1]} only; this one is {size[0]}x{size[1]}"
         )
 
-    def _run(self, installed: Installed, attempt: Attempt, names: OutputNames, bar: "tqdm") -> Ending:
+    def _run(self, installed: Installed, attempt: Attempt, names: OutputNames, bar: Progress) -> Ending:
         """Runs the script to its end or its time limit; meanwhile the bar counts the outputs that are there."""
         weights = self.options.weights()
         filled = values(lr=attempt.lr, sr=attempt.sr, weights=weights, seed=self.options.seed)
@@ -173,16 +170,12 @@ class ExternalMethod:
                     return Ending(None, process.seconds(), limit_seconds=limit)
         return ending
 
-    def _bar(self, total: int, done: int) -> "tqdm":
-        from tqdm import tqdm
-
+    def _bar(self, total: int, done: int) -> Progress:
         title = f"{self.card.display} (own environment)"
-        return tqdm(total=total, initial=done, desc=title, unit="image", leave=False, file=sys.stderr)
+        return Progress(total=total, initial=done, desc=title, unit="image", leave=False)
 
     def _log_outcome(self, attempt: Attempt, ending: Ending, result: Collected) -> None:
         """Sums the run up in the log; prints on stderr what a reader should know of a run that succeeded."""
-        from tqdm import tqdm
-
         lines = [f"{ending.describe()}, after {ending.seconds:.0f} s"]
         lines.append(f"{len(result.files)} images are complete, {len(result.faults)} are not")
         lines += [f"{name}: {fault or 'no output'}" for name, fault in result.faults.items()]
@@ -193,7 +186,7 @@ class ExternalMethod:
         note(attempt.log, *lines)
         if result.unmatched or (ending.exit_code != 0 and not result.faults):
             further = f"; {len(result.unmatched)} files belong to no image" if result.unmatched else ""
-            tqdm.write(
+            Progress.write(
                 f"{self.card.display}: {ending.describe()}{further}; log: {attempt.log_display_path()}", file=sys.stderr
             )
 

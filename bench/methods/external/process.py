@@ -112,11 +112,11 @@ def run_tool(
         title: what the line on stderr begins with.
         limit: seconds after which it is stopped.
     """
-    from tqdm import tqdm
+    from tsd.console.progress import Progress
 
     with (
         Process(argv, cwd=cwd, env=env, log=log) as process,
-        tqdm(desc=title, bar_format="{desc} [{elapsed}]{postfix}", delay=1, leave=False, file=sys.stderr) as bar,
+        Progress(desc=title, bar_format="{desc} [{elapsed}]{postfix}", delay=1, leave=False) as bar,
     ):
         while (ending := process.wait(0.5)) is None:
             if limit is not None and process.seconds() > limit:

@@ -1,15 +1,13 @@
 """Asks the cards' repositories whether they moved on since the pinned commits."""
 
-import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from bench.cards.card import Card
 from bench.methods.external.git import git, git_program, last_message
+from tsd.console.progress import Progress
 
 SECONDS = 30.0
 
@@ -47,7 +45,7 @@ def updates(cards: Iterable[Card]) -> Iterator[Update]:
         groups.setdefault((card.repository, card.commit), []).append(card.name)
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda key: _update(key[0], key[1], tuple(groups[key])), groups)
-        yield from tqdm(found, "repositories", total=len(groups), delay=2, leave=False, file=sys.stderr)
+        yield from Progress(found, "repositories", total=len(groups), delay=2, leave=False)
 
 
 def _update(repository: str, commit: str, methods: tuple[str, ...]) -> Update:

@@ -9,7 +9,6 @@ The cards describe the images that authors published: bench/methods/published/pu
 """
 
 import hashlib
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -119,10 +118,10 @@ def images_by_stem(folder: Path, suffix: str = "") -> dict[str, Path]:
 
 def sha256_of_files(files: Mapping[str, Path]) -> str:
     """One hash over names and contents: sha256 of the lines "<sha256>  <name>" in the order of `files`."""
-    from tqdm import tqdm
+    from tsd.console.progress import Progress
 
     total = hashlib.sha256()
-    for name, path in tqdm(files.items(), desc="hashing", unit="file", delay=2, leave=False, file=sys.stderr):
+    for name, path in Progress(files.items(), desc="hashing", unit="file", delay=2, leave=False):
         total.update(f"{cached_sha256(path)}  {name}\n".encode())
     return total.hexdigest()
 

@@ -5,12 +5,9 @@ TSD-SR authors' drive the adapters `tsdsr-mse/` behind the paper's numbers and t
 and SD2.1-base (Table 5) the authors published no students: whoever trains one puts it beside its base.
 """
 
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from tqdm import tqdm
 
 from bench.cards.card import Weight, assets
 from bench.options import RunOptions
@@ -18,6 +15,7 @@ from bench.provenance import cached_sha256
 from bench.store.missing import Missing
 from bench.store.store import missing_files
 from tsd.config import RestoreConfig
+from tsd.console.progress import Progress
 
 if TYPE_CHECKING:
     from tsd.fast.quantizing import Quantization
@@ -95,7 +93,7 @@ class ModelFolders:
         files |= _files(prompts, "prompts")
         if self.decoder is not None:
             files |= _files(self.decoder, "decoder")
-        bar = tqdm(files.items(), desc="hashing weights", unit="file", delay=2, leave=False, file=sys.stderr)
+        bar = Progress(files.items(), desc="hashing weights", unit="file", delay=2, leave=False)
         return {name: cached_sha256(path) for name, path in bar}
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.verify.drift import PICTURES, STUDENT, Drift, moves, read, tabulated, write
+from bench.verify.drift import MOVING, PICTURES, STUDENT, Drift, moves, read, tabulated, write
 from tsd.errors import UserError
 
 Bench = Callable[..., tuple[int, str, str]]
 IMAGES = ("a.png", "b.png")
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def drift(torch: str, pyiqa: str, psnr: tuple[float, float] = (20.0, 30.0), sha: str = "0") -> Drift:
@@ -72,6 +73,24 @@ def test_this_environment_is_measured(bench: Bench, tmp_path: Path) -> None:
     } or "niqe" in first["scores"][STUDENT]
     assert bench("verify", "--drift", "--limit", "1", "--device", "cpu", "--out", tmp_path / "drift")[0] == 0
     assert json.loads(path.read_text()) == first
+
+
+def test_the_committed_table_is_about_the_locked_versions() -> None:
+    """Who moves a lock measures again (`nox -s drift`), so that the table never speaks of other versions."""
+    locked = dict(
+        line.partition(" ")[0].split("==")
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if "==" in line
+    )
+    folder = ROOT / "reports" / "drift"
+    found = read(folder)
+    assert [found[0].versions[library] for library in MOVING] == [locked[library] for library in MOVING]
+    assert len(found) == 4, "two versions of each"
+    assert {"psnr", "ssim", "niqe"} <= set(found[0].scores[STUDENT])
+    assert len(found[0].hashes[STUDENT]) == 18
+    table, values = tabulated(found)
+    assert (folder / "drift.md").read_text(encoding="utf-8") == table
+    assert (folder / "drift.csv").read_text(encoding="utf-8") == values
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,21 @@ def test_a_resumed_run_is_not_estimated_by_what_was_done_before(
     capsys.readouterr()
 
 
+def test_bytes_are_told_in_their_size(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(total=3_400_000, desc="net.pth", unit="B", unit_scale=True) as bar:
+        bar.update(1_200_000)
+        assert bar.status().startswith("net.pth: 1.20MB of 3.40MB, 0:00:00")
+    capsys.readouterr()
+
+
+def test_processes_that_are_not_the_first_are_silent(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    list(Progress(range(3), "images"))
+    assert capsys.readouterr().err == ""
+
+
 def test_a_bar_on_a_terminal() -> None:
     primary, secondary = pty.openpty()
     termios.tcsetwinsize(secondary, (24, 80))
