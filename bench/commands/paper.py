@@ -1,7 +1,6 @@
 """`bench paper`: prints the figures that the paper itself printed, of any of its tables or figures."""
 
 import argparse
-import sys
 
 EPILOG = """\
 examples:
@@ -32,9 +31,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    import csv
-
     from bench.paper.tables import PRINTED, printed_rows
+    from bench.report.csvs import csv_text
     from bench.report.document import DASH, FACTS, PAPER_DISPLAY, Entry, Grid
     from bench.report.markdown import to_table
     from tsd.errors import UserError
@@ -50,9 +48,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.name} prints no {wrong[0]}; it has {', '.join(metrics) or 'no metric'}")
     keys = [key for key in rows[0] if not args.metrics or key not in metrics or key in args.metrics]
     if args.csv:
-        writer = csv.DictWriter(sys.stdout, keys, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        print(csv_text([{key: row[key] for key in keys} for row in rows]), end="")
         return 0
     titles = FACTS | PAPER_DISPLAY
     entries = tuple(tuple(Entry(row[key] or DASH) for key in keys) for row in rows)

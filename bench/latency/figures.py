@@ -1,7 +1,5 @@
 """The pictures of timings: a bar of stages for each method, and Figure 1, quality against seconds. SVG and PNG."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from bench.latency.summary import SizeTable, summarize_latency
 from bench.methods.stages import STAGES
 from bench.paper.tables import TABLES, paper_figures
 from bench.records.records import Records
+from bench.report.csvs import csv_text
 from bench.report.plots import PAPER, STYLE, pyplot, save
 from bench.report.summarize import summarize
 from tsd.errors import UserError
@@ -138,7 +137,7 @@ def draw_figure1(points: Sequence[Point], paper: Sequence[Point], labels: tuple[
             axis.legend(handles=handles, frameon=False, fontsize=8, loc="best")
         paths = save(figure, out / "figure1")
         plt.close(figure)
-    write_atomic(out / "figure1.csv", _csv(points, paper).encode())
+    write_atomic(out / "figure1.csv", csv_text(_lines(points, paper)).encode())
     return [*paths, out / "figure1.csv"]
 
 
@@ -151,11 +150,17 @@ def _draw_point(axis: Any, point: Point, color: str, marker: str, lift: int) -> 
     axis.annotate(f"{point.display}{steps}", (point.seconds, point.quality), **place)
 
 
-def _csv(points: Sequence[Point], paper: Sequence[Point]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(("source", "method", "steps", "seconds", "quality", "ci95_low", "ci95_high"))
-    for source, group in (("measured", points), ("paper", paper)):
-        for p in group:
-            writer.writerow((source, p.display, p.steps, p.seconds, p.quality, p.low, p.high))
-    return stream.getvalue()
+def _lines(points: Sequence[Point], paper: Sequence[Point]) -> list[dict[str, object]]:
+    return [
+        {
+            "source": source,
+            "method": point.display,
+            "steps": point.steps,
+            "seconds": point.seconds,
+            "quality": point.quality,
+            "ci95_low": point.low,
+            "ci95_high": point.high,
+        }
+        for source, group in (("measured", points), ("paper", paper))
+        for point in group
+    ]

@@ -1,7 +1,5 @@
 """Writes the files of a latency table: Markdown for people, LaTeX for papers, CSV for programs, from records alone."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +7,7 @@ from bench.latency.records import LatencyPlan
 from bench.latency.summary import BUSY, Middle, SizeTable, TimedRow, summarize_latency
 from bench.methods.stages import COUNTED, STAGES
 from bench.paper.tables import TABLES, paper_figures
+from bench.report.csvs import csv_text
 from bench.report.document import DASH, Chapter, Document, Entry, Grid
 from bench.report.latex import to_latex
 from bench.report.markdown import to_markdown
@@ -206,11 +205,7 @@ def to_csv(plan: LatencyPlan, tables: Sequence[SizeTable]) -> str:
                 line["remarks"] = " | ".join(row.run.provenance.get("remarks", ()))
             line["not_measured"] = " | ".join(row.reasons)
             lines.append(line)
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return stream.getvalue()
+    return csv_text(lines)
 
 
 def _columns(name: str, value: Middle | None) -> dict[str, object]:

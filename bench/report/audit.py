@@ -9,8 +9,6 @@ be excused by sampling, so that one beyond that interval is marked: both figures
 Figures of other papers for the same cell stand beside, from `bench/paper/others.csv`.
 """
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import Literal
 from bench.paper.tables import Printed, other_figures, paper_figures, printed_figures
 from bench.records.records import Records
 from bench.records.schema import Plan
+from bench.report.csvs import csv_text
 from bench.report.document import Chapter, Document, Entry, Grid
 from bench.report.markdown import to_markdown
 from bench.report.summarize import SECONDS, Cell, HeaderCell, Section, TableRow, summarize
@@ -257,22 +256,26 @@ def write_audit(records: Records, plan: Plan) -> tuple[Audit, str]:
     found = audit(records, plan)
     markdown = to_markdown(lay_out_audit(found))
     write_atomic(records.out / f"{plan.table}.audit.md", markdown.encode())
-    write_atomic(records.out / f"{plan.table}.audit.csv", _to_csv(found).encode())
+    write_atomic(records.out / f"{plan.table}.audit.csv", csv_text(_lines(found)).encode())
     return found, markdown
 
 
-def _to_csv(found: Audit) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(
-        ["testset", "method", "metric", "n", "measured", "ci95_low", "ci95_high", "printed", "source", "gap", "slack",
-         "finding", "printed_elsewhere"]
-    )  # fmt: skip
-    for cell in found.cells:
-        measured, judgement = cell.measured, cell.judgement
-        others = " | ".join(f"{other.text} ({other.source})" for other in cell.others)
-        writer.writerow(
-            [cell.testset, cell.method, cell.column.name, measured.n, measured.value, measured.low, measured.high,
-             cell.printed.text, cell.printed.source, judgement.gap, judgement.slack, judgement.finding, others]
-        )  # fmt: skip
-    return stream.getvalue()
+def _lines(found: Audit) -> list[dict[str, object]]:
+    return [
+        {
+            "testset": cell.testset,
+            "method": cell.method,
+            "metric": cell.column.name,
+            "n": cell.measured.n,
+            "measured": cell.measured.value,
+            "ci95_low": cell.measured.low,
+            "ci95_high": cell.measured.high,
+            "printed": cell.printed.text,
+            "source": cell.printed.source,
+            "gap": cell.judgement.gap,
+            "slack": cell.judgement.slack,
+            "finding": cell.judgement.finding,
+            "printed_elsewhere": " | ".join(f"{other.text} ({other.source})" for other in cell.others),
+        }
+        for cell in found.cells
+    ]

@@ -6,14 +6,13 @@ a column has short codes of the reasons, whose legend is TABLE.reasons.csv. The 
 A table of one's own rows, or on one's own images, has a neutral title and none of the paper's figures.
 """
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from bench.paper.tables import is_of_the_paper, pairs_of, paper_figures
 from bench.records.records import Records
 from bench.records.schema import Plan
+from bench.report.csvs import csv_text
 from bench.report.document import lay_out, relevant_rows
 from bench.report.latex import to_latex
 from bench.report.markdown import to_markdown
@@ -61,7 +60,9 @@ def table_of(records: Records, plan: Plan, *, timing: bool = True) -> tuple[Tabl
 
 def to_legend(table: Table) -> str:
     """The codes that the column `not_measured` has, one line each, and the reasons in full."""
-    return _csv(["code", "reason"], [{"code": code, "reason": text} for text, code in _codes(table).by_reason.items()])
+    return csv_text(
+        [{"code": code, "reason": text} for text, code in _codes(table).by_reason.items()], ("code", "reason")
+    )
 
 
 def _codes(table: Table) -> Codes:
@@ -116,15 +117,7 @@ def to_csv(table: Table, paper: list[dict[str, str]], *, full_reasons: bool = Fa
         line = {"source": "paper", "testset": published.get("dataset")}
         line |= {"display": published["method"], "steps": published.get("steps")}
         lines.append(line | {f"paper_{key}": value for key, value in figures.items()})
-    return _csv(list(dict.fromkeys(key for line in lines for key in line)), lines)
-
-
-def _csv(columns: Sequence[str], lines: Sequence[Mapping[str, object]]) -> str:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)  # writes floats as their shortest exact text, None as nothing
-    return stream.getvalue()
+    return csv_text(lines)
 
 
 def _difference_columns(table: Table, differences: Mapping[str, Cell]) -> dict[str, object]:

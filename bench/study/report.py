@@ -4,8 +4,6 @@ The paper's own figures stand beside, from `bench/paper/user_study.csv`. What wa
 every file.
 """
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from typing import Any
 from scipy import stats
 
 from bench.paper.tables import printed_rows
+from bench.report.csvs import csv_text
 from bench.report.document import DASH, Chapter, Document, Entry, Grid
 from bench.report.markdown import to_markdown
 from bench.report.plots import COLORS, LITERAL, PAPER, STYLE, pyplot, save
@@ -70,8 +69,8 @@ def write_report(scored: Scored, out: Path) -> list[Path]:
     """Writes all files into `out`; returns them."""
     files = {
         "figure8.md": to_markdown(_document(scored)),
-        "figure8.csv": _csv(_rows(scored)),
-        "figure8-images.csv": _csv(_image_rows(scored)),
+        "figure8.csv": csv_text([*_rows(scored)]),
+        "figure8-images.csv": csv_text([*_image_rows(scored)]),
     }
     for name, text in files.items():
         write_text(out / name, text)
@@ -306,15 +305,6 @@ def _image_rows(scored: Scored) -> Iterator[dict[str, Any]]:
                 "chosen": findings.chosen[place][number],
                 "votes": findings.decided[place],
             }
-
-
-def _csv(rows: Iterator[dict[str, Any]]) -> str:
-    lines = list(rows)
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return stream.getvalue()
 
 
 def _draw(scored: Scored, stem: Path) -> list[Path]:

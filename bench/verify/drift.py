@@ -5,7 +5,6 @@ of the newest versions. Two pictures of each image are scored. The first is the 
 everywhere, so that only the metric can move. The second comes from the mini student, where the network moves too.
 """
 
-import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from bench import provenance
 from bench.metrics import METRICS, get_metric, missing_metric
 from bench.options import SCALE, RunOptions
 from bench.provenance import image_seed
+from bench.report.csvs import csv_text
 from bench.report.folders import FolderPair, score_pairs
 from bench.testsets.manifest import load_testset
 from tsd.errors import UserError
@@ -199,10 +199,9 @@ def tabulated(drifts: Sequence[Drift]) -> tuple[str, str]:
     processors = sorted({drift.processor for drift in drifts})
     if len(processors) > 1:
         lines += [f"Measured on more than one processor, which moves networks too: {'; '.join(processors)}.", ""]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow((*MOVING, "picture", "metric", "n", "other_bytes", "largest", "image", "mean_change"))
-    for move in found:
-        values = (move.kind, move.metric, move.n, move.pictures, move.largest, move.image, move.mean)
-        writer.writerow((*move.versions.values(), *values))
-    return "\n".join(lines), buffer.getvalue()
+    columns = (*MOVING, "picture", "metric", "n", "other_bytes", "largest", "image", "mean_change")
+    values = [
+        (*move.versions.values(), move.kind, move.metric, move.n, move.pictures, move.largest, move.image, move.mean)
+        for move in found
+    ]
+    return "\n".join(lines), csv_text([dict(zip(columns, line, strict=True)) for line in values], columns)

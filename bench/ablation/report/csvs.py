@@ -1,7 +1,5 @@
 """A sweep for programs: the rows of its table and its comparisons as CSV, unrounded."""
 
-import csv
-import io
 from collections.abc import Sequence
 
 from bench.ablation.domain import Domain
@@ -10,6 +8,7 @@ from bench.ablation.records import SweepRecords
 from bench.ablation.report.published import Published, row_name
 from bench.ablation.report.results import Result
 from bench.ablation.report.tables import mean, rows_of, scores_of
+from bench.report.csvs import csv_text
 from bench.report.summarize import mean_ci95
 
 
@@ -33,12 +32,12 @@ def table_csv(experiment: Experiment, domain: Domain, records: SweepRecords, pub
     for row in published.figures:
         figures = {f"paper_{column}": row[column] for column in published.columns}
         lines.append({"source": "paper", "name": row_name(row), "paper_dataset": row["dataset"], **figures})
-    return _to_csv(lines)
+    return csv_text(lines)
 
 
 def comparisons_csv(results: Sequence[Result]) -> str:
     """One line for each comparison in each measure."""
-    return _to_csv([_comparison(result) for result in results])
+    return csv_text([_comparison(result) for result in results])
 
 
 def _comparison(result: Result) -> dict[str, object]:
@@ -73,12 +72,3 @@ def _comparison(result: Result) -> dict[str, object]:
             f"{seed}:{value!r}" for seed, value in zip(difference.seeds, difference.differences, strict=True)
         ),
     }
-
-
-def _to_csv(lines: Sequence[dict[str, object]]) -> str:
-    names = list(dict.fromkeys(name for line in lines for name in line))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()

@@ -4,6 +4,7 @@ import ast
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,16 @@ class Commit:
     def is_there(self) -> bool:
         return git(self.repository, "cat-file", "-e", f"{self.commit}^{{commit}}").returncode == 0
 
+    @cached_property
     def files(self) -> list[str]:
         """The names of all tracked files, with "/" as separator."""
         done = git(self.repository, "ls-tree", "-r", "--name-only", "-z", self.commit)
         return [name for name in done.stdout.split("\0") if name]
+
+    def files_with(self, words: str, names: str) -> list[str]:
+        """The files whose names match the pattern and whose text holds the words."""
+        done = git(self.repository, "grep", "-l", "-z", "-F", "-e", words, self.commit, "--", names)
+        return [name.removeprefix(f"{self.commit}:") for name in done.stdout.split("\0") if name]
 
     def text(self, file: str) -> str | None:
         """The file's text with "\\n" at the ends of lines; None where the commit has no such file."""

@@ -74,8 +74,7 @@ def _scripts(commit: Commit) -> list[str]:
         likely = [number for number, word in enumerate(SCRIPTS) if word in words]
         return bool(OTHER_SCRIPTS.search(file)), min(likely, default=len(SCRIPTS)), file.count("/"), file
 
-    found = [file for file in commit.files() if file.endswith(".py")]
-    return sorted((file for file in found if "add_argument" in (commit.text(file) or "")), key=place)
+    return sorted(commit.files_with("add_argument", "*.py"), key=place)
 
 
 def _lines(
@@ -157,7 +156,7 @@ def _meaning(declaration: Declaration) -> str:
 
 def _licence(commit: Commit) -> tuple[str, str]:
     """The identifier of the licence by its text, and what it forbids."""
-    for file in commit.files():
+    for file in commit.files:
         if re.fullmatch(r"(licen[cs]e|copying)(\.\w+)?", file, re.IGNORECASE):
             text = " ".join((commit.text(file) or "").split())
             for name, words, forbids in LICENCES:
@@ -183,7 +182,7 @@ def _repository_name(repository: Path) -> str:
 
 def _python(commit: Commit) -> str:
     """The version that the repository's own environment or README names, else 3.10."""
-    for file in sorted(commit.files(), key=lambda name: not name.endswith((".yml", ".yaml"))):
+    for file in sorted(commit.files, key=lambda name: not name.endswith((".yml", ".yaml"))):
         if "/" not in file and file.lower().endswith((".yml", ".yaml", ".md", ".toml")):
             found = re.search(r"python\s*(?:=|==|>=|\s|-)\s*(3\.\d+)", commit.text(file) or "", re.IGNORECASE)
             if found:
@@ -197,7 +196,7 @@ def _day_after(day: str) -> str:
 
 def _requirements(commit: Commit) -> tuple[list[str], list[str]]:
     """The pins of requirements.txt, or of the pip part of environment.yml, and the lines that cannot be one."""
-    files = [name for name in commit.files() if re.fullmatch(r"(.*/)?(requirements.*\.txt|environment\.ya?ml)", name)]
+    files = [name for name in commit.files if re.fullmatch(r"(.*/)?(requirements.*\.txt|environment\.ya?ml)", name)]
     for file in sorted(files, key=lambda name: (name.count("/"), not name.endswith("requirements.txt"), name)):
         lines = [line.split("#")[0].strip() for line in (commit.text(file) or "").splitlines()]
         if not file.endswith(".txt"):
