@@ -56,13 +56,25 @@ def load_fast(
     Raises:
         UserError: as `load_backbone` and `load_student`.
     """
+    backbone, done = _load(model, lora, prompt_embeds, fast, torch.device(device), dtype)
+    return backbone, replace(done, attention=done.attention and takes_fp32(torch.device(device), dtype))
+
+
+def _load(
+    model: str | Path,
+    lora: Path | None,
+    prompt_embeds: str | Path | None,
+    fast: FastPath,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Backbone, FastPath]:
     folder = resolve_model(model)
     family, configs = read_configs(folder)
     prompts = load_prompts(folder, prompt_embeds, family.prompt_widths(configs["denoiser"]))
     backbone = build_backbone(family, configs, prompts, str(model))
     if (folder / family.denoiser_folder / FOLDED_FILE).is_file():
         _require_own_prompt(folder, prompts["default"], family.prompt_widths(configs["denoiser"]))
-        return _load_folded(backbone, folder, fast, torch.device(device), dtype)
+        return _load_folded(backbone, folder, fast, device, dtype)
     files = _tensor_files(weight_files(folder / family.denoiser_folder))
     if family.name not in _REWRITES or not _is_streamable(backbone.denoiser, files):
         backbone = load_backbone(model, device=device, dtype=dtype, prompt_embeds=prompt_embeds)
@@ -78,7 +90,7 @@ def load_fast(
         merge_vae_adapter(vae, lora, family)
     backbone.vae = vae.eval().requires_grad_(False).to(device)
     backbone.prompts = {name: prompt.to(device, dtype) for name, prompt in prompts.items()}
-    return backbone, rewrite(backbone, fast, _Weights(backbone.denoiser, files, state, torch.device(device), dtype))
+    return backbone, rewrite(backbone, fast, _Weights(backbone.denoiser, files, state, device, dtype))
 
 
 def rewrite(backbone: Backbone, fast: FastPath, load: Any = lambda part: None) -> FastPath:
@@ -166,8 +178,7 @@ def _load_folded(
         use_fast_upsampling(denoiser)
     backbone.vae = load_vae(folder, dtype).eval().requires_grad_(False).to(device)
     backbone.prompts = {name: prompt.to(device, dtype) for name, prompt in prompts.items()}
-    wide = backbone.family.name == "sd3" and fast.attention and takes_fp32(device, dtype)
-    return backbone, replace(done, upsample=fast.upsample, attention=wide)
+    return backbone, replace(done, upsample=fast.upsample)
 
 
 def _tensor_files(paths: list[Path]) -> dict[str, Path]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tsd.config import FastPath
-from tsd.fast.attention import attend, takes_fp32
+from tsd.fast.attention import attend
 from tsd.fast.constants import Constant, Modulated, NoEmbedding
 from tsd.fast.projections import Projections, use_fused_projections
 from tsd.model.prompt import PromptEmbeds
@@ -21,7 +21,7 @@ Load = Callable[[str], None]
 
 
 def rewrite(denoiser: Any, prompt: PromptEmbeds, timestep: Tensor, fast: FastPath, load: Load) -> FastPath:
-    """Rewrites an `SD3Transformer2DModel` in place; returns what was done.
+    """Rewrites an `SD3Transformer2DModel` in place; returns what was done (`attention`: if it is of use).
 
     Args:
         prompt, timestep: the student's own, (1, …) and (1,).
@@ -50,7 +50,7 @@ def rewrite(denoiser: Any, prompt: PromptEmbeds, timestep: Tensor, fast: FastPat
     scale, shift = norm.linear(norm.silu(temb)).chunk(2, dim=1)
     denoiser.norm_out = Modulated(scale, shift, norm.norm.eps)
     load("")
-    return replace(fast, attention=fast.attention and takes_fp32(text.device, dtype))
+    return fast
 
 
 class FoldedBlock(nn.Module):
