@@ -30,9 +30,8 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from bench.ranks import barrier, on_all_ranks
-    from tsd.console.imports import QUANTIZERS, without
 
-    with on_all_ranks() as rank, without(*QUANTIZERS):
+    with on_all_ranks() as rank:
         from bench.run.pipeline import Stages
 
         stages = Stages.of(request_of(args), rank, scoring=False)

@@ -187,9 +187,8 @@ def status_of(failed: Sequence[str], first: bool) -> int:
 
 def run(args: argparse.Namespace) -> int:
     from bench.ranks import barrier, on_all_ranks
-    from tsd.console.imports import QUANTIZERS, without
 
-    with on_all_ranks() as rank, without(*QUANTIZERS):
+    with on_all_ranks() as rank:
         from bench.run.pipeline import measure
 
         measured = measure(request_of(args), rank)
