@@ -16,7 +16,7 @@ from tsd.errors import UserError
 from tsd.files import MEGAPIXELS_HELP, READABLE, WRITABLE, find_images
 
 if TYPE_CHECKING:
-    from tsd.console.progress import Progress
+    from tsd.console.stages import Progress
     from tsd.images import Picture, Scan
 
 SUFFIXES = ("png", "jpg", "webp", "tiff", "bmp")
@@ -128,11 +128,12 @@ def run_batch(
 
     Args:
         scale: how many times as large the results are, to refuse early what a format cannot hold.
-        restore: makes the result, or writes it itself; it gets the progress bar to tell how far it is.
+        restore: makes the result, or writes it itself; it tells how far it is as `tsd.console.stages` says.
 
     An interruption says how much is done and ends the batch; no error of a single picture does.
     """
-    from tsd.console.progress import Progress
+    from tsd.console.progress import Progress, Stages
+    from tsd.console.stages import WRITE
     from tsd.images import ImageError, read_scan
     from tsd.writing import check_size, write_picture
 
@@ -140,14 +141,16 @@ def run_batch(
     try:
         with Progress(jobs, unit="image") as bar:
             for job in bar:
-                bar.set_postfix_str(job.name)
                 start = time.perf_counter()
                 try:
                     scan = read_scan(job.source)
                     check_size(round(scale * scan.size[0]), round(scale * scan.size[1]), job.target)
-                    result = restore(scan, job, bar)
-                    if not isinstance(result, Written):
-                        result = Written(result.size, tuple(write_picture(result, job.target)))
+                    with Stages(job.name) as stages:
+                        result = restore(scan, job, stages)
+                        if not isinstance(result, Written):
+                            stages(WRITE, 0, 1)
+                            result = Written(result.size, tuple(write_picture(result, job.target)))
+                            stages(WRITE, 1, 1)
                     notes = (*scan.notes, *result.notes)
                 except ImageError as error:
                     outcome.failed[str(job.source)] = str(error)

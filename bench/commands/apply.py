@@ -12,7 +12,7 @@ from tsd.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from bench.options import RunOptions, Tiles
-    from tsd.console.progress import Progress
+    from tsd.console.stages import Progress
     from tsd.images import Picture, Scan
 
 EPILOG = f"""\
@@ -101,13 +101,8 @@ def run(args: argparse.Namespace) -> int:
     for note in photographer.notes:
         print(f"note: {note}", file=sys.stderr)
 
-    def restore(scan: "Scan", job: Job, bar: "Progress") -> "Picture":
-        return photographer.restore(
-            scan.picture(),
-            image_seed(args.seed, job.name),
-            scale,
-            lambda done, total: bar.set_postfix_str(f"{job.name}, tile {done} of {total}"),
-        )
+    def restore(scan: "Scan", job: Job, progress: "Progress") -> "Picture":
+        return photographer.restore(scan.picture(), image_seed(args.seed, job.name), scale, progress)
 
     with ended_by_sigterm():
         return status_of(run_batch(jobs, scale, restore))

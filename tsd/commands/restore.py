@@ -6,7 +6,6 @@ import math
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from tsd.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from tsd.config import RestoreConfig
-    from tsd.console.progress import Progress
+    from tsd.console import stages
     from tsd.images import Picture, Scan
 
 DESCRIPTION = """\
@@ -234,30 +233,25 @@ def _restore(
     if args.verbose:
         print(json.dumps(provenance, indent=2), file=sys.stderr)
 
-    def restore(scan: "Scan", job: Job, bar: "Progress") -> "Picture | Written":
+    def restore(scan: "Scan", job: Job, progress: "stages.Progress") -> "Picture | Written":
         planned = plan(restorer, *scan.size, job.target, args.memory)
         work = restorer.processing_size(*scan.size)
         if math.prod(work) > max(LARGE, 2 * config.scale**2 * math.prod(scan.size)):
-            bar.write(
+            Progress.write(
                 f"warning: {job.source}: this long, narrow image is worked at {work[0]}x{work[1]}, which may take long "
                 f"and much memory; --process-size 0 works at the size of the result",
                 file=sys.stderr,
             )
         if planned.window is None:
-            return restorer.restore_picture(
-                scan.picture(), job.name, lambda n, of: bar.set_postfix_str(f"{job.name}, tile {n} of {of}")
-            )
+            return restorer.restore_picture(scan.picture(), job.name, progress)
         pixels = planned.window * restorer.backbone.vae_factor
         size = (config.scale * scan.size[0], config.scale * scan.size[1])
-        bar.write(
+        Progress.write(
             f"{job.source}: {size[0]}x{size[1]} would take about {human_size(planned.needed_bytes)} in one piece, and "
             f"{human_size(planned.available_bytes)} may be used: restored in pieces of {pixels} pixels",
             file=sys.stderr,
         )
-        with Progress(desc=job.name, unit="tile", leave=False) as tiles:
-            notes = restore_file(
-                restorer, scan, job.target, job.name, window=planned.window, progress=partial(_show, tiles)
-            )
+        notes = restore_file(restorer, scan, job.target, job.name, window=planned.window, progress=progress)
         return Written(size, tuple(notes), {"piece_pixels": pixels})
 
     outcome = run_batch(jobs, config.scale, restore)
@@ -273,9 +267,3 @@ def _tile(text: str) -> int | None:
         return None if text == "auto" else int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}; expected auto or a number of latent positions") from None
-
-
-def _show(bar: "Progress", done: int, total: int) -> None:
-    """Shows how many tiles of an image are done."""
-    bar.total = total
-    bar.update(done - bar.n)

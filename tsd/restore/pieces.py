@@ -28,6 +28,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 from torch import Tensor
 
+from tsd.console.stages import DECODE, ENCODE, TILES, WRITE, Progress, silent
 from tsd.errors import UserError, is_out_of_memory
 from tsd.fast.mean import encode_mean
 from tsd.files import full_disk_explained, human_size
@@ -35,7 +36,7 @@ from tsd.images import Picture, Scan, in_gray
 from tsd.restore.color import EPS, LEVELS, wavelet
 from tsd.restore.pooled_norm import PooledNorms
 from tsd.restore.resampling import Taps, pillow_taps, plain_taps
-from tsd.restore.restorer import SMALLEST_SIDE, Progress, Restorer
+from tsd.restore.restorer import SMALLEST_SIDE, Restorer
 from tsd.restore.tiling import gaussian_weights, tile_grid
 from tsd.restore.windows import BAND, Span, joined_rows, receptive_field, scaled, spans
 from tsd.seeds import seed_for
@@ -62,7 +63,7 @@ def restore_file(
     name: str = "",
     *,
     window: int,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> tuple[str, ...]:
     """Restores a decoded image into a file, in pieces; returns notes on what the format cannot hold.
 
@@ -72,7 +73,7 @@ def restore_file(
             image at 8 bits.
         name: seeds the posterior draw together with the settings' seed, as for `Restorer`.
         window: side of the windows that encoder and decoder see, in latent positions (`smallest_window` or more).
-        progress: called with (windows and tiles done, in all).
+        progress: called with (stage, windows or tiles or rows done, in all), see `tsd.console.stages`.
 
     Raises:
         UserError: an unusable size, a window that is too small, or values that are NaN or infinite.
@@ -208,7 +209,7 @@ class _Restoration:
         scan: Scan,
         name: str,
         window: int,
-        progress: Progress | None,
+        progress: Progress,
         folder: Path,
         files: ExitStack,
     ) -> None:
@@ -230,10 +231,8 @@ class _Restoration:
         encoder, decoder = _halos(restorer)
         self.encoder_windows, self.decoder_windows = self._windows(encoder), self._windows(decoder)
         self.tiles = self._tiles()
-        counts = [len(rows) * len(columns) for rows, columns in (self.encoder_windows, self.decoder_windows)]
-        self.steps = sum(counts)  # and one for every window that is measured, see `_settle`
-        self.steps += len(self.tiles[0]) * len(self.tiles[1]) if self.tiles else 0
-        self.progress, self.done = progress, 0
+        self.progress = progress
+        self.stage, self.done, self.steps = "", 0, 0
 
     def write(self, writer: RowWriter) -> None:
         """Restores the image into `writer`."""
@@ -248,6 +247,10 @@ class _Restoration:
                 part = rows[:, first : first + step]
                 writer.write(self._picture(part, top + first, neutral))
             top += rows.shape[1]
+            if self.stage == DECODE and self.done == self.steps:  # what is written between windows is no stage
+                self._begin(WRITE, self.height)
+            if self.stage == WRITE:
+                self.progress(WRITE, top, self.height)
 
     def _windows(self, halo: int) -> tuple[list[Span], list[Span]]:
         """Rows and columns of windows over the latent."""
@@ -280,6 +283,7 @@ class _Restoration:
             return (gaussian.mean + gaussian.std * noise(row, column)) * vae.config["scaling_factor"]
 
         rows, columns = self.encoder_windows
+        self._begin(ENCODE, len(rows) * len(columns))
         norms = PooledNorms(vae.encoder)
         with norms.in_use():
             self._settle(norms, vae.encoder, self._pixels, rows, columns, unit=self.factor)
@@ -291,9 +295,11 @@ class _Restoration:
         if self.tiles is None:
             row, column = (Span(0, length, torch.ones(length)) for length in self.latent)
             z = self._latent_window(latents, row, column)
-            latents.write(0, self.restorer._one_step(z, None)[0].float().permute(1, 0, 2).cpu().numpy())
+            z_hat = self.restorer._one_step(z, self.progress)
+            latents.write(0, z_hat[0].float().permute(1, 0, 2).cpu().numpy())
             return
         rows, columns = self.tiles
+        self._begin(TILES, len(rows) * len(columns))
         side = rows[0].stop
         weights = gaussian_weights(side).to(self.device, torch.float32)
 
@@ -308,6 +314,7 @@ class _Restoration:
         network = self.backbone.decode if self.restorer.decoder is None else self.restorer.decoder
         take = partial(self._latent_window, latents)
         rows, columns = self.decoder_windows
+        self._begin(DECODE, len(rows) * len(columns))
 
         def decode(row: Span, column: Span) -> Tensor:
             decoded = network(take(row, column, self.factor)).float()
@@ -510,10 +517,14 @@ class _Restoration:
 
     # -- Progress
 
+    def _begin(self, stage: str, steps: int) -> None:
+        """Begins a stage of as many windows or tiles; those that are measured are added, see `_settle`."""
+        self.stage, self.done, self.steps = stage, 0, steps
+        self.progress(stage, 0, steps)
+
     def _step(self) -> None:
         self.done += 1
-        if self.progress is not None:
-            self.progress(self.done, self.steps)
+        self.progress(self.stage, self.done, self.steps)
 
     def _counted(self, compute: Callable[[Span, Span], Tensor]) -> Callable[[Span, Span], Tensor]:
         def counted(row: Span, column: Span) -> Tensor:

@@ -121,14 +121,18 @@ def test_the_output_may_be_a_file(weights: list[str], tmp_path: Path) -> None:
         assert (image.format, image.mode, image.size) == ("WEBP", "RGBA", (48, 36))
 
 
-def test_settings_and_notes(weights: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_and_notes(
+    weights: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tsd.console.progress.SECONDS", 0.0)  # a line for every step
     source = picture(tmp_path / "a.png", 20, 20, mode="RGBA")
     options = ["--color", "none", "--tile", "4", "--tile-overlap", "1", "--format", "jpg", "--dtype", "bf16"]
     assert restore(source, "-o", tmp_path / "out", *weights, *options, "--scale", "2", "--verbose") == 0
     captured = capsys.readouterr()
     assert '"color": "none"' in captured.err
     assert '"dtype": "bfloat16"' in captured.err
-    assert "tile 4 of 4" in captured.err
+    for piece in ("encode: piece 0 of 1", "tiles: piece 0 of 4", "decode: piece 0 of 1", "write: piece 0 of 1"):
+        assert f"a, {piece}" in captured.err
     assert f"warning: {source}: JPEG has no alpha" in captured.err
     with Image.open(tmp_path / "out" / "a.jpg") as image:
         assert image.size == (40, 40)
