@@ -8,17 +8,21 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tsd.config import enlarged_size
 from tsd.errors import UserError
-from tsd.files import MEGAPIXELS_HELP, READABLE, WRITABLE, find_images
+from tsd.files import MEGAPIXELS_HELP, READABLE, WRITABLE, find_images, free_bytes, human_size, require_room
 
 if TYPE_CHECKING:
     from tsd.console.stages import Progress
     from tsd.images import Picture, Scan
 
+LEAST_BYTES_PER_PIXEL = 0.1
+"""No photograph of 8 bits is smaller as a file of any of the formats, so that less room than that cannot be enough."""
 SUFFIXES = ("png", "jpg", "webp", "tiff", "bmp")
 FILES = """\
 files:
@@ -119,6 +123,38 @@ def plan_jobs(args: argparse.Namespace) -> list[Job]:
     return jobs
 
 
+def input_sizes(jobs: Sequence[Job]) -> dict[Job, tuple[int, int]]:
+    """(width, height) of the upright inputs; without those that cannot be opened, which is told when their turn comes."""
+    from tsd.images import ImageError, picture_size
+
+    sizes: dict[Job, tuple[int, int]] = {}
+    for job in jobs:
+        with suppress(ImageError, OSError):
+            sizes[job] = picture_size(job.source)
+    return sizes
+
+
+def described(sizes: dict[Job, tuple[int, int]], scale: float) -> str:
+    """`3 images of 512x512 to 2048x2048 pixels, …`: what will come out, and the room for it.
+
+    Args:
+        sizes: see `input_sizes`; one or more.
+
+    Raises:
+        UserError: the disk cannot hold them.
+    """
+    results = [enlarged_size(*size, scale) for size in sizes.values()]
+    pixels = [width * height for width, height in results]
+    low, high = ("x".join(map(str, results[pixels.index(end)])) for end in (min(pixels), max(pixels)))
+    place = next(iter(sizes)).target.parent
+    require_room(place, int(LEAST_BYTES_PER_PIXEL * sum(pixels)), "choose another output (-o)")
+    return (
+        f"{len(sizes)} image{'s' * (len(sizes) > 1)} of {low if low == high else f'{low} to {high}'} pixels, "
+        f"{sum(pixels) / 1e6:,.1f} megapixels in all; up to {human_size(3 * sum(pixels))} at 8 bits, "
+        f"{human_size(free_bytes(place))} are free"
+    )
+
+
 def run_batch(
     jobs: Sequence[Job],
     scale: float,
@@ -144,7 +180,7 @@ def run_batch(
                 start = time.perf_counter()
                 try:
                     scan = read_scan(job.source)
-                    check_size(round(scale * scan.size[0]), round(scale * scan.size[1]), job.target)
+                    check_size(*enlarged_size(*scan.size, scale), job.target)
                     with Stages(job.name) as stages:
                         result = restore(scan, job, stages)
                         if not isinstance(result, Written):

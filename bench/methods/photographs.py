@@ -11,6 +11,7 @@ from bench.methods.stages import Staged
 from bench.options import MIN_SIDE, SCALE, RunOptions
 from bench.pixels import checked_output
 from bench.store.missing import describe
+from tsd.config import enlarged_size
 from tsd.console.stages import Progress, silent
 from tsd.errors import UserError, is_out_of_memory
 
@@ -97,7 +98,7 @@ class Photographer:
             raise
         color = sr[0].permute(1, 2, 0).contiguous().numpy()
         if scale is not None and scale != self.scale:
-            color = resized(color, max(round(scale * width), 1), max(round(scale * height), 1))
+            color = resized(color, *enlarged_size(width, height, scale))
         return enlarged(picture, color)
 
     def _memory_advice(self, width: int, height: int) -> str:

@@ -54,10 +54,10 @@ class Progress(tqdm):
         counted = [
             str(n) if not self.unit_scale else tqdm.format_sizeof(n, self.unit) for n in (done, total) if n is not None
         ]
-        parts = [("" if self.unit_scale else f"{self.unit} ") + " of ".join(counted), _clock(spent)]
+        parts = [("" if self.unit_scale else f"{self.unit} ") + " of ".join(counted), clock(spent)]
         fresh = done - self.initial
         if total is not None and fresh > 0 and done < total:
-            parts.append(f"about {_clock(spent / fresh * (total - done))} left")
+            parts.append(f"about {clock(spent / fresh * (total - done))} left")
         if self.postfix:
             parts.append(str(self.postfix))
         name = (self.desc or "").removesuffix(": ")
@@ -102,7 +102,8 @@ class Stages(Progress):
         return self.stage != ""  # that a stage begins is news too: it may be one long piece
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """`1:02:03` for 3,723 seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}"

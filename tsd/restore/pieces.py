@@ -13,7 +13,6 @@ folder of the result. What is exact, and what is not:
 """
 
 import math
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,10 +27,11 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 from torch import Tensor
 
+from tsd.config import enlarged_size
 from tsd.console.stages import DECODE, ENCODE, TILES, WRITE, Progress, silent
 from tsd.errors import UserError, is_out_of_memory
 from tsd.fast.mean import encode_mean
-from tsd.files import full_disk_explained, human_size
+from tsd.files import full_disk_explained, require_room
 from tsd.images import Picture, Scan, in_gray
 from tsd.restore.color import EPS, LEVELS, wavelet
 from tsd.restore.pooled_norm import PooledNorms
@@ -84,8 +84,8 @@ def restore_file(
     least = smallest_window(restorer)
     if window < least:
         raise UserError(f"pieces of {window} latent positions are too small for this model; expected {least} or more")
-    scale = restorer.config.scale
-    check_size(scale * width, scale * height, target, scan.levels.shape[2] * scan.depth // 8)
+    size = enlarged_size(width, height, restorer.config.scale)
+    check_size(*size, target, scan.levels.shape[2] * scan.depth // 8)
     target.parent.mkdir(parents=True, exist_ok=True)
     _require_room(restorer, scan, target.parent)
     with (
@@ -93,7 +93,7 @@ def restore_file(
         _whole_windows(restorer.backbone.vae),
         full_disk_explained(target),
         ExitStack() as files,
-        written_rows(target, scale * width, scale * height) as writer,
+        written_rows(target, *size) as writer,
     ):
         try:
             _Restoration(restorer, scan, name, window, progress, target.parent, files).write(writer)
@@ -116,13 +116,8 @@ def _require_room(restorer: Restorer, scan: Scan, folder: Path) -> None:
     config, vae = restorer.config, restorer.backbone.vae
     positions = math.prod(restorer.processing_size(*scan.size)) // restorer.backbone.vae_factor**2
     needed = 4 * vae.config["latent_channels"] * positions * (2 if config.posterior == "sample" else 1)
-    needed += 3 * config.scale**2 * math.prod(scan.size) if config.color == "adain" else 0
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(
-            f"restoring in pieces keeps {human_size(needed)} in {folder} besides the result, and {human_size(free)} is "
-            f"free there; make room, or choose another folder"
-        )
+    needed += 3 * math.prod(enlarged_size(*scan.size, config.scale)) if config.color == "adain" else 0
+    require_room(folder, needed, "restoring in pieces keeps that besides the result; choose another folder")
 
 
 def smallest_window(restorer: Restorer) -> int:
@@ -220,7 +215,7 @@ class _Restoration:
         self.new_file: Callable[[tuple[int, ...], type], _RowFile] = partial(_RowFile, folder, files)
         self.seed = seed_for(self.config.seed, "posterior", name)
         width, height = scan.size
-        self.width, self.height = self.config.scale * width, self.config.scale * height
+        self.width, self.height = enlarged_size(width, height, self.config.scale)
         self.work_width, self.work_height = restorer.processing_size(width, height)
         self.latent = (self.work_height // self.factor, self.work_width // self.factor)
         self.channels = self.backbone.vae.config["latent_channels"]

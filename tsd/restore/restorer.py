@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from tsd.config import ADAPTER_CONFIG, FastPath, RestoreConfig, config_for
+from tsd.config import ADAPTER_CONFIG, FastPath, RestoreConfig, config_for, enlarged_size
 from tsd.console.stages import DECODE, ENCODE, TILES, Progress, silent
 from tsd.errors import UserError, is_out_of_memory
 from tsd.fast.compiling import Sizes, compile_blocks
@@ -50,11 +50,11 @@ def processing_size(width: int, height: int, config: RestoreConfig, multiple: in
 
     The arithmetic is the release's with its integer truncations, but a side that would become 0 is set to `multiple`.
     """
-    least = config.process_size // config.scale
+    least = int(config.process_size // config.scale)
     if width < least or height < least:
         enlarge = least / min(width, height)
         width, height = int(enlarge * width), int(enlarge * height)
-    width, height = config.scale * width, config.scale * height
+    width, height = enlarged_size(width, height, config.scale)
     return max(width - width % multiple, multiple), max(height - height % multiple, multiple)
 
 
@@ -197,7 +197,8 @@ class Restorer:
             progress: called with (stage, done, total) for every stage but `write`, see `tsd.console.stages`.
 
         Returns:
-            (1, 3, scale·h, scale·w) float32 in [0, 1], not rounded, on lr's device.
+            (1, 3, scale·h, scale·w) float32 in [0, 1], not rounded, on lr's device; a size that is no whole number is
+            rounded (`tsd.config.enlarged_size`).
 
         Raises:
             UserError: an unusable shape, values that are NaN or infinite in the input or in the networks' output, or
@@ -217,7 +218,7 @@ class Restorer:
     def _restore(self, lr: Tensor, seed: int, progress: Progress) -> Tensor:
         config, backbone = self.config, self.backbone
         lr = lr.to(backbone.device, torch.float32)
-        target = (config.scale * lr.shape[-2], config.scale * lr.shape[-1])
+        target = enlarged_size(lr.shape[-2], lr.shape[-1], config.scale)
         width, height = self.processing_size(lr.shape[-1], lr.shape[-2])
         if self.sizes is not None:
             self.sizes.meet((width, height))
