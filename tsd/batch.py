@@ -124,7 +124,7 @@ def plan_jobs(args: argparse.Namespace) -> list[Job]:
 
 
 def input_sizes(jobs: Sequence[Job]) -> dict[Job, tuple[int, int]]:
-    """(width, height) of the upright inputs; without those that cannot be opened, which is told when their turn comes."""
+    """(width, height) of the upright inputs, without those that cannot be opened: run_batch tells of them."""
     from tsd.images import ImageError, picture_size
 
     sizes: dict[Job, tuple[int, int]] = {}
