@@ -155,3 +155,23 @@ def test_settings_are_told_as_differences() -> None:
         "batch_size": ("1", "8"), "warmup_steps": ("2", "100"), "steps of the phases": ("47 + 3", "3000 + 200"),
     }  # fmt: skip
     assert differences(MINI, MINI) == {}
+
+
+def test_a_mini_model_goes_on_from_its_own_student_unless_told_otherwise(tmp_path: Path) -> None:
+    from tsd.cli import build_parser
+    from tsd.commands.train import resolve_config, resolve_settings
+    from tsd.presets import MINI
+
+    def resolved(*flags: str) -> tuple[Path | None, list[int | float]]:
+        args = build_parser().parse_args(["train", "--data", str(tmp_path), "--output", str(tmp_path / "run"), *flags])
+        config = resolve_config(args)
+        return resolve_settings(args).init_lora, [config.rank, config.vae_rank, config.lr]
+
+    own = mini_model_dir() / "lora" / "tsdsr"
+    fresh = (None, [MINI.rank, MINI.vae_rank, MINI.lr])
+    assert resolved() == (own, [64, 96, 0.1 * MINI.lr])  # the ranks are those of its files
+    assert resolved("--vae-rank", "96", "--lr", "0.5") == (own, [64, 96, 0.5])
+    assert resolved("--from-scratch") == fresh
+    assert resolved("--vae-rank", "64") == fresh
+    assert resolved("--model", str(mini_model_dir("mini-sd2")))[0] == mini_model_dir("mini-sd2") / "lora" / "tsdsr"
+    assert resolved("--model", "sd3")[0] is None

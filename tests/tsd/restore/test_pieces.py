@@ -167,7 +167,7 @@ def test_progress_counts_every_window_tile_and_row(restorer: Restorer, tmp_path:
     measured = [seen[stage][-1][1] - 4 for stage in ("encode", "decode")]
     assert all(passes in range(4, 4 * most + 1, 4) for passes, most in zip(measured, (9, 13), strict=True))
     assert seen["tiles"][-1] == (9, 9)
-    assert seen["write"][-1] == (240, 240)
+    assert seen["write"][-1] == (120, 120)
 
 
 @pytest.mark.parametrize("last", ["encode", "decode", "write"])
