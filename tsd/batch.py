@@ -38,7 +38,7 @@ files:
 
 @dataclass(frozen=True)
 class Job:
-    """One image to restore. `name` is its path inside the given input without suffix; seeds are made of it."""
+    """One image and its result. `name` is its path inside the given input without suffix; seeds are made of it."""
 
     source: Path
     name: str

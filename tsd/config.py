@@ -286,13 +286,20 @@ class TrainConfig(RunConfig):
     def scaled_to(self, steps: int) -> "TrainConfig":
         """The same run with the critic's warm-up and the phases scaled to `steps` in all.
 
-        The warm-up of the learning rate is shortened in proportion, never lengthened.
+        No phase vanishes from a run of as many steps as there are phases. The warm-up of the learning rate is shortened
+        in proportion, never lengthened.
         """
         if steps < 1:
             raise UserError(f"a run of {steps} steps is not possible; give 1 or more")
         parts = [self.critic_warmup_steps, *(phase.steps for phase in self.phases)]
         ends = [round(steps * sum(parts[: i + 1]) / self.total_steps) for i in range(len(parts))]
-        critic_warmup, *lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        vanished = [number for number, part in enumerate(parts) if part and not lengths[number]]
+        if steps >= sum(part > 0 for part in parts):
+            for number in vanished:
+                lengths[lengths.index(max(lengths))] -= 1
+                lengths[number] = 1
+        critic_warmup, *lengths = lengths
         phases = tuple(dataclasses.replace(p, steps=n) for p, n in zip(self.phases, lengths, strict=True))
         warmup = min(self.warmup_steps, round(self.warmup_steps * steps / self.total_steps))
         return dataclasses.replace(self, phases=phases, critic_warmup_steps=critic_warmup, warmup_steps=warmup)

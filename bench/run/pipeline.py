@@ -168,7 +168,7 @@ class Stages:
         testsets = [load_testset(name, request.data_root, request.limit) for name in choice.testsets]
         check_same_images(testsets, rank)
         _check_images_exist(request.images or (), testsets)
-        _check_outputs_fit(request.methods or (), testsets, options)
+        from_first(rank, lambda: _check_outputs_fit(request.methods or (), testsets, options))
         records = Records(request.folder(), rank.index)
         from_first(rank, lambda: _check_any_method_runs(choice, records))
         sets = [

@@ -63,8 +63,6 @@ on a cluster:
 on one GPU of 24 GB:
   --batch-size 1 --gradient-accumulation 16 --gradient-checkpointing --optimizer adamw8bit
 """
-STOPPED = {"Ctrl-C": 130, "SIGTERM": 143, "another process": 143}
-"""The exit status by what stopped a run, as a shell gives it for a process that the signal ended."""
 CONTINUED_LR = 0.1
 """Share of the preset's learning rates for a run that goes on from the student of a mini model."""
 VALIDATIONS = 5
@@ -259,6 +257,7 @@ def _work(args: argparse.Namespace, settings: "RunSettings", config: TrainConfig
     if args.dry_run:
         return dry_run(settings, config, timed=args.time)
     from tsd.train.optim import DivergenceError
+    from tsd.train.stopping import EXIT_STATUS
 
     try:
         if isinstance(config, TrainConfig):
@@ -285,7 +284,7 @@ def _work(args: argparse.Namespace, settings: "RunSettings", config: TrainConfig
         )
     if _is_main_process():
         print(done)
-    return STOPPED.get(finished.stopped_by or "", 0)
+    return EXIT_STATUS.get(finished.stopped_by or "", 0)
 
 
 def resolve_config(args: argparse.Namespace) -> TrainConfig | TeacherConfig:
@@ -354,12 +353,11 @@ def own_student(args: argparse.Namespace) -> Path | None:
     if not shipped or args.stage != "student" or args.from_scratch or args.config is not None:
         return None
     if args.resume and args.output is not None:
-        from tsd.train.checkpoint import RECORD_FILE, checkpoint_folder, latest
+        from tsd.train.checkpoint import checkpoint_folder, latest, recorded
 
         newest = latest(checkpoint_folder(args.output))
-        if newest is not None and (newest / RECORD_FILE).is_file():
-            began_with = json.loads((newest / RECORD_FILE).read_text()).get("init_lora")
-            return None if began_with is None else student
+        if newest is not None and recorded(newest).get("init_lora") is None:
+            return None
     asked = [getattr(args, name) for name in _RANKS]
     return student if all(rank in (None, own) for rank, own in zip(asked, _ranks(student), strict=True)) else None
 

@@ -149,15 +149,16 @@ class Restorer:
         backbone, fast = load_fast(model, merged, prompt_embeds, fast, device=device, dtype=dtype)
         if quantization is not None:
             quantize(backbone.denoiser, quantization)
-        elif fast.pack and not fast.compile:  # a compiler packs by itself
-            pack_linears(backbone.denoiser)
         small = None
         if decoder is not None:
             small = load_decoder(decoder, backbone.vae.config, device=device, dtype=dtype)
         sources = {"model": str(model), "lora": str(lora)} | ({"decoder": str(decoder)} if small else {})
         if prompt_embeds is not None:
             sources["prompt_embeds"] = str(prompt_embeds)
-        return cls(backbone, config, sources, fast, report, small, quantization)
+        restorer = cls(backbone, config, sources, fast, report, small, quantization)
+        if quantization is None and fast.pack and not restorer.fast.compile:  # a compiler packs by itself
+            restorer.fast = replace(restorer.fast, pack=pack_linears(backbone.denoiser))
+        return restorer
 
     def __call__(self, image: Image.Image | np.ndarray | str | Path, name: str = "") -> Image.Image | np.ndarray:
         """Restores one image and returns it as the kind that was given.
