@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING
 
 from tsd.config import enlarged_size
 from tsd.errors import UserError
-from tsd.files import MEGAPIXELS_HELP, READABLE, WRITABLE, find_images, free_bytes, human_size, require_room
+from tsd.files import (
+    MEGAPIXELS_HELP,
+    READABLE,
+    WRITABLE,
+    find_images,
+    free_bytes,
+    human_size,
+    require_room,
+    require_writable,
+)
 
 if TYPE_CHECKING:
     from tsd.console.stages import Progress
@@ -91,8 +100,10 @@ def plan_jobs(args: argparse.Namespace) -> list[Job]:
     """Pairs inputs with outputs, as `add_files` declares them, before any work.
 
     Raises:
-        UserError: no images, results that exist, two inputs for one result, or a result that would replace an input.
+        UserError: no images, results that exist, two inputs for one result, a result that would replace an input, or a
+            folder that cannot be written to.
     """
+    require_writable(args.output if args.output.suffix.lower() not in WRITABLE else args.output.parent)
     jobs = _named_file(args) or _in_folder(args)
     by_target: dict[Path, list[Path]] = {}
     for job in jobs:

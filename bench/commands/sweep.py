@@ -129,6 +129,9 @@ def run(args: argparse.Namespace) -> int:
     if args.report_only:
         _report(experiment, domain, out)
         return 0
+    from tsd.files import require_writable
+
+    require_writable(out)
     from bench.ablation.sweep import run_sweep
     from bench.ranks import barrier, on_all_ranks
 

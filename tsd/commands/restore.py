@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tsd.batch import FILES, Job, Written, add_files, described, input_sizes, plan_jobs, run_batch, status_of
 from tsd.console.imports import TRAINING, without, without_compiler
 from tsd.errors import UserError
-from tsd.files import WRITABLE, human_size, is_mini_model, mini_model_dir, require_writable
+from tsd.files import human_size, is_mini_model, mini_model_dir, require_writable
 from tsd.precision import PRECISIONS
 
 if TYPE_CHECKING:
@@ -172,7 +172,6 @@ def _student(args: argparse.Namespace) -> "tuple[str | Path, Path, RestoreConfig
         raise UserError(f"no prompt folder at {args.prompt_embeds}")
     config = config_for(lora, overrides)
     resolve_model(model)
-    require_writable(args.output if args.output.suffix.lower() not in WRITABLE else args.output.parent)
     if args.report is not None:
         require_writable(args.report.parent)
     return model, lora, config
