@@ -115,8 +115,8 @@ class Run:
             state.stateful["scaler"] = accelerator.scaler
         if self.newest is not None:
             state.load(self.newest)
-            self.log.truncate(state.step)
             self.print_on_main(f"resumed from {self.newest} at step {state.step}")
+        self.log.truncate(state.step)
         if accelerator.is_main_process:
             remove_unfinished(self.folder)
             write_text(self.output / "config.json", config.to_json())

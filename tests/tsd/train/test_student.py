@@ -103,6 +103,8 @@ def test_resume_equals_uninterrupted_bit_for_bit(
     tiny_model_dir: Path, photos: list[np.ndarray], tmp_path: Path
 ) -> None:
     whole = tiny_run(tiny_model_dir, photos, tmp_path / "whole")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "log.jsonl").write_text('{"step": 1}\n{"st')  # of a kill before the first checkpoint
     for stop in (1, 3, None):
         parts = tiny_run(tiny_model_dir, photos, tmp_path / "parts", resume=True, stop_after=stop)
     assert same_student(whole, parts)
