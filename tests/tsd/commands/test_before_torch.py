@@ -116,7 +116,8 @@ def test_restoring_imports_nothing_that_it_does_not_use_and_says_nothing_of_othe
     done = subprocess.run([sys.executable, "-c", LEAN, *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "0"
-    assert [line.split()[0] for line in done.stderr.splitlines()] == ["loading", "1", "image"]
+    told = [line for line in done.stderr.splitlines() if not line.startswith("a, ")]  # a stage, on a slow machine
+    assert [line.split()[0] for line in told] == ["loading", "1", "image"]
 
 
 def test_what_is_hidden_is_there_again_afterwards() -> None:
