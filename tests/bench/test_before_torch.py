@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +27,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_wrong_calls_need_no_torch(tmp_path: Path) -> None:
     photos, text = tmp_path / "photos", tmp_path / "text.txt"
     photos.mkdir()
