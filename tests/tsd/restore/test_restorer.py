@@ -169,6 +169,7 @@ class TestRestoreTensor:
 
     def test_other_scales(self, restorer: Restorer) -> None:
         assert configured(restorer, scale=2).restore_tensor(ramp(20, 16), seed=0).shape == (1, 3, 40, 32)
+        assert configured(restorer, scale=1.5).restore_tensor(ramp(19, 16), seed=0).shape == (1, 3, 29, 24)  # 28.5
 
     def test_input_is_untouched_and_result_repeatable(self, restorer: Restorer) -> None:
         lr = ramp(16, 16)
@@ -334,7 +335,7 @@ class TestSettings:
     @pytest.mark.parametrize(
         "settings",
         [
-            {"scale": 0}, {"scale": 2.5}, {"seed": -1}, {"posterior": "mean"}, {"vae_tile": 1}, {"tile": True},
+            {"scale": 0.9}, {"scale": math.nan}, {"scale": "4"}, {"seed": -1}, {"posterior": "mean"}, {"vae_tile": 1}, {"tile": True},
             {"tile": 8, "tile_overlap": 8},
         ],
     )  # fmt: skip
