@@ -335,8 +335,8 @@ class TestSettings:
     @pytest.mark.parametrize(
         "settings",
         [
-            {"scale": 0.9}, {"scale": math.nan}, {"scale": "4"}, {"seed": -1}, {"posterior": "mean"}, {"vae_tile": 1}, {"tile": True},
-            {"tile": 8, "tile_overlap": 8},
+            {"scale": 0.9}, {"scale": math.nan}, {"scale": "4"}, {"seed": -1}, {"posterior": "mean"},
+            {"vae_tile": 1}, {"tile": True}, {"tile": 8, "tile_overlap": 8},
         ],
     )  # fmt: skip
     def test_impossible_settings(self, settings: dict[str, object]) -> None:
