@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import re
 from ctypes.util import find_library
 
 from bench.ranks import ALONE, Rank
@@ -11,17 +12,20 @@ from tsd.errors import UserError
 def resolve_device(name: str, rank: Rank = ALONE) -> str:
     """Resolves `auto` to cuda if torch finds a GPU, else to cpu. In a shared run each process gets its own GPU.
 
-    Importing torch takes seconds, which a run with nothing left to do should not spend. With `auto`, torch is imported
-    only if the driver of a GPU is installed.
+    Importing torch takes seconds, which neither a run with nothing left to do nor a wrong call should spend: it is
+    imported only if the driver of a GPU is installed.
 
     Raises:
-        UserError: a GPU is required and there is none, there are too few, or one is named for several processes.
+        UserError: no device of that name, a GPU is required and there is none, there are too few, or one is named for
+            several processes.
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise UserError(f"no device is called {name!r}; expected cpu, cuda or cuda:N")
     if rank.world > 1 and name.startswith("cuda:"):
         raise UserError(f"--device {name} with {rank.world} processes: each takes a GPU of its own; expected cuda")
-    if name != "auto" and not name.startswith("cuda"):
+    if name == "cpu":
         return name
-    available = name != "auto" or has_nvidia_driver() or any(map(find_library, ("nvcuda", "amdhip64")))
+    available = has_nvidia_driver() or any(map(find_library, ("nvcuda", "amdhip64")))
     if available:
         import torch
 

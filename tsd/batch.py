@@ -8,17 +8,30 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tsd.config import enlarged_size
 from tsd.errors import UserError
-from tsd.files import MEGAPIXELS_HELP, READABLE, WRITABLE, find_images
+from tsd.files import (
+    MEGAPIXELS_HELP,
+    READABLE,
+    WRITABLE,
+    find_images,
+    free_bytes,
+    human_size,
+    require_room,
+    require_writable,
+)
 
 if TYPE_CHECKING:
-    from tsd.console.progress import Progress
+    from tsd.console.stages import Progress
     from tsd.images import Picture, Scan
 
+LEAST_BYTES_PER_PIXEL = 0.1
+"""No photograph of 8 bits is smaller as a file of any of the formats, so that less room than that cannot be enough."""
 SUFFIXES = ("png", "jpg", "webp", "tiff", "bmp")
 FILES = """\
 files:
@@ -34,7 +47,7 @@ files:
 
 @dataclass(frozen=True)
 class Job:
-    """One image to restore. `name` is its path inside the given input without suffix; seeds are made of it."""
+    """One image and its result. `name` is its path inside the given input without suffix; seeds are made of it."""
 
     source: Path
     name: str
@@ -87,8 +100,10 @@ def plan_jobs(args: argparse.Namespace) -> list[Job]:
     """Pairs inputs with outputs, as `add_files` declares them, before any work.
 
     Raises:
-        UserError: no images, results that exist, two inputs for one result, or a result that would replace an input.
+        UserError: no images, results that exist, two inputs for one result, a result that would replace an input, or a
+            folder that cannot be written to.
     """
+    require_writable(args.output if args.output.suffix.lower() not in WRITABLE else args.output.parent)
     jobs = _named_file(args) or _in_folder(args)
     by_target: dict[Path, list[Path]] = {}
     for job in jobs:
@@ -119,6 +134,38 @@ def plan_jobs(args: argparse.Namespace) -> list[Job]:
     return jobs
 
 
+def input_sizes(jobs: Sequence[Job]) -> dict[Job, tuple[int, int]]:
+    """(width, height) of the upright inputs, without those that cannot be opened: run_batch tells of them."""
+    from tsd.images import ImageError, picture_size
+
+    sizes: dict[Job, tuple[int, int]] = {}
+    for job in jobs:
+        with suppress(ImageError, OSError):
+            sizes[job] = picture_size(job.source)
+    return sizes
+
+
+def described(sizes: dict[Job, tuple[int, int]], scale: float) -> str:
+    """`3 images of 512x512 to 2048x2048 pixels, …`: what will come out, and the room for it.
+
+    Args:
+        sizes: see `input_sizes`; one or more.
+
+    Raises:
+        UserError: the disk cannot hold them.
+    """
+    results = [enlarged_size(*size, scale) for size in sizes.values()]
+    pixels = [width * height for width, height in results]
+    low, high = ("x".join(map(str, results[pixels.index(end)])) for end in (min(pixels), max(pixels)))
+    place = next(iter(sizes)).target.parent
+    require_room(place, int(LEAST_BYTES_PER_PIXEL * sum(pixels)), "choose another output (-o)")
+    return (
+        f"{len(sizes)} image{'s' * (len(sizes) > 1)} of {low if low == high else f'{low} to {high}'} pixels, "
+        f"{sum(pixels) / 1e6:,.1f} megapixels in all; up to {human_size(3 * sum(pixels))} at 8 bits, "
+        f"{human_size(free_bytes(place))} are free"
+    )
+
+
 def run_batch(
     jobs: Sequence[Job],
     scale: float,
@@ -128,11 +175,12 @@ def run_batch(
 
     Args:
         scale: how many times as large the results are, to refuse early what a format cannot hold.
-        restore: makes the result, or writes it itself; it gets the progress bar to tell how far it is.
+        restore: makes the result, or writes it itself; it tells how far it is as `tsd.console.stages` says.
 
     An interruption says how much is done and ends the batch; no error of a single picture does.
     """
-    from tsd.console.progress import Progress
+    from tsd.console.progress import Progress, Stages
+    from tsd.console.stages import WRITE
     from tsd.images import ImageError, read_scan
     from tsd.writing import check_size, write_picture
 
@@ -140,14 +188,16 @@ def run_batch(
     try:
         with Progress(jobs, unit="image") as bar:
             for job in bar:
-                bar.set_postfix_str(job.name)
                 start = time.perf_counter()
                 try:
                     scan = read_scan(job.source)
-                    check_size(round(scale * scan.size[0]), round(scale * scan.size[1]), job.target)
-                    result = restore(scan, job, bar)
-                    if not isinstance(result, Written):
-                        result = Written(result.size, tuple(write_picture(result, job.target)))
+                    check_size(*enlarged_size(*scan.size, scale), job.target)
+                    with Stages(job.name) as stages:
+                        result = restore(scan, job, stages)
+                        if not isinstance(result, Written):
+                            stages(WRITE, 0, 1)
+                            result = Written(result.size, tuple(write_picture(result, job.target)))
+                            stages(WRITE, 1, 1)
                     notes = (*scan.notes, *result.notes)
                 except ImageError as error:
                     outcome.failed[str(job.source)] = str(error)

@@ -9,6 +9,7 @@ Standard library only, so that `bench` may use it anywhere.
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -285,13 +286,20 @@ class TrainConfig(RunConfig):
     def scaled_to(self, steps: int) -> "TrainConfig":
         """The same run with the critic's warm-up and the phases scaled to `steps` in all.
 
-        The warm-up of the learning rate is shortened in proportion, never lengthened.
+        No phase vanishes from a run of as many steps as there are phases. The warm-up of the learning rate is shortened
+        in proportion, never lengthened.
         """
         if steps < 1:
             raise UserError(f"a run of {steps} steps is not possible; give 1 or more")
         parts = [self.critic_warmup_steps, *(phase.steps for phase in self.phases)]
         ends = [round(steps * sum(parts[: i + 1]) / self.total_steps) for i in range(len(parts))]
-        critic_warmup, *lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        vanished = [number for number, part in enumerate(parts) if part and not lengths[number]]
+        if steps >= sum(part > 0 for part in parts):
+            for number in vanished:
+                lengths[lengths.index(max(lengths))] -= 1
+                lengths[number] = 1
+        critic_warmup, *lengths = lengths
         phases = tuple(dataclasses.replace(p, steps=n) for p, n in zip(self.phases, lengths, strict=True))
         warmup = min(self.warmup_steps, round(self.warmup_steps * steps / self.total_steps))
         return dataclasses.replace(self, phases=phases, critic_warmup_steps=critic_warmup, warmup_steps=warmup)
@@ -348,7 +356,7 @@ class RestoreConfig:
     """Everything beside weights, prompt, device and precision that changes the result. The defaults are the release's.
 
     Attributes:
-        scale: output size over input size, an integer.
+        scale: output size over input size, 1 or more; sizes are rounded by `enlarged_size`.
         color: colour alignment with the input, see `tsd.restore.color`.
         posterior: `sample` draws the latent from the encoder's Gaussian, `mode` takes its mean.
         process_size: inputs whose short side times `scale` is less are processed at this short side (in output
@@ -360,7 +368,7 @@ class RestoreConfig:
             images; results change a little, since its group normalisation then sees tiles instead of the image.
     """
 
-    scale: int = 4
+    scale: float = 4
     color: Alignment = "wavelet"
     posterior: Posterior = "sample"
     process_size: int = 512
@@ -370,7 +378,10 @@ class RestoreConfig:
     vae_tile: bool = False
 
     def __post_init__(self) -> None:
-        for field, least in (("scale", 1), ("process_size", 0), ("seed", 0), ("tile", 0), ("tile_overlap", 0)):
+        scale = self.scale
+        if not isinstance(scale, int | float) or isinstance(scale, bool) or not 1 <= scale < math.inf:
+            raise UserError(f"scale is {scale!r}; expected a number of 1 or more")
+        for field, least in (("process_size", 0), ("seed", 0), ("tile", 0), ("tile_overlap", 0)):
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(f"{field} is {value!r}; expected an integer of {least} or more")
@@ -382,6 +393,12 @@ class RestoreConfig:
             raise UserError(f"vae_tile is {self.vae_tile!r}; expected true or false")
         if self.tile and self.tile_overlap >= self.tile:
             raise UserError(f"tile_overlap is {self.tile_overlap}; expected less than the tile, {self.tile}")
+
+
+def enlarged_size(width: int, height: int, scale: float) -> tuple[int, int]:
+    """(width, height) of an image enlarged `scale` times: each side to the nearest pixel, halves up, at least one."""
+    sides = (max(math.floor(scale * side + 0.5), 1) for side in (width, height))
+    return next(sides), next(sides)
 
 
 def settings_to_restore(*, posterior: Posterior, crop: int) -> dict[str, object]:

@@ -5,10 +5,14 @@ Standard library only, so that `bench` may use it anywhere.
 """
 
 import errno
+import functools
+import glob
 import hashlib
 import importlib.util
 import io
 import os
+import platform
+import re
 import shutil
 import signal
 import sys
@@ -17,12 +21,17 @@ import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tsd.errors import UserError, some
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +40,7 @@ MiniModel = Literal["mini", "mini-sd2"]
 OWN_FUNCTION = "python:FILE.py:FUNCTION"
 """The form in which a function in a file of the user's own is named."""
 UNITS = ("B", "kB", "MB", "GB", "TB")
-NAME_BYTES = 200
+NAME_BYTES = 180
 """Longest beginning of a name, in bytes, that a temporary name takes over: file systems end at 255."""
 
 WRITABLE = {
@@ -78,19 +87,12 @@ def human_size(size_bytes: int | None) -> str:
 def write_atomic(path: Path, data: bytes) -> None:
     """Replaces the content of `path` by `data`: readers see the old bytes or the new ones, even after a kill.
 
-    A missing folder is made. A killed process may leave a temporary file named `.NAME.PID.tmp`.
+    A missing folder is made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{_beginning(path.name)}.{os.getpid()}.tmp")
-    try:
-        with full_disk_explained(path, len(data)):
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with full_disk_explained(path, len(data)), atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -327,18 +329,14 @@ def write_safetensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[s
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder, renamed to `path` when the block ends without an error.
 
-    A missing folder is made. The temporary file keeps the suffix, since libraries choose formats by it.
+    A missing folder is made. The temporary file keeps the suffix, since libraries choose formats by it. What a killed
+    process leaves is removed by the next one that writes into the folder, see `remove_unfinished`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{_beginning(path.stem)}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with _temporary(path.parent, path.stem, path.suffix) as temporary:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would keep other users from reading it
+        temporary.chmod(0o666 & ~_umask())  # other users shall be able to read it
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -346,25 +344,112 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """An empty temporary folder beside `path`, renamed to it when the block ends without an error.
 
     An existing folder is replaced, and removed only when the new one is in its place. A kill between the two renames
-    leaves both, complete, under hidden names beside `path`; an earlier kill leaves the old one and an unfinished hidden
-    folder.
+    leaves both, complete, under hidden names beside `path`; after any other the next process that writes there removes
+    the unfinished folder, see `remove_unfinished`.
     """
     path = path.resolve()  # replaces the target of a symbolic link, not the link
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{_beginning(path.name)}."))
     old: Path | None = None
     try:
-        yield temporary
-        for entry in (temporary, *temporary.rglob("*")):  # libraries set different permissions
-            entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_umask())
-        if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{_beginning(path.name)}.old."))
-            os.replace(path, old)
-        os.replace(temporary, path)
+        with _temporary(path.parent, path.name, None) as temporary:
+            yield temporary
+            for entry in (temporary, *temporary.rglob("*")):  # libraries set different permissions
+                entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_umask())
+            if path.exists():
+                old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{_beginning(path.name)}.", suffix=_REPLACED))
+                os.replace(path, old)
+            os.replace(temporary, path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
         if old is not None and path.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+_UNFINISHED = re.compile(r"(?P<beginning>\..*)\.(?P<host>[0-9a-f]{8})(?P<boot>[0-9a-f]{8})-[0-9a-f]{8}\.tmp(\.[^.]*)?")
+"""Names of temporary files and folders: whose they are begins them, then the machine, a random part, and the suffix."""
+_REPLACED = ".replaced"
+_NOBODY = 16 * "0"
+"""In place of the machine where a file system has no locks."""
+_tidied: set[str] = set()
+
+
+@contextmanager
+def _temporary(place: Path, stem: str, suffix: str | None) -> Iterator[Path]:
+    """A new hidden file, or a folder for the suffix None, that is locked inside the block and removed at its end."""
+    if (known := os.path.abspath(place)) not in _tidied:
+        _tidied.add(known)
+        with suppress(OSError):
+            remove_unfinished(place)
+    machine, handle = "".join(_machine()) if fcntl is not None else _NOBODY, None
+    while True:
+        temporary = place / f".{_beginning(stem)}.{machine}-{os.urandom(4).hex()}.tmp{suffix or ''}"
+        if suffix is None:
+            temporary.mkdir(mode=0o700)
+        else:
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        if machine == _NOBODY or (handle := _locked(temporary)) is not None:
+            break
+        with suppress(FileNotFoundError):  # another process may just tidy up
+            temporary.unlink() if suffix is not None else temporary.rmdir()
+        machine = _NOBODY
+    try:
+        yield temporary
+    finally:
+        if suffix is None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def remove_unfinished(folder: Path, *, below: bool = False) -> None:
+    """Removes the temporary files and folders that killed processes left in a folder, and `below` it.
+
+    What is being written is locked, so that nobody is disturbed, in whatever container. What another machine left on a
+    shared disk stays, since not every file system shows its locks.
+    """
+    for entry in list(folder.rglob(".*") if below else folder.iterdir()):
+        name = _UNFINISHED.fullmatch(entry.name)
+        if name is None or not any(map(str.__eq__, name.group("host", "boot"), _machine())):
+            continue
+        if any(entry.parent.glob(f"{glob.escape(name['beginning'])}.*{_REPLACED}")):
+            continue  # killed between two renames: this is complete
+        handle = _locked(entry)
+        if handle is None:
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _locked(path: Path) -> int | None:
+    """A handle that holds the lock of a file or folder; None if another has it, it is gone, or there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        handle = os.open(path, (os.O_RDONLY if path.is_dir() else os.O_RDWR) | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(handle), os.stat(path)):
+            return handle
+    except OSError:
+        pass
+    os.close(handle)
+    return None
+
+
+@functools.cache
+def _machine() -> tuple[str, str]:
+    """This machine by its name, and, where the system tells it, by its last start, which all its containers share."""
+    name = boot = platform.node()
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    host, start = (hashlib.sha256(part.encode()).hexdigest()[:8] for part in (name, boot))
+    return host, start
 
 
 def _umask() -> int:

@@ -36,6 +36,7 @@ from bench.ablation.worker import Ended, start, work, worker_environment
 from bench.device import resolve_device
 from bench.ranks import ALONE, Rank, all_gather, check_shared, from_first
 from tsd.errors import UserError
+from tsd.files import remove_unfinished
 
 KILLED = "its process was killed, perhaps for lack of memory"
 
@@ -298,8 +299,7 @@ def _lock(out: Path, rank: Rank) -> Iterator[None]:
     except Timeout:
         raise UserError(f"another `bench sweep` works in {out}; expected it to end first, or another --out") from None
     try:
-        for leftover in out.rglob(".*.tmp"):  # of a call that was killed while writing
-            leftover.unlink(missing_ok=True)
+        remove_unfinished(out, below=True)
         yield
     finally:
         lock.release()

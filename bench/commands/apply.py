@@ -2,17 +2,19 @@
 
 import argparse
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tsd.batch import FILES, Job, add_files, plan_jobs, run_batch, status_of
+from tsd.batch import FILES, Job, add_files, described, input_sizes, plan_jobs, run_batch, status_of
 from tsd.files import ended_by_sigterm
 from tsd.precision import PRECISIONS
 
 if TYPE_CHECKING:
+    from bench.methods.photographs import Photographer
     from bench.options import RunOptions, Tiles
-    from tsd.console.progress import Progress
+    from tsd.console.stages import Progress
     from tsd.images import Picture, Scan
 
 EPILOG = f"""\
@@ -50,8 +52,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("method", metavar="METHOD", help="a name of `bench list methods`, or spandrel:FILE, ...")
     add_files(parser)
     parser.add_argument(
-        "--scale", type=float, metavar="N", help="size of the results, up to what the method makes (default: that)"
-    )
+        "--scale", type=float, metavar="N",
+        help="size of the results, up to what the method makes, fractions too (default: that). Sides are rounded to "
+        "the nearest pixel, halves up",
+    )  # fmt: skip
     parser.add_argument(
         "--tile", type=int, metavar="N",
         help=f"side of the tiles of plain networks, in input pixels; 0: photographs whole (default: {Tiles.side})",
@@ -97,20 +101,63 @@ def run(args: argparse.Namespace) -> int:
             f"--scale {args.scale:g}: {spec.name} enlarges {photographer.scale} times; expected at most that"
         )
     scale = args.scale or photographer.scale
+    sizes = input_sizes(jobs)
+    size = described(sizes, scale) if sizes else ""
     print(_announcement(photographer.scale, scale, spec.name, options, tiles), file=sys.stderr)
+    if sizes:
+        print(f"{size}; {_expected(photographer, list(sizes.values()))}", file=sys.stderr)
     for note in photographer.notes:
         print(f"note: {note}", file=sys.stderr)
 
-    def restore(scan: "Scan", job: Job, bar: "Progress") -> "Picture":
-        return photographer.restore(
-            scan.picture(),
-            image_seed(args.seed, job.name),
-            scale,
-            lambda done, total: bar.set_postfix_str(f"{job.name}, tile {done} of {total}"),
-        )
+    def restore(scan: "Scan", job: Job, progress: "Progress") -> "Picture":
+        return photographer.restore(scan.picture(), image_seed(args.seed, job.name), scale, progress)
 
     with ended_by_sigterm():
         return status_of(run_batch(jobs, scale, restore))
+
+
+WORTH = 16
+"""Photographs that are worth so many pieces are worth timing one piece."""
+PIECE = 128
+"""Side of that piece, in input pixels, where a method takes photographs whole."""
+
+
+def _expected(photographer: "Photographer", sizes: list[tuple[int, int]]) -> str:
+    """What the photographs take of memory and time, in words, by a piece of noise that is restored first."""
+    import torch
+
+    from bench.latency.machine import peak_memory
+    from tsd.console.progress import clock
+    from tsd.errors import UserError
+    from tsd.files import human_size
+
+    tiles, method = photographer.options.tiles, photographer.method
+    side = PIECE if tiles is None else tiles.side
+    pixels = [width * height for width, height in sizes]
+    if sum(pixels) < WORTH * side**2:
+        return "memory and time show on the way"
+    noise = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    took: list[float] = []
+
+    def restore() -> None:
+        began = time.perf_counter()
+        method.restore(noise, 0)
+        took.append(time.perf_counter() - began)
+
+    try:
+        memory = peak_memory(restore, photographer.options.device, 0)
+        restore()
+    except (UserError, RuntimeError, MemoryError):  # told with every photograph
+        return "memory and time show on the way"
+    peak = memory.get("reserved", memory.get("resident"))
+    core = side if tiles is None else side - 2 * tiles.context
+    times = sum(pixels) / core**2
+    text = f"about {clock(took[-1] * times)}, by a piece of {side}x{side} that was timed"
+    if peak is None:
+        return text
+    if tiles is None:  # what a whole photograph takes grows with it
+        peak *= max(pixels) / side**2
+    return f"memory about {human_size(round(peak))} beside the networks; {text}"
 
 
 def _announcement(own: int, scale: float, name: str, options: "RunOptions", tiles: "Tiles | None") -> str:

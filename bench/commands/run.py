@@ -168,7 +168,7 @@ def positive_seconds(text: str) -> float:
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a number of images; expected 1 or more")
+        raise argparse.ArgumentTypeError(f"{value} is too small; expected 1 or more")
     return value
 
 

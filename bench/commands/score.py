@@ -50,6 +50,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     import json
 
+    from bench.device import resolve_device
     from bench.metrics import METRICS, get_metric
     from bench.report.folders import find_pairs, format_scores, score_pairs
     from tsd.errors import UserError
@@ -58,22 +59,8 @@ def run(args: argparse.Namespace) -> int:
     specs = [get_metric(name) for name in dict.fromkeys(names)]
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit}: expected 1 or more")
-    _check_device(args.device)
+    device = resolve_device(args.device)
     pairs = find_pairs(args.sr_dir, args.hr, args.limit, args.lr)
-    result = score_pairs(pairs, specs, args.device)
+    result = score_pairs(pairs, specs, device)
     print(json.dumps(result, indent=2, allow_nan=False) if args.json else format_scores(result, get_metric))
     return 0 if result["metrics"] else 1
-
-
-def _check_device(name: str) -> None:
-    """Raises UserError for a name that is no device, or a GPU that torch does not find."""
-    import torch
-
-    from tsd.errors import UserError
-
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"no device is called {name!r}; expected cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"the device is {name} but torch finds no CUDA device here; use cpu")

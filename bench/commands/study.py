@@ -171,7 +171,9 @@ def _score(args: argparse.Namespace) -> int:
     from bench.study.report import SIMULATED
     from bench.study.score import score
     from bench.study.votes import Rules
+    from tsd.files import require_writable
 
+    require_writable(args.out)
     rules = Rules(args.most_traps, args.least_consistency, args.fastest)
     scored, paths = score(args.votes, args.study, args.out, rules, args.keep_flagged, args.resamples)
     for path, reason in scored.box.refused:
@@ -192,7 +194,9 @@ def _score(args: argparse.Namespace) -> int:
 def _simulate(args: argparse.Namespace) -> int:
     from bench.study.simulate import simulate
     from bench.study.study import read_study
+    from tsd.files import require_writable
 
+    require_writable(args.out)
     for path in simulate(read_study(args.study), args.preference, args.out, args.careless, args.seed):
         print(path)
     return 0

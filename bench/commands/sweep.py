@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.commands.run import positive
+
 if TYPE_CHECKING:
     from bench.ablation.domain import Domain
     from bench.ablation.experiment import Experiment
@@ -63,7 +65,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="train only these arms (default: all)")
     parser.add_argument(
         "--jobs",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="cells at a time, each in a process with cores // N threads (default: one for each core; 1 on a GPU)",
     )
@@ -127,6 +129,9 @@ def run(args: argparse.Namespace) -> int:
     if args.report_only:
         _report(experiment, domain, out)
         return 0
+    from tsd.files import require_writable
+
+    require_writable(out)
     from bench.ablation.sweep import run_sweep
     from bench.ranks import barrier, on_all_ranks
 
@@ -250,10 +255,3 @@ def _listed() -> str:
             cost += ", nightly"
         lines.append(f"{experiment.name}\n    {experiment.question}\n    {cost}\n")
     return "".join(lines) or "no experiments come with this version\n"
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a number of processes; expected 1 or more")
-    return value

@@ -77,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from bench.device import resolve_device
     from bench.options import RunOptions
     from bench.verify.golden import golden_names
+    from tsd.files import require_writable
 
     methods = [name.removeprefix(METHOD) for name in args.names if name.startswith(METHOD)]
     logs = [name for name in args.names if not name.startswith(METHOD)] or ([] if methods else [*golden_names()])
@@ -90,6 +91,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--drift scores the mini set with every metric: only --out, --limit and --device go with it")
     if args.out and not args.drift:
         raise UserError("--out belongs to --drift: it names the folder of its table")
+    for place in (args.attach, args.out or Path("reports/drift") if args.drift else None):
+        if place is not None:
+            require_writable(place)
     options = RunOptions(resolve_device(args.device), data_root=args.data_root)
     if args.drift:
         return _run_drift(args.out or Path("reports/drift"), args.limit, options)
@@ -104,8 +108,6 @@ def _run_drift(out: Path, limit: int | None, options: "RunOptions") -> int:
     from bench.verify import drift
     from tsd.files import write_text
 
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: a file; expected a folder")
     with tempfile.TemporaryDirectory() as folder:
         path = drift.write(drift.measure(options, Path(folder), limit), out)
     print(f"measured: {path}", file=sys.stderr)

@@ -35,6 +35,7 @@ from bench.records.schema import StaleRecords
 from bench.run.identity import differences
 from bench.testsets.manifest import load_testset
 from tsd.errors import UserError
+from tsd.files import require_writable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -81,6 +82,7 @@ def measure_latency(request: LatencyRequest, log: Callable[[str], None]) -> Late
     Raises:
         UserError: an unknown name, nothing that could be measured, or records of another identity.
     """
+    require_writable(request.folder())
     rows = rows_of(request.profile, request.methods, request.random_weights)
     device = _device(request)
     kind = device.partition(":")[0]

@@ -4,7 +4,6 @@ A measurement rounds to 8 bits and knows one scale. Here the picture keeps what 
 network may enlarge by any factor.
 """
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bench.methods.base import Method, MethodSpec
@@ -12,6 +11,8 @@ from bench.methods.stages import Staged
 from bench.options import MIN_SIDE, SCALE, RunOptions
 from bench.pixels import checked_output
 from bench.store.missing import describe
+from tsd.config import enlarged_size
+from tsd.console.stages import Progress, silent
 from tsd.errors import UserError, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Photographer:
         picture: "Picture",
         seed: int,
         scale: float | None = None,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        progress: Progress = silent,
     ) -> "Picture":
         """The restored picture, at the depth and with the colour profile of the given one.
 
@@ -71,7 +72,7 @@ class Photographer:
             seed: for methods that draw random numbers.
             scale: how many times as large the result is, at most `self.scale`; None for that. What the method made is
                 resized bicubically.
-            progress: called with (tiles done, tiles in all) where the method works in tiles.
+            progress: called as `tsd.console.stages` says where the method knows how far it is.
 
         Raises:
             UserError: a side is too short, or the memory does not suffice; the message says what helps.
@@ -97,7 +98,7 @@ class Photographer:
             raise
         color = sr[0].permute(1, 2, 0).contiguous().numpy()
         if scale is not None and scale != self.scale:
-            color = resized(color, max(round(scale * width), 1), max(round(scale * height), 1))
+            color = resized(color, *enlarged_size(width, height, scale))
         return enlarged(picture, color)
 
     def _memory_advice(self, width: int, height: int) -> str:

@@ -22,7 +22,6 @@ together. The first process merges them when a job is done or when a killed run 
 This module imports only the standard library and the ground: a table must be renderable without torch.
 """
 
-import itertools
 import re
 import shutil
 from collections.abc import Generator, Iterable
@@ -49,7 +48,7 @@ from bench.records.schema import (
     to_json,
 )
 from tsd.errors import UserError
-from tsd.files import is_plain_name, sha256_file
+from tsd.files import is_plain_name, remove_unfinished, sha256_file
 
 RowT = TypeVar("RowT", ImageRow, ScoreRow)
 
@@ -142,10 +141,9 @@ class Records:
                 raise UserError(
                     f"another `bench` run is writing to {self.out}: wait for it, or choose another --out"
                 ) from None
-            written = (self.out.glob(".*.tmp"), self.root.rglob(".*.tmp"), path.parent.rglob(".*.tmp"))
-            for leftover in itertools.chain(*written):  # left by a process that was killed while writing
-                if leftover.is_file():
-                    leftover.unlink()
+            remove_unfinished(self.out)
+            for folder in (self.root, path.parent):
+                remove_unfinished(folder, below=True)
             yield
 
 

@@ -25,6 +25,7 @@ from bench.run.request import Request
 from bench.store.missing import brief, describe
 from tsd.console.progress import Progress
 from tsd.errors import UserError, nearest, some
+from tsd.files import require_room, require_writable
 
 if TYPE_CHECKING:
     import pandas
@@ -143,6 +144,7 @@ class Stages:
             seed=request.seed,
         )
         options.require_dtype()
+        require_writable(request.folder())
         choice = choose(
             table,
             request.profile,
@@ -168,9 +170,10 @@ class Stages:
         testsets = [load_testset(name, request.data_root, request.limit) for name in choice.testsets]
         check_same_images(testsets, rank)
         _check_images_exist(request.images or (), testsets)
-        _check_outputs_fit(request.methods or (), testsets, options)
+        from_first(rank, lambda: _check_outputs_fit(request.methods or (), testsets, options))
         records = Records(request.folder(), rank.index)
         from_first(rank, lambda: _check_any_method_runs(choice, records))
+        from_first(rank, lambda: _check_room(choice, testsets, records))
         sets = [
             PlanSet(testset.name, testset.display, [image.name for image in testset.images], testset.total)
             for testset in testsets
@@ -408,6 +411,21 @@ def _check_any_method_runs(choice: Choice, records: Records) -> None:
         return
     listed = dict.fromkeys(line for groups in reasons.values() for lines in groups.values() for line in lines)
     raise UserError("nothing to measure, none of the methods can run here:\n" + "\n".join(listed))
+
+
+def _check_room(choice: Choice, testsets: Sequence["TestSet"], records: Records) -> None:
+    """Checks that the disk can hold the images of the methods that have none yet, which are about as large as the
+    ground truth's; half of that cannot be enough.
+
+    Raises:
+        UserError: it cannot.
+    """
+    needed = 0
+    for testset in testsets:
+        largest = sum(image.hr.stat().st_size for image in testset.images if image.hr is not None)
+        able = [row for row in choice.rows if not choice.reasons_missing(row)[testset.name]]
+        needed += largest // 2 * sum(records.of(testset.name, row.name).run() is None for row in able)
+    require_room(records.out, needed, "choose another --out, or fewer --methods")
 
 
 def _redo_name(choice: Choice, name: str) -> str:

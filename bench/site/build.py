@@ -13,7 +13,7 @@ from bench.site.overview import pages_of
 from bench.site.page import MARK, Images, address, render
 from bench.site.pictures import Job, Pictures, check_size, estimate_bytes, jobs_of, make
 from tsd.errors import UserError
-from tsd.files import human_size, write_atomic
+from tsd.files import human_size, require_room, require_writable, write_atomic
 
 BASE64 = 4 / 3
 FOLDER_MB, FILE_MB = 1000, 100
@@ -48,6 +48,7 @@ def build(request: SiteRequest) -> Path:
         UserError: no records, something that is no site at `out`, or a site larger than allowed.
     """
     _check_place(request)
+    require_writable(request.out.absolute().parent)
     collection = collect(request.runs, request.data_root, images=request.images != 0)
     jobs = [jobs_of(found, request.images) for found in collection.sets] if request.images != 0 else []
     if any(jobs):
@@ -55,6 +56,7 @@ def build(request: SiteRequest) -> Path:
         share = BASE64 if request.single_file else 1.0
         most = request.max_mb if request.max_mb is not None else FILE_MB if request.single_file else FOLDER_MB
         check_size(jobs, estimated, most * 1_000_000, request.quality, share)
+        require_room(request.out.parent, round(estimated * share), "choose another --out, or fewer --images")
         shown = sum(map(len, jobs))
         _log(f"pictures of {shown} image{'' if shown == 1 else 's'}, about {human_size(round(estimated * share))}")
     if request.single_file:

@@ -39,7 +39,7 @@ from bench.study.study import (
 from bench.testsets.manifest import MissingData, TestImage
 from tsd.console.progress import Progress
 from tsd.errors import UserError, some
-from tsd.files import atomic_folder, human_size
+from tsd.files import atomic_folder, human_size, require_writable
 from tsd.images import read_picture
 
 BLOCKS = 16
@@ -87,6 +87,7 @@ def make(request: StudyRequest) -> tuple[Study, Path]:
     """
     if request.post and not re.fullmatch(r"https?://[A-Za-z0-9.\-\[\]:]+(/\S*)?", request.post):
         raise UserError(f"--post {request.post}: expected an address such as https://example.org/votes")
+    require_writable(request.out.absolute().parent)
     source = choose_methods(request.run, request.methods, request.testset)
     categories = read_categories(request.categories) if request.categories is not None else None
     chosen = choose(source.testset.names, categories, request.images)

@@ -269,7 +269,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--mutants", type=int, default=100, metavar="N", help="broken inputs of each form (default: 100)"
     )
-    parser.add_argument("--commands", nargs="*", default=[s.name for s in SITUATIONS], metavar="NAME")
+    situations = {situation.name: situation for situation in SITUATIONS}
+    parser.add_argument("--commands", nargs="*", default=[*situations], choices=situations, metavar="NAME")
     parser.add_argument("--kinds", nargs="*", default=[*KINDS, *OTHER_KINDS], metavar="KIND")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the table there")
@@ -294,10 +295,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="faults-") as place:
         if args.mutants:
             fuzzed = fuzzing.fuzz(Path(place) / "fuzzing", args.seed, args.mutants)
-        for number, situation in enumerate(SITUATIONS):
-            if situation.name in args.commands:
-                found[situation.name] = measure(situation, Path(place) / str(number), args.seed, numbers)
-                written()  # a run takes hours
+        for number, name in enumerate(args.commands):
+            found[name] = measure(situations[name], Path(place) / str(number), args.seed, numbers)
+            written()  # a run takes hours
     text = written()
     print(text)
     return int("## Lost" in text)

@@ -3,13 +3,14 @@
 Every case has a folder of its own, in which the command runs: `in` holds the inputs, `out` the results.
 """
 
+import contextlib
 import hashlib
 import http.server
 import importlib.util
 import json
 import os
+import re
 import shutil
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +136,7 @@ def files(out: Path, *patterns: str) -> dict[str, Any]:
 def leftovers(out: Path) -> list[str]:
     """Temporary files and folders that nobody will remove."""
     names = [path.relative_to(out).as_posix() for path in out.rglob("*")]
-    return [name for name in names if name.endswith((".tmp", ".part")) or "/.checkpoint-" in f"/{name}"]
+    return [name for name in names if re.search(r"\.tmp(\.\w+)?$|\.part$|(^|/)\.checkpoint-", name)]
 
 
 # -- inputs ------------------------------------------------------------------------------------------------------------
@@ -172,24 +173,26 @@ def model_and_photographs(folder: Path) -> None:
 
 
 def served(folder: Path) -> None:
-    """A card, and a server for its files, which ends with this process."""
+    """A card, and a server for its files. It ends with the process that injects, a child of which makes the inputs."""
     import torch
 
     (folder / "served").mkdir(parents=True)
     torch.save({"weight": torch.arange(60_000.0)}, folder / "served" / "net.pth")
     shutil.copy(folder / "served" / "net.pth", folder / "served" / "other.pth")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler(str(folder / "served")))
+    port = server.server_address[1]
     sha256 = hashlib.sha256((folder / "served" / "net.pth").read_bytes()).hexdigest()
     (folder / "net.toml").write_text(CARD.format(port=port, sha256=sha256))
-    parent = os.getpid()
+    injecting = os.getppid()
     if os.fork():
+        server.server_close()
         return
     try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        with http.server.HTTPServer(("127.0.0.1", port), handler(str(folder / "served"))) as server:
-            server.timeout = 1
-            while os.getppid() == parent:
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        server.timeout = 1
+        with contextlib.suppress(ProcessLookupError):
+            while os.kill(injecting, 0) is None:
                 server.handle_request()
     finally:
         os._exit(0)

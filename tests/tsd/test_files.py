@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from tsd.files import (
     atomic_path,
     common_suffix,
     find_images,
+    remove_unfinished,
     sha256_file,
     write_atomic,
     write_safetensors,
@@ -27,7 +29,8 @@ def test_a_failed_write_leaves_the_old_bytes_and_nothing_else(tmp_path: Path, mo
     assert sha256_file(path) == "cba06b5736faf67e54b07b561eae94395e774c517a7d910a54369e1263ccfbd4"
 
     def full(handle: int) -> None:
-        assert [entry.name for entry in path.parent.iterdir() if entry != path] == [f".record.json.{os.getpid()}.tmp"]
+        (temporary,) = (entry.name for entry in path.parent.iterdir() if entry != path)
+        assert re.fullmatch(r"\.record\.[0-9a-f]{16}-[0-9a-f]{8}\.tmp\.json", temporary)
         raise OSError("no space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
@@ -49,6 +52,50 @@ def test_the_ground_and_the_settings_of_a_run_import_no_torch() -> None:
     code = f"import {modules}, sys; print([name for name in ('torch', 'numpy', 'diffusers') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from tsd.files import atomic_folder, atomic_path, write_text
+
+out = Path(sys.argv[1])
+write_text(out / "whole.txt", "whole")
+with atomic_path(out / "a.png") as one, atomic_folder(out / "b") as two:
+    (two / "c").write_text(one.write_text("half") and "half")
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_and_nothing_else(tmp_path: Path) -> None:
+    """Nothing of a process that still writes, of another machine, or that is called nearly alike."""
+    mine = [".hidden.png", ".a.0123456789abcdef-01234567.tmp.png", ".a.tmp"]
+    touch(tmp_path, *mine)
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as writing:
+        assert writing.stdout is not None
+        assert writing.stdout.readline() == "writing\n"
+        remove_unfinished(tmp_path)
+        left = {path.name for path in tmp_path.iterdir()} - {*mine, "whole.txt"}
+        assert sorted(name[:3] for name in left) == [".a.", ".b."]
+        writing.kill()
+    assert {path.name for path in tmp_path.iterdir()} == {*mine, "whole.txt"} | left
+    write_text(tmp_path / "d.txt", "next")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*mine, "whole.txt", "d.txt"])
+
+
+def test_a_folder_whose_replacement_was_killed_between_the_renames_stays_whole(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from tsd.files import atomic_folder; real = os.replace\n"
+        "os.replace = lambda a, b: (real(a, b), os.kill(os.getpid(), 9))\n"
+        "with atomic_folder(Path(sys.argv[1])) as new: (new / 'new').touch()"
+    )
+    touch(tmp_path, "kept/old")
+    subprocess.run([sys.executable, "-c", code, tmp_path / "kept"])
+    remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["new", "old"]
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,11 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tsd.batch import Job
 from tsd.errors import UserError
 from tsd.files import MEGAPIXELS_HELP, READABLE, find_images, require_writable
 
@@ -30,15 +31,6 @@ results:
   same way.
 """
 RECORD = "degrade.json"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image. `name` is its path inside the given input, without suffix; it seeds the degradation."""
-
-    source: Path
-    name: str
-    target: Path
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

@@ -51,23 +51,26 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains; returns 0, or 130 if it was stopped."""
+    """Trains; returns 0, or 130 and 143 if Ctrl-C and SIGTERM stopped it."""
     from tsd.config import DecoderConfig
     from tsd.errors import UserError
     from tsd.files import mini_model_dir, require_writable
     from tsd.model.loading import resolve_model
+    from tsd.train.paths import newest_checkpoint
+    from tsd.train.stopping import EXIT_STATUS
 
     given = {field.name: getattr(args, field.name) for field in fields(DecoderConfig)}
     config = DecoderConfig(**{name: value for name, value in given.items() if value is not None})
     model = resolve_model(args.model or mini_model_dir())
     if missing := [path for path in args.data if not path.exists()]:
         raise UserError(f"no such file or folder: {missing[0]}")
+    newest_checkpoint(args.output, resume=args.resume)
     require_writable(args.output)
     from tsd.train.decoder import distill_decoder
 
     done = distill_decoder(model, args.data, args.output, config, device=args.device, resume=args.resume)
     if done.folder is None:
         print(f"stopped after step {done.step} of {config.steps}; the same command with --resume continues")
-        return 130
+        return EXIT_STATUS[done.stopped_by or "SIGTERM"]
     print(f"{done.folder}: {done.psnr:.2f} dB from the frozen decoder; try: tsd restore a.png --decoder {done.folder}")
     return 0

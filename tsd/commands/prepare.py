@@ -4,12 +4,15 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tsd.console.imports import QUANTIZERS, without
 from tsd.errors import UserError
-from tsd.files import MEGAPIXELS_HELP, READABLE, find_images, is_mini_model, mini_model_dir, require_writable
+from tsd.files import MEGAPIXELS_HELP, free_bytes, human_size, is_mini_model, mini_model_dir, require_writable
 from tsd.precision import PRECISIONS
+
+if TYPE_CHECKING:
+    from tsd.data.sources import FolderSource, Source
 
 DESCRIPTION = """\
 Makes a training set ahead of training: square crops of good images, their degraded versions,
@@ -133,12 +136,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepares; returns 0 even if images were left out: they are listed, and the rest of a long run is still good."""
-    _check(args)
+    folders = _check(args)
     with without(*QUANTIZERS):
-        return _work(args)
+        return _work(args, folders)
 
 
-def _work(args: argparse.Namespace) -> int:
+def _work(args: argparse.Namespace, folders: "FolderSource | None") -> int:
     import torch
 
     from tsd.data.prepare import SKIPPED, prepare
@@ -149,7 +152,7 @@ def _work(args: argparse.Namespace) -> int:
         raise UserError(f"the device is {device!r}; expected cpu, or cuda on a machine that has one")
     model = args.model if args.model is not None else mini_model_dir()
     config = _config(args)
-    source = _source(args)
+    source: Source = folders or _hub(args)
     if args.plan:
         print(_plan(args, source, settings_of(source, model, config)))
         return 0
@@ -192,8 +195,13 @@ def _next(model: str | Path, out: Path, settings: dict[str, Any], *, on_cpu: boo
     return [make + ([] if settings["captions"]["t5"] else ["--no-t5"]), [*train, "--prompt-embeds", "prompts/"]]
 
 
-def _check(args: argparse.Namespace) -> None:
-    """Refuses what is wrong with the arguments and the paths, and completes crop and sharpening from the preset."""
+def _check(args: argparse.Namespace) -> "FolderSource | None":
+    """Refuses what is wrong with the arguments and the paths, and completes crop and sharpening from the preset.
+
+    Returns:
+        The image folders; None for a data set.
+    """
+    from tsd.data.sources import FolderSource
     from tsd.model.loading import is_hub_id, resolve_model
     from tsd.presets import MINI, PAPER
 
@@ -221,16 +229,17 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(args, name)}")
     if args.device is not None and args.device.partition(":")[0] not in ("cpu", "cuda"):
         raise UserError(f"the device is {args.device!r}; expected cpu, or cuda on a machine that has one")
-    for given in args.inputs:
-        if not given.exists():
-            raise UserError(f"no such file or folder: {given}")
-        if given.is_dir() and not find_images(given, exclude=args.out).images:
-            raise UserError(f"no images in {given} or its sub-folders; looked for {', '.join(READABLE)}")
     if args.out.is_file():
         raise UserError(f"the output {args.out} is a file; give a folder (--out)")
     require_writable(args.out)
     if args.model is not None and not is_hub_id(args.model):
         resolve_model(args.model)
+    if args.hub:
+        return None
+    fallback = args.caption is not None or args.caption_model is not None
+    return FolderSource(
+        args.inputs, caption_files=args.caption_files, fallback=fallback, limit=args.limit, exclude=args.out
+    )
 
 
 def _config(args: argparse.Namespace) -> Any:
@@ -260,14 +269,9 @@ def _config(args: argparse.Namespace) -> Any:
     )
 
 
-def _source(args: argparse.Namespace) -> Any:
-    from tsd.data.sources import FolderSource, HubSource
+def _hub(args: argparse.Namespace) -> "Source":
+    from tsd.data.sources import HubSource
 
-    if args.inputs:
-        fallback = args.caption is not None or args.caption_model is not None
-        return FolderSource(
-            args.inputs, caption_files=args.caption_files, fallback=fallback, limit=args.limit, exclude=args.out
-        )
     return HubSource(
         args.hub,
         config=args.config,
@@ -283,12 +287,10 @@ def _source(args: argparse.Namespace) -> Any:
 def _plan(args: argparse.Namespace, source: Any, settings: dict[str, Any]) -> str:
     """The settings, then the space for these images and for the paper's 95,000."""
     import json
-    import shutil
 
     from tsd.data.storage import storage_of
 
     storage = storage_of(settings)
-    existing = next(folder for folder in [args.out.absolute(), *args.out.absolute().parents] if folder.is_dir())
     parts = [json.dumps(settings, indent=2, ensure_ascii=False)]
     if source.length is not None and not args.grid:
         crops = source.length * args.crops_per_image
@@ -300,5 +302,5 @@ def _plan(args: argparse.Namespace, source: Any, settings: dict[str, Any]) -> st
         parts += [f"{source.length:,} images, at most:", storage.to_text(crops, captions)]
     parts += ["95,000 images with one crop and one caption each, the size of the paper's set:"]
     parts += [storage.to_text(95_000, 95_000 if storage.embeddings else 0)]
-    parts += [f"free where {args.out} will be: {shutil.disk_usage(existing).free / 1e9:,.1f} GB"]
+    parts += [f"free where {args.out} will be: {human_size(free_bytes(args.out))}"]
     return "\n".join(parts)

@@ -6,20 +6,20 @@ import math
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tsd.batch import FILES, Job, Written, add_files, plan_jobs, run_batch, status_of
+from tsd.batch import FILES, Job, Written, add_files, described, input_sizes, plan_jobs, run_batch, status_of
 from tsd.console.imports import TRAINING, without, without_compiler
 from tsd.errors import UserError
-from tsd.files import WRITABLE, free_bytes, human_size, is_mini_model, mini_model_dir, require_room, require_writable
+from tsd.files import human_size, is_mini_model, mini_model_dir, require_writable
 from tsd.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from tsd.config import RestoreConfig
-    from tsd.console.progress import Progress
+    from tsd.console import stages
     from tsd.images import Picture, Scan
+    from tsd.restore import Restorer
 
 DESCRIPTION = """\
 Restores and enlarges images in one step. Folders are searched recursively, and OUT gets the same
@@ -50,8 +50,6 @@ models:
 """
 SETTINGS = ("scale", "color", "posterior", "process_size", "seed", "tile", "tile_overlap", "vae_tile")
 
-LEAST_BYTES_PER_PIXEL = 0.1
-"""No photograph of 8 bits is smaller as a file of any of the formats, so that less room than that cannot be enough."""
 LARGE = 2048**2  # processed pixels above which enlarging a small input takes noticeable time
 
 
@@ -80,7 +78,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "TAESD3, or what tsd distill-decoder wrote; mini: the one shipped with the mini model)",
     )  # fmt: skip
     settings = parser.add_argument_group("settings")
-    settings.add_argument("--scale", type=int, metavar="N", help="enlargement (default: 4)")
+    settings.add_argument(
+        "--scale", type=_scale, metavar="N",
+        help="enlargement, 1 or more, fractions too: 2.5 (default: 4, which the students are trained for). Sides are "
+        "rounded to the nearest pixel, halves up",
+    )  # fmt: skip
     settings.add_argument(
         "--color", choices=("wavelet", "adain", "none"),
         help="how colours are aligned with the input (default: wavelet)",
@@ -146,11 +148,12 @@ def run(args: argparse.Namespace) -> int:
     if not jobs:
         return 0
     model, lora, config = _student(args)
-    _say_sizes(jobs, config)
+    sizes = input_sizes(jobs)
+    said = described(sizes, config.scale) if sizes else ""  # refuses a full disk before torch is imported
     if args.compile or args.quantize:
-        return _restore(args, jobs, model, lora, config)
+        return _restore(args, jobs, model, lora, config, sizes, said)
     with without(*TRAINING), without_compiler():
-        return _restore(args, jobs, model, lora, config)
+        return _restore(args, jobs, model, lora, config, sizes, said)
 
 
 def _student(args: argparse.Namespace) -> "tuple[str | Path, Path, RestoreConfig]":
@@ -169,42 +172,24 @@ def _student(args: argparse.Namespace) -> "tuple[str | Path, Path, RestoreConfig
         raise UserError(f"no prompt folder at {args.prompt_embeds}")
     config = config_for(lora, overrides)
     resolve_model(model)
-    require_writable(args.output if args.output.suffix.lower() not in WRITABLE else args.output.parent)
     if args.report is not None:
         require_writable(args.report.parent)
     return model, lora, config
 
 
-def _say_sizes(jobs: list[Job], config: "RestoreConfig") -> None:
-    """Says before the work how large the results will be, and refuses a disk without room for them."""
-    from tsd.images import ImageError, picture_size
-
-    sizes = []
-    for job in jobs:
-        with suppress(ImageError, OSError):  # told when its turn comes
-            width, height = picture_size(job.source)
-            sizes.append((config.scale * width, config.scale * height))
-    if not sizes:
-        return
-    pixels = [width * height for width, height in sizes]
-    low, high = ("x".join(map(str, sizes[pixels.index(end)])) for end in (min(pixels), max(pixels)))
-    place = jobs[0].target.parent
-    require_room(place, int(LEAST_BYTES_PER_PIXEL * sum(pixels)), "choose another output (-o)")
-    print(
-        f"{len(jobs)} image{'s' * (len(jobs) > 1)} of {low if low == high else f'{low} to {high}'} pixels, "
-        f"{sum(pixels) / 1e6:,.1f} megapixels in all; up to {human_size(3 * sum(pixels))} at 8 bits, "
-        f"{human_size(free_bytes(place))} are free",
-        file=sys.stderr,
-    )
-
-
 def _restore(
-    args: argparse.Namespace, jobs: list[Job], model: "str | Path", lora: Path, config: "RestoreConfig"
+    args: argparse.Namespace,
+    jobs: list[Job],
+    model: "str | Path",
+    lora: Path,
+    config: "RestoreConfig",
+    sizes: dict[Job, tuple[int, int]],
+    said: str,
 ) -> int:
     """What needs torch: loads the student and restores the images; returns the exit status of `run`."""
     import torch
 
-    from tsd.config import PLAIN, FastPath
+    from tsd.config import PLAIN, FastPath, enlarged_size
     from tsd.console.progress import Progress
     from tsd.files import write_text
     from tsd.precision import native_precision, torch_dtype
@@ -227,6 +212,8 @@ def _restore(
         decoder=mini_model_dir() / "decoder" if args.decoder == "mini" else args.decoder,
         quantization=args.quantize, report=lambda message: Progress.write(message, file=sys.stderr),
     )  # fmt: skip
+    if sizes:
+        print(f"{said}; {_expected(restorer, sizes, args.memory)}", file=sys.stderr)
     provenance: dict[str, object] = {}
     if args.verbose or args.report is not None:
         print("hashing the weight files", file=sys.stderr)
@@ -234,30 +221,25 @@ def _restore(
     if args.verbose:
         print(json.dumps(provenance, indent=2), file=sys.stderr)
 
-    def restore(scan: "Scan", job: Job, bar: "Progress") -> "Picture | Written":
+    def restore(scan: "Scan", job: Job, progress: "stages.Progress") -> "Picture | Written":
         planned = plan(restorer, *scan.size, job.target, args.memory)
         work = restorer.processing_size(*scan.size)
         if math.prod(work) > max(LARGE, 2 * config.scale**2 * math.prod(scan.size)):
-            bar.write(
+            Progress.write(
                 f"warning: {job.source}: this long, narrow image is worked at {work[0]}x{work[1]}, which may take long "
                 f"and much memory; --process-size 0 works at the size of the result",
                 file=sys.stderr,
             )
         if planned.window is None:
-            return restorer.restore_picture(
-                scan.picture(), job.name, lambda n, of: bar.set_postfix_str(f"{job.name}, tile {n} of {of}")
-            )
+            return restorer.restore_picture(scan.picture(), job.name, progress)
         pixels = planned.window * restorer.backbone.vae_factor
-        size = (config.scale * scan.size[0], config.scale * scan.size[1])
-        bar.write(
+        size = enlarged_size(*scan.size, config.scale)
+        Progress.write(
             f"{job.source}: {size[0]}x{size[1]} would take about {human_size(planned.needed_bytes)} in one piece, and "
             f"{human_size(planned.available_bytes)} may be used: restored in pieces of {pixels} pixels",
             file=sys.stderr,
         )
-        with Progress(desc=job.name, unit="tile", leave=False) as tiles:
-            notes = restore_file(
-                restorer, scan, job.target, job.name, window=planned.window, progress=partial(_show, tiles)
-            )
+        notes = restore_file(restorer, scan, job.target, job.name, window=planned.window, progress=progress)
         return Written(size, tuple(notes), {"piece_pixels": pixels})
 
     outcome = run_batch(jobs, config.scale, restore)
@@ -267,15 +249,44 @@ def _restore(
     return status_of(outcome)
 
 
+def _expected(restorer: "Restorer", sizes: dict[Job, tuple[int, int]], memory_gb: float | None) -> str:
+    """What the batch takes of memory and time, in words."""
+    from tsd.console.progress import clock
+    from tsd.restore.expected import timed_pace
+    from tsd.restore.memory import plan
+
+    plans = {}
+    for job, size in sizes.items():
+        with suppress(UserError):  # told when its turn comes
+            plans[job] = plan(restorer, *size, job.target, memory_gb)
+    if not plans:
+        return "none fits into memory"
+    needed, pieces = max(p.needed_bytes for p in plans.values()), sum(p.window is not None for p in plans.values())
+    available = human_size(min(p.available_bytes for p in plans.values()))
+    text = f"memory up to {human_size(needed)} of {available} that may be used"
+    if pieces:
+        text = f"memory up to {available}, {pieces} of them in pieces"
+    pace = None
+    with suppress(UserError):  # networks that fail are told with every image
+        pace = timed_pace(restorer, [sizes[job] for job in plans])
+    if pace is None:
+        return f"{text}; how long it takes shows on the way"
+    seconds = sum(pace.seconds(restorer, *sizes[job], in_pieces=p.window is not None) for job, p in plans.items())
+    return f"{text}; about {clock(seconds)}, by one tile that was timed"
+
+
+def _scale(text: str) -> float:
+    """The argument of `--scale`; whole numbers stay whole, as reports have them."""
+    try:
+        scale = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a number such as 4 or 2.5") from None
+    return int(scale) if scale.is_integer() else scale
+
+
 def _tile(text: str) -> int | None:
     """The argument of `--tile`; None for `auto`, the side that the settings have otherwise."""
     try:
         return None if text == "auto" else int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}; expected auto or a number of latent positions") from None
-
-
-def _show(bar: "Progress", done: int, total: int) -> None:
-    """Shows how many tiles of an image are done."""
-    bar.total = total
-    bar.update(done - bar.n)

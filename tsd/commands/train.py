@@ -37,9 +37,10 @@ examples:
   tensorboard --logdir run/logs
 
 start and prepared data:
-  A mini model of the package goes on from its own student, with a tenth of the preset's learning
-  rates, unless --init-lora, --from-scratch, --config or another rank says otherwise. With data that
-  `tsd prepare` wrote, crop, sharpening and degradation are theirs where no flag says otherwise.
+  A mini model of the package goes on from its own student, of its ranks and with a tenth of the
+  preset's learning rates, unless --init-lora, --from-scratch, --config or another rank says
+  otherwise. With data that `tsd prepare` wrote, crop, sharpening and degradation are theirs where
+  no flag says otherwise.
 
 the teacher first (optional), then the student against it:
   tsd train --stage teacher --preset release --model … --data prepared/ --output tuned/
@@ -62,12 +63,12 @@ on a cluster:
 on one GPU of 24 GB:
   --batch-size 1 --gradient-accumulation 16 --gradient-checkpointing --optimizer adamw8bit
 """
-STOPPED = {"Ctrl-C": 130, "SIGTERM": 143, "another process": 143}
-"""The exit status by what stopped a run, as a shell gives it for a process that the signal ended."""
 CONTINUED_LR = 0.1
 """Share of the preset's learning rates for a run that goes on from the student of a mini model."""
 VALIDATIONS = 5
 """Least number of validations of a run that is shorter than its preset."""
+_RANKS = ("rank", "vae_rank")
+"""The settings that a student's files fix."""
 _NOT_FLAGS = ("steps",)  # --max-train-steps serves both stages
 _SETTINGS_HELP = {
     "batch_size": "samples per process and micro-batch",
@@ -256,6 +257,7 @@ def _work(args: argparse.Namespace, settings: "RunSettings", config: TrainConfig
     if args.dry_run:
         return dry_run(settings, config, timed=args.time)
     from tsd.train.optim import DivergenceError
+    from tsd.train.stopping import EXIT_STATUS
 
     try:
         if isinstance(config, TrainConfig):
@@ -282,14 +284,14 @@ def _work(args: argparse.Namespace, settings: "RunSettings", config: TrainConfig
         )
     if _is_main_process():
         print(done)
-    return STOPPED.get(finished.stopped_by or "", 0)
+    return EXIT_STATUS.get(finished.stopped_by or "", 0)
 
 
 def resolve_config(args: argparse.Namespace) -> TrainConfig | TeacherConfig:
     """Takes the stage's preset, or the file with settings, and overrides it with the flags.
 
     Where neither says otherwise, prepared data bring their own crop, sharpening and degradation, and a run that goes on
-    from the student of a mini model has a tenth of the preset's learning rates.
+    from the student of a mini model has its ranks and a tenth of the preset's learning rates.
 
     Raises:
         UserError: a flag of the other stage, an impossible value, or a file without settings of a distillation.
@@ -310,9 +312,11 @@ def resolve_config(args: argparse.Namespace) -> TrainConfig | TeacherConfig:
         raise UserError(f"{', '.join(foreign)}: not a setting of --stage {args.stage}")
     if args.config is None:
         overrides = _of_prepared(args, config) | overrides
-        if args.preset == "mini" and args.init_lora is None and own_student(args) is not None:
-            names = [name for name in ("lr", "critic_lr") if name not in overrides]
-            overrides |= {name: getattr(config, name) * CONTINUED_LR for name in names}
+        if args.init_lora is None and (student := own_student(args)) is not None:
+            overrides |= dict(zip(_RANKS, _ranks(student), strict=True))
+            if args.preset == "mini":
+                names = [name for name in ("lr", "critic_lr") if name not in overrides]
+                overrides |= {name: getattr(config, name) * CONTINUED_LR for name in names}
     config = dataclasses.replace(config, **overrides)
     if args.max_train_steps is None:
         return config
@@ -349,17 +353,13 @@ def own_student(args: argparse.Namespace) -> Path | None:
     if not shipped or args.stage != "student" or args.from_scratch or args.config is not None:
         return None
     if args.resume and args.output is not None:
-        from tsd.train.checkpoint import RECORD_FILE, checkpoint_folder, latest
+        from tsd.train.checkpoint import checkpoint_folder, latest, recorded
 
         newest = latest(checkpoint_folder(args.output))
-        if newest is not None and (newest / RECORD_FILE).is_file():
-            began_with = json.loads((newest / RECORD_FILE).read_text()).get("init_lora")
-            return None if began_with is None else student
-    from tsd.presets import PRESETS
-
-    preset = PRESETS[args.preset]
-    ranks = [getattr(args, name) or getattr(preset, name) for name in ("rank", "vae_rank")]
-    return student if ranks == _ranks(student) else None
+        if newest is not None and recorded(newest).get("init_lora") is None:
+            return None
+    asked = [getattr(args, name) for name in _RANKS]
+    return student if all(rank in (None, own) for rank, own in zip(asked, _ranks(student), strict=True)) else None
 
 
 def _ranks(student: Path) -> list[int]:

@@ -1,5 +1,7 @@
 """The one progress bar of all commands: a bar on a terminal, a plain line every few seconds where stderr is none.
 
+`Stages` is one for the stages of one image.
+
 Standard library and tqdm only, so that `bench` may use it anywhere.
 """
 
@@ -37,10 +39,13 @@ class Progress(tqdm):
             return bool(super().display(msg, pos))
         when, shown = self._said
         text = self.status()
-        if text != shown and self.n > self.initial and time.monotonic() - when >= SECONDS:
+        if text != shown and self._has_news() and time.monotonic() - when >= SECONDS:
             self._said = (time.monotonic(), text)
             print(text, file=sys.stderr, flush=True)
         return True
+
+    def _has_news(self) -> bool:
+        return self.n > self.initial
 
     def status(self) -> str:
         """`train: step 12 of 50, 0:01:10, about 0:03:40 left, pixel=0.0512`."""
@@ -49,10 +54,10 @@ class Progress(tqdm):
         counted = [
             str(n) if not self.unit_scale else tqdm.format_sizeof(n, self.unit) for n in (done, total) if n is not None
         ]
-        parts = [("" if self.unit_scale else f"{self.unit} ") + " of ".join(counted), _clock(spent)]
+        parts = [("" if self.unit_scale else f"{self.unit} ") + " of ".join(counted), clock(spent)]
         fresh = done - self.initial
         if total is not None and fresh > 0 and done < total:
-            parts.append(f"about {_clock(spent / fresh * (total - done))} left")
+            parts.append(f"about {clock(spent / fresh * (total - done))} left")
         if self.postfix:
             parts.append(str(self.postfix))
         name = (self.desc or "").removesuffix(": ")
@@ -75,7 +80,30 @@ class Progress(tqdm):
             super().close()
 
 
-def _clock(seconds: float) -> str:
+class Stages(Progress):
+    """Shows how far the restoration of one image is: the bar of the stage it is in, `photo, decode: piece 3 of 12`.
+
+    It is called as `tsd.console.stages` says.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.stage = name, ""
+        super().__init__(desc=name, unit="piece", leave=False, miniters=1)
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self.stage:
+            self.stage = stage
+            self.set_description_str(f"{self.name}, {stage}", refresh=False)
+            self.reset(total)
+        self.total = total
+        self.update(done - self.n)
+
+    def _has_news(self) -> bool:
+        return self.stage != ""  # that a stage begins is news too: it may be one long piece
+
+
+def clock(seconds: float) -> str:
+    """`1:02:03` for 3,723 seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}"

@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 SETTINGS = {
-    "scale": 4,  # size of the result over that of the input
+    "scale": 4,  # size of the result over that of the input, 1 or more
     "color": "wavelet",  # takes the coarse colours (wavelet) or each channel's mean and contrast (adain) from the input
     "posterior": "sample",  # encodes the input as a sample of the encoder's distribution, or as its mean (mode)
     "process_size": 512,  # smallest short side to work at, in pixels of the result; 0: no minimum
@@ -96,13 +96,13 @@ class OneStepPipeline(DiffusionPipeline):
         self._tile_vae(use["vae_tile"], vae_factor)
         lr = lr.to(device)
         height, width = lr.shape[-2:]
-        target = (round(scale * height), round(scale * width))
+        target = enlarged(height, scale), enlarged(width, scale)
         least = int(use["process_size"] // scale)
         if width < least or height < least:
             enlarge = least / min(width, height)
             width, height = int(enlarge * width), int(enlarge * height)
         multiple = math.lcm(SIDE_MULTIPLE, vae_factor)
-        height, width = (max(n - n % multiple, multiple) for n in (int(scale * height), int(scale * width)))
+        height, width = (max(n - n % multiple, multiple) for n in (enlarged(height, scale), enlarged(width, scale)))
         x = F.interpolate(lr, size=(height, width), mode="bicubic", align_corners=False)
         x = (2 * x - 1).clamp(-1, 1).to(dtype)
         gaussian = self.vae.encode(x).latent_dist
@@ -206,6 +206,11 @@ class OneStepPipeline(DiffusionPipeline):
                 path = Path(hf_hub_download(source, name))
             (self._prompt[part],) = load_file(path).values()
         return self._prompt[part].to(like.device, like.dtype).expand(like.shape[0], *self._prompt[part].shape[1:])
+
+
+def enlarged(side: int, scale: float) -> int:
+    """The side of the result, to the nearest pixel, halves up."""
+    return math.floor(scale * side + 0.5)
 
 
 def seed_for(*parts: int | str) -> int:

@@ -28,7 +28,7 @@ from tsd.export.model_card import CardFacts, model_card
 from tsd.export.student import Student
 from tsd.export.target import check_target
 from tsd.fast.loading import rewrite
-from tsd.files import atomic_folder, sha256_file, write_safetensors
+from tsd.files import atomic_folder, require_room, sha256_file, write_safetensors
 from tsd.model.backbone import load_backbone
 from tsd.model.loading import read_config, weight_files
 from tsd.model.lora import load_student, read_lora, write_adapter_config
@@ -127,13 +127,7 @@ def _check_room(
     needed = sum(student.sizes[part] * dtype.itemsize for part, dtype in merged.items())
     needed += sum(file.stat().st_size for file in student.lora_files.values()) if lora else 0
     needed += sum(path.stat().st_size for folder in components for path in folder.rglob("*") if path.is_file())
-    place = next(parent for parent in (out.resolve(), *out.resolve().parents) if parent.is_dir())
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise UserError(
-            f"the export needs {needed / 1e9:.1f} GB and {place} has {free / 1e9:.1f} GB free; choose another --out, "
-            f"or --dtype fp16"
-        )
+    require_room(out, needed, "choose another --out, or --dtype fp16")
 
 
 def _write_merged(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from tsd.config import enlarged_size
 from tsd.errors import UserError
 from tsd.files import human_size
 from tsd.images import ImageError
@@ -56,8 +57,7 @@ def plan(restorer: Restorer, width: int, height: int, target: Path, memory_gb: f
         UserError: not even the smallest pieces would fit.
         ImageError: the format holds the whole image, which would not fit.
     """
-    scale, kind = restorer.config.scale, format_of(target)
-    size = scale * width, scale * height
+    kind, size = format_of(target), enlarged_size(width, height, restorer.config.scale)
     available = available_bytes(restorer.backbone.device, memory_gb)
     work = restorer.processing_size(width, height)
     needed = max(math.prod(work) * _vae_bytes(restorer), math.prod(size) * COLOUR_BYTES)

@@ -13,7 +13,6 @@ folder of the result. What is exact, and what is not:
 """
 
 import math
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,14 +27,16 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 from torch import Tensor
 
+from tsd.config import enlarged_size
+from tsd.console.stages import DECODE, ENCODE, TILES, WRITE, Progress, silent
 from tsd.errors import UserError, is_out_of_memory
 from tsd.fast.mean import encode_mean
-from tsd.files import full_disk_explained, human_size
+from tsd.files import full_disk_explained, require_room
 from tsd.images import Picture, Scan, in_gray
 from tsd.restore.color import EPS, LEVELS, wavelet
 from tsd.restore.pooled_norm import PooledNorms
 from tsd.restore.resampling import Taps, pillow_taps, plain_taps
-from tsd.restore.restorer import SMALLEST_SIDE, Progress, Restorer
+from tsd.restore.restorer import SMALLEST_SIDE, Restorer
 from tsd.restore.tiling import gaussian_weights, tile_grid
 from tsd.restore.windows import BAND, Span, joined_rows, receptive_field, scaled, spans
 from tsd.seeds import seed_for
@@ -62,7 +63,7 @@ def restore_file(
     name: str = "",
     *,
     window: int,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> tuple[str, ...]:
     """Restores a decoded image into a file, in pieces; returns notes on what the format cannot hold.
 
@@ -72,7 +73,7 @@ def restore_file(
             image at 8 bits.
         name: seeds the posterior draw together with the settings' seed, as for `Restorer`.
         window: side of the windows that encoder and decoder see, in latent positions (`smallest_window` or more).
-        progress: called with (windows and tiles done, in all).
+        progress: called with (stage, windows or tiles or rows done, in all), see `tsd.console.stages`.
 
     Raises:
         UserError: an unusable size, a window that is too small, or values that are NaN or infinite.
@@ -83,8 +84,8 @@ def restore_file(
     least = smallest_window(restorer)
     if window < least:
         raise UserError(f"pieces of {window} latent positions are too small for this model; expected {least} or more")
-    scale = restorer.config.scale
-    check_size(scale * width, scale * height, target, scan.levels.shape[2] * scan.depth // 8)
+    size = enlarged_size(width, height, restorer.config.scale)
+    check_size(*size, target, scan.levels.shape[2] * scan.depth // 8)
     target.parent.mkdir(parents=True, exist_ok=True)
     _require_room(restorer, scan, target.parent)
     with (
@@ -92,7 +93,7 @@ def restore_file(
         _whole_windows(restorer.backbone.vae),
         full_disk_explained(target),
         ExitStack() as files,
-        written_rows(target, scale * width, scale * height) as writer,
+        written_rows(target, *size) as writer,
     ):
         try:
             _Restoration(restorer, scan, name, window, progress, target.parent, files).write(writer)
@@ -115,13 +116,8 @@ def _require_room(restorer: Restorer, scan: Scan, folder: Path) -> None:
     config, vae = restorer.config, restorer.backbone.vae
     positions = math.prod(restorer.processing_size(*scan.size)) // restorer.backbone.vae_factor**2
     needed = 4 * vae.config["latent_channels"] * positions * (2 if config.posterior == "sample" else 1)
-    needed += 3 * config.scale**2 * math.prod(scan.size) if config.color == "adain" else 0
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(
-            f"restoring in pieces keeps {human_size(needed)} in {folder} besides the result, and {human_size(free)} is "
-            f"free there; make room, or choose another folder"
-        )
+    needed += 3 * math.prod(enlarged_size(*scan.size, config.scale)) if config.color == "adain" else 0
+    require_room(folder, needed, "restoring in pieces keeps that besides the result; choose another folder")
 
 
 def smallest_window(restorer: Restorer) -> int:
@@ -208,7 +204,7 @@ class _Restoration:
         scan: Scan,
         name: str,
         window: int,
-        progress: Progress | None,
+        progress: Progress,
         folder: Path,
         files: ExitStack,
     ) -> None:
@@ -219,7 +215,7 @@ class _Restoration:
         self.new_file: Callable[[tuple[int, ...], type], _RowFile] = partial(_RowFile, folder, files)
         self.seed = seed_for(self.config.seed, "posterior", name)
         width, height = scan.size
-        self.width, self.height = self.config.scale * width, self.config.scale * height
+        self.width, self.height = enlarged_size(width, height, self.config.scale)
         self.work_width, self.work_height = restorer.processing_size(width, height)
         self.latent = (self.work_height // self.factor, self.work_width // self.factor)
         self.channels = self.backbone.vae.config["latent_channels"]
@@ -230,10 +226,8 @@ class _Restoration:
         encoder, decoder = _halos(restorer)
         self.encoder_windows, self.decoder_windows = self._windows(encoder), self._windows(decoder)
         self.tiles = self._tiles()
-        counts = [len(rows) * len(columns) for rows, columns in (self.encoder_windows, self.decoder_windows)]
-        self.steps = sum(counts)  # and one for every window that is measured, see `_settle`
-        self.steps += len(self.tiles[0]) * len(self.tiles[1]) if self.tiles else 0
-        self.progress, self.done = progress, 0
+        self.progress = progress
+        self.stage, self.done, self.steps = "", 0, 0
 
     def write(self, writer: RowWriter) -> None:
         """Restores the image into `writer`."""
@@ -248,6 +242,10 @@ class _Restoration:
                 part = rows[:, first : first + step]
                 writer.write(self._picture(part, top + first, neutral))
             top += rows.shape[1]
+            if self.stage == DECODE and self.done == self.steps:  # what is written between windows is no stage
+                self._begin(WRITE, self.height)
+            if self.stage == WRITE:
+                self.progress(WRITE, top, self.height)
 
     def _windows(self, halo: int) -> tuple[list[Span], list[Span]]:
         """Rows and columns of windows over the latent."""
@@ -280,6 +278,7 @@ class _Restoration:
             return (gaussian.mean + gaussian.std * noise(row, column)) * vae.config["scaling_factor"]
 
         rows, columns = self.encoder_windows
+        self._begin(ENCODE, len(rows) * len(columns))
         norms = PooledNorms(vae.encoder)
         with norms.in_use():
             self._settle(norms, vae.encoder, self._pixels, rows, columns, unit=self.factor)
@@ -291,9 +290,11 @@ class _Restoration:
         if self.tiles is None:
             row, column = (Span(0, length, torch.ones(length)) for length in self.latent)
             z = self._latent_window(latents, row, column)
-            latents.write(0, self.restorer._one_step(z, None)[0].float().permute(1, 0, 2).cpu().numpy())
+            z_hat = self.restorer._one_step(z, self.progress)
+            latents.write(0, z_hat[0].float().permute(1, 0, 2).cpu().numpy())
             return
         rows, columns = self.tiles
+        self._begin(TILES, len(rows) * len(columns))
         side = rows[0].stop
         weights = gaussian_weights(side).to(self.device, torch.float32)
 
@@ -308,6 +309,7 @@ class _Restoration:
         network = self.backbone.decode if self.restorer.decoder is None else self.restorer.decoder
         take = partial(self._latent_window, latents)
         rows, columns = self.decoder_windows
+        self._begin(DECODE, len(rows) * len(columns))
 
         def decode(row: Span, column: Span) -> Tensor:
             decoded = network(take(row, column, self.factor)).float()
@@ -510,10 +512,14 @@ class _Restoration:
 
     # -- Progress
 
+    def _begin(self, stage: str, steps: int) -> None:
+        """Begins a stage of as many windows or tiles; those that are measured are added, see `_settle`."""
+        self.stage, self.done, self.steps = stage, 0, steps
+        self.progress(stage, 0, steps)
+
     def _step(self) -> None:
         self.done += 1
-        if self.progress is not None:
-            self.progress(self.done, self.steps)
+        self.progress(self.stage, self.done, self.steps)
 
     def _counted(self, compute: Callable[[Span, Span], Tensor]) -> Callable[[Span, Span], Tensor]:
         def counted(row: Span, column: Span) -> Tensor:

@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from tsd.config import ADAPTER_CONFIG, FastPath, RestoreConfig, config_for
+from tsd.config import ADAPTER_CONFIG, FastPath, RestoreConfig, config_for, enlarged_size
+from tsd.console.stages import DECODE, ENCODE, TILES, Progress, silent
 from tsd.errors import UserError, is_out_of_memory
 from tsd.fast.compiling import Sizes, compile_blocks
 from tsd.fast.decoder import SmallDecoder, load_decoder
@@ -43,19 +44,17 @@ SMALLEST_SIDE = 8
 SIDE_MULTIPLE = 8  # the release cuts target sides to multiples of 8 pixels
 VAE_TILE_PIXELS = 1024
 
-Progress = Callable[[int, int], None]
-
 
 def processing_size(width: int, height: int, config: RestoreConfig, multiple: int) -> tuple[int, int]:
     """(width, height) in pixels at which the network works for an input of this size.
 
     The arithmetic is the release's with its integer truncations, but a side that would become 0 is set to `multiple`.
     """
-    least = config.process_size // config.scale
+    least = int(config.process_size // config.scale)
     if width < least or height < least:
         enlarge = least / min(width, height)
         width, height = int(enlarge * width), int(enlarge * height)
-    width, height = config.scale * width, config.scale * height
+    width, height = enlarged_size(width, height, config.scale)
     return max(width - width % multiple, multiple), max(height - height % multiple, multiple)
 
 
@@ -150,15 +149,16 @@ class Restorer:
         backbone, fast = load_fast(model, merged, prompt_embeds, fast, device=device, dtype=dtype)
         if quantization is not None:
             quantize(backbone.denoiser, quantization)
-        elif fast.pack and not fast.compile:  # a compiler packs by itself
-            pack_linears(backbone.denoiser)
         small = None
         if decoder is not None:
             small = load_decoder(decoder, backbone.vae.config, device=device, dtype=dtype)
         sources = {"model": str(model), "lora": str(lora)} | ({"decoder": str(decoder)} if small else {})
         if prompt_embeds is not None:
             sources["prompt_embeds"] = str(prompt_embeds)
-        return cls(backbone, config, sources, fast, report, small, quantization)
+        restorer = cls(backbone, config, sources, fast, report, small, quantization)
+        if quantization is None and fast.pack and not restorer.fast.compile:  # a compiler packs by itself
+            restorer.fast = replace(restorer.fast, pack=pack_linears(backbone.denoiser))
+        return restorer
 
     def __call__(self, image: Image.Image | np.ndarray | str | Path, name: str = "") -> Image.Image | np.ndarray:
         """Restores one image and returns it as the kind that was given.
@@ -182,23 +182,24 @@ class Restorer:
             array = restored.to_uint(restored.depth)
         return array.reshape(*array.shape[:2], *image.shape[2:])
 
-    def restore_picture(self, picture: Picture, name: str = "", progress: Progress | None = None) -> Picture:
-        """Restores a decoded picture at full depth (`tsd.images.enlarged`)."""
+    def restore_picture(self, picture: Picture, name: str = "", progress: Progress = silent) -> Picture:
+        """Restores a decoded picture at full depth (`tsd.images.enlarged`); `progress`: see `tsd.console.stages`."""
         lr = torch.from_numpy(picture.color).permute(2, 0, 1)[None]
         sr = self.restore_tensor(lr, seed_for(self.config.seed, "posterior", name), progress=progress)
         return enlarged(picture, sr[0].permute(1, 2, 0).contiguous().numpy())
 
     @torch.inference_mode()
-    def restore_tensor(self, lr: Tensor, seed: int, *, progress: Progress | None = None) -> Tensor:
+    def restore_tensor(self, lr: Tensor, seed: int, *, progress: Progress = silent) -> Tensor:
         """Restores one image as a tensor; all other methods call this one.
 
         Args:
             lr: (1, 3, h, w) float in [0, 1], sides of 8 or more.
             seed: seeds the posterior draw, made on the CPU so that CPU and CUDA agree; unused with posterior `mode`.
-            progress: called with (tiles done, tiles in all) where the denoiser works in tiles.
+            progress: called with (stage, done, total) for every stage but `write`, see `tsd.console.stages`.
 
         Returns:
-            (1, 3, scale·h, scale·w) float32 in [0, 1], not rounded, on lr's device.
+            (1, 3, scale·h, scale·w) float32 in [0, 1], not rounded, on lr's device; a size that is no whole number is
+            rounded (`tsd.config.enlarged_size`).
 
         Raises:
             UserError: an unusable shape, values that are NaN or infinite in the input or in the networks' output, or
@@ -215,25 +216,29 @@ class Restorer:
                 raise UserError(self._memory_advice(lr.shape[-1], lr.shape[-2])) from error
             raise
 
-    def _restore(self, lr: Tensor, seed: int, progress: Progress | None) -> Tensor:
+    def _restore(self, lr: Tensor, seed: int, progress: Progress) -> Tensor:
         config, backbone = self.config, self.backbone
         lr = lr.to(backbone.device, torch.float32)
-        target = (config.scale * lr.shape[-2], config.scale * lr.shape[-1])
+        target = enlarged_size(lr.shape[-2], lr.shape[-1], config.scale)
         width, height = self.processing_size(lr.shape[-1], lr.shape[-2])
         if self.sizes is not None:
             self.sizes.meet((width, height))
         x_L = F.interpolate(lr, size=(height, width), mode="bicubic", align_corners=False)
         layout = torch.channels_last if self.fast.channels_last else torch.contiguous_format
         x_L = (2 * x_L - 1).clamp(-1, 1).to(backbone.dtype, memory_format=layout)
+        progress(ENCODE, 0, 1)
         if self.fast.mean and config.posterior == "mode":
             z_L = encode_mean(backbone, x_L)
         else:
             generator = torch.Generator().manual_seed(seed)
             z_L = backbone.encode(x_L, posterior=config.posterior, generator=generator)
+        progress(ENCODE, 1, 1)
         z_hat = self._one_step(z_L, progress)
+        progress(DECODE, 0, 1)
         decode = backbone.decode if self.decoder is None else self.decoder
         decoded = decode(z_hat).float()
         self._require_finite(decoded)
+        progress(DECODE, 1, 1)
         image = decoded.clamp(-1, 1) / 2 + 0.5
         if config.color == "adain":
             return adain(truncate_to_8_bits(image, target), lr).clamp(0, 1).contiguous()
@@ -262,19 +267,22 @@ class Restorer:
                 f"{advice}"
             )
 
-    def _one_step(self, z_L: Tensor, progress: Progress | None) -> Tensor:
+    def _one_step(self, z_L: Tensor, progress: Progress) -> Tensor:
         height, width = z_L.shape[-2:]
         tile = self.tile_side(height, width)
         if tile is not None:
-            overlap = self.config.tile_overlap
-            return blend_tiles(self._one_step_padded, z_L, tile=tile, overlap=overlap, progress=progress)
+            overlap, told = self.config.tile_overlap, partial(progress, TILES)
+            return blend_tiles(self._one_step_padded, z_L, tile=tile, overlap=overlap, progress=told)
         longest = self.backbone.family.longest_side(self.backbone.denoiser)
         if max(height, width) > longest:
             raise UserError(
                 f"the latent is {width}x{height} and this denoiser knows positions up to {longest:.0f}: without tiles "
                 f"the image is too large. Use --tile {min(64, longest):.0f}."
             )
-        return self._one_step_padded(z_L)
+        progress(TILES, 0, 1)
+        z_hat = self._one_step_padded(z_L)
+        progress(TILES, 1, 1)
+        return z_hat
 
     def tile_side(self, height: int, width: int) -> int | None:
         """The side of the denoiser's tiles for a latent of this size; None where it is taken whole."""

@@ -55,7 +55,7 @@ def blend_tiles(
     *,
     tile: int,
     overlap: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
     """`function` applied tile by tile and blended: (B, C, h, w) → the same shape, in z's dtype.
 
@@ -65,7 +65,7 @@ def blend_tiles(
         z: the latent to cover with tiles; at most one tile's result is held at a time.
         tile, overlap: in positions of z. An overlap that leaves a shortened tile no room to advance is halved
             to s // 2.
-        progress: called with (tiles done, tiles in all).
+        progress: called with (tiles done, tiles in all), with 0 done before the first.
     """
     height, width = z.shape[-2:]
     side, rows, columns = tile_grid(height, width, tile, overlap)
@@ -73,13 +73,13 @@ def blend_tiles(
     # Sums in float32 whatever the model's precision: half-precision weights vanish in the corners.
     total = torch.zeros(z.shape, dtype=torch.float32, device=z.device)
     weight_sum = torch.zeros((height, width), dtype=torch.float32, device=z.device)
-    done = 0
+    done, count = 0, len(rows) * len(columns)
+    progress(done, count)
     for left in columns:
         for top in rows:
             window = (..., slice(top, top + side), slice(left, left + side))
             total[window] += function(z[window]).float() * weights
             weight_sum[window] += weights
             done += 1
-            if progress is not None:
-                progress(done, len(rows) * len(columns))
+            progress(done, count)
     return (total / weight_sum).to(z.dtype)

@@ -162,8 +162,18 @@ def remove_unfinished(folder: Path) -> None:
 
 def recorded_unreadable(checkpoint: Path) -> dict[str, int | None]:
     """The training images that a run could not read until this checkpoint, as `PairDataset.listing` gives them."""
+    return recorded(checkpoint).get("unreadable", {})
+
+
+def recorded(checkpoint: Path) -> dict[str, Any]:
+    """What a run depended on besides its settings, as `TrainState.save` was told; empty in the first release."""
     path = checkpoint / RECORD_FILE
-    return _read_json(path).get("unreadable", {}) if path.is_file() else {}
+    return _read_json(path) if path.is_file() else {}
+
+
+def settings_in(checkpoint: Path) -> dict[str, Any]:
+    """The settings of the run that a checkpoint is of."""
+    return _read_json(checkpoint / CONFIG_FILE)
 
 
 def check_same_run(checkpoint: Path, config: RunConfig, record: dict[str, Any]) -> None:
@@ -184,11 +194,11 @@ def check_same_run(checkpoint: Path, config: RunConfig, record: dict[str, Any]) 
     now = json.loads(config.to_json())
     record = {name: value for name, value in record.items() if name != "unreadable"}
     defaults = {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
-    saved = defaults | _read_json(checkpoint / CONFIG_FILE)
+    saved = defaults | settings_in(checkpoint)
     free = {"checkpoint_every", "validate_every", "gain_every"}
     if (checkpoint / RECORD_FILE).is_file():
         free |= {"batch_size", "gradient_accumulation"}  # the global batch is compared instead
-        known = _read_json(checkpoint / RECORD_FILE)
+        known = recorded(checkpoint)
         saved |= {name: known[name] for name in record if name in known}
         now |= {name: record[name] for name in record if name in known}
     odd = [name for name in now if name not in free and saved.get(name) != now[name]]

@@ -30,16 +30,16 @@ from tsd.files import atomic_folder
 from tsd.model.backbone import Backbone, load_backbone
 from tsd.seeds import seed_for
 from tsd.train.checkpoint import (
-    CONFIG_FILE,
-    RECORD_FILE,
     TrainState,
     check_same_run,
     checkpoint_folder,
-    latest,
     prune,
+    recorded,
     remove_unfinished,
+    settings_in,
 )
 from tsd.train.fingerprint import of_folder, of_text
+from tsd.train.paths import newest_checkpoint
 from tsd.train.stopping import Stopper
 
 KEPT_IMAGES = 64
@@ -54,11 +54,13 @@ class FinishedDecoder:
     Attributes:
         folder: the decoder, for `tsd restore --decoder`; None if the run was stopped.
         step: steps done.
+        stopped_by: what stopped the run (`tsd.train.stopping`); None if it is finished.
         psnr: dB of its images against the frozen decoder's, on crops of its own training images; None if stopped.
     """
 
     folder: Path | None
     step: int
+    stopped_by: str | None
     psnr: float | None
 
 
@@ -82,14 +84,11 @@ def distill_decoder(
     """
     source = FolderSource(data)
     files = [image.picture for image in source.images(0, None, 1)]
-    folder = checkpoint_folder(output)
-    newest = latest(folder)
-    if newest is not None and not resume:
-        raise UserError(f"{output} already holds {newest.name}; add --resume to continue, or choose another --output")
+    folder, newest, planned = checkpoint_folder(output), newest_checkpoint(output, resume=resume), config.steps
     settings: Any = config
     record = {"stage": "decoder", "model": of_folder(model, ["vae"]), "data": of_text(json.dumps(source.describe()))}
     if newest is not None:
-        planned = json.loads((newest / CONFIG_FILE).read_text())["steps"]
+        planned = settings_in(newest).get("steps", config.steps)
         check_same_run(newest, replace(settings, steps=planned), record)
     backbone = load_backbone(model, device=device)
     backbone.vae.to(memory_format=torch.channels_last)
@@ -131,14 +130,14 @@ def distill_decoder(
                 state.save(folder, settings, record)
                 prune(folder, 1)
     if state.step < config.steps:
-        return FinishedDecoder(None, state.step, None)
+        return FinishedDecoder(None, state.step, stopper.reason(), None)
     tiny.half()  # half the bytes, and far finer than the agreement
     with atomic_folder(output / "decoder") as written:
         tiny.save_pretrained(written)
         psnr = agreement(backbone, small.float(), crops)
         facts = {"psnr_to_frozen_decoder": psnr, "config": json.loads(config.to_json()), "made_from": record}
         (written / "distilled.json").write_text(json.dumps(facts, indent=2) + "\n")
-    return FinishedDecoder(output / "decoder", state.step, psnr)
+    return FinishedDecoder(output / "decoder", state.step, None, psnr)
 
 
 def _replanned(checkpoint: Path, step: int, planned: int, now: int) -> list[list[int]]:
@@ -149,7 +148,7 @@ def _replanned(checkpoint: Path, step: int, planned: int, now: int) -> list[list
     """
     if step > now:
         raise UserError(f"{checkpoint} has {step} steps and --steps is {now}; give {step} or more")
-    known = json.loads((checkpoint / RECORD_FILE).read_text()).get("replanned", [])
+    known = recorded(checkpoint).get("replanned", [])
     return [*known, *([[step, planned]] if planned != now else [])]
 
 

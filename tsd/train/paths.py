@@ -28,7 +28,7 @@ def check_paths(settings: RunSettings, config: RunConfig) -> None:
     if settings.cpu:
         require_cpu_precision(config)
     if settings.output is not None:
-        require_new_output(settings)
+        newest_checkpoint(settings.output, resume=settings.resume)
         require_writable(Path(settings.output))
     folders = {"init-lora": settings.init_lora, "teacher-lora": settings.teacher_lora}
     folders |= {"prompt-embeds": settings.prompt_embeds}
@@ -69,17 +69,16 @@ def _check_prepared(path: Path, config: RunConfig, model: Path) -> None:
         require_vae(record, str(path), model, model)
 
 
-def require_new_output(settings: RunSettings) -> None:
-    """Refuses an output with checkpoints that are not to be resumed.
+def newest_checkpoint(output: str | Path, *, resume: bool) -> Path | None:
+    """The newest checkpoint of an output folder.
 
     Raises:
-        UserError: says how to go on.
+        UserError: there is one, and it is not to be resumed; says how to go on.
     """
-    newest = latest(checkpoint_folder(settings.output or ""))
-    if newest is not None and not settings.resume:
-        raise UserError(
-            f"{settings.output} already holds {newest.name}; add --resume to continue, or choose another --output"
-        )
+    newest = latest(checkpoint_folder(output))
+    if newest is not None and not resume:
+        raise UserError(f"{output} already holds {newest.name}; add --resume to continue, or choose another --output")
+    return newest
 
 
 def require_cpu_precision(config: RunConfig) -> None:

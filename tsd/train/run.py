@@ -29,7 +29,7 @@ from tsd.train.ema import averaged
 from tsd.train.feed import batches, data_fingerprint
 from tsd.train.optim import DivergenceError
 from tsd.train.parallel import any_process, is_sharded, mean, new_accelerator, shard
-from tsd.train.paths import require_cpu_precision, require_new_output
+from tsd.train.paths import newest_checkpoint, require_cpu_precision
 from tsd.train.preflight import Checked, check_run
 from tsd.train.run_log import RunLog, peak_mib
 from tsd.train.settings import FinishedRun, RunSettings
@@ -75,8 +75,7 @@ class Run:
             raise UserError("--output DIR is needed (or --print-config, --dry-run)")
         self.output = Path(settings.output)
         self.folder = checkpoint_folder(self.output)
-        self.newest = latest(self.folder)
-        require_new_output(settings)
+        self.newest = newest_checkpoint(self.output, resume=settings.resume)
         if settings.cpu or not torch.accelerator.is_available():
             require_cpu_precision(config)
         self.accelerator: Accelerator = new_accelerator(config, self.output, tracker=settings.tracker, cpu=settings.cpu)
@@ -116,8 +115,8 @@ class Run:
             state.stateful["scaler"] = accelerator.scaler
         if self.newest is not None:
             state.load(self.newest)
-            self.log.truncate(state.step)
             self.print_on_main(f"resumed from {self.newest} at step {state.step}")
+        self.log.truncate(state.step)
         if accelerator.is_main_process:
             remove_unfinished(self.folder)
             write_text(self.output / "config.json", config.to_json())

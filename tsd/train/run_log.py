@@ -33,7 +33,7 @@ class RunLog:
         self.path = output / "log.jsonl"
 
     def truncate(self, step: int) -> None:
-        """Drops the rows that a killed run logged after `step`, the step of the resumed checkpoint, and a torn line."""
+        """Drops the rows that a killed run logged after `step`, that of its checkpoint or 0, and a torn line."""
         if self.accelerator.is_main_process and self.path.is_file():
             rows = []
             for line in self.path.read_text().splitlines():

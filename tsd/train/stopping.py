@@ -16,6 +16,8 @@ from typing import Any
 
 from tsd.errors import UserError
 
+EXIT_STATUS = {"Ctrl-C": 130, "SIGTERM": 143, "another process": 143}
+"""The exit status by what stopped a run, as a shell gives it for a process that the signal ended."""
 FIRST_RESERVE = 0.05
 """Share of the limit, at most two minutes, that is also kept free, for the first checkpoint and for the exit."""
 

@@ -12,7 +12,7 @@ import importlib.util
 import io
 import pickle
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from bench.methods.spandrel.tiling import in_tiles
 from bench.methods.stages import Boundary
 from bench.options import SCALE, RunOptions
 from bench.store.missing import Missing
+from tsd.console.stages import TILES, Progress, silent
 from tsd.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class SpandrelMethod:
         options.require_dtype()
         self.path = path
         self.options = options
-        self.progress: Callable[[int, int], None] = lambda done, total: None
+        self.progress: Progress = silent
         self.data, self.sha256 = _read(path)
         if sha256 is not None and self.sha256 != sha256:
             raise UserError(
@@ -101,8 +102,8 @@ class SpandrelMethod:
         tiles = self.options.tiles
         if tiles is None or max(lr.shape[-2:]) <= tiles.side or self.network.tiling.name == "INTERNAL":
             return self._restore(lr)
-        core = tiles.side - 2 * tiles.context
-        return in_tiles(self._restore, lr, scale=self.scale, core=core, context=tiles.context, progress=self.progress)
+        core, told = tiles.side - 2 * tiles.context, functools.partial(self.progress, TILES)
+        return in_tiles(self._restore, lr, scale=self.scale, core=core, context=tiles.context, progress=told)
 
     def _restore(self, lr: "Tensor") -> "Tensor":
         import torch

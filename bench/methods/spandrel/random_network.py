@@ -8,6 +8,7 @@ from bench.methods.random_weights import REMARK, fill_randomly
 from bench.methods.spandrel.gan import GanMethod
 from bench.methods.spandrel.network import build, require_spandrel
 from bench.options import RunOptions
+from tsd.console.stages import silent
 
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor
@@ -22,7 +23,7 @@ class RandomGan(GanMethod):
         self.card, self.card_network, self.options = card, card.network, options
         self.path = options.weights() / card.network.file  # for messages; it need not exist
         self.hashes = {card.network.file: "random"}
-        self.progress = lambda done, total: None
+        self.progress = silent
 
     def provenance(self) -> dict[str, object]:
         return {**super().provenance(), "remarks": [REMARK]}

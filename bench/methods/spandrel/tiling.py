@@ -23,11 +23,12 @@ def in_tiles(
 
     Args:
         network: (B, C, h, w) -> (B, C, scale h, scale w) for any h and w.
-        progress: called with (tiles done, tiles in all).
+        progress: called with (tiles done, tiles in all), with 0 done before the first.
     """
     height, width = image.shape[-2:]
     output = image.new_zeros(*image.shape[:2], scale * height, scale * width)
     corners = [(top, left) for top in range(0, height, core) for left in range(0, width, core)]
+    progress(0, len(corners))
     for done, (top, left) in enumerate(corners, start=1):
         bottom, right = min(top + core, height), min(left + core, width)
         above, before = max(top - context, 0), max(left - context, 0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bench.methods.stages import Boundary
 from bench.methods.tsd_sr.loading import load_unmerged
 from bench.methods.tsd_sr.method import OneStepMethod, codec_boundaries, networks_of
-from tsd.config import RestoreConfig
+from tsd.config import RestoreConfig, enlarged_size
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,7 +43,7 @@ class ReleasedStudent(OneStepMethod):
 
         config, backbone = self.config, self.backbone
         lr = lr.to(backbone.device)
-        target = (config.scale * lr.shape[-2], config.scale * lr.shape[-1])
+        target = enlarged_size(lr.shape[-2], lr.shape[-1], config.scale)
         width, height = processing_size(lr.shape[-1], lr.shape[-2], config, backbone.pixel_multiple)
         x = interpolate(lr, size=(height, width), mode="bicubic", align_corners=False)
         x = (2 * x - 1).clamp(-1, 1).to(backbone.dtype)

@@ -30,6 +30,7 @@ from bench.methods.tsd_sr.weights import (
 )
 from bench.options import SCALE, RunOptions
 from tsd.config import RestoreConfig, recommended_settings
+from tsd.console.stages import Progress, silent
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,6 +49,7 @@ class OneStepMethod:
     def __init__(self, weights: ModelFolders | Shape, options: RunOptions, row_settings: Mapping[str, object]) -> None:
         self.weights = weights
         self.options = options
+        self.progress: Progress = silent
         recommended = {} if isinstance(weights, Shape) else recommended_settings(weights.lora or weights.model)
         recommended.pop("seed", None)  # the harness gives each image its own
         self.settings = RELEASE_SETTINGS | recommended | dict(row_settings)
@@ -62,7 +64,7 @@ class OneStepMethod:
 
     def restore(self, lr: "Tensor", seed: int) -> "Tensor":
         # Cloned into an ordinary tensor: a tensor made in inference mode cannot be written to outside it.
-        return self.restorer.restore_tensor(lr, seed).clone()
+        return self.restorer.restore_tensor(lr, seed, progress=self.progress).clone()
 
     def boundaries(self) -> Sequence[Boundary]:
         import tsd.restore.restorer as module

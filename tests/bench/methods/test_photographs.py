@@ -1,5 +1,6 @@
 """Photographs through `bench apply`, with tiny networks of spandrel's own classes."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -72,7 +73,7 @@ def test_tiles_cover_any_size(size: tuple[int, int]) -> None:
     )  # fmt: skip
     assert torch.equal(found, image.repeat_interleave(2, 2).repeat_interleave(2, 3))
     count = -(-size[0] // 8) * -(-size[1] // 8)
-    assert seen == [(number, count) for number in range(1, count + 1)]
+    assert seen == [(number, count) for number in range(count + 1)]
 
 
 def test_a_folder_of_photographs_like_tsd_restore(tmp_path: Path, apply: Apply) -> None:
@@ -131,6 +132,16 @@ def test_results_that_exist_are_kept_replaced_or_refused(tmp_path: Path, apply: 
     assert read_picture(tmp_path / "out" / "b.png").size == (80, 64)
     assert apply(*job, "--overwrite")[0] == 0
     assert (tmp_path / "out" / "a.png").read_bytes() == (tmp_path / "out" / "b.png").read_bytes()
+
+
+def test_time_and_memory_of_large_work_are_told_before_it(tmp_path: Path, apply: Apply) -> None:
+    network = save_network(tmp_path / "net.pth")
+    Image.fromarray(photograph(96, 96)).save(tmp_path / "a.png")
+    job = (f"spandrel:{network}", "a.png", "--context", 2)
+    assert "1 image of 384x384 pixels, 0.1 megapixels" in (err := apply(*job, "-o", "b.png", "--tile", 32)[2])
+    assert "memory and time show on the way" in err
+    err = apply(*job, "-o", "c.png", "--tile", 24)[2]  # 4 x 4 of them
+    assert re.search(r"memory about \S+ .?B beside the networks; about 0:00:\d\d, by a piece of 24x24", err)
 
 
 def test_a_network_of_another_factor_says_so_and_a_smaller_result_may_be_asked(tmp_path: Path, apply: Apply) -> None:

@@ -207,9 +207,10 @@ def test_a_second_process_is_refused_until_the_first_ends(records: Records) -> N
         with pytest.raises(UserError, match="another `bench` run"), records.lock():
             pass
         other.kill()
-    leftover = records.root / ".run.json.123.tmp"
-    leftover.parent.mkdir(parents=True, exist_ok=True)
-    leftover.write_bytes(b"torn")
+    code = "import os, sys; from pathlib import Path; from tsd.files import atomic_path\n"
+    code += "with atomic_path(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code, str(records.root / "run.json")])
+    (leftover,) = records.root.glob(".run.*.tmp.json")
     with records.lock():
         assert not leftover.exists()
 

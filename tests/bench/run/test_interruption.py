@@ -69,7 +69,7 @@ def test_killed_anywhere_and_run_again_the_table_is_the_same_byte_for_byte(
     for out in killed:
         for name in ("table1.md", "table1.csv", "table1.tex", "table1.png"):
             assert (out / name).read_bytes() == (whole / name).read_bytes(), (out.name, name)
-        assert not [path for folder in ("images", "records") for path in (out / folder).rglob("*.tmp")]
+        assert not [path for folder in ("images", "records") for path in (out / folder).rglob(".*.tmp*")]
         for method in ("bicubic", "lanczos"):
             rows = Records(out).of("mini", method).images()
             assert list(rows) == ["photo0", "photo1", "photo2"]

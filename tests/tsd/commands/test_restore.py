@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -50,7 +51,7 @@ def test_the_command_as_a_process(weights: list[str], tmp_path: Path, warm: Any)
         assert image.size == (48, 36)
     assert done.stdout.startswith(f"{source} -> {tmp_path / 'out' / 'a.png'} (48x36, ")
     assert "image 1 of 1" in done.stderr  # progress in plain lines, since stderr is no terminal
-    assert "1 image of 48x36 pixels" in done.stderr
+    assert re.search(r"1 image of 48x36 pixels, .* free; memory up to .* used; how long it takes shows", done.stderr)
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["settings"]["process_size"] == 0
     assert report["settings"]["color"] == "wavelet"
@@ -121,17 +122,34 @@ def test_the_output_may_be_a_file(weights: list[str], tmp_path: Path) -> None:
         assert (image.format, image.mode, image.size) == ("WEBP", "RGBA", (48, 36))
 
 
-def test_settings_and_notes(weights: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = picture(tmp_path / "a.png", 20, 20, mode="RGBA")
+def test_settings_and_notes(
+    weights: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tsd.console.progress.SECONDS", 0.0)  # a line for every step
+    source = picture(tmp_path / "a.png", 27, 28, mode="RGBA")
     options = ["--color", "none", "--tile", "4", "--tile-overlap", "1", "--format", "jpg", "--dtype", "bf16"]
-    assert restore(source, "-o", tmp_path / "out", *weights, *options, "--scale", "2", "--verbose") == 0
+    assert restore(source, "-o", tmp_path / "out", *weights, *options, "--scale", "1.5", "--verbose") == 0
     captured = capsys.readouterr()
     assert '"color": "none"' in captured.err
     assert '"dtype": "bfloat16"' in captured.err
-    assert "tile 4 of 4" in captured.err
+    for piece in ("encode: piece 0 of 1", "tiles: piece 0 of 4", "decode: piece 0 of 1", "write: piece 0 of 1"):
+        assert f"a, {piece}" in captured.err
     assert f"warning: {source}: JPEG has no alpha" in captured.err
     with Image.open(tmp_path / "out" / "a.jpg") as image:
-        assert image.size == (40, 40)
+        assert image.size == (41, 42)
+
+
+def test_the_time_of_large_work_is_told_before_it_by_a_tile_that_is_timed(
+    weights: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, options = picture(tmp_path / "a.png", 32, 32), ["--tile", "8", "--tile-overlap", "0"]
+    monkeypatch.setattr("tsd.restore.expected.WORTH", 5)
+    assert restore(source, "-o", tmp_path / "less", *weights, *options) == 0
+    assert "how long it takes shows on the way" in capsys.readouterr().err
+    monkeypatch.setattr("tsd.restore.expected.WORTH", 4)
+    assert restore(source, "-o", tmp_path / "out", *weights, *options) == 0
+    assert re.search(r"of 128x128 pixels, .*; about 0:00:\d\d, by one tile", capsys.readouterr().err)
+    assert (tmp_path / "less" / "a.png").read_bytes() == (tmp_path / "out" / "a.png").read_bytes()
 
 
 def test_a_long_narrow_image_enlarged_beyond_need_is_warned_of(
@@ -388,7 +406,7 @@ class TestRefusedBeforeWork:
     def test_impossible_settings(self, weights: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         source = picture(tmp_path / "a.png")
         message = self.refused(capsys, source, "-o", tmp_path / "out", *weights, "--scale", "0")
-        assert "scale is 0; expected an integer of 1 or more" in message
+        assert "scale is 0; expected a number of 1 or more" in message
         assert not (tmp_path / "out").exists()
 
 

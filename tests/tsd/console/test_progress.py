@@ -10,7 +10,7 @@ import termios
 import pytest
 
 from tsd.console import progress
-from tsd.console.progress import Progress
+from tsd.console.progress import Progress, Stages
 
 LINE = re.compile(r"^train: step (\d+) of 5, 0:00:00(, about 0:00:00 left)?, loss=0\.(\d+)$")
 
@@ -77,3 +77,24 @@ def test_a_bar_on_a_terminal() -> None:
     os.close(secondary)
     assert "images: 100%|" in os.read(primary, 4096).decode()
     os.close(primary)
+
+
+def test_the_stages_of_an_image(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a stage begins is told too, since it may be one long piece; a total may grow."""
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    with Stages("photo") as stages:
+        stages.mininterval = 0
+        for stage, done, total in (("encode", 0, 1), ("encode", 1, 1), ("decode", 0, 4), ("decode", 4, 8)):
+            stages(stage, done, total)
+            monkeypatch.setattr(stages, "start_t", stages.start_t - 10)
+    assert capsys.readouterr().err.splitlines() == [
+        "photo, encode: piece 0 of 1, 0:00:00",
+        "photo, encode: piece 1 of 1, 0:00:10",
+        "photo, decode: piece 0 of 4, 0:00:00",
+        "photo, decode: piece 4 of 8, 0:00:10, about 0:00:10 left",
+    ]
+    with Stages("quick") as stages:
+        monkeypatch.setattr(progress, "SECONDS", 10.0)
+        stages("encode", 0, 1)
+        stages("encode", 1, 1)
+    assert capsys.readouterr().err == ""

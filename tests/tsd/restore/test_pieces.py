@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from tsd.config import RestoreConfig
+from tsd.console.stages import STAGES
 from tsd.errors import UserError
 from tsd.fast.decoder import SmallDecoder
 from tsd.images import ImageError, Scan, read_picture
@@ -76,11 +77,11 @@ class TestTheSameAsInOnePiece:
         monkeypatch.setattr(pieces, "COLUMNS", 100)
 
     def test_but_for_rounding_also_where_the_size_is_no_multiple(self, restorer: Restorer, tmp_path: Path) -> None:
-        scan = Scan(photograph(61, 67))  # 122 x 134 from 120 x 128: every resizing is at work
-        sampling = configured(restorer, posterior="sample")
+        scan = Scan(photograph(49, 54))  # 122.5 x 135 from 120 x 128: every resizing is at work
+        sampling = configured(restorer, posterior="sample", scale=2.5)
         expected = whole(sampling, scan, "name")
         found = in_pieces(sampling, scan, tmp_path / "a.png", "name")
-        assert found.shape == (122, 134, 3)
+        assert found.shape == (123, 135, 3)
         assert np.abs(found - expected).max() <= 8  # of 65535
         other = whole(sampling, scan, "another")
         assert np.abs(other - expected).max() > 100
@@ -148,22 +149,28 @@ class TestSeams:
         assert seam(restorer, "photograph", tmp_path / "a.png", most=100) > 0.5
 
 
-def test_progress_counts_every_window_and_tile(restorer: Restorer, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
+def test_progress_counts_every_window_tile_and_row(restorer: Restorer, tmp_path: Path) -> None:
+    seen: dict[str, list[tuple[int, int]]] = {}
     restore_file(
         restorer, Scan(SCENES["photograph"]), tmp_path / "a.png", window=smallest_window(restorer),
-        progress=lambda done, of: seen.append((done, of)),
+        progress=lambda stage, done, of: seen.setdefault(stage, []).append((done, of)),
     )  # fmt: skip
-    assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
-    assert all(done <= of for done, of in seen)
-    assert seen[-1][1] == len(seen)
+    assert tuple(seen) == STAGES
+    for told in seen.values():
+        assert [done for done, _ in told] == sorted({done for done, _ in told})
+        assert told[0][0] == 0
+        assert told[-1][0] == told[-1][1] == max(of for _, of in told)
     # 2 x 2 windows of two networks, and 3 x 3 tiles of 32 that share 8 over 60 x 64; the rest measures windows
-    assert len(seen) - 8 - 9 in range(8, 4 * (9 + 13) + 1, 4)
+    measured = [seen[stage][-1][1] - 4 for stage in ("encode", "decode")]
+    assert all(passes in range(4, 4 * most + 1, 4) for passes, most in zip(measured, (9, 13), strict=True))
+    assert seen["tiles"][-1] == (9, 9)
+    assert seen["write"][-1] == (120, 120)
 
 
-def test_an_interruption_leaves_nothing(restorer: Restorer, tmp_path: Path) -> None:
-    def stop(done: int, of: int) -> None:
-        if done == of:  # rows were written already
+@pytest.mark.parametrize("last", ["encode", "decode", "write"])
+def test_an_interruption_leaves_nothing(restorer: Restorer, tmp_path: Path, last: str) -> None:
+    def stop(stage: str, done: int, of: int) -> None:
+        if (stage, done) == (last, of):  # in the last two rows were written already
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

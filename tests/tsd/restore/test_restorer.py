@@ -169,6 +169,7 @@ class TestRestoreTensor:
 
     def test_other_scales(self, restorer: Restorer) -> None:
         assert configured(restorer, scale=2).restore_tensor(ramp(20, 16), seed=0).shape == (1, 3, 40, 32)
+        assert configured(restorer, scale=1.5).restore_tensor(ramp(19, 16), seed=0).shape == (1, 3, 29, 24)  # 28.5
 
     def test_input_is_untouched_and_result_repeatable(self, restorer: Restorer) -> None:
         lr = ramp(16, 16)
@@ -199,15 +200,14 @@ class TestRestoreTensor:
         assert (plain.mean(dim=(2, 3)) - means).abs().max() > 0.05
         assert (aligned.mean(dim=(2, 3)) - means).abs().max() < 0.03  # clamping moves it a little
 
-    def test_tiles_are_reported_and_switched_off_by_zero(self, restorer: Restorer) -> None:
-        seen: list[tuple[int, int]] = []
-        configured(restorer, tile=4, tile_overlap=1).restore_tensor(
-            ramp(16, 16), 0, progress=lambda done, of: seen.append((done, of))
-        )
-        assert seen == [(n, 9) for n in range(1, 10)]
-        seen.clear()
-        configured(restorer, tile=0).restore_tensor(ramp(16, 16), 0, progress=lambda done, of: seen.append((done, of)))
-        assert seen == []
+    def test_stages_are_reported_and_tiles_switched_off_by_zero(self, restorer: Restorer) -> None:
+        whole = [("encode", 0, 1), ("encode", 1, 1), ("decode", 0, 1), ("decode", 1, 1)]
+        for tile, overlap, tiles in ((4, 1, 9), (0, 1, 1)):
+            seen: list[tuple[str, int, int]] = []
+            configured(restorer, tile=tile, tile_overlap=overlap).restore_tensor(
+                ramp(16, 16), 0, progress=lambda *told, seen=seen: seen.append(told)
+            )
+            assert seen == [*whole[:2], *(("tiles", n, tiles) for n in range(tiles + 1)), *whole[2:]]
 
     def test_more_positions_than_the_denoiser_knows_need_tiles(self, restorer: Restorer) -> None:
         long = ramp(8, 280)  # 140 latent positions; this denoiser knows 128
@@ -335,8 +335,8 @@ class TestSettings:
     @pytest.mark.parametrize(
         "settings",
         [
-            {"scale": 0}, {"scale": 2.5}, {"seed": -1}, {"posterior": "mean"}, {"vae_tile": 1}, {"tile": True},
-            {"tile": 8, "tile_overlap": 8},
+            {"scale": 0.9}, {"scale": math.nan}, {"scale": "4"}, {"seed": -1}, {"posterior": "mean"},
+            {"vae_tile": 1}, {"tile": True}, {"tile": 8, "tile_overlap": 8},
         ],
     )  # fmt: skip
     def test_impossible_settings(self, settings: dict[str, object]) -> None:

@@ -103,6 +103,8 @@ def test_resume_equals_uninterrupted_bit_for_bit(
     tiny_model_dir: Path, photos: list[np.ndarray], tmp_path: Path
 ) -> None:
     whole = tiny_run(tiny_model_dir, photos, tmp_path / "whole")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "log.jsonl").write_text('{"step": 1}\n{"st')  # of a kill before the first checkpoint
     for stop in (1, 3, None):
         parts = tiny_run(tiny_model_dir, photos, tmp_path / "parts", resume=True, stop_after=stop)
     assert same_student(whole, parts)
@@ -245,6 +247,8 @@ def test_configuration_round_trip_and_refusals() -> None:
         dataclasses.replace(MINI, lambda_tsd=2.0)
     short = PRESETS["paper"].scaled_to(10)
     assert [phase.steps for phase in short.phases] == [5, 5]
+    lengths = {steps: [phase.steps for phase in MINI.scaled_to(steps).phases] for steps in (1, 2, 8, 50)}
+    assert lengths == {1: [1, 0], 2: [1, 1], 8: [7, 1], 50: [47, 3]}
     assert PRESETS["paper"].gamma1_at(0) == 1.0
     assert PRESETS["paper"].gamma1_at(199_999) == 2.0
     assert short.phase_at(4).latent_mse == 1.0
