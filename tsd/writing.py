@@ -27,15 +27,22 @@ ROW_FORMATS = ("PNG", "TIFF")
 """The formats that are written row by row; an image in another one is held at 8 bits until it is complete."""
 _LONGEST = {"WEBP": 16383, "JPEG": 65500}
 _MOST_BYTES = {"TIFF": 2**32 - 2**20, "BMP": 2**32 - 2**10}
+PNG_TEXT = "tsd-sr-bench"
+"""The keyword of the text in a PNG that says how it was made."""
+PNG_START = 33
+"""Bytes of a PNG before the chunks that the standard wants straight after IHDR."""
 _PART_BYTES = 2**20
 """About as many bytes of an image are filtered, compressed and written together."""
 
 
-def write_picture(picture: Picture, path: str | Path) -> tuple[str, ...]:
+def write_picture(picture: Picture, path: str | Path, text: str | None = None) -> tuple[str, ...]:
     """Writes a picture atomically, in the format of the suffix; returns notes on what the format cannot hold.
 
     JPEG has no alpha and most readers ignore BMP's, so for both the picture is laid on white. The 16-bit colour TIFF
     that OpenCV writes carries no colour profile.
+
+    Args:
+        text: says how the picture was made, in ASCII. PNG keeps it, under the keyword `PNG_TEXT`; other formats do not.
     """
     path = Path(path)
     kind = format_of(path)
@@ -48,6 +55,8 @@ def write_picture(picture: Picture, path: str | Path) -> tuple[str, ...]:
         data = _encode_deep(array, kind, picture.icc_profile)
     else:
         data = _encode(array, kind, picture.icc_profile)
+    if text is not None and kind == "PNG":
+        data = data[:PNG_START] + _png_text(text) + data[PNG_START:]
     with full_disk_explained(path, len(data)), atomic_path(path) as temporary:
         temporary.write_bytes(data)
     return tuple(notes)
@@ -83,8 +92,8 @@ class RowWriter:
         notes: messages for the user, as `write_picture` returns them; complete after the first rows.
     """
 
-    def __init__(self, file: IO[bytes], kind: str, width: int, height: int) -> None:
-        self.file, self.kind, self.width, self.height = file, kind, width, height
+    def __init__(self, file: IO[bytes], kind: str, width: int, height: int, text: str | None) -> None:
+        self.file, self.kind, self.width, self.height, self.text = file, kind, width, height, text
         self.notes: tuple[str, ...] = ()
         self._encoder: _Encoder | None = None
         self._written = 0
@@ -102,6 +111,8 @@ class RowWriter:
             kind = {"PNG": _PngRows, "TIFF": _TiffRows}.get(self.kind, _CollectedRows)
             shape = (self.height, self.width, array.shape[2])
             encoder = self._encoder = kind(self.file, self.kind, shape, depth, fitted.icc_profile)
+            if isinstance(encoder, _PngRows) and self.text is not None:
+                self.file.write(_png_text(self.text))
         encoder.write(array)
         self._written += array.shape[0]
 
@@ -112,8 +123,11 @@ class RowWriter:
 
 
 @contextmanager
-def written_rows(path: str | Path, width: int, height: int) -> Iterator[RowWriter]:
+def written_rows(path: str | Path, width: int, height: int, text: str | None = None) -> Iterator[RowWriter]:
     """Writes an image row by row, in the format of the suffix; the file is there when the block ends without an error.
+
+    Args:
+        text: see `write_picture`.
 
     Raises:
         ImageError: a suffix or a size that cannot be written.
@@ -122,7 +136,7 @@ def written_rows(path: str | Path, width: int, height: int) -> Iterator[RowWrite
     kind = format_of(path)
     check_size(width, height, path)
     with full_disk_explained(path), atomic_path(path) as temporary, temporary.open("r+b") as file:
-        writer = RowWriter(file, kind, width, height)
+        writer = RowWriter(file, kind, width, height, text)
         yield writer
         writer.finish()
         file.flush()
@@ -313,12 +327,17 @@ def _encode_deep(array: np.ndarray, kind: str, profile: bytes | None) -> bytes:
         raise ImageError(f"a {array.shape[1]}x{array.shape[0]} 16-bit image could not be written as {kind}")
     data = buffer.tobytes()
     if profile and kind == "PNG":
-        data = data[:33] + _png_profile(profile) + data[33:]  # straight after IHDR, where the standard wants it
+        data = data[:PNG_START] + _png_profile(profile) + data[PNG_START:]
     return data
 
 
 def _png_profile(profile: bytes) -> bytes:
     return _png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
+
+
+def _png_text(text: str) -> bytes:
+    """A chunk of the kind that every reader of PNG shows, `tEXt`: ASCII, as JSON can always be written."""
+    return _png_chunk(b"tEXt", PNG_TEXT.encode() + b"\0" + text.encode("ascii"))
 
 
 def _png_chunk(name: bytes, body: bytes) -> bytes:

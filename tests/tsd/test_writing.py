@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ from sample_pictures import HEIGHT, SRGB, WIDTH, eight, noise, smooth
 from tsd.errors import UserError
 from tsd.files import WRITABLE
 from tsd.images import ImageError, Picture, from_array, read_picture
-from tsd.writing import check_size, write_picture, written_rows
+from tsd.writing import PNG_TEXT, check_size, write_picture, written_rows
 
 
 class TestWriting:
@@ -120,9 +121,9 @@ def test_every_writable_suffix_is_read_again(tmp_path: Path) -> None:
         assert read_picture(tmp_path / f"a{suffix}").size == (WIDTH, HEIGHT)
 
 
-def write_by_rows(picture: Picture, path: Path, step: int = 5) -> tuple[str, ...]:
+def write_by_rows(picture: Picture, path: Path, step: int = 5, text: str | None = None) -> tuple[str, ...]:
     width, height = picture.size
-    with written_rows(path, width, height) as writer:
+    with written_rows(path, width, height, text) as writer:
         for top in range(0, height, step):
             alpha = None if picture.alpha is None else picture.alpha[top : top + step]
             rows = Picture(
@@ -148,6 +149,22 @@ class TestRows:
         assert (rows.gray, rows.depth, rows.mode, rows.notes) == (whole.gray, whole.depth, whole.mode, whole.notes)
         assert (rows.alpha is None) == (whole.alpha is None)
         assert whole.alpha is None or np.array_equal(rows.alpha, whole.alpha)
+
+    @pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".webp", ".bmp"])
+    def test_a_text_says_how_a_png_was_made(self, tmp_path: Path, suffix: str) -> None:
+        for number, dtype in enumerate((np.uint8, np.uint16)):
+            picture = replace(from_array(noise(3, dtype=dtype)), icc_profile=SRGB)
+            for write in (write_picture, write_by_rows):
+                silent, telling = tmp_path / f"{number}{suffix}", tmp_path / f"{number}-text{suffix}"
+                write(picture, silent)
+                write(picture, telling, text='{"scale": 4}')
+                if suffix != ".png":
+                    assert telling.read_bytes() == silent.read_bytes()
+                    continue
+                with Image.open(telling) as image:
+                    assert image.info[PNG_TEXT] == '{"scale": 4}'
+                assert np.array_equal(read_picture(telling).color, read_picture(silent).color)
+                assert read_picture(telling).icc_profile == SRGB
 
     def test_other_readers_agree(self, tmp_path: Path) -> None:
         for dtype in (np.uint8, np.uint16):

@@ -2,10 +2,11 @@
 
 import argparse
 import json
-import math
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from tsd.precision import PRECISIONS
 if TYPE_CHECKING:
     from tsd.config import RestoreConfig
     from tsd.console import stages
-    from tsd.images import Picture, Scan
+    from tsd.images import Scan
     from tsd.restore import Restorer
 
 DESCRIPTION = """\
@@ -42,15 +43,13 @@ large images:
 
 settings:
   Options on the command line win over what restore.json in the LoRA folder recommends, and that
-  wins over the defaults, which are those of the TSD-SR authors' script.
+  wins over the defaults, which are those of the TSD-SR authors' script. A PNG holds them as text.
 
 models:
   SD3-medium is the hub id stabilityai/stable-diffusion-3-medium-diffusers (gated), or a folder
   with the same files.
 """
 SETTINGS = ("scale", "color", "posterior", "process_size", "seed", "tile", "tile_overlap", "vae_tile")
-
-LARGE = 2048**2  # processed pixels above which enlarging a small input takes noticeable time
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -63,6 +62,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_files(parser)
+    add_student(parser)
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write settings, weight hashes and results as JSON")
+    parser.add_argument("--verbose", action="store_true", help="print settings and weight hashes before starting")
+    parser.set_defaults(func=run)
+
+
+def add_student(parser: argparse.ArgumentParser) -> None:
+    """The arguments that `find` and `load` take: weights, settings, and the machine."""
     weights = parser.add_argument_group("weights")
     weights.add_argument(
         "--model", metavar="DIR",
@@ -135,9 +142,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     machine.add_argument(
         "--plain", action="store_true", help="none of the exact shortcuts: diffusers' own modules, to compare"
     )
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write settings, weight hashes and results as JSON")
-    parser.add_argument("--verbose", action="store_true", help="print settings and weight hashes before starting")
-    parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -147,16 +151,26 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"the report {args.report} exists; name another file or give --overwrite")
     if not jobs:
         return 0
-    model, lora, config = _student(args)
+    model, lora, config = find(args)
+    if args.report is not None:
+        require_writable(args.report.parent)
     sizes = input_sizes(jobs)
     said = described(sizes, config.scale) if sizes else ""  # refuses a full disk before torch is imported
+    with only_what_is_used(args):
+        return _restore(args, jobs, model, lora, config, sizes, said)
+
+
+@contextmanager
+def only_what_is_used(args: argparse.Namespace) -> Iterator[None]:
+    """Inside the block nothing is imported that these arguments have no use for, which would take seconds."""
     if args.compile or args.quantize:
-        return _restore(args, jobs, model, lora, config, sizes, said)
+        yield
+        return
     with without(*TRAINING), without_compiler():
-        return _restore(args, jobs, model, lora, config, sizes, said)
+        yield
 
 
-def _student(args: argparse.Namespace) -> "tuple[str | Path, Path, RestoreConfig]":
+def find(args: argparse.Namespace) -> "tuple[str | Path, Path, RestoreConfig]":
     """The model, the student's folder and its settings, checked as far as that needs no torch."""
     from tsd.config import config_for
     from tsd.model.loading import resolve_model
@@ -172,9 +186,33 @@ def _student(args: argparse.Namespace) -> "tuple[str | Path, Path, RestoreConfig
         raise UserError(f"no prompt folder at {args.prompt_embeds}")
     config = config_for(lora, overrides)
     resolve_model(model)
-    if args.report is not None:
-        require_writable(args.report.parent)
     return model, lora, config
+
+
+def load(args: argparse.Namespace, model: "str | Path", lora: Path, config: "RestoreConfig") -> "Restorer":
+    """Loads what `find` has found, and says on what and in which precision."""
+    import torch
+
+    from tsd.config import PLAIN, FastPath
+    from tsd.console.progress import Progress
+    from tsd.precision import native_precision, torch_dtype
+    from tsd.restore import Restorer
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype, why = native_precision(device) if args.dtype == "auto" else (args.dtype, "as asked")
+    print(f"loading {model} with {lora} on {device} in {dtype} ({why})", file=sys.stderr)
+    if is_mini_model(model):
+        print(
+            "note: a mini model of the package is a test model for damaged images enlarged x4; what is clean, or is "
+            "enlarged by less than 2, it hardly improves: name a real student by --model and --lora",
+            file=sys.stderr,
+        )
+    return Restorer.load(
+        model, lora, args.prompt_embeds, config=config, device=device, dtype=torch_dtype(dtype),
+        fast=replace(PLAIN if args.plain else FastPath(), compile=args.compile),
+        decoder=mini_model_dir() / "decoder" if args.decoder == "mini" else args.decoder,
+        quantization=args.quantize, report=lambda message: Progress.write(message, file=sys.stderr),
+    )  # fmt: skip
 
 
 def _restore(
@@ -187,31 +225,11 @@ def _restore(
     said: str,
 ) -> int:
     """What needs torch: loads the student and restores the images; returns the exit status of `run`."""
-    import torch
-
-    from tsd.config import PLAIN, FastPath, enlarged_size
     from tsd.console.progress import Progress
     from tsd.files import write_text
-    from tsd.precision import native_precision, torch_dtype
-    from tsd.restore import Restorer
-    from tsd.restore.memory import plan
-    from tsd.restore.pieces import restore_file
+    from tsd.restore.to_file import restore_to_file
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype, why = native_precision(device) if args.dtype == "auto" else (args.dtype, "as asked")
-    print(f"loading {model} with {lora} on {device} in {dtype} ({why})", file=sys.stderr)
-    if is_mini_model(model):
-        print(
-            "note: a mini model of the package is a test model for damaged images enlarged x4; what is clean, or is "
-            "enlarged by less than 2, it hardly improves: name a real student by --model and --lora",
-            file=sys.stderr,
-        )
-    restorer = Restorer.load(
-        model, lora, args.prompt_embeds, config=config, device=device, dtype=torch_dtype(dtype),
-        fast=replace(PLAIN if args.plain else FastPath(), compile=args.compile),
-        decoder=mini_model_dir() / "decoder" if args.decoder == "mini" else args.decoder,
-        quantization=args.quantize, report=lambda message: Progress.write(message, file=sys.stderr),
-    )  # fmt: skip
+    restorer = load(args, model, lora, config)
     if sizes:
         print(f"{said}; {_expected(restorer, sizes, args.memory)}", file=sys.stderr)
     provenance: dict[str, object] = {}
@@ -221,26 +239,9 @@ def _restore(
     if args.verbose:
         print(json.dumps(provenance, indent=2), file=sys.stderr)
 
-    def restore(scan: "Scan", job: Job, progress: "stages.Progress") -> "Picture | Written":
-        planned = plan(restorer, *scan.size, job.target, args.memory)
-        work = restorer.processing_size(*scan.size)
-        if math.prod(work) > max(LARGE, 2 * config.scale**2 * math.prod(scan.size)):
-            Progress.write(
-                f"warning: {job.source}: this long, narrow image is worked at {work[0]}x{work[1]}, which may take long "
-                f"and much memory; --process-size 0 works at the size of the result",
-                file=sys.stderr,
-            )
-        if planned.window is None:
-            return restorer.restore_picture(scan.picture(), job.name, progress)
-        pixels = planned.window * restorer.backbone.vae_factor
-        size = enlarged_size(*scan.size, config.scale)
-        Progress.write(
-            f"{job.source}: {size[0]}x{size[1]} would take about {human_size(planned.needed_bytes)} in one piece, and "
-            f"{human_size(planned.available_bytes)} may be used: restored in pieces of {pixels} pixels",
-            file=sys.stderr,
-        )
-        notes = restore_file(restorer, scan, job.target, job.name, window=planned.window, progress=progress)
-        return Written(size, tuple(notes), {"piece_pixels": pixels})
+    def restore(scan: "Scan", job: Job, progress: "stages.Progress") -> Written:
+        say = partial(Progress.write, file=sys.stderr)
+        return restore_to_file(restorer, scan, job, args.memory, progress, say)
 
     outcome = run_batch(jobs, config.scale, restore)
     if args.report is not None:

@@ -64,6 +64,7 @@ def restore_file(
     *,
     window: int,
     progress: Progress = silent,
+    text: str | None = None,
 ) -> tuple[str, ...]:
     """Restores a decoded image into a file, in pieces; returns notes on what the format cannot hold.
 
@@ -74,6 +75,7 @@ def restore_file(
         name: seeds the posterior draw together with the settings' seed, as for `Restorer`.
         window: side of the windows that encoder and decoder see, in latent positions (`smallest_window` or more).
         progress: called with (stage, windows or tiles or rows done, in all), see `tsd.console.stages`.
+        text: written into a PNG, see `tsd.writing`.
 
     Raises:
         UserError: an unusable size, a window that is too small, or values that are NaN or infinite.
@@ -93,7 +95,7 @@ def restore_file(
         _whole_windows(restorer.backbone.vae),
         full_disk_explained(target),
         ExitStack() as files,
-        written_rows(target, *size) as writer,
+        written_rows(target, *size, text) as writer,
     ):
         try:
             _Restoration(restorer, scan, name, window, progress, target.parent, files).write(writer)

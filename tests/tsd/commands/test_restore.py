@@ -155,7 +155,7 @@ def test_the_time_of_large_work_is_told_before_it_by_a_tile_that_is_timed(
 def test_a_long_narrow_image_enlarged_beyond_need_is_warned_of(
     weights: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tsd.commands.restore.LARGE", 10_000)
+    monkeypatch.setattr("tsd.restore.to_file.LARGE", 10_000)
     source = picture(tmp_path / "a.png", 48, 8)
     assert restore(source, "-o", tmp_path / "out", *weights, "--process-size", 64) == 0
     assert "worked at 384x64" in capsys.readouterr().err
@@ -331,7 +331,7 @@ def test_an_interruption_says_what_is_done_and_what_continues(
         os.kill(os.getpid(), number)
         return notes
 
-    monkeypatch.setattr("tsd.writing.write_picture", write_and_signal)
+    monkeypatch.setattr("tsd.restore.to_file.write_picture", write_and_signal)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         assert restore(tmp_path / "in", "-o", tmp_path / "out", *weights) == status
