@@ -35,6 +35,8 @@ what is written:
   lora     transformer.safetensors or unet.safetensors, vae.safetensors, prompts/, and
            adapter_config.json with the strength of the adapters.
   both     the merged model, with the two LoRA files in lora/.
+  --space  app.py, requirements.txt, and a head of README.md with which the hub runs the folder as a
+           Space: `python OUT/app.py` here, `hf upload OWNER/SPACE OUT . --repo-type space` there.
   restore.json holds the settings that the student restores with, where they are known: from its own
   restore.json, or from the settings of --run.
   Every export has tsd_student.json, which says what it is, its ranks and precisions, and the hashes
@@ -72,6 +74,10 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--text-encoders", action="store_true", help="also copy the base's text encoders and model_index.json"
     )
+    parser.add_argument(
+        "--space", action="store_true",
+        help="also write app.py and requirements.txt: the page of tsd app, here or as a Space of Hugging Face",
+    )  # fmt: skip
     source = parser.add_argument_group("the student")
     source.add_argument(
         "--model", metavar="DIR",
@@ -104,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
     """Exports; returns 0, or 1 if the export is complete but was not uploaded."""
     if args.private and args.push_to_hub is None:
         raise UserError("--private says how to upload; give --push-to-hub OWNER/NAME as well")
+    if args.space and (args.what == "lora" or not args.card):
+        raise UserError("a Space runs a merged student, and its card says how: --what merged or both, and no --no-card")
 
     from tsd.export.hub import check_repo_id
     from tsd.export.model_card import below_bicubic, read_run
@@ -157,6 +165,7 @@ def _work(args: argparse.Namespace, facts: "RunFacts | None", lora: Path | None)
         dtype=torch_dtype(args.dtype) if args.dtype else None,
         fold=args.fold,
         text_encoders=args.text_encoders,
+        space=args.space,
         card=card if args.card else None,
         overwrite=args.overwrite,
         report=lambda message: print(message, file=sys.stderr),

@@ -187,6 +187,7 @@ def model_card(
     settings: Mapping[str, object],
     sha256: Mapping[str, str],
     facts: CardFacts,
+    space: Mapping[str, str] | None = None,
 ) -> ModelCard:
     """Builds the card of an export.
 
@@ -194,11 +195,12 @@ def model_card(
         description: content of its `tsd_student.json`.
         settings: its recommended settings for `tsd restore`.
         sha256: hash of every other file, by name.
+        space: what the head says besides where the folder is to run as a Space, see `tsd.export.space`.
     """
     licence = licence_of(facts, base)
     merged = description["what"] != "lora"
     results = _eval_results(facts.run)
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = dict(space or {})
     if base.on_hub:
         extra["base_model_relation"] = "finetune" if merged else "adapter"
     data = ModelCardData(

@@ -25,6 +25,7 @@ from tsd import __version__
 from tsd.config import EXPORT_FILE, FOLDED_FILE, RECOMMENDED_FILE, FastPath, RestoreConfig
 from tsd.errors import UserError
 from tsd.export.model_card import CardFacts, model_card
+from tsd.export.space import front_matter, write_space
 from tsd.export.student import Student
 from tsd.export.target import check_target
 from tsd.fast.loading import rewrite
@@ -52,6 +53,7 @@ def export(
     dtype: torch.dtype | None = None,
     fold: bool = False,
     text_encoders: bool = False,
+    space: bool = False,
     card: CardFacts | None = None,
     overwrite: bool = False,
     report: Report = lambda message: None,
@@ -66,6 +68,7 @@ def export(
             `tsd restore` alone.
         text_encoders: also copy the base's text encoders and tokenizers, and its `model_index.json`, with which the
             base's own pipeline loads. Without them the index names the pipeline that is written beside the weights.
+        space: also write the page of `tsd app` as a program, which the hub runs as a Space; the card says how.
         card: facts for the model card that the weights do not contain; None writes no card.
         overwrite: replace an `out` that is an earlier export.
         report: called with one line per stage.
@@ -82,6 +85,8 @@ def export(
         raise UserError("a folded student has its prompt inside and no use for text encoders; leave one of them away")
     if text_encoders and what == "lora":
         raise UserError("text encoders belong to a merged student; LoRA files have no place for them")
+    if space and (what == "lora" or card is None):
+        raise UserError("a Space runs a merged student, and its card says how: take --what merged or both, and a card")
     check_target(out, (student.folder, student.lora), overwrite)
     merged, lora = what != "lora", what != "merged"
     dtypes = {part: dtype or stored for part, stored in student.dtypes.items()}
@@ -107,6 +112,8 @@ def export(
         for path in sorted(student.folder.iterdir()):
             if path.is_file() and path.name.upper().startswith(("LICENSE", "NOTICE")):
                 shutil.copyfile(path, folder / path.name)  # the base's terms also hold for derived weights
+        if space and card is not None:
+            write_space(folder, card.repo_id)
         report("hashing the files")
         description = _describe(student, what, dtypes if merged else {}, lora_dtypes if lora else {})
         description |= {"folded": True} if fold else {}
@@ -117,7 +124,8 @@ def export(
                 for path in sorted(folder.rglob("*"))
                 if path.is_file()
             }
-            model_card(student.base, description, student.settings, hashes, card).save(folder / "README.md")
+            head = front_matter() if space else {}
+            model_card(student.base, description, student.settings, hashes, card, head).save(folder / "README.md")
     return out
 
 

@@ -562,6 +562,20 @@ class TestCard:
         assert "hf download me/student --local-dir STUDENT" in loaded.text
         assert "unknown" not in loaded.text.lower()
 
+    def test_a_space_is_a_head_of_the_card_and_a_program(
+        self, tiny_sd3_dir: Path, tiny_lora_dir: Path, tmp_path: Path
+    ) -> None:
+        student = open_student(tiny_sd3_dir, tiny_lora_dir)
+        out = export(student, tmp_path / "out", space=True, card=CardFacts("A student", "me/student"))
+        data = ModelCard.load(out / "README.md").data.to_dict()
+        assert data["sdk"] == "gradio"
+        source = (out / data["app_file"]).read_text()
+        assert "HUB_ID = 'me/student'" in source
+        compile(source, "app.py", "exec")
+        assert (out / "requirements.txt").read_text().startswith("tsd-sr-bench[app]==")
+        with pytest.raises(UserError, match="a Space runs a merged student"):
+            export(student, tmp_path / "other", what="lora", space=True, card=CardFacts("A student"))
+
     def test_it_lists_the_hash_of_every_file(self, weights: tuple[Path, Path], tmp_path: Path) -> None:
         out = export(open_student(*weights), tmp_path / "out", what="both", card=CardFacts("x"))
         text = self.card(out).text
