@@ -32,6 +32,14 @@ def install(session: nox.Session, extra: str) -> None:
     session.install("-c", "constraints.txt", "-e", f".[{extra}]")
 
 
+def locked_without(session: nox.Session, *free: str) -> str:
+    """A file of the locked versions without the lines that begin so."""
+    lines = Path("constraints.txt").read_text(encoding="utf-8").splitlines()
+    constraints = Path(session.create_tmp()) / "constraints.txt"
+    constraints.write_text("\n".join(line for line in lines if not line.startswith(free)), encoding="utf-8")
+    return str(constraints)
+
+
 def reproduce(session: nox.Session, table: str, extra: str = "bench") -> None:
     """Measures a table of the paper, at mini scale unless the arguments say otherwise."""
     install(session, extra)
@@ -184,6 +192,7 @@ def site(session: nox.Session) -> None:
 # Two processes share the machine: more threads each would fight for it.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"} | ALLOCATOR
 TWO_PROCESSES = ["-n", "2", "--dist", "worksteal"]
+APP_TESTS = ["pytest", "playwright", "axe-playwright-python"]
 
 
 @nox.session
@@ -199,6 +208,13 @@ def tests_fast(session: nox.Session) -> None:
     """The tests that take less than five seconds each, without coverage; arguments go to pytest."""
     install(session, "dev")
     session.run("pytest", *TWO_PROCESSES, "-m", "not slow", *session.posargs, env=ENVIRONMENT | ONE_THREAD)
+
+
+@nox.session
+def tests_app(session: nox.Session) -> None:
+    """The tests of `tsd app`, in an environment of its own: Gradio asks for an older Pillow than the locked one."""
+    session.install("-c", locked_without(session, "pillow=="), "-e", ".[app]", *APP_TESTS)
+    session.run("pytest", "tests/tsd/app", *session.posargs, env=ENVIRONMENT | ONE_THREAD)
 
 
 @nox.session
@@ -264,10 +280,7 @@ DRIFT = {"torch": ["2.14.0", "2.15.0"], "pyiqa": ["0.1.15.post2", "0.1.16"]}
 def drift(session: nox.Session, torch: str, pyiqa: str) -> None:
     """Scores the mini set with two versions of torch and of pyiqa each; reports/drift/drift.md says what moved."""
     free = ("torch==", "torchvision==", "triton==", "pyiqa==", "nvidia-", "cuda-")
-    lines = Path("constraints.txt").read_text(encoding="utf-8").splitlines()
-    constraints = Path(session.create_tmp()) / "constraints.txt"
-    constraints.write_text("\n".join(line for line in lines if not line.startswith(free)), encoding="utf-8")
-    session.install("-c", str(constraints), "-e", ".[bench]", f"torch=={torch}", f"pyiqa=={pyiqa}")
+    session.install("-c", locked_without(session, *free), "-e", ".[bench]", f"torch=={torch}", f"pyiqa=={pyiqa}")
     session.run("bench", "verify", "--drift", "--device", "cpu", *session.posargs, env=ENVIRONMENT)
 
 
@@ -323,8 +336,14 @@ def mini_testset(session: nox.Session) -> None:
 
 @nox.session
 def lock(session: nox.Session) -> None:
-    """Writes constraints.txt anew: the newest versions the requirements allow, without index addresses."""
+    """Writes constraints.txt anew: the newest versions the requirements allow, without index addresses.
+
+    Gradio's bound on Pillow is left aside, so that it holds nobody else back; `tests_app` keeps to it.
+    """
     session.install("uv")
+    overrides = Path(session.create_tmp()) / "overrides.txt"
+    overrides.write_text("pillow>=10.3\n", encoding="utf-8")
     sources = ["pyproject.toml", "--all-extras", "--universal", "--python-version", "3.11", "--upgrade"]
+    sources += ["--overrides", str(overrides)]
     output = ["--no-emit-index-url", "--no-annotate", "--no-header", "--output-file", "constraints.txt"]
     session.run("uv", "pip", "compile", *sources, *output, silent=True)

@@ -216,7 +216,8 @@ def test_advice_that_is_printed_can_be_followed(package: str) -> None:
 
 
 def test_options_that_are_printed_exist() -> None:
-    of_others = {"--local-dir", "--include", "--exclude", "--logdir", "--all"}  # of hf, tensorboard and git
+    # Of hf, tensorboard and git.
+    of_others = {"--local-dir", "--repo-type", "--include", "--exclude", "--logdir", "--all"}
     known = {option for name in PARSERS for parser in subparsers(name).values() for option in options_of(parser)}
     found = [
         f"{relative(path)}:{line}: {option}"

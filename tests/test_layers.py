@@ -23,7 +23,7 @@ FLOORS = {
         {"batch", "model", "presets"},
         {"fast"},
         {"algorithm", "prompts", "restore"},
-        {"data", "export", "memory"},
+        {"app", "data", "export", "memory"},
         {"train"},
         {"commands", "mini"},
         {"cli"},

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from tsd import __version__
-from tsd.commands import degrade, distill_decoder, export, prepare, prompts, restore, train
+from tsd.commands import app, degrade, distill_decoder, export, prepare, prompts, restore, train
 from tsd.errors import DEVICE_ERRORS, UserError
 from tsd.files import Terminated, ended_by_sigterm, megapixels_allowed, print_any_name
 
@@ -13,12 +13,14 @@ CONTINUES = {
     "restore": "the same command with --skip-existing continues",
     "degrade": "the same command with --skip-existing continues",
     "train": "the same command with --resume continues from the last checkpoint",
+    "app": "uploads and results were removed",
     "export": "nothing was written; the same command starts again",
 }
 
 EPILOG = """\
 examples:
   tsd restore photo.jpg -o restored/            upscale x4 with the mini model in the package
+  tsd app                                       the same in a page for the browser
   tsd prompts --model sd3/ --out prompts/       the release's prompt embeddings, from their texts
   tsd prepare photos/ --out data/ --model sd3/  crops, captions and latents once, before training
   tsd train --preset mini --data photos/ --output run/
@@ -38,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tsd-sr-bench {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb in (restore, prompts, prepare, train, export, degrade, distill_decoder):
+    for verb in (restore, app, prompts, prepare, train, export, degrade, distill_decoder):
         verb.add_parser(verbs)
     return parser
 

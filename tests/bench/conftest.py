@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,9 +12,6 @@ from PIL import Image
 from bench import cli
 from bench.testsets import manifest
 from bench.testsets.manifest import TestSet, load_testset
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
 
 
 def write_testset(root: Path, name: str = "mini", count: int = 3, names: Sequence[str] = ()) -> Path:
@@ -131,19 +126,6 @@ def unreferenced(datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def testset_writer() -> Callable[..., Path]:
     """`write_testset`, for names of images of one's own."""
     return write_testset
-
-
-@pytest.fixture(scope="module")
-def browser() -> "Iterator[Browser]":
-    """The distribution's Chromium, driven by playwright. Skips where one of them is not installed."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("no browser is installed: `apt-get install chromium`")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
