@@ -38,8 +38,6 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from bench.publish.upload import PublishRequest, publish
 
-    address = publish(
-        PublishRequest(args.run, args.to, args.by, args.images, args.license, args.private, args.dry_run)
-    )
+    address = publish(PublishRequest(args.run, args.to, args.by, args.images, args.license, args.private, args.dry_run))
     print(address)
     return 0

@@ -121,7 +121,9 @@ def asked(name: str, question: Callable[[], T]) -> T:
     try:
         return question()
     except GatedRepoError as error:
-        raise UserError(f"hub:{name} is gated: accept its licence on {HUB}/datasets/{name}, then `hf auth login`") from error
+        raise UserError(
+            f"hub:{name} is gated: accept its licence on {HUB}/datasets/{name}, then `hf auth login`"
+        ) from error
     except RepositoryNotFoundError as error:
         raise UserError(f"hub:{name}: no such data set, or none without `hf auth login`") from error
     except RevisionNotFoundError as error:

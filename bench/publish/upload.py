@@ -13,7 +13,7 @@ from pathlib import Path
 
 import bench
 from bench.methods import METHODS
-from bench.publish.places import asked, check_repo_id
+from bench.publish.places import check_repo_id
 from bench.records.records import Records
 from bench.records.schema import Plan, Publication
 from bench.report.render import ENDINGS
@@ -112,8 +112,8 @@ def _pictures(records: Records) -> list[Path]:
             _log(f"images of {testset} are not sent: {reason}")
     if wrong:
         raise UserError(
-            f"--images: {len(wrong)} images are absent or not the recorded ones ({some(wrong)}); `bench run` makes them "
-            "again, or leave out --images"
+            f"--images: {len(wrong)} images are absent or not the recorded ones ({some(wrong)}); `bench run` makes "
+            "them again, or leave out --images"
         )
     if not found:
         raise UserError("--images: none of these images may be sent on; without --images the records alone go")
@@ -209,7 +209,9 @@ def _licence_of(testset: str) -> str:
 def _with_home(files: list[Path]) -> list[Path]:
     """The files of records that hold the path of the user's home folder."""
     home = str(Path.home()).encode()
-    return [path for path in files if path.suffix in (".json", ".jsonl") and len(home) > 1 and home in path.read_bytes()]
+    return [
+        path for path in files if path.suffix in (".json", ".jsonl") and len(home) > 1 and home in path.read_bytes()
+    ]
 
 
 def _upload(request: PublishRequest, staged: Path) -> str:

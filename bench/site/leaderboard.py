@@ -11,13 +11,13 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from bench.records.differences import differences
 from bench.records.records import MethodRecords
 from bench.records.schema import (
     WHOLE_SET,
     ImageRow,
-    PlanMetric,
     Rescored,
     ScoreRow,
     valid_scores,
@@ -35,7 +35,7 @@ MOST = 4
 
 @dataclass(frozen=True)
 class Verified:
-    """What re-scoring said of a row: `text` for the cell, `evidence` behind it, and whether something came out otherwise."""
+    """What re-scoring said of a row: `text` for the cell, `evidence` behind it, `differs` where a value moved."""
 
     text: str = ""
     evidence: str = ""
@@ -171,12 +171,11 @@ def _row(row: TableRow, measurement: _Measurement, index: int, apart: tuple[str,
     shown = measurement.shown
     contents = list(shown.restoration.environments.values()) if shown.restoration else []
     published = shown.run.records.publications()
-    machines = dict.fromkeys(
-        f"{content.get('accelerator') or content.get('processor') or 'not recorded'}, {content.get('dtype')}"
-        for content in contents
-    )
+    machines = dict.fromkeys(f"{_machine(content)}, {content.get('dtype')}" for content in contents)
     versions = dict.fromkeys(
-        f"{content.get('bench')} ({str(content['git_commit'])[:9]})" if content.get("git_commit") else str(content.get("bench"))
+        f"{content.get('bench')} ({str(content['git_commit'])[:9]})"
+        if content.get("git_commit")
+        else str(content.get("bench"))
         for content in contents
     )
     return BoardRow(
@@ -206,8 +205,10 @@ def _apart(mine: _Measurement, earlier: Sequence[_Measurement]) -> Iterator[str]
         return
     if mine.names != first.names:
         counts = len(mine.names), len(first.names)
-        yield f"{counts[0]} images, not the {counts[1]} of {first.shown.run.label}" if counts[0] != counts[1] else (
-            f"other images than {first.shown.run.label}"
+        yield (
+            f"{counts[0]} images, not the {counts[1]} of {first.shown.run.label}"
+            if counts[0] != counts[1]
+            else (f"other images than {first.shown.run.label}")
         )
     others = [
         name
@@ -233,7 +234,8 @@ def _other_metrics(mine: _Measurement, earlier: Sequence[_Measurement]) -> Itera
         if weights is None or other is None:
             continue
         if other.protocols[name] != protocol:
-            yield f"{mine.displays[name]} by another protocol: {protocol}; {other.shown.run.label}: {other.protocols[name]}"
+            theirs = f"{other.shown.run.label}: {other.protocols[name]}"
+            yield f"{mine.displays[name]} by another protocol: {protocol}; {theirs}"
         elif weights != _weights(other, name):
             yield f"{mine.displays[name]} with other weights of the metric than {other.shown.run.label}"
 
@@ -320,12 +322,16 @@ def _words(found: Mapping[str, Rescored], displays: Mapping[str, str]) -> str:
         for name, row in found.items()
     ]
     places = dict.fromkeys(
-        f"{row.date}, by {row.by or 'nobody named'}, on "
-        f"{row.environment.get('accelerator') or row.environment.get('processor')}, bench {row.environment.get('bench')}, "
-        f"pyiqa {row.versions.get('pyiqa', 'not installed')}, torch {row.versions.get('torch', 'not installed')}"
+        f"{row.date}, by {row.by or 'nobody named'}, on {_machine(row.environment)}, "
+        f"bench {row.environment.get('bench')}, "
+        + ", ".join(f"{name} {row.versions[name]}" for name in ("pyiqa", "torch") if name in row.versions)
         for row in found.values()
     )
     return f"Scored again {'; '.join(places)}. {'; '.join(parts)}"
+
+
+def _machine(environment: Mapping[str, Any]) -> str:
+    return str(environment.get("accelerator") or environment.get("processor") or "a machine that is not recorded")
 
 
 def _marked(rows: Sequence[BoardRow], header: HeaderCell, found: Set) -> list[BoardRow]:
@@ -364,10 +370,11 @@ def to_csv(boards: Sequence[Board]) -> str:
     for board in boards:
         for row in board.rows:
             cells = [row.cells.get(name) for name in columns]
-            numbers = [number for cell in cells for number in ((cell.value, cell.low, cell.high) if cell else ("",) * 3)]
+            numbers = [
+                number for cell in cells for number in ((cell.value, cell.low, cell.high) if cell else ("",) * 3)
+            ]
             facts = [getattr(row, fact) for fact in FACTS]
             writer.writerow(
                 (board.heading, row.display, row.run, *facts, row.verified.text, "; ".join(row.apart), *numbers)
             )
     return stream.getvalue()
-

@@ -96,9 +96,7 @@ def _code(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def _data(
-    collection: Collection, pages: Sequence[SitePage], boards: Sequence[Board], images: Images
-) -> dict[str, Any]:
+def _data(collection: Collection, pages: Sequence[SitePage], boards: Sequence[Board], images: Images) -> dict[str, Any]:
     return {
         "sets": [_set_data(place, found, images) for place, found in enumerate(collection.sets)],
         "pages": [
@@ -182,7 +180,9 @@ def _image_data(pictures: Pictures | None) -> list[Any] | None:
     if pictures is None:
         return None
     present = "".join("0" if preview is None else "1" for preview in pictures.previews)
-    means = [round(pictures.maps[at][1], 4) if at in pictures.maps else None for at in range(len(pictures.previews) - 2)]
+    means = [
+        round(pictures.maps[at][1], 4) if at in pictures.maps else None for at in range(len(pictures.previews) - 2)
+    ]
     return [*pictures.size, pictures.tile, present, pictures.regions, *([means] if pictures.maps else [])]
 
 

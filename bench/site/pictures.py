@@ -106,9 +106,7 @@ def make(jobs: Sequence[Job], quality: int | None, title: str, flip: bool = Fals
         yield from Progress(made, title, total=len(jobs), unit="image", delay=1, leave=False)
 
 
-def _bounded(
-    pool: ThreadPoolExecutor, jobs: Sequence[Job], quality: int | None, flip: bool
-) -> Iterator[Pictures]:
+def _bounded(pool: ThreadPoolExecutor, jobs: Sequence[Job], quality: int | None, flip: bool) -> Iterator[Pictures]:
     """Results in the order of `jobs`, with no more than a few of them in memory."""
     ahead = 2 * (os.cpu_count() or 1)
     waiting = [pool.submit(_make, job, quality, flip) for job in jobs[:ahead]]

@@ -258,7 +258,8 @@ function drawTime(figure, set, methods, metric, machines, clock) {
     const [seconds, low, high, same] = clock ? clock.sets[data.sets.indexOf(set)][method] ?? [null, null, null, true] : [set.seconds[method], null, null, true];
     const title = set.methods[method].display + (same ? "" : " (timed with other weights or settings)");
     return { title, seconds, low, high, value: values.reduce((p, q) => p + q, 0) / values.length };
-  }).filter(({ seconds, value }) => seconds !== null && !Number.isNaN(value));
+  }).filter(({ seconds, value }) => seconds !== null && !Number.isNaN(value))
+    .filter((point, index, all) => !clock || index === all.findIndex((other) => other.seconds === point.seconds && other.value === point.value)); // once, if two runs have the same
   figure.hidden = points.length < 2;
   if (figure.hidden) return;
   caption(figure, `${display} against seconds per image`,
@@ -291,7 +292,7 @@ function drawTime(figure, set, methods, metric, machines, clock) {
     const crowded = (sign) => places.some((other) => other.left !== left && Math.abs(other.top - top) < 12 && sign * (other.left - left) > 0 && sign * (other.left - left) < 60);
     const wide = title.length * 7 + 14; // about, in pixels
     const right = left + wide < width && !(crowded(1) && left > wide);
-    let line = top + 4;
+    let line = low === null ? top + 4 : top - 8; // beside the point, or above its interval
     while (lines.some(([taken, from, to]) => Math.abs(taken - line) < 15 && left + (right ? wide : 0) > from && left - (right ? 0 : wide) < to)) line += 15;
     lines.push([line, left - (right ? 0 : wide), left + (right ? wide : 0)]);
     const x = across.at(Math.log10(seconds));
