@@ -17,7 +17,6 @@ from bench.report.summarize import mean_ci95
 from bench.site.build import SiteRequest, build
 from bench.site.collection import collect
 from bench.site.leaderboard import Board, boards_of, to_csv
-from tests.bench.site.test_site import Page
 from tsd.errors import UserError
 
 Change = Callable[[dict], None]
@@ -193,13 +192,16 @@ def test_the_mark_goes_when_a_value_changes(run: Path, other: Path) -> None:
 
 def test_the_page_has_the_leaderboard_first_and_its_rows_as_csv(run: Path, other: Path) -> None:
     OTHERWISE["seed"][0](other)
-    page = Page(build(SiteRequest((run, other), run.parent / "out", images=0, labels={other: "lab/<i>other"})))
-    assert "lab/<i>other" in page.text
-    assert "seed 7, not 42 as in run" in page.text
+    request = SiteRequest((run, other), run.parent / "out", images=0, labels={other: "lab/<i>other"})
+    page = build(request).read_text(encoding="utf-8")
+    assert "lab/&lt;i&gt;other" in page
+    assert "<i>other" not in page.partition("<script")[0]
+    assert "seed 7, not 42 as in run" in page
     assert (run.parent / "out" / "records" / "lab--<i>other" / "table1.json").is_file()
-    rows = list(csv.DictReader(io.StringIO(page.data()["board"]["csv"])))
+    data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    rows = list(csv.DictReader(io.StringIO(data["board"]["csv"])))
     assert [row["measured_otherwise"] for row in rows] == ["", "", "", "seed 7, not 42 as in run"]
-    assert [row["psnr"] for row in rows][:2] == [str(cell.cells["psnr"].value) for cell in board(run, other).rows[:2]]
+    assert [row["psnr"] for row in rows][:2] == [str(row.cells["psnr"].value) for row in board(run, other).rows[:2]]
     assert to_csv(boards_of(collect([run, other]))).count("\n") == 5
 
 
