@@ -8,7 +8,7 @@ the recorded one, byte for byte.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -153,9 +153,11 @@ def _runs(folders: Sequence[Path], labels: Mapping[Path, str]) -> list[Run]:
         if resolved.count(place) > 1:
             raise UserError(f"{folder} is named twice")
         name = labels.get(folder, place.name)
-        alike = [run for run in found if run.folder.partition(" (")[0] == name.replace("/", "--")]
-        label = f"{name} ({len(alike) + 1})" if alike else name
-        found.append(Run(records, label, tuple(plans)))
+        run, number = Run(records, name, tuple(plans)), 1
+        while run.folder in [other.folder for other in found]:
+            number += 1
+            run = replace(run, label=f"{name} ({number})")
+        found.append(run)
     return found
 
 
