@@ -137,7 +137,7 @@ def _table(run: Run, plan: Plan) -> SiteTable:
     """
     try:
         table = summarize(run.records, plan, pairs=pairs_of(plan.table, plan.profile))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{run.label}: its records do not make the table {plan.table} ({error!r})") from error
     return SiteTable(run, table, paper_figures(plan.paper) if plan.paper else [])
 

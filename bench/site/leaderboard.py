@@ -3,8 +3,9 @@
 The first run that measured a test set states the conditions: the images with the hashes of their files, the protocol
 and the weights of each metric, and the seed of methods that draw. A row that was measured otherwise stands apart, and
 says in what. So does a row of a method whose weights or settings are not those of the first row of that method, and a
-copy of records that another run has already brought. Machine and library versions do not set a row apart: they are in
-the row, and move values by less than `bench compare` allows.
+copy of records that another run has already brought. Machines and versions do not set a row apart, but for the version
+of a metric's library, which its protocol states: they are in the row, and move values by less than `bench compare`
+allows.
 """
 
 import csv
@@ -132,7 +133,8 @@ def _board(collection: Collection, place: int, found: Set) -> Board:
             if header.name != SECONDS and row.cells[header.name].value is not None:
                 columns.setdefault(header.name, header)
         measurement = _measurement(shown, found.name, site)
-        apart = tuple(_apart(measurement, measurements))
+        together = [known for known, before in zip(measurements, rows, strict=True) if not before.apart]
+        apart = tuple(_apart(measurement, measurements, together))
         rows.append(_row(row, measurement, index, apart, _note(measurement, measurements)))
         measurements.append(measurement)
     for header in columns.values():
@@ -194,11 +196,11 @@ def _row(row: TableRow, measurement: _Measurement, index: int, apart: tuple[str,
     )
 
 
-def _apart(mine: _Measurement, earlier: Sequence[_Measurement]) -> Iterator[str]:
-    """In what a row was measured otherwise than the rows before it."""
-    if not earlier:
+def _apart(mine: _Measurement, earlier: Sequence[_Measurement], together: Sequence[_Measurement]) -> Iterator[str]:
+    """In what a row was measured otherwise than the rows before it, of which some stand `together`."""
+    if not together:
         return
-    first = earlier[0]
+    first = together[0]
     same = next((other for other in earlier if other.shown.name == mine.shown.name), None)
     if same is not None and _is_copy(mine, same):
         yield f"the records of {same.shown.run.label} once more: a copy, not a second measurement"
@@ -208,7 +210,7 @@ def _apart(mine: _Measurement, earlier: Sequence[_Measurement]) -> Iterator[str]
         yield (
             f"{counts[0]} images, not the {counts[1]} of {first.shown.run.label}"
             if counts[0] != counts[1]
-            else (f"other images than {first.shown.run.label}")
+            else f"other images than {first.shown.run.label}"
         )
     others = [
         name
@@ -218,8 +220,8 @@ def _apart(mine: _Measurement, earlier: Sequence[_Measurement]) -> Iterator[str]
     ]
     if others:
         yield f"another input or ground truth of {some(sorted(others))}"
-    yield from _other_metrics(mine, earlier)
-    seeded = next((other for other in earlier if other.seed is not None), None)
+    yield from _other_metrics(mine, together)
+    seeded = next((other for other in together if other.seed is not None), None)
     if seeded is not None and mine.seed is not None and mine.seed != seeded.seed:
         yield f"seed {mine.seed}, not {seeded.seed} as in {seeded.shown.run.label}"
     if same is not None:

@@ -15,7 +15,8 @@ from typing import cast
 from tqdm import tqdm
 
 from bench import provenance
-from bench.metrics import CannotScoreError, ImageScorer, MetricSpec, SetScorer, get_metric, missing_metric
+from bench.errors import one_line
+from bench.metrics import ImageScorer, MetricSpec, SetScorer, get_metric, missing_metric
 from bench.options import RunOptions
 from bench.records.records import MethodRecords, Records
 from bench.records.schema import WHOLE_SET, ImageRow, Rescored, ScoreRow, valid_scores, valid_set_score, values_sha256
@@ -82,8 +83,8 @@ def rescore(
                 continue
             try:
                 row = _row(inputs, name, scorers, options.device, limit, by)
-            except (UserError, CannotScoreError) as error:
-                yield Verdict(testset, method, name, reason=str(error))
+            except Exception as error:  # one metric that fails does not end the others
+                yield Verdict(testset, method, name, reason=one_line(error))
                 continue
             inputs.records.add_rescoring(row)
             yield Verdict(testset, method, name, row)

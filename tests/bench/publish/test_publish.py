@@ -19,6 +19,7 @@ from bench import cli
 from bench.publish.places import find_run
 from bench.records.records import Records
 from bench.records.schema import ImageRow, Plan, PlanMethod, PlanMetric, PlanSet, Restoration, ScoreRow
+from bench.report.render import write_table
 from tsd.errors import UserError
 
 COMMIT = "c" * 40
@@ -132,22 +133,22 @@ def run(tmp_path: Path) -> Path:
     for testset in ("mini", "realsr"):
         for method in ("bicubic", "lanczos"):
             handle = records.of(testset, method)
-            environment = {"processor": "A CPU", "accelerator": None, "bench": "0.1.0"}
+            environment = {"processor": "A CPU", "accelerator": None, "bench": "0.1.0", "threads": 1, "dtype": "fp32"}
+            environment["versions"] = {}
             handle.write_run(Restoration(method, testset, "0" * 64, 42, {}, {"key": environment}))
             for name in NAMES:
                 handle.add_image(ImageRow(name, None, "1" * 64, "2" * 64, sha256, 8, 8, 0.1, "key", None))
                 handle.add_score(ScoreRow("psnr", name, 20.0, sha256, "2" * 64, 1, "psnr", {}, {}, None))
                 handle.image_path(name).parent.mkdir(parents=True, exist_ok=True)
                 handle.image_path(name).write_bytes(data)
-    records.write_plan(
-        Plan(
-            "table1", "Table 1: methods", "mini", 42, None, "bicubic",
-            [PlanSet(testset, testset, NAMES, 2) for testset in ("mini", "realsr")],
-            [PlanMethod(name, name, None, {}) for name in ("bicubic", "lanczos")],
-            [PlanMetric("psnr", "PSNR", "image", True, True, 2, "psnr", [])],
-        )
+    plan = Plan(
+        "table1", "Table 1: methods", "mini", 42, None, "bicubic",
+        [PlanSet(testset, testset, NAMES, 2) for testset in ("mini", "realsr")],
+        [PlanMethod(name, name, None, {}) for name in ("bicubic", "lanczos")],
+        [PlanMetric("psnr", "PSNR", "image", True, True, 2, "psnr", [])],
     )  # fmt: skip
-    (records.out / "table1.md").write_text("a table")
+    records.write_plan(plan)
+    write_table(records, plan)
     (records.out / "notes.txt").write_text("nobody's business")
     return records.out
 
@@ -158,7 +159,9 @@ def test_a_run_goes_to_the_hub_and_comes_back(
     assert cli.main(["publish", str(run), "--to", "me/mini", "--by", " Ada  Lovelace ", "--license", "cc0-1.0"]) == 0
     assert capsys.readouterr().out.endswith("/datasets/me/mini\n")
     sent = hub.files["me/mini"]
-    assert {path.split("/")[0] for path in sent} == {"README.md", "records", "table1.md"}  # and no image
+    assert {path.split("/")[0] for path in sent} == {
+        "README.md", "records", "table1.md", "table1.csv", "table1.tex", "table1.reasons.csv",
+    }  # and no image  # fmt: skip
     card = sent["README.md"].decode()
     for expected in (
         "license: cc0-1.0",
