@@ -84,13 +84,19 @@ def _copy(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
             raise UserError("HF_HUB_OFFLINE is set")
         check_online()
     except UserError as offline:
-        try:
-            found = api.snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True)
-        except LocalEntryNotFoundError:
-            cache = constants.HF_HUB_CACHE
-            raise UserError(f"hub:{name} is not in the hub's cache of this machine ({cache}), and {offline}") from None
-        print(f"hub:{name}: the copy in the hub's cache, commit {Path(found).name[:9]}; {offline}", file=sys.stderr)
-        return Path(found)
+        for kept in dict.fromkeys((patterns, RECORDS)):  # a copy without images serves too
+            try:
+                folder = api.snapshot_download(
+                    name, repo_type="dataset", revision=revision, allow_patterns=list(kept), local_files_only=True
+                )
+            except LocalEntryNotFoundError:
+                continue
+            print(
+                f"hub:{name}: the copy in the hub's cache, commit {Path(folder).name[:9]}; {offline}", file=sys.stderr
+            )
+            return Path(folder)
+        cache = constants.HF_HUB_CACHE
+        raise UserError(f"hub:{name} is not in the hub's cache of this machine ({cache}), and {offline}") from None
     size = asked(name, lambda: _size_bytes(api, name, revision, patterns))
     if not size:
         raise UserError(f"hub:{name} holds no records of a run; `bench publish RUN --to OWNER/NAME` sends them")

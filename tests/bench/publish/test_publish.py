@@ -186,7 +186,7 @@ def test_a_run_goes_to_the_hub_and_comes_back(
     assert "0 failures" in capsys.readouterr().out
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert find_run("hub:me/mini").folder == found.folder
+    assert find_run("hub:me/mini", images=True).folder == found.folder
     assert "the copy in the hub's cache, commit ccccccccc" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"hub:me/other is not in the hub's cache .*HF_HUB_OFFLINE is set"):
         find_run("hub:me/other")
