@@ -6,13 +6,10 @@ found is appended to the records of each method (`rescored.jsonl`), with the day
 
 import datetime
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
-
-from tqdm import tqdm
 
 from bench import provenance
 from bench.errors import one_line
@@ -23,6 +20,7 @@ from bench.records.schema import WHOLE_SET, ImageRow, Rescored, ScoreRow, valid_
 from bench.report.compare import REPEATED, TOLERANCES
 from bench.store.missing import brief
 from bench.testsets.manifest import MissingData, TestImage, load_testset
+from tsd.console.progress import Progress
 from tsd.errors import UserError
 
 
@@ -178,7 +176,7 @@ def _changes(
     names = sorted(valid)[:limit]
     title = f"{spec.name} {inputs.records.testset} · {inputs.records.method}"
     found: dict[str, float] = {}
-    for name in tqdm(names, title, unit="image", delay=1, file=sys.stderr, leave=False):
+    for name in Progress(names, title, unit="image", delay=1, leave=False):
         other = None
         if spec.needs_reference or spec.needs_input:
             other = _reference(inputs, name, spec.needs_input)
