@@ -189,6 +189,14 @@ def site(session: nox.Session) -> None:
     session.run("bench", "site", *(session.posargs or ["reports/mini", "--out", "runs/site"]), env=ENVIRONMENT)
 
 
+@nox.session
+def site_picture(session: nox.Session) -> None:
+    """docs/site.webp again: the comparison on the page of reports/mini, whose images reproduce_table1 makes."""
+    install(session, "dev")
+    session.run("bench", "site", "reports/mini", "--out", "runs/site", env=ENVIRONMENT)
+    session.run("python", "tests/bench/site/picture.py", "runs/site", "docs/site.webp", env=ENVIRONMENT)
+
+
 # Two processes share the machine: more threads each would fight for it.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"} | ALLOCATOR
 TWO_PROCESSES = ["-n", "2", "--dist", "worksteal"]

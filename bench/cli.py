@@ -17,6 +17,7 @@ from bench.commands import (
     latency,
     new_card,
     paper,
+    publish,
     restore,
     run,
     score,
@@ -62,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tsd-sr-bench {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     measuring = (run, table, audit, site, study, verify, list_, check, restore, score, compare)
-    for verb in (*measuring, paper, apply, latency, sweep, figure, figures, fetch, install, new_card):
+    for verb in (*measuring, paper, publish, apply, latency, sweep, figure, figures, fetch, install, new_card):
         verb.add_parser(verbs)
     return parser
 

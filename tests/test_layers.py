@@ -35,7 +35,7 @@ FLOORS = {
         {"testsets", "metrics"},
         {"pixels"},
         {"methods", "report"},
-        {"fetch", "run", "site", "verify"},
+        {"fetch", "publish", "run", "site", "verify"},
         {"ablation", "study"},
         {"latency"},
         {"commands"},

@@ -2,13 +2,13 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 EPILOG = """\
 examples:
   bench compare reports/mini new/mini
   bench compare reports/mini new/mini-first4 --subset
+  bench compare hub:lab/mini new/mini                                a run of others, from the hub
   bench compare reports/mini new/mini --tolerance psnr=0.05 ssim=0.002
   bench compare reports/ablations/mixture-ci new/mixture-ci          two sweeps
 
@@ -30,8 +30,9 @@ def add_parser(subparsers) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("old", type=Path, metavar="OLD", help="--out folder of the run or sweep that is taken as right")
-    parser.add_argument("new", type=Path, metavar="NEW", help="--out folder of the run or sweep to judge")
+    hub = "; or hub:OWNER/NAME for a run that `bench publish` sent"
+    parser.add_argument("old", metavar="OLD", help=f"--out folder of the run or sweep that is taken as right{hub}")
+    parser.add_argument("new", metavar="NEW", help=f"--out folder of the run or sweep to judge{hub}")
     parser.add_argument(
         "--tolerance",
         nargs="+",
@@ -55,15 +56,18 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     tolerances = dict(_tolerance(text) for text in args.tolerance)
-    if (args.old / "sweep.json").is_file():
+    from bench.publish.places import find_run
+
+    before, after = find_run(args.old).folder, find_run(args.new).folder
+    if (before / "sweep.json").is_file():
         from bench.ablation.report.compare import compare_sweeps
 
-        sweeps = compare_sweeps(args.old, args.new, tolerances, subset=args.subset)
+        sweeps = compare_sweeps(before, after, tolerances, subset=args.subset)
         return _report(sweeps.compared, sweeps.failures, sweeps.largest, sweeps.allowed, args.show)
     from bench.records.records import Records
     from bench.report.compare import TOLERANCES, compare
 
-    old, new = Records(args.old), Records(args.new)
+    old, new = Records(before), Records(after)
     runs = compare(old, new, tolerances, subset=args.subset, same_bytes=args.same_bytes)
     print(f"images: {runs.repeated} of {runs.images} have the same bytes")
     return _report(runs.compared, runs.failures, runs.largest, {**TOLERANCES, **tolerances}, args.show)

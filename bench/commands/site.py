@@ -2,13 +2,22 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tsd.errors import UserError
+
+if TYPE_CHECKING:
+    from bench.site.timings import Timings
 
 EPILOG = """\
 examples:
   bench site reports/mini --out site                        open site/index.html
   bench site reports/mini --out mini.html --single-file     one file, to send
   bench site reports/realsr --out site --data-root data     with input and ground truth
-  bench site reports/a reports/b --out site                 two runs side by side
+  bench site reports/a reports/b --out site                 two runs side by side, and a leaderboard
+  bench site hub:me/mini hub:lab/mini --out site            runs that `bench publish` sent to the hub
+  bench site reports/mini --out site --latency reports/latency/mini   Figure 1: quality against seconds
+  bench site reports/mini --out site --flip --originals copy  maps of visible errors; the PNGs beside
   bench site reports/realsr --out site --images 20          20 images of each test set, evenly spread
   bench site reports/realsr --out site --quality 90         smaller, pixels not exact (the page says so)
 
@@ -26,7 +35,12 @@ def add_parser(subparsers) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="--out folder of a `bench run`")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="--out folder of a `bench run`, or hub:OWNER/NAME[@REVISION] for a data set of `bench publish`",
+    )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder to write; with --single-file, the HTML file"
     )
@@ -51,6 +65,25 @@ def add_parser(subparsers) -> None:
         metavar="M",
         help="the most that the images may take, in MB (default: 1000, in a single file 100)",
     )
+    parser.add_argument(
+        "--flip",
+        action="store_true",
+        help="make a FLIP map of every output against its ground truth (about .4 s for 512 x 512 pixels)",
+    )
+    parser.add_argument(
+        "--originals",
+        choices=("link", "copy"),
+        default="",
+        help="link the PNG files of the images where they are, or copy them into the site (default: neither)",
+    )
+    parser.add_argument(
+        "--latency",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="--out folder of a `bench latency`, for quality against seconds (default: runs that hold timings)",
+    )
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of test sets (default: $TSD_DATA)")
     parser.set_defaults(func=run)
 
@@ -72,18 +105,53 @@ def _quality(text: str) -> int | None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from bench.publish.places import find_run
     from bench.site.build import SiteRequest, build
 
+    timings = [timing for folder in args.latency for timing in _timings(folder, must=True)]
+    places = [find_run(text, images=args.images != 0) for text in args.runs]
+    timings += [timing for place in places if not args.latency for timing in _timings(place.folder, must=False)]
     page = build(
         SiteRequest(
-            runs=tuple(args.runs),
+            runs=tuple(place.folder for place in places),
             out=args.out,
             single_file=args.single_file,
             images=args.images,
             quality=args.quality,
             max_mb=args.max_mb,
             data_root=args.data_root,
+            flip=args.flip,
+            originals=args.originals,
+            timings=tuple(timings),
+            labels={place.folder: place.label for place in places},
         )
     )
     print(page.absolute().as_uri())
     return 0
+
+
+def _timings(folder: Path, must: bool) -> "list[Timings]":
+    """The seconds of a folder of `bench latency`, by size; with `must` it is an error if there are none."""
+    from bench.latency.records import read_plan
+    from bench.latency.summary import summarize_latency
+    from bench.site.timings import Timing, Timings
+
+    plan = read_plan(folder, "table3")
+    if plan is None and not must:
+        return []
+    found: list[Timings] = []
+    for table in summarize_latency(folder, plan) if plan is not None else ():
+        rows = [row for row in table.rows if row.seconds is not None and row.run is not None]
+        machines = dict.fromkeys(
+            str(row.run.settings.get("accelerator") or row.run.settings.get("processor")) for row in rows if row.run
+        )
+        methods = {
+            row.row.name: Timing(row.seconds.value, row.seconds.low, row.seconds.high, row.run.provenance)
+            for row in rows
+            if row.seconds is not None and row.run is not None
+        }
+        if methods:
+            found.append(Timings(folder.resolve().name, table.size, "; ".join(machines), methods))
+    if must and not found:
+        raise UserError(f"--latency {folder}: no timings there; `bench latency --out {folder}` makes them")
+    return found

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bench.records.schema import Verification, VerifiedMetric
     from bench.verify.check import Unchecked
     from bench.verify.outputs import PublishedRow
+    from bench.verify.rescore import Verdict
 
 EPILOG = """\
 examples:
@@ -24,12 +25,17 @@ examples:
   bench verify --data-root data --attach reports/realsr   tables of that run say so
   bench verify method:osediff --data-root data         published images against printed figures
   bench verify method:osediff --data-root data --run reports/realsr   and against ours, image by image
+  bench verify --rescore reports/realsr --data-root data   do the scores of a run come out again?
   bench verify --drift                                 this environment's scores of the mini set, into reports/drift
 
 OSEDiff's authors published their images for RealSR and DRealSR and a log with eight metrics of
 every image and one FID; the figures of both logs come with this package. Their images are scored
 here and compared value by value. Each metric has a tolerance, and the reason for it is printed.
 What lacks data or weights is named with the command that fetches it; nothing is downloaded.
+
+With --rescore, the images of a run are scored again and every value is compared with its record: the
+tolerances are those of `bench compare` where images have the same bytes. What came out is appended to
+the records, and `bench site` shows it beside the row.
 
 With --drift, the mini set is restored and scored here, and the table in --out compares this
 environment's versions of torch and pyiqa with those measured before; `nox -s drift` measures two of
@@ -62,6 +68,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--run", type=Path, metavar="DIR", help="with method:NAME, a run that restored these test sets with NAME"
     )
     parser.add_argument(
+        "--rescore", type=Path, metavar="RUN", help="score the images of this run again, and record what came out"
+    )
+    parser.add_argument("--by", metavar="NAME", help="with --rescore, who says so, as it is recorded")
+    parser.add_argument(
         "--drift",
         action="store_true",
         help="score the mini set with the versions installed here, tabulate what moved",
@@ -89,6 +99,15 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--attach {args.attach}: no records there; expected the --out folder of a `bench run`")
     if args.drift and (args.names or args.metrics or args.attach or args.run or args.json):
         raise UserError("--drift scores the mini set with every metric: only --out, --limit and --device go with it")
+    if args.rescore and (args.names or args.attach or args.run or args.drift or args.json):
+        raise UserError("--rescore goes with --metrics, --limit, --by, --data-root and --device only")
+    if args.by is not None and not args.rescore:
+        raise UserError("--by belongs to --rescore: it says who scored a run again")
+    if args.rescore and str(args.rescore).startswith("hub:"):
+        raise UserError(
+            f"--rescore {args.rescore}: the result becomes part of the records, so they must lie in a folder: "
+            f"`hf download --repo-type dataset {str(args.rescore)[4:]} --local-dir DIR` makes one"
+        )
     if args.out and not args.drift:
         raise UserError("--out belongs to --drift: it names the folder of its table")
     for place in (args.attach, args.out or Path("reports/drift") if args.drift else None):
@@ -97,6 +116,8 @@ def run(args: argparse.Namespace) -> int:
     options = RunOptions(resolve_device(args.device), data_root=args.data_root)
     if args.drift:
         return _run_drift(args.out or Path("reports/drift"), args.limit, options)
+    if args.rescore:
+        return _run_rescore(args, options)
     if methods:
         return _run_methods(methods, args, options)
     return _run_logs(logs, args, options)
@@ -116,6 +137,49 @@ def _run_drift(out: Path, limit: int | None, options: "RunOptions") -> int:
     write_text(out / "drift.csv", values)
     print(table)
     return 0
+
+
+def _run_rescore(args: argparse.Namespace, options: "RunOptions") -> int:
+    from bench.verify.rescore import rescore
+
+    verdicts = list(rescore(args.rescore, options, args.metrics or (), args.limit, args.by))
+    _print_rescored(verdicts)
+    rows = [verdict.row for verdict in verdicts if verdict.row is not None]
+    if not rows:
+        return 2
+    print(f"recorded in {args.rescore / 'records'}; `bench site` shows it")
+    return 0 if all(row.agrees for row in rows) else 1
+
+
+def _print_rescored(verdicts: "Sequence[Verdict]") -> None:
+    from tabulate import tabulate
+
+    from bench.metrics import get_metric
+
+    lines = [
+        (
+            verdict.testset,
+            verdict.method,
+            get_metric(row.metric).display,
+            row.n if row.n == row.total else f"{row.n} of {row.total}",
+            f"{row.largest:.1e}",
+            f"{row.allowed:g}",
+            "agrees" if row.agrees else f"DIFFERS, most on {row.image}",
+        )
+        for verdict in verdicts
+        if (row := verdict.row) is not None
+    ]
+    headers = ("test set", "method", "metric", "values", "largest", "allowed", "verdict")
+    if lines:
+        print(tabulate(lines, headers, tablefmt="plain", disable_numparse=True))
+    reasons: dict[tuple[str, str, str], list[str]] = {}
+    for verdict in verdicts:
+        if verdict.row is None:
+            reasons.setdefault((verdict.testset, verdict.method, verdict.reason), []).append(verdict.metric)
+    if reasons:
+        print("\nnot scored again:")
+        for (testset, method, reason), metrics in reasons.items():
+            print(f"  {testset} · {method} · {', '.join(metrics)}: {reason}")
 
 
 def _run_logs(names: "Sequence[str]", args: argparse.Namespace, options: "RunOptions") -> int:

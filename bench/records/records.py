@@ -4,9 +4,11 @@ Under the output folder of a run:
 
     records/<table>.json                              the plan of a table: its test sets, rows and columns
     records/verification.json                         what `bench verify` found on the machine of the run, if attached
+    records/publications.jsonl                        one line for each time that `bench publish` sent these records
     records/<test set>/<method>/run.json              what produced the images: method, weights, settings, environments
     records/<test set>/<method>/images.jsonl          one line per restored image
     records/<test set>/<method>/scores.<metric>.jsonl one line per score
+    records/<test set>/<method>/rescored.jsonl        one line per metric that `bench verify --rescore` computed again
     records/<test set>/<method>/<file>.rank<N>.<ending>   rows of process N of a shared run, until they are merged
     images/<test set>/<method>/<name>.png             the images (not tracked by git)
     images/.work/<test set>/<method>[.rank<N>]/       inputs, outputs and logs of a method's own process
@@ -38,7 +40,9 @@ from bench.records.schema import (
     PlanMethod,
     PlanMetric,
     PlanSet,
+    Publication,
     RecordError,
+    Rescored,
     Restoration,
     ScoreRow,
     Verification,
@@ -110,6 +114,18 @@ class Records:
     def write_verification(self, verification: Verification) -> Path:
         write_object(self._verification, asdict(verification))
         return self._verification
+
+    def publications(self) -> list[Publication]:
+        """What `bench publish` wrote, the oldest first."""
+        lines = read_lines(self._publications) if self._publications.exists() else ()
+        return [from_json(Publication, raw, where) for raw, where in lines]
+
+    def add_publication(self, publication: Publication) -> None:
+        append_line(self._publications, to_json(publication))
+
+    @property
+    def _publications(self) -> Path:
+        return self.root / "publications.jsonl"
 
     @property
     def _verification(self) -> Path:
@@ -235,6 +251,15 @@ class MethodRecords:
     def scores_bytes(self, metric: str, rank: int) -> int:
         """The size in bytes of the file of process `rank`, as this process sees it; 0 without a file."""
         return _size(_of_rank(self._scores(metric), rank))
+
+    def rescorings(self) -> dict[str, Rescored]:
+        """The last time that each metric was computed again, by its name."""
+        path = self.folder / "rescored.jsonl"
+        rows = [from_json(Rescored, raw, where) for raw, where in (read_lines(path) if path.exists() else ())]
+        return {row.metric: row for row in rows}
+
+    def add_rescoring(self, row: Rescored) -> None:
+        append_line(self.folder / "rescored.jsonl", to_json(row))
 
     def finish_scores(self, metric: str, order: Iterable[str]) -> None:
         """Merges the scores of all processes and sorts them by `order`."""

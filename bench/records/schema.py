@@ -219,6 +219,63 @@ class Verification:
     metrics: list[VerifiedMetric]
 
 
+@dataclass(frozen=True)
+class Rescored:
+    """One metric of one method on one test set, computed again from the recorded images by `bench verify --rescore`.
+
+    Attributes:
+        date: the day, ISO 8601.
+        by: who says so, as they wrote it; None if nobody did.
+        values_sha256: of the recorded values it was compared with (`values_sha256`). The row says nothing of others.
+        n, total: images that were computed again, and images with a recorded value.
+        largest: largest difference of an image, of `image`; of a whole set its difference, and `image` is `WHOLE_SET`.
+        allowed: the largest difference that counts as the same.
+        environment: machine, device and commit, as `bench.provenance.environment` states them.
+        versions: of the libraries that compute scores.
+    """
+
+    metric: str
+    protocol: str
+    date: str
+    by: str | None
+    values_sha256: str
+    n: int
+    total: int
+    largest: float
+    image: str
+    allowed: float
+    agrees: bool
+    environment: dict[str, Any]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Publication:
+    """The records were sent to a data set on the hub.
+
+    Attributes:
+        date: the day in UTC, ISO 8601.
+        by: who measured, as they wrote it.
+        to: the data set, OWNER/NAME.
+        bench: the version that sent them.
+        images: whether restored images went with them.
+    """
+
+    date: str
+    by: str
+    to: str
+    bench: str
+    images: bool
+
+
+def values_sha256(rows: Mapping[str, ScoreRow]) -> str:
+    """One hash over scores with their names and the hashes of what they compare. It changes if any of them does."""
+    lines = [
+        f"{name} {row.value!r} {row.sr_sha256} {row.hr_sha256} {row.lr_sha256}\n" for name, row in sorted(rows.items())
+    ]
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
 def valid_scores(rows: Mapping[str, ScoreRow], images: Mapping[str, ImageRow], protocol: str) -> dict[str, ScoreRow]:
     """The image-level scores that have a value and belong to the images as they are recorded now."""
     return {

@@ -302,9 +302,18 @@ def _ranks(rows: Sequence[TableRow], measured: Sequence[Measured], metric: PlanM
         for index, (row, item) in enumerate(zip(rows, measured, strict=True))
         if metric.level == "image" and row.cells[metric.name].enough
     }
+    return ranked(values, metric.higher_is_better)
+
+
+def ranked(values: Mapping[int, Sequence[float]], higher_is_better: bool) -> dict[int, tuple[int, bool]]:
+    """(rank, tied) of the best and second best rows, by the key of the row; see `_ranks`.
+
+    Args:
+        values: the values of each row, all for the same images in the same order.
+    """
     if len(values) < 2:
         return {}
-    order = sorted(values, key=lambda index: math.fsum(values[index]), reverse=metric.higher_is_better)
+    order = sorted(values, key=lambda index: math.fsum(values[index]), reverse=higher_is_better)
 
     def tied_with_first(order: list[int]) -> list[int]:
         return [index for index in order if index == order[0] or _tied(values[index], values[order[0]])]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bench.provenance import sha256_json
+from bench.records.differences import differences
 from bench.records.records import MethodRecords
 from bench.records.schema import Restoration, StaleRecords
 from tsd.errors import UserError
@@ -80,28 +80,3 @@ def refuse_stale(records: MethodRecords, testset: "TestSet", run: Restoration) -
             "to measure it again (the old records are moved to superseded/), or choose another --out."
         )
     return changes
-
-
-def differences(old: Any, new: Any, at: str = "", *, words: tuple[str, str] = ("recorded", "now")) -> list[str]:
-    """Readable differences of two JSON-able values: a line per changed leaf, and the items that only one list has."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in dict.fromkeys([*old, *new]):
-            found += differences(old.get(key), new.get(key), f"{at}.{key}" if at else str(key), words=words)
-        return found
-    if sha256_json(old) == sha256_json(new):
-        return []
-    if isinstance(old, list) and isinstance(new, list):
-        gone, added = [item for item in old if item not in new], [item for item in new if item not in old]
-        if len(gone) == len(added) == 1:
-            return differences(gone[0], added[0], at, words=words)
-        if not (gone and added):
-            only = [(word, items) for word, items in zip(words, (gone, added), strict=True) if items]
-            return [f"{at}: only {word} {_short(items)}" for word, items in only] or [f"{at}: in another order"]
-        old, new = gone, added
-    return [f"{at}: {words[0]} {_short(old)}, {words[1]} {_short(new)}"]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

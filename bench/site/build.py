@@ -3,15 +3,18 @@
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.site.cards import card_of
 from bench.site.collection import Collection, collect
+from bench.site.leaderboard import boards_of
+from bench.site.originals import Originals, bytes_of, copied_to, originals_of
 from bench.site.overview import pages_of
 from bench.site.page import MARK, Images, address, render
-from bench.site.pictures import Job, Pictures, check_size, estimate_bytes, jobs_of, make
+from bench.site.pictures import Job, Pictures, check_size, estimate_bytes, jobs_of, make, missing_flip
+from bench.site.timings import Timings
 from tsd.errors import UserError
 from tsd.files import human_size, require_room, require_writable, write_atomic
 
@@ -30,6 +33,10 @@ class SiteRequest:
         images: how many images of each test set are shown; None for all, 0 for none.
         quality: of the previews, 1 to 100; None for exact pixels.
         max_mb: the most that the pictures may take; None for `FOLDER_MB` or `FILE_MB`.
+        flip: whether there are FLIP maps of the outputs against their ground truths.
+        originals: what is done with the files of the images: "" nothing, "link" or "copy".
+        timings: seconds of `bench latency`, for quality against seconds.
+        labels: what runs are called whose folders' own names say nothing.
     """
 
     runs: tuple[Path, ...]
@@ -39,6 +46,10 @@ class SiteRequest:
     quality: int | None = None
     max_mb: int | None = None
     data_root: Path | None = None
+    flip: bool = False
+    originals: Originals = ""
+    timings: tuple[Timings, ...] = ()
+    labels: Mapping[Path, str] = field(default_factory=dict)
 
 
 def build(request: SiteRequest) -> Path:
@@ -48,20 +59,28 @@ def build(request: SiteRequest) -> Path:
         UserError: no records, something that is no site at `out`, or a site larger than allowed.
     """
     _check_place(request)
+    if request.flip and (missing := missing_flip()):
+        raise UserError(f"--flip: {missing}")
+    if request.originals and request.single_file:
+        raise UserError("--originals: a single file cannot lie beside other files; leave out --single-file")
     require_writable(request.out.absolute().parent)
-    collection = collect(request.runs, request.data_root, images=request.images != 0)
+    collection = collect(request.runs, request.data_root, images=request.images != 0, labels=request.labels)
     jobs = [jobs_of(found, request.images) for found in collection.sets] if request.images != 0 else []
     if any(jobs):
-        estimated = estimate_bytes(jobs, request.quality)
+        estimated = estimate_bytes(jobs, request.quality, request.flip)
         share = BASE64 if request.single_file else 1.0
         most = request.max_mb if request.max_mb is not None else FILE_MB if request.single_file else FOLDER_MB
-        check_size(jobs, estimated, most * 1_000_000, request.quality, share)
-        require_room(request.out.parent, round(estimated * share), "choose another --out, or fewer --images")
+        copied = bytes_of(jobs) if request.originals == "copy" else 0
+        check_size(jobs, estimated, most * 1_000_000, request.quality, share, request.flip, copied)
+        needed = round(estimated * share) + copied
+        require_room(request.out.parent, needed, "choose another --out, or fewer --images")
         shown = sum(map(len, jobs))
-        _log(f"pictures of {shown} image{'' if shown == 1 else 's'}, about {human_size(round(estimated * share))}")
+        beside = f", and {human_size(copied)} of originals" if copied else ""
+        size = human_size(round(estimated * share))
+        _log(f"pictures of {shown} image{'' if shown == 1 else 's'}, about {size}{beside}")
     if request.single_file:
-        made = dict(_pictures(jobs, request.quality))
-        write_atomic(request.out, _render(collection, Images(made, request.quality, True)).encode())
+        made = dict(_pictures(jobs, request))
+        write_atomic(request.out, _render(collection, Images(made, request.quality, True), request).encode())
         page = request.out
     else:
         page = _write_folder(request, collection, jobs)
@@ -97,17 +116,22 @@ def _write_folder(request: SiteRequest, collection: Collection, jobs: Sequence[S
     try:
         fresh.mkdir(parents=True)
         made: dict[tuple[int, int], Pictures] = {}
-        for (place, index), pictures in _pictures(jobs, request.quality):
+        for (place, index), pictures in _pictures(jobs, request):
             found = collection.sets[place]
+            if request.originals == "copy":
+                copied_to(fresh, pictures.job)
             for at, preview in enumerate(pictures.previews):
                 if preview is not None:
                     _write(fresh / address(found, index, at), preview)
+            for at, (content, _) in pictures.maps.items():
+                _write(fresh / address(found, index, at, "flip"), content)
             _write(fresh / address(found, index), pictures.strip)
             previews = tuple(None if preview is None else b"" for preview in pictures.previews)
-            made[place, index] = replace(pictures, previews=previews, strip=b"")  # the bytes are on disk
+            maps = {at: (b"", mean) for at, (_, mean) in pictures.maps.items()}
+            made[place, index] = replace(pictures, previews=previews, strip=b"", maps=maps)  # the bytes are on disk
         for run in collection.runs:
-            shutil.copytree(run.records.root, fresh / "records" / run.label)
-        _write(fresh / "index.html", _render(collection, Images(made, request.quality, False)).encode())
+            shutil.copytree(run.records.root, fresh / "records" / run.folder)
+        _write(fresh / "index.html", _render(collection, Images(made, request.quality, False), request).encode())
         if out.exists():
             os.replace(out, old)
         os.replace(fresh, out)
@@ -122,22 +146,23 @@ def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def _pictures(jobs: Sequence[Sequence[Job]], quality: int | None) -> Iterator[tuple[tuple[int, int], Pictures]]:
+def _pictures(jobs: Sequence[Sequence[Job]], request: SiteRequest) -> Iterator[tuple[tuple[int, int], Pictures]]:
     """The pictures of all sets, by place of the set and of the image."""
     for place, of_set in enumerate(jobs):
         title = f"pictures of {of_set[0].testset}" if of_set else ""
-        for pictures in make(of_set, quality, title):
+        for pictures in make(of_set, request.quality, title, request.flip):
             yield (place, pictures.job.index), pictures
 
 
-def _render(collection: Collection, images: Images) -> str:
+def _render(collection: Collection, images: Images, request: SiteRequest) -> str:
     for (place, _), pictures in images.made.items():
         for at, fault in pictures.faults.items():
             methods = collection.sets[place].methods
             if at < len(methods):
                 methods[at].faults[fault] = methods[at].faults.get(fault, 0) + 1
     cards = [card_of(method) for found in collection.sets for method in found.methods]
-    return render(collection, pages_of(collection), cards, images)
+    beside = [originals_of(found, request.originals, request.out) for found in collection.sets]
+    return render(collection, pages_of(collection), boards_of(collection), cards, images, beside, request.timings)
 
 
 def _absences(collection: Collection) -> list[str]:

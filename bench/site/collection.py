@@ -7,9 +7,10 @@ A value counts by the rule of the tables (`bench.records.schema.valid_scores`). 
 the recorded one, byte for byte.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from bench.paper.tables import pairs_of, paper_figures
 from bench.records.records import Records
@@ -27,6 +28,11 @@ class Run:
     records: Records
     label: str
     plans: tuple[Plan, ...]
+
+    @property
+    def folder(self) -> str:
+        """The name of the run's folder in the site, different for each run too."""
+        return self.label.replace("/", "--")
 
 
 @dataclass
@@ -101,31 +107,42 @@ class Collection:
     sets: tuple[Set, ...]
 
 
-def collect(folders: Sequence[Path], data_root: Path | None = None, images: bool = True) -> Collection:
+def collect(
+    folders: Sequence[Path],
+    data_root: Path | None = None,
+    images: bool = True,
+    labels: Mapping[Path, str] = MappingProxyType({}),
+) -> Collection:
     """Reads the runs in `folders`.
 
     Args:
         images: False leaves out all image files, which need not be read then.
+        labels: what a run is called, for folders whose own name says nothing.
 
     Raises:
         UserError: a folder without records, or twice the same folder.
     """
-    runs = _runs(folders)
-    tables = [
-        SiteTable(
-            run,
-            summarize(run.records, plan, pairs=pairs_of(plan.table, plan.profile)),
-            paper_figures(plan.paper) if plan.paper else [],
-        )
-        for run in runs
-        for plan in run.plans
-    ]
+    runs = _runs(folders, labels)
+    tables = [_table(run, plan) for run in runs for plan in run.plans]
     names = dict.fromkeys(testset.name for run in runs for plan in run.plans for testset in plan.testsets)
     sets = [_collect_set(name, runs, data_root, images) for name in names]
     return Collection(tuple(runs), tuple(tables), tuple(sets))
 
 
-def _runs(folders: Sequence[Path]) -> list[Run]:
+def _table(run: Run, plan: Plan) -> SiteTable:
+    """A table of a run.
+
+    Raises:
+        UserError: its records lack what tables are made of, which other programs may have written.
+    """
+    try:
+        table = summarize(run.records, plan, pairs=pairs_of(plan.table, plan.profile))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{run.label}: its records do not make the table {plan.table} ({error!r})") from error
+    return SiteTable(run, table, paper_figures(plan.paper) if plan.paper else [])
+
+
+def _runs(folders: Sequence[Path], labels: Mapping[Path, str]) -> list[Run]:
     found: list[Run] = []
     resolved = [Path(folder).resolve() for folder in folders]
     for folder, place in zip(folders, resolved, strict=True):
@@ -135,9 +152,12 @@ def _runs(folders: Sequence[Path]) -> list[Run]:
             raise UserError(f"no records in {folder}; expected the --out folder of a `bench run`")
         if resolved.count(place) > 1:
             raise UserError(f"{folder} is named twice")
-        alike = [run.label for run in found if run.label.partition(" (")[0] == place.name]
-        label = f"{place.name} ({len(alike) + 1})" if alike else place.name
-        found.append(Run(records, label, tuple(plans)))
+        name = labels.get(folder, place.name)
+        run, number = Run(records, name, tuple(plans)), 1
+        while run.folder in [other.folder for other in found]:
+            number += 1
+            run = replace(run, label=f"{name} ({number})")
+        found.append(run)
     return found
 
 

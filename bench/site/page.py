@@ -3,7 +3,7 @@
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -14,8 +14,11 @@ from bench.report.document import TEXT_COLUMNS, TIE
 from bench.site.cards import MethodCard
 from bench.site.collection import Collection, Set
 from bench.site.html import ASSETS, json_of, policy_of, script_of, style_of, templates
+from bench.site.leaderboard import Board, to_csv
+from bench.site.originals import Beside
 from bench.site.overview import SitePage
-from bench.site.pictures import BLOCK, WINDOW, Pictures, pairs_of
+from bench.site.pictures import BLOCK, PIXELS_PER_DEGREE, WINDOW, Pictures, pairs_of
+from bench.site.timings import Timings, timings_of
 
 SCRIPTS = ("elements.js", "theme.js", "zoom.js", "state.js", "overview.js", "compare.js", "browse.js", "start.js")
 MARK = '<meta name="generator" content="bench site'
@@ -31,31 +34,57 @@ class Images:
     single_file: bool
 
 
-def render(collection: Collection, pages: Sequence[SitePage], cards: Sequence[MethodCard], images: Images) -> str:
+def render(
+    collection: Collection,
+    pages: Sequence[SitePage],
+    boards: Sequence[Board],
+    cards: Sequence[MethodCard],
+    images: Images,
+    originals: Sequence[Sequence[Beside | None]],
+    timings: Sequence[Timings],
+) -> str:
     """The content of index.html."""
     environment = templates("bench.site")
     environment.filters["code"] = _code
-    environment.globals.update(TEXT_COLUMNS=TEXT_COLUMNS, TIE=TIE)
+    environment.globals.update(TEXT_COLUMNS=TEXT_COLUMNS, TIE=TIE, PIXELS_PER_DEGREE=PIXELS_PER_DEGREE)
     style, script = style_of([ASSETS / "style.css"]), script_of([ASSETS / name for name in SCRIPTS])
+    data = _data(collection, pages, boards, images)
+    data["originals"] = [[of and asdict(of) for of in places] for places in originals]
+    data["timings"] = [
+        {
+            "label": f"{one.label}, {one.size} x {one.size} pixels",
+            "machine": one.machine,
+            "sets": [timings_of(found, one) for found in collection.sets],
+        }
+        for one in timings
+    ]
     return environment.get_template("index.html.j2").render(
         title=_title(collection),
         version=__version__,
         policy=policy_of(style, script),
         style=style,
         script=script,
-        data=json_of(_data(collection, pages, images)),
+        data=json_of(data),
         pages=pages,
+        boards=boards,
         sets=collection.sets,
         cards=cards,
         runs=[run.label for run in collection.runs],
         embedded=_embedded(images) if images.single_file else [],
         images=images,
+        maps=_has_maps(images),
+        linked=any(of for places in originals for of in places),
     )
 
 
-def address(found: Set, index: int, place: int | None = None) -> str:
-    """The path of a preview within the site, or of the strip of an image."""
-    return f"images/{found.name}/{index}.webp" if place is None else f"images/{found.name}/{index}-{place}.webp"
+def address(found: Set, index: int, place: int | None = None, kind: str = "") -> str:
+    """The path of a preview within the site, of its FLIP map (`kind` "flip"), or without a place of the strip."""
+    suffix = "" if place is None else f"-{place}{f'-{kind}' if kind else ''}"
+    return f"images/{found.name}/{index}{suffix}.webp"
+
+
+def _has_maps(images: Images) -> bool:
+    return any(pictures.maps for pictures in images.made.values())
 
 
 def _title(collection: Collection) -> str:
@@ -67,7 +96,7 @@ def _code(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def _data(collection: Collection, pages: Sequence[SitePage], images: Images) -> dict[str, Any]:
+def _data(collection: Collection, pages: Sequence[SitePage], boards: Sequence[Board], images: Images) -> dict[str, Any]:
     return {
         "sets": [_set_data(place, found, images) for place, found in enumerate(collection.sets)],
         "pages": [
@@ -82,6 +111,21 @@ def _data(collection: Collection, pages: Sequence[SitePage], images: Images) -> 
             }
             for page in pages
         ],
+        "board": {
+            "name": "leaderboard",
+            "csv": to_csv(boards),
+            "sections": [
+                {
+                    "set": board.testset,
+                    "methods": [row.method for row in board.rows],
+                    "metrics": list(board.metrics.values()),
+                }
+                for board in boards
+            ],
+        }
+        if boards
+        else None,
+        "flip": _has_maps(images),
         "exact": images.quality is None,
         "single": images.single_file,
         "window": WINDOW,
@@ -110,7 +154,7 @@ def _set_data(place: int, found: Set, images: Images) -> dict[str, Any]:
                 "display": method.display,
                 "folder": None
                 if images.single_file
-                else f"records/{quote(method.run.label)}/{found.name}/{method.name}",
+                else f"records/{quote(method.run.folder)}/{found.name}/{method.name}",
             }
             for index, method in enumerate(found.methods)
         ],
@@ -132,11 +176,14 @@ def _link_name(found: Set, index: int) -> str:
 
 
 def _image_data(pictures: Pictures | None) -> list[Any] | None:
-    """[width, height, width of a thumbnail, which pictures there are, regions]"""
+    """[width, height, width of a thumbnail, which pictures there are, regions, mean FLIP of each method or null]"""
     if pictures is None:
         return None
     present = "".join("0" if preview is None else "1" for preview in pictures.previews)
-    return [*pictures.size, pictures.tile, present, pictures.regions]
+    means = [
+        round(pictures.maps[at][1], 4) if at in pictures.maps else None for at in range(len(pictures.previews) - 2)
+    ]
+    return [*pictures.size, pictures.tile, present, pictures.regions, *([means] if pictures.maps else [])]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -151,5 +198,6 @@ def _embedded(images: Images) -> list[tuple[str, str]]:
         content = {f"{place}-{index}": pictures.strip} | {
             f"{place}-{index}-{at}": preview for at, preview in enumerate(pictures.previews) if preview is not None
         }
+        content |= {f"{place}-{index}-{at}-flip": data for at, (data, _) in pictures.maps.items()}
         found += [(f"image-{key}", base64.b64encode(data).decode()) for key, data in content.items()]
     return found

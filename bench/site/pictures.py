@@ -4,14 +4,18 @@ A preview holds exactly the pixels of its original (lossless WebP) unless a qual
 A strip holds one thumbnail for every picture of an image, side by side, so that a grid of 3,000 images needs one small
 file for each. A region of interest is the window in which two pictures of an image differ most.
 
+Where asked for, a map shows where an output differs from its ground truth to the eye (NVIDIA's FLIP), in colours. Maps
+are of outputs against ground truths alone: those of all pairs of methods would be many times as many.
+
 The number of bytes is estimated from a few images before anything is written.
 """
 
+import importlib.util
 import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +28,8 @@ from tsd.console.progress import Progress
 from tsd.errors import UserError
 from tsd.files import human_size
 
+PIXELS_PER_DEGREE = 67
+"""For FLIP: a screen 3840 pixels and .7 m wide, seen from .7 m."""
 THUMBNAIL = 168
 """Height of a thumbnail in pixels."""
 WINDOW = 64
@@ -54,6 +60,7 @@ class Pictures:
         regions: for every pair of pictures but the input, in the order of `pairs_of`, the number of the block in which
             the region of interest begins (row by row), or -1 where there is none.
         faults: by the place of a picture, why it is not shown.
+        maps: by the place of a method, the bytes of its FLIP map and the mean of FLIP, 0 to 1.
     """
 
     job: Job
@@ -63,10 +70,12 @@ class Pictures:
     tile: int
     regions: tuple[int, ...]
     faults: dict[int, str]
+    maps: dict[int, tuple[bytes, float]] = field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int:
-        return len(self.strip) + sum(len(preview) for preview in self.previews if preview is not None)
+        previews = sum(len(preview) for preview in self.previews if preview is not None)
+        return len(self.strip) + previews + sum(len(content) for content, _ in self.maps.values())
 
 
 def jobs_of(found: Set, limit: int | None) -> list[Job]:
@@ -83,59 +92,69 @@ def jobs_of(found: Set, limit: int | None) -> list[Job]:
     return jobs if limit is None else spread(jobs, limit)
 
 
-def make(jobs: Sequence[Job], quality: int | None, title: str) -> Iterator[Pictures]:
+def make(jobs: Sequence[Job], quality: int | None, title: str, flip: bool = False) -> Iterator[Pictures]:
     """The pictures of every job, in order, made by as many threads as there are cores, with a progress bar.
 
     Args:
         quality: of the previews, 1 to 100; None for previews without loss.
+        flip: whether FLIP maps are made too.
     """
     if not jobs:
         return
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        made = _bounded(pool, jobs, quality)
+        made = _bounded(pool, jobs, quality, flip)
         yield from Progress(made, title, total=len(jobs), unit="image", delay=1, leave=False)
 
 
-def _bounded(pool: ThreadPoolExecutor, jobs: Sequence[Job], quality: int | None) -> Iterator[Pictures]:
+def _bounded(pool: ThreadPoolExecutor, jobs: Sequence[Job], quality: int | None, flip: bool) -> Iterator[Pictures]:
     """Results in the order of `jobs`, with no more than a few of them in memory."""
     ahead = 2 * (os.cpu_count() or 1)
-    waiting = [pool.submit(_make, job, quality) for job in jobs[:ahead]]
+    waiting = [pool.submit(_make, job, quality, flip) for job in jobs[:ahead]]
     for job in [*jobs[ahead:], *[None] * min(ahead, len(jobs))]:
         yield waiting.pop(0).result()
         if job is not None:
-            waiting.append(pool.submit(_make, job, quality))
+            waiting.append(pool.submit(_make, job, quality, flip))
 
 
-def estimate_bytes(sets: Sequence[Sequence[Job]], quality: int | None) -> int:
+def estimate_bytes(sets: Sequence[Sequence[Job]], quality: int | None, flip: bool = False) -> int:
     """About how many bytes the pictures of all jobs take, from at most `SAMPLE` images of each set."""
     total = 0.0
     for jobs in sets:
         sample = spread(list(jobs), SAMPLE)
-        made = list(make(sample, quality, "estimate the size"))
+        made = list(make(sample, quality, "estimate the size", flip))
         total += sum(pictures.size_bytes for pictures in made) / max(len(made), 1) * len(jobs)
     return round(total)
 
 
 def check_size(
-    sets: Sequence[Sequence[Job]], estimated: int, max_bytes: int, quality: int | None, share: float
+    sets: Sequence[Sequence[Job]],
+    estimated: int,
+    max_bytes: int,
+    quality: int | None,
+    share: float,
+    flip: bool = False,
+    copied: int = 0,
 ) -> None:
     """Refuses a site that would be larger than asked for.
 
     Args:
         share: bytes written for each byte of a picture (more than 1 in a single file).
+        copied: bytes of originals that are copied beside the pictures.
 
     Raises:
         UserError: names the numbers of images and the quality with which it would fit.
     """
-    size = estimated * share
+    size = estimated * share + copied
     if size <= max_bytes:
         return
     most = max(len(jobs) for jobs in sets)
     fitting = int(most * max_bytes / size)
     ways = [f"--images {fitting}"] if fitting else []
     if quality is None:
-        compressed = round(estimate_bytes(sets, 90) * share)
+        compressed = round(estimate_bytes(sets, 90, flip) * share) + copied
         ways.append(f"--quality 90 (about {human_size(compressed)}; pixels are then not exact, and the page says so)")
+    if copied:
+        ways.append(f"--originals link ({human_size(copied)} less)")
     ways.append(f"--max-mb {-(-round(size) // 1_000_000)}")
     raise UserError(
         f"the pictures would take about {human_size(round(size))}, more than --max-mb allows "
@@ -148,7 +167,7 @@ def pairs_of(count: int) -> list[tuple[int, int]]:
     return [(a, b) for a in range(count) for b in range(a + 1, count)]
 
 
-def _make(job: Job, quality: int | None) -> Pictures:
+def _make(job: Job, quality: int | None, flip: bool) -> Pictures:
     faults: dict[int, str] = {}
     images = [_open(path, place, faults) for place, path in enumerate(job.files)]
     lr = images[-2]
@@ -167,7 +186,33 @@ def _make(job: Job, quality: int | None) -> Pictures:
         tile=tile,
         regions=tuple(_regions([*images[:-2], images[-1]])),
         faults=faults,
+        maps=dict(_maps(images)) if flip else {},
     )
+
+
+def missing_flip() -> str:
+    """Why no FLIP maps can be made here; empty if they can."""
+    if importlib.util.find_spec("flip_evaluator") is not None:
+        return ""
+    return "flip-evaluator is not installed: `pip install flip-evaluator` (no wheels for Python 3.14 yet)"
+
+
+def _maps(images: Sequence[Image.Image | None]) -> Iterator[tuple[int, tuple[bytes, float]]]:
+    """The FLIP map of each output that has a ground truth, and its mean."""
+    import flip_evaluator
+
+    truth = images[-1]
+    if truth is None:
+        return
+    reference = np.asarray(truth, dtype=np.float32) / 255
+    for place, image in enumerate(images[:-2]):
+        if image is not None:
+            test = np.asarray(image, dtype=np.float32) / 255
+            colours, mean, _ = flip_evaluator.evaluate(
+                reference, test, "LDR", parameters={"ppd": float(PIXELS_PER_DEGREE)}
+            )
+            levels = np.rint(np.clip(colours, 0, 1) * 255).astype(np.uint8)
+            yield place, (webp(Image.fromarray(levels), 80), float(mean))
 
 
 def _open(path: Path | None, place: int, faults: dict[int, str]) -> Image.Image | None:

@@ -47,7 +47,7 @@ function showCompare(values) {
   compare.a = find(values.get("a"), methods[0] ?? 0);
   compare.b = find(values.get("b"), methods[methods.length - 1] ?? 0);
   compare.side = values.get("side")?.split(",").map((name) => find(name, null)).filter((place) => place !== null) ?? visible;
-  compare.mode = ["wipe", "side", "flip", "difference"].includes(values.get("mode")) ? values.get("mode") : "wipe";
+  compare.mode = ["wipe", "side", "flip", "difference", ...(data.flip ? ["map"] : [])].includes(values.get("mode")) ? values.get("mode") : "wipe";
   const number = (key) => (Number.isFinite(parseFloat(values.get(key))) ? parseFloat(values.get(key)) : null);
   compare.zoom = number("zoom");
   compare.x = number("x") ?? (shownPictures()?.width ?? 0) / 2;
@@ -101,14 +101,18 @@ function drawCompare() {
   place();
 }
 
-function layer(at) {
+function layer(at, kind) {
   const set = compared();
   const { title } = layers(set)[at];
   const made = element("div", { class: "layer" });
-  if (shownPictures()?.has(at)) {
-    const known = shownPictures();
-    const address = source(set, compare.image, at);
-    const image = element("img", { src: address, alt: `${set.names[compare.image]}: ${title}`, draggable: "false" });
+  const known = shownPictures();
+  if (kind === "flip" && known?.flip(at) === null) {
+    const why = at < set.methods.length ? "no map: the output or the ground truth is not here" : "maps are of methods, against the ground truth";
+    made.append(element("p", { class: "absent" }, `${title}: ${why}`));
+  } else if (known?.has(at)) {
+    const address = source(set, compare.image, at, kind);
+    const alt = `${set.names[compare.image]}: ${title}${kind === "flip" ? ", FLIP map against the ground truth" : ""}`;
+    const image = element("img", { src: address, alt, draggable: "false" });
     image.style.width = `${known.width}px`; // the input, too, is shown at the size of the outputs
     image.style.height = `${known.height}px`;
     made.append(image);
@@ -138,6 +142,9 @@ function drawPanes() {
     const both = element("div", { class: "layer difference" }, layer(a), layer(b));
     both.style.filter = `brightness(${$("gain").value})`;
     compare.panes = [pane(both, tag(a, "left", "|A − B|, A: "), tag(b, "right", "B: "))];
+  } else if (mode === "map") {
+    const mean = (at) => (shownPictures().flip(at) === null ? "" : `, mean FLIP ${decimals(shownPictures().flip(at), 3)}`);
+    compare.panes = [...new Set([a, b])].map((at) => pane(layer(at, "flip"), element("span", { class: "tag left alone" }, `${layers(compared())[at].title} against the ground truth${mean(at)}`)));
   } else {
     const over = layer(b);
     over.classList.add("over");
@@ -254,6 +261,7 @@ function onKey(event) {
   const actions = {
     "[": () => step(-1), "]": () => step(1), "+": () => zoomBy(2), "=": () => zoomBy(2), "-": () => zoomBy(0.5), "0": () => reset(null),
     o: () => zoomTo(1), d: toRegion, w: () => setMode("wipe"), s: () => setMode("side"), f: () => setMode("flip"), x: () => setMode("difference"),
+    ...(data.flip && { m: () => setMode("map") }),
     ...(inPanes && {
       ArrowLeft: () => moveBy(-KEY_STEP, 0), ArrowRight: () => moveBy(KEY_STEP, 0),
       ArrowUp: () => moveBy(0, -KEY_STEP), ArrowDown: () => moveBy(0, KEY_STEP),
@@ -285,11 +293,16 @@ function drawPicks() {
   const all = layers(set).filter(({ place: at }) => at < set.methods.length || shownPictures()?.has(at));
   const values = set.metrics.map((_, metric) => set.values[metric].map((of) => of[compare.image]));
   const ranked = set.metrics.map((metric, index) => ranks(values[index], metric.higher));
+  const linked = all.some(({ place: at }) => original(set, compare.image, at));
+  const file = (at, title) => {
+    const href = original(set, compare.image, at);
+    return href ? element("a", { href, target: "_blank", "aria-label": `Original of ${title}` }, "↗") : "";
+  };
   const focused = document.activeElement?.dataset?.pick;
   const header = (text, label) => element("th", { scope: "col", "aria-label": label }, text);
   $("picks").tHead.replaceChildren(element("tr", {},
     header("", "Key"), ...(side ? [header("✓", "Shown")] : [header("A"), header("B")]),
-    element("th", { scope: "col", class: "text" }, "Method"),
+    element("th", { scope: "col", class: "text" }, "Method"), linked ? header("File") : null,
     ...set.metrics.map((metric) => header(arrow(metric)))));
   const pick = (type, which, at, title, checked) => {
     const box = element("input", { type, name: `pick-${which}`, "aria-label": `${title} as ${which}`, "data-pick": `${which}-${at}` });
@@ -303,7 +316,7 @@ function drawPicks() {
       element("td", {}, at < 9 ? element("kbd", {}, String(at + 1)) : ""),
       ...(side ? [pick("checkbox", "shown", at, title, compare.side.includes(at))]
         : [pick("radio", "a", at, title, at === compare.a), pick("radio", "b", at, title, at === compare.b)]),
-      element("th", { scope: "row", class: "text" }, title),
+      element("th", { scope: "row", class: "text" }, title), linked ? element("td", { class: "pick" }, file(at, title)) : null,
       ...set.metrics.map((metric, index) => {
         const value = at < set.methods.length ? values[index][at] : null;
         if (value === null) return element("td", {}, at < set.methods.length ? "—" : "");
@@ -314,7 +327,8 @@ function drawPicks() {
   const known = shownPictures();
   $("image-note").textContent = `${compare.image + 1} of ${set.names.length}: ${set.names[compare.image]}` +
     (known ? `, ${known.width} × ${known.height}.` : ".") + (set.metrics.length ? " Small numbers: rank on this image." : "") +
-    (data.exact ? "" : " Pictures are compressed; pixels are not exact.");
+    (data.exact ? "" : " Pictures are compressed; pixels are not exact.") +
+    (compare.mode === "map" ? " FLIP map: dark where nobody would notice a difference to the ground truth, bright where it is seen." : "");
 }
 
 function toggle(at, on) {

@@ -15,7 +15,9 @@ function startOverview() {
 }
 
 function showOverview(values) {
-  const chosen = values.get("table") ?? "0";
+  const named = values.get("table");
+  const first = data.board ? "board" : "0";
+  const chosen = named !== null && (data.pages[named] || (named === "board" && data.board)) ? named : first;
   for (const report of document.querySelectorAll(".report")) report.hidden = report.dataset.page !== chosen;
   for (const tab of document.querySelectorAll("#tables a")) {
     if (tab.dataset.table === chosen) tab.setAttribute("aria-current", "true");
@@ -51,7 +53,7 @@ function makeSortable(table) {
 }
 
 function download(number, kind) {
-  const page = data.pages[number];
+  const page = number === "board" ? data.board : data.pages[number];
   const types = { csv: "text/csv", tex: "application/x-tex", jsonl: "application/jsonl" };
   const content = kind === "jsonl" ? jsonLines(page) : page[kind];
   const link = element("a", { href: URL.createObjectURL(new Blob([content], { type: types[kind] })), download: `${page.name}.${kind}` });
@@ -107,11 +109,15 @@ function startCharts(section) {
     element("label", {}, "Metric ", metric),
     element("label", {}, "Differences to ", reference),
   );
+  const timed = data.timings.map((one, index) => ({ one, index })).filter(({ one }) => one.sets[section.dataset.set].filter((row, place) => row && methods.includes(place)).length > 1);
+  const clock = element("select", {}, ...timed.map(({ one, index }) => option(index, `bench latency: ${one.label}`)), option("", "of the run"));
+  if (timed.length) section.querySelector(".controls").append(element("label", {}, "Seconds ", clock));
   const draw = () => {
     drawForest(section.querySelector(".forest"), set, methods, Number(metric.value), Number(reference.value));
     drawSpread(section.querySelector(".spread"), set, methods, Number(metric.value));
-    drawTime(section.querySelector(".time"), set, methods, Number(metric.value), section.dataset.machines);
+    drawTime(section.querySelector(".time"), set, methods, Number(metric.value), section.dataset.machines, data.timings[clock.value]);
   };
+  clock.addEventListener("change", draw);
   metric.addEventListener("change", draw);
   reference.addEventListener("change", draw);
   draw();
@@ -244,18 +250,23 @@ function bars(sorted, axis) {
   });
 }
 
-function drawTime(figure, set, methods, metric, machines) {
+/** Quality against seconds: those of the run, or with `clock` those of `bench latency`, with their intervals. */
+function drawTime(figure, set, methods, metric, machines, clock) {
   const { display, decimals: digits, higher } = set.metrics[metric];
   const points = methods.map((method) => {
     const values = set.values[metric][method].filter((value) => value !== null);
-    return { title: set.methods[method].display, seconds: set.seconds[method], value: values.reduce((p, q) => p + q, 0) / values.length };
-  }).filter(({ seconds, value }) => seconds !== null && !Number.isNaN(value));
+    const [seconds, low, high, same] = clock ? clock.sets[data.sets.indexOf(set)][method] ?? [null, null, null, true] : [set.seconds[method], null, null, true];
+    const title = set.methods[method].display + (same ? "" : " (timed with other weights or settings)");
+    return { title, seconds, low, high, value: values.reduce((p, q) => p + q, 0) / values.length };
+  }).filter(({ seconds, value }) => seconds !== null && !Number.isNaN(value))
+    .filter((point, index, all) => !clock || index === all.findIndex((other) => other.seconds === point.seconds && other.value === point.value)); // once, if two runs have the same
   figure.hidden = points.length < 2;
   if (figure.hidden) return;
   caption(figure, `${display} against seconds per image`,
-    `Wall seconds of the run${machines ? ` (${machines})` : ""}, not a measurement of latency. ${higher ? "Top" : "Bottom"} left is better.`);
+    (clock ? `Figure 1: median seconds by bench latency, ${clock.label}, with 95 % interval (${clock.machine}).`
+      : `Wall seconds of the run${machines ? ` (${machines})` : ""}, not a measurement of latency.`) + ` ${higher ? "Top" : "Bottom"} left is better.`);
   const height = 300;
-  const logs = points.map(({ seconds }) => Math.log10(seconds));
+  const logs = points.flatMap(({ seconds, low, high }) => [seconds, low, high].filter((one) => one !== null).map(Math.log10));
   const across = scale(logs);
   const values = points.map(({ value }) => value);
   const up = scale(values);
@@ -277,14 +288,15 @@ function drawTime(figure, set, methods, metric, machines) {
   const places = points.sort((p, q) => q.value - p.value)
     .map((point) => ({ ...point, left: (parseFloat(across.at(Math.log10(point.seconds))) / 100) * width, top: y(point.value) }));
   const lines = []; // labels that are set: their middles
-  for (const { title, seconds, left, top } of places) {
+  for (const { title, seconds, low, high, left, top } of places) {
     const crowded = (sign) => places.some((other) => other.left !== left && Math.abs(other.top - top) < 12 && sign * (other.left - left) > 0 && sign * (other.left - left) < 60);
     const wide = title.length * 7 + 14; // about, in pixels
     const right = left + wide < width && !(crowded(1) && left > wide);
-    let line = top + 4;
+    let line = low === null ? top + 4 : top - 8; // beside the point, or above its interval
     while (lines.some(([taken, from, to]) => Math.abs(taken - line) < 15 && left + (right ? wide : 0) > from && left - (right ? 0 : wide) < to)) line += 15;
     lines.push([line, left - (right ? 0 : wide), left + (right ? wide : 0)]);
     const x = across.at(Math.log10(seconds));
+    if (low !== null) marks.push(drawn("line", { class: "interval", x1: across.at(Math.log10(low)), x2: across.at(Math.log10(high)), y1: top, y2: top }));
     marks.push(drawn("circle", { class: "point", cx: x, cy: top, r: 4.5 }));
     marks.push(drawn("text", { class: "name", x, dx: right ? 10 : -10, y: line, "text-anchor": right ? "start" : "end" }, title));
   }

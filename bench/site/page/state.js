@@ -44,16 +44,23 @@ function layers(set) {
 function pictures(set, image) {
   const known = set.images[image];
   if (!known) return null;
-  const [width, height, tile, present, regions] = known;
-  return { width, height, tile, regions, has: (place) => present[place] === "1" };
+  const [width, height, tile, present, regions, flip] = known;
+  return { width, height, tile, regions, has: (place) => present[place] === "1", flip: (place) => flip?.[place] ?? null };
 }
 
-/** The address of a picture, or without `place` of the strip of thumbnails. */
-function source(set, image, place) {
+/** The address of a picture or of its FLIP map (`kind` "flip"), or without `place` of the strip of thumbnails. */
+function source(set, image, place, kind) {
   const index = data.sets.indexOf(set);
-  const suffix = place === undefined ? "" : `-${place}`;
+  const suffix = (place === undefined ? "" : `-${place}`) + (kind ? `-${kind}` : "");
   if (data.single) return $(`image-${index}-${image}${suffix}`).textContent;
   return `images/${encodeURIComponent(set.name)}/${image}${suffix}.webp`;
+}
+
+/** The address of the file that a picture was made of, or null where none is linked. */
+function original(set, image, place) {
+  const found = data.originals[data.sets.indexOf(set)][place];
+  if (!found || !pictures(set, image)?.has(place)) return null;
+  return found.base + (found.numbered ? `${image}-${place}` : encodeURIComponent(set.names[image])) + found.suffix;
 }
 
 /** The place of the pair (a, b), a < b, among all pairs of `count`. */

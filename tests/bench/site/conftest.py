@@ -13,6 +13,7 @@ from PIL import Image
 from bench.records.records import Records
 from bench.records.schema import ImageRow, Plan, PlanMethod, PlanMetric, PlanSet, Restoration, ScoreRow
 from bench.site.build import SiteRequest, build
+from bench.site.timings import Timing, Timings
 from bench.testsets import manifest
 
 HOSTILE = ("__proto__", "<img src=x onerror=alert(1)>", "\"'`&amp; Ünï∕cödé \u2028")
@@ -62,7 +63,9 @@ def write_testset(root: Path, names: tuple[str, ...]) -> None:
     (root / "mini" / "manifest.json").write_text(json.dumps(content))
 
 
-def write_run(out: Path, names: tuple[str, ...], datasets: Path, methods: tuple[str, ...] = METHODS) -> Path:
+def write_run(
+    out: Path, names: tuple[str, ...], datasets: Path, methods: tuple[str, ...] = METHODS, speed: float = 1.0
+) -> Path:
     """Images and records of `methods`. Method number m has PSNR 20 + 2 m + number of the image, and LPIPS .4 - .1 m.
 
     The picture of method m differs from the ground truth by 8 (m + 1) levels, in a window at (32, 16) by much more.
@@ -89,7 +92,7 @@ def write_run(out: Path, names: tuple[str, ...], datasets: Path, methods: tuple[
             handle.image_path(name).write_bytes(data)
             sha256 = hashlib.sha256(data).hexdigest()
             lr, hr = digests["lr"][name], digests["hr"][name]
-            seconds = 0.01 * 10**number
+            seconds = 0.01 * 10**number / speed
             handle.add_image(ImageRow(name, 1, lr, hr, sha256, *SIZE, seconds, "key", None))
             gain = 2 * number if index else -1 * number  # better on all images but the first
             for metric, value in ((PSNR, 20.0 + gain + index), (LPIPS, 0.4 - 0.1 * number + 0.01 * index)):
@@ -113,7 +116,10 @@ def write_run(out: Path, names: tuple[str, ...], datasets: Path, methods: tuple[
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `folder/index.html` and `single.html`, two sites of a run whose names are `HOSTILE`."""
+    """A folder with `folder/index.html` and `single.html`, two sites of a run whose names are `HOSTILE`.
+
+    `several/index.html` has a second run of another seed beside it, with FLIP maps, originals and timings.
+    """
     root = tmp_path_factory.mktemp("site")
     write_testset(root / "datasets", HOSTILE)
     with pytest.MonkeyPatch.context() as patch:
@@ -121,6 +127,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run = write_run(root / "run & co", HOSTILE, root / "datasets")
         build(SiteRequest((run,), root / "folder"))
         build(SiteRequest((run,), root / "single.html", single_file=True))
+        other = write_run(root / "other <run>", HOSTILE, root / "datasets", speed=2.0)
+        handle = Records(other).of("mini", "my-net")
+        handle.write_run(replace(handle.run(), seed=7))
+        timings = {name: Timing(0.1 * 3**at, 0.05 * 3**at, 0.2 * 3**at, {}) for at, name in enumerate(METHODS)}
+        request = SiteRequest((run, other), root / "several", flip=True, originals="copy")
+        build(replace(request, timings=(Timings("<timed>", 256, "A CPU", timings),)))
     return root
 
 

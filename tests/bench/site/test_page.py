@@ -12,6 +12,7 @@ from PIL import Image
 pytest.importorskip("playwright.sync_api")
 from playwright.sync_api import Browser, Page
 
+MEAN = "</script><script>window.hacked = 1</script>"
 WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 COMPARE = "#view=compare&set=mini&image=__proto__&a=bicubic&b=truth%3A"
 VIEWS = {
@@ -201,6 +202,46 @@ def test_browsing_finds_failures(open_page: Open) -> None:
     assert page.locator(".card").count() == 2
     assert "2 of 3 images" in page.locator("#browse-note").inner_text()
     assert "from=20" in page.evaluate("location.hash")
+
+
+def test_a_leaderboard_of_two_runs(open_page: Open, site: Path, tmp_path: Path) -> None:
+    page = open_page(name="several/index.html")
+    methods = texts(page, "#table-board table.board >> nth=0 >> tbody th")
+    assert methods == ["Bicubic", f"My net {MEAN}", "Bicubic"]
+    assert texts(page, "#table-board .apart li") == [f"My net {MEAN} · other <run>: seed 7, not 42 as in run & co"]
+    page.locator("#table-board").get_by_role("button", name="PSNR ↑").first.click()
+    assert texts(page, "#table-board table.board >> nth=0 >> tbody th")[-1] == f"My net {MEAN}"
+    with page.expect_download() as waiting:
+        page.locator("#table-board").get_by_role("button", name="CSV").click()
+    table = list(csv.DictReader(io.StringIO(Path(waiting.value.path()).read_text(encoding="utf-8"))))
+    assert [row["run"] for row in table] == ["run & co", "run & co", "other <run>", "other <run>"]
+    figure = page.locator("#table-board figure.time")
+    assert "Figure 1: median seconds by bench latency, <timed>, 256 x 256 pixels" in figure.inner_text()
+    assert "(timed with other weights or settings)" in figure.locator("svg").get_attribute("aria-label")
+    page.get_by_label("Seconds").first.select_option(label="of the run")
+    assert "Wall seconds of the run" in figure.inner_text()
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    found = axe.run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa"]}).response["violations"]
+    assert [(fault["id"], fault["nodes"][0]["html"]) for fault in found] == []
+    page.set_viewport_size(PHONE)
+    page.screenshot(path=tmp_path / "leaderboard-phone.png")
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_flip_maps_and_originals(open_page: Open, site: Path) -> None:
+    methods = "&a=bicubic%40run+%26+co&b=my-net%40run+%26+co"
+    page = open_page(f"#view=compare&set=mini&image=__proto__{methods}", "several/index.html")
+    page.keyboard.press("m")
+    drawn = "image.alt.endsWith('FLIP map against the ground truth') && image.naturalWidth"
+    wait_until(page, f"[...document.querySelectorAll('#panes img')].filter((image) => {drawn}).length === 2")
+    tags = texts(page, "#panes .tag")
+    means = [float(tag.rpartition(" ")[2]) for tag in tags]
+    assert means[0] < means[1]  # the second differs by more from the ground truth
+    wait_until(page, "location.hash.includes('mode=map')")
+    link = page.locator("#picks a").first
+    assert link.get_attribute("aria-label") == "Original of Bicubic · run & co"
+    original = site / "run & co" / "images" / "mini" / "bicubic" / "__proto__.png"
+    assert (site / "several" / link.get_attribute("href")).read_bytes() == original.read_bytes()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -6,6 +6,8 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from bench.site.build import SiteRequest, build
 from bench.site.collection import collect
 from bench.site.pictures import Job, make
 from bench.site.pictures import pairs_of as picture_pairs
+from bench.site.timings import Timing, Timings
 from tsd.errors import UserError
 
 
@@ -178,6 +181,52 @@ def test_a_site_that_would_be_too_large_is_refused_before_it_is_written(run: Pat
     assert not (run.parent / "out").exists()
 
 
+def test_flip_maps_are_of_outputs_against_the_ground_truth(tmp_path: Path) -> None:
+    flip = pytest.importorskip("flip_evaluator")
+    noise = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    for name, pixels in (("hr", noise), ("same", noise), ("other", noise // 2)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    same, other, hr = (tmp_path / f"{name}.png" for name in ("same", "other", "hr"))
+    (made,) = make([Job("mini", 0, (same, None, other, None, hr))], None, "", flip=True)
+    assert sorted(made.maps) == [0, 2]
+    assert made.maps[0][1] == 0
+    assert webp(made.maps[0][0]).max() <= 8  # the darkest colour
+    theirs = flip.evaluate(str(hr), str(other), "LDR")  # which reads the files itself, at the same pixels per degree
+    assert made.maps[2][1] == pytest.approx(theirs[1], rel=1e-4)
+    assert np.abs(webp(made.maps[2][0]) / 255 - theirs[0]).mean() < 0.1
+    assert made.size_bytes == len(made.strip) + sum(len(p) for p in made.previews if p) + sum(
+        len(content) for content, _ in made.maps.values()
+    )
+    (without,) = make([Job("mini", 0, (same, None, None))], None, "", flip=True)
+    assert without.maps == {}
+
+
+@pytest.mark.parametrize("originals", ["link", "copy"])
+def test_originals_are_beside_the_page(run: Path, originals: Literal["link", "copy"]) -> None:
+    out = run.parent / "site" / "out"
+    data = Page(build(SiteRequest((run,), out, originals=originals))).data()
+    for place, method in enumerate(("bicubic", "my-net")):
+        beside = data["originals"][0][place]
+        for image, name in enumerate(data["sets"][0]["names"]):
+            path = out / unquote(beside["base"]) / f"{f'{image}-{place}' if beside['numbered'] else name}.png"
+            assert path.read_bytes() == Records(run).of("mini", method).image_path(name).read_bytes()
+    assert (out / "originals").exists() == (originals == "copy")
+    with pytest.raises(UserError, match="leave out --single-file"):
+        build(SiteRequest((run,), out.with_suffix(".html"), single_file=True, originals=originals))
+
+
+def test_copies_count_in_the_size(run: Path) -> None:
+    with pytest.raises(UserError, match=r"--originals link \(\d+ kB less\)"):
+        build(SiteRequest((run,), run.parent / "out", max_mb=0, originals="copy"))
+
+
+def test_timings_of_other_weights_say_so(run: Path) -> None:
+    provenance = Records(run).of("mini", "my-net").run().provenance
+    methods = {"bicubic": Timing(0.1, None, None, {}), "my-net": Timing(1.0, 0.5, 2.0, {**provenance, "input": "ab"})}
+    page = build(SiteRequest((run,), run.parent / "out", images=0, timings=(Timings("t", 256, "CPU", methods),)))
+    assert Page(page).data()["timings"][0]["sets"] == [[[0.1, None, None, False], [1.0, 0.5, 2.0, True]]]
+
+
 @pytest.mark.parametrize("count", [0, 2])
 def test_fewer_images(run: Path, count: int) -> None:
     page = Page(build(SiteRequest((run,), run.parent / "out", images=count)))
@@ -209,6 +258,8 @@ def test_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "not exactly those of the originals" in Page(out / "index.html").text
     assert cli.main(["site", str(run.parent), "--out", str(out)]) == 2
     assert "no records in" in capsys.readouterr().err
+    assert cli.main(["site", str(run), "--out", str(out), "--latency", str(run)]) == 2
+    assert "no timings there" in capsys.readouterr().err
     for wrong in (["--images", "-1"], ["--quality", "0"], ["--quality", "best"]):
         with pytest.raises(SystemExit):
             cli.main(["site", str(run), "--out", str(out), *wrong])

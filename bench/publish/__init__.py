@@ -1,0 +1,1 @@
+"""Runs as data sets on the hub: sent, and read."""
