@@ -254,9 +254,8 @@ def _other_settings(mine: _Measurement, same: _Measurement) -> Iterator[str]:
     """Weights and settings of a method that an earlier row of the same name has otherwise."""
     if mine.shown.restoration is None or same.shown.restoration is None:
         return
-    identities = [{**one.shown.restoration.identity(), "seed": None} for one in (same, mine)]  # type: ignore[union-attr]
-    words = (same.shown.run.label, mine.shown.run.label)
-    found = differences(*identities, words=words)
+    before, now = ({**one.identity(), "seed": None} for one in (same.shown.restoration, mine.shown.restoration))
+    found = differences(before, now, words=(same.shown.run.label, mine.shown.run.label))
     if mine.dtypes != same.dtypes:
         found.append(f"computed in {mine.dtypes}, not {same.dtypes}")
     yield from found[:MOST]

@@ -149,7 +149,8 @@ class Workshop:
 
         outcome = run_batch([job], restorer.config.scale, restore)
         if outcome.failed:
-            return Result(name, _without_paths(*outcome.failed.values(), job, name))
+            (reason,) = outcome.failed.values()
+            return Result(name, _without_paths(reason, job, name))
         done: Any = outcome.done[0]
         notes = tuple(_without_paths(note, job, name) for note in (*said, *done["notes"]))
         width, height = done["size"]
