@@ -103,8 +103,9 @@ def plan_jobs(args: argparse.Namespace) -> list[Job]:
         UserError: no images, results that exist, two inputs for one result, a result that would replace an input, or a
             folder that cannot be written to.
     """
-    require_writable(args.output if args.output.suffix.lower() not in WRITABLE else args.output.parent)
-    jobs = _named_file(args) or _in_folder(args)
+    named = _named_file(args)
+    require_writable(args.output.parent if named else args.output)
+    jobs = named or _in_folder(args)
     by_target: dict[Path, list[Path]] = {}
     for job in jobs:
         by_target.setdefault(job.target, []).append(job.source)

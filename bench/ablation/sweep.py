@@ -242,7 +242,7 @@ class _Progress:
                 done = read_json(job.folder / "done.json") or {}
                 self.seconds.setdefault(job.arm, []).append(float(done["seconds"]))
         form = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
-        self.bar = Progress(total=len(self.pending), desc="cells", bar_format=form)
+        self.bar = Progress(total=len(self.pending), desc="sweep", unit="cell", bar_format=form, estimates=False)
 
     def __enter__(self) -> "_Progress":
         self._show()

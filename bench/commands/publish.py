@@ -21,7 +21,7 @@ def add_parser(subparsers) -> None:
         "publish",
         help="send the records of a run to a data set on the Hugging Face hub",
         description="Sends the records and tables of a run to a data set on the hub, with a card that says who\n"
-        "measured, on what, and under which licences. `bench site hub:OWNER/NAME` reads it.",
+        "measured, on what, and under which licences. `bench site hub:OWNER/NAME --out DIR` reads it.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

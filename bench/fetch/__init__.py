@@ -1,1 +1,1 @@
-"""Downloads of test sets and weights, on request only."""
+"""Downloads, on request only."""

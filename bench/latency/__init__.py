@@ -1,1 +1,1 @@
-"""Seconds by stage, operations and memory of methods that take turns."""
+"""Seconds by stage, operations and memory."""

@@ -1,4 +1,4 @@
-"""What a method is, all methods by name, and the check of the contract.
+"""All methods by name, and the check of their contract.
 
 This module lists them by name, in the order of the tables' rows, with the forms that make a method from a path.
 

@@ -1,1 +1,1 @@
-"""The folder of weights, where every file is verified before use."""
+"""The folder of weights, all verified before use."""

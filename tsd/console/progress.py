@@ -21,10 +21,13 @@ class Progress(tqdm):
     """tqdm on stderr. In a log file or a pipe it prints whole lines, the last of them when the work is done.
 
     It counts from when it is made, so make it when everything is imported and loaded: then its estimate of the time
-    left knows the work alone.
+    left knows the work alone. Without `estimates` its lines leave the time left to whoever sets the postfix.
     """
 
-    def __init__(self, iterable: Iterable[Any] | None = None, desc: str | None = None, **options: Any) -> None:
+    def __init__(
+        self, iterable: Iterable[Any] | None = None, desc: str | None = None, *, estimates: bool = True, **options: Any
+    ) -> None:
+        self.estimates = estimates
         self.plain = not sys.stderr.isatty()
         # tqdm reads this variable when it is imported, which is before `bench.ranks` sets it.
         options.setdefault("disable", bool(os.environ.get("TQDM_DISABLE")))
@@ -56,7 +59,7 @@ class Progress(tqdm):
         ]
         parts = [("" if self.unit_scale else f"{self.unit} ") + " of ".join(counted), clock(spent)]
         fresh = done - self.initial
-        if total is not None and fresh > 0 and done < total:
+        if self.estimates and total is not None and fresh > 0 and done < total:
             parts.append(f"about {clock(spent / fresh * (total - done))} left")
         if self.postfix:
             parts.append(str(self.postfix))

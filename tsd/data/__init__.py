@@ -1,1 +1,1 @@
-"""Training data: degradation, pairs made on the fly, data sets prepared once."""
+"""Training data: degraded on the fly, or prepared once."""

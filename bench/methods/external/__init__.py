@@ -1,1 +1,1 @@
-"""Official repositories, each run in an environment of its own."""
+"""Official repositories, each in its own environment."""

@@ -111,7 +111,7 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert cli.main(["sweep", "mine.toml", "--device", "cpu", "--jobs", "2"]) == 0
     shown = capsys.readouterr()
     assert shown.out == Path("sweeps/line/table4.md").read_text()
-    assert "24/24" in shown.err
+    assert "cell 24 of 24" in shown.err
     assert "holds here" in shown.out
 
     assert cli.main(["sweep", "mine.toml", "--device", "cpu", "--seeds", "0-3"]) == 0  # nothing to do: no workers
@@ -179,5 +179,5 @@ def test_two_processes_share_the_cells_of_one_folder(tmp_path: Path) -> None:
     assert [process.returncode for process in processes] == [0, 0], printed
     assert printed[0][0] == (tmp_path / "out" / "table4.md").read_text()
     assert printed[1][0] == ""
-    assert "3/3" in printed[0][1]  # its half of two arms and the references in two seeds
+    assert "cell 3 of 3" in printed[0][1]  # its half of two arms and the references in two seeds
     assert len(list((tmp_path / "out").glob("*/**/done.json"))) == 6

@@ -54,6 +54,17 @@ def test_a_resumed_run_is_not_estimated_by_what_was_done_before(
     capsys.readouterr()
 
 
+def test_somebody_else_knows_how_long_it_takes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Progress(total=4, desc="sweep", unit="cell", estimates=False) as bar:
+        bar.update()
+        bar.set_postfix_str("about 3 min left")
+        monkeypatch.setattr(bar, "start_t", bar.start_t - 50)
+        assert bar.status() == "sweep: cell 1 of 4, 0:00:50, about 3 min left"
+    capsys.readouterr()
+
+
 def test_bytes_are_told_in_their_size(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(total=3_400_000, desc="net.pth", unit="B", unit_scale=True) as bar:
         bar.update(1_200_000)
