@@ -103,6 +103,8 @@ def on_all_ranks() -> Iterator[Rank]:
         if one_line(error) in reasons[: rank.index]:
             raise SystemExit(2) from None
         raise
+    else:
+        _leave(rank)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -156,6 +158,16 @@ def check_shared(rank: Rank, folder: Path) -> None:
     barrier(rank)
     if rank.first:
         path.unlink()
+
+
+def _leave(rank: Rank) -> None:
+    """Ends the connection of a run that went well. The interpreter's exit may abort on threads that still serve it."""
+    if rank.world > 1:
+        from accelerate import PartialState
+
+        if PartialState._shared_state:
+            PartialState().destroy_process_group()
+            PartialState._reset_state()  # the next run in this process joins anew
 
 
 def _all_gather(rank: Rank, value: Any, failure: str | None) -> list[Any]:
