@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -92,6 +93,11 @@ def environment(device: str, dtype: str) -> dict[str, Any]:
         "dtype": dtype,
         "versions": versions(RESTORE_LIBRARIES),
     }
+
+
+def machine_name(environment: Mapping[str, Any]) -> str | None:
+    """What computed in an environment: its accelerator, else its processor; None where neither is recorded."""
+    return environment.get("accelerator") or environment.get("processor")
 
 
 def environment_key(content: dict[str, Any]) -> str:

@@ -28,6 +28,12 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'scale'?)`, to end a sentence with; empty if nothing is close."""
+    near = nearest(name, known)
+    return f" (did you mean {near!r}?)" if near else ""
+
+
 def some(names: Iterable[object], most: int = 3) -> str:
     """The first names, and the number of the others: "a, b, c and 4 more"; empty if there are none."""
     listed = [str(name) for name in names]

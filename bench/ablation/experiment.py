@@ -38,7 +38,7 @@ from typing import Any
 
 from bench.ablation.domain import Domain, Measure
 from bench.provenance import sha256_json
-from tsd.errors import UserError, nearest
+from tsd.errors import UserError, did_you_mean
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -142,7 +142,8 @@ def find_experiment(spec: str) -> Path:
     if spec in names:
         return EXPERIMENTS / f"{spec}.toml"
     raise UserError(
-        f"no experiment {spec!r}{_hint(spec, names)}; expected a TOML file, or a name that `bench sweep --list` shows"
+        f"no experiment {spec!r}{did_you_mean(spec, names)}; expected a TOML file, or a name that "
+        f"`bench sweep --list` shows"
     )
 
 
@@ -210,7 +211,7 @@ def check_experiment(experiment: Experiment, domain: Domain) -> None:
     for name in wanted:
         if name not in measures:
             raise UserError(
-                f"{experiment.name}: the domain {domain.name} has no measure {name!r}{_hint(name, measures)}; "
+                f"{experiment.name}: the domain {domain.name} has no measure {name!r}{did_you_mean(name, measures)}; "
                 f"it has {_list(measures)}"
             )
     known = [name for name in domain.settings() if name != "seed"]
@@ -223,7 +224,7 @@ def check_experiment(experiment: Experiment, domain: Domain) -> None:
                 raise UserError(f"{experiment.name}, {where}: `seed` is not a setting; [sweep] has `seeds`")
             if key not in known:
                 raise UserError(
-                    f"{experiment.name}, {where}: unknown setting {key!r}{_hint(key, known)}; "
+                    f"{experiment.name}, {where}: unknown setting {key!r}{did_you_mean(key, known)}; "
                     f"the domain {domain.name} knows {_list(known)}"
                 )
         settings = resolved_settings(experiment, arm, domain)
@@ -310,7 +311,7 @@ class _Table:
             raise UserError(f"{where}: expected a table, found {raw!r}")
         for key in raw:
             if key not in known:
-                raise UserError(f"{where}: unknown key {key!r}{_hint(key, known)}; known are {_list(known)}")
+                raise UserError(f"{where}: unknown key {key!r}{did_you_mean(key, known)}; known are {_list(known)}")
         self.raw, self.where = raw, where
 
     def value(self, key: str, kind: Any, *default: Any) -> Any:
@@ -378,7 +379,7 @@ def _name(name: str, where: str) -> str:
 
 def _one_of(name: Any, known: Sequence[str], where: str) -> Any:
     if name is not None and name not in known:
-        raise UserError(f"{where}: unknown {name!r}{_hint(name, known)}; expected one of {_list(known)}")
+        raise UserError(f"{where}: unknown {name!r}{did_you_mean(name, known)}; expected one of {_list(known)}")
     return name
 
 
@@ -391,8 +392,3 @@ def _refuse_twice(items: Iterable[Any], where: str) -> None:
 
 def _list(names: Iterable[str]) -> str:
     return ", ".join(names)
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    near = nearest(name, known)
-    return f" (did you mean {near!r}?)" if near else ""

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from bench.cards.faults import faults
 from bench.cards.schema import Card, Command, Environment, Network, Patch, Published, Weight
-from tsd.errors import UserError, nearest
+from tsd.errors import UserError, did_you_mean
 
 __all__ = [
     "CARDS",
@@ -57,7 +57,7 @@ def read_card(path: Path) -> Card:
     known = assets()
     for asset in card.assets:
         if asset not in known:
-            found.append(f"no shared asset {asset!r}{_hint(asset, known)}; {ASSETS} has {', '.join(known)}")
+            found.append(f"no shared asset {asset!r}{did_you_mean(asset, known)}; {ASSETS} has {', '.join(known)}")
     card = replace(card, weights=(*card.weights, *(known[asset] for asset in card.assets if asset in known)))
     found += faults(card)
     if found:
@@ -138,7 +138,7 @@ def _build(cls: type[T], raw: Any, where: str, found: list[str]) -> T:
         found.append(f"{at}expected a table, found {raw!r}")
         raw = {}
     else:
-        found += [f"{at}unknown key {key!r}{_hint(key, names)}; known are {', '.join(names)}"
+        found += [f"{at}unknown key {key!r}{did_you_mean(key, names)}; known are {', '.join(names)}"
                   for key in raw if key not in names]  # fmt: skip
         absent = [m.name for m in members if m.name not in raw and _is_required(m)]
         if absent:
@@ -202,8 +202,3 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read as a card: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # tomllib's own error, bytes that are no text, endless digits
         raise UserError(f"{path} is not TOML: {error}") from error
-
-
-def _hint(name: str, known: typing.Iterable[str]) -> str:
-    near = nearest(name, known)
-    return f" (did you mean {near!r}?)" if near else ""

@@ -118,18 +118,16 @@ def _names(asked: list[str], known: "dict[str, Item]") -> list[str]:
     Raises:
         UserError: an unknown name.
     """
-    import difflib
-
     from bench.metrics import METRICS
-    from tsd.errors import UserError
+    from tsd.errors import UserError, nearest
 
     names = [name for ask in asked for name in ([n for n in METRICS if n in known] if ask == ALL_METRICS else [ask])]
     for name in names:
         if name in METRICS and name not in known:
             raise UserError(f"{name} needs no weights that are not here: there is nothing to fetch")
         if name not in known:
-            near = difflib.get_close_matches(name, [*known, ALL_METRICS], n=1)
-            hint = f", did you mean {near[0]}?" if near else "."
+            near = nearest(name, [*known, ALL_METRICS])
+            hint = f", did you mean {near}?" if near else "."
             raise UserError(f"nothing called {name!r} to fetch{hint} Known: {ALL_METRICS}, {', '.join(known)}")
     return list(dict.fromkeys(names))
 

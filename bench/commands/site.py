@@ -134,6 +134,7 @@ def _timings(folder: Path, must: bool) -> "list[Timings]":
     """The seconds of a folder of `bench latency`, by size; with `must` it is an error if there are none."""
     from bench.latency.records import read_plan
     from bench.latency.summary import summarize_latency
+    from bench.provenance import machine_name
     from bench.site.timings import Timing, Timings
 
     plan = read_plan(folder, "table3")
@@ -141,15 +142,13 @@ def _timings(folder: Path, must: bool) -> "list[Timings]":
         return []
     found: list[Timings] = []
     for table in summarize_latency(folder, plan) if plan is not None else ():
-        rows = [row for row in table.rows if row.seconds is not None and row.run is not None]
-        machines = dict.fromkeys(
-            str(row.run.settings.get("accelerator") or row.run.settings.get("processor")) for row in rows if row.run
-        )
-        methods = {
-            row.row.name: Timing(row.seconds.value, row.seconds.low, row.seconds.high, row.run.provenance)
-            for row in rows
-            if row.seconds is not None and row.run is not None
-        }
+        machines: dict[str, None] = {}
+        methods: dict[str, Timing] = {}
+        for row in table.rows:
+            if row.seconds is not None and row.run is not None:
+                machines[str(machine_name(row.run.settings))] = None
+                middle = row.seconds
+                methods[row.row.name] = Timing(middle.value, middle.low, middle.high, row.run.provenance)
         if methods:
             found.append(Timings(folder.resolve().name, table.size, "; ".join(machines), methods))
     if must and not found:

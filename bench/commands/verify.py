@@ -86,6 +86,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     from bench.device import resolve_device
     from bench.options import RunOptions
+    from bench.publish.places import HUB_RUN
     from bench.verify.golden import golden_names
     from tsd.files import require_writable
 
@@ -103,10 +104,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--rescore goes with --metrics, --limit, --by, --data-root and --device only")
     if args.by is not None and not args.rescore:
         raise UserError("--by belongs to --rescore: it says who scored a run again")
-    if args.rescore and str(args.rescore).startswith("hub:"):
+    if args.rescore and str(args.rescore).startswith(HUB_RUN):
         raise UserError(
             f"--rescore {args.rescore}: the result becomes part of the records, so they must lie in a folder: "
-            f"`hf download --repo-type dataset {str(args.rescore)[4:]} --local-dir DIR` makes one"
+            f"`hf download --repo-type dataset {str(args.rescore).removeprefix(HUB_RUN)} --local-dir DIR` makes one"
         )
     if args.out and not args.drift:
         raise UserError("--out belongs to --drift: it names the folder of its table")
@@ -212,6 +213,7 @@ def _run_logs(names: "Sequence[str]", args: argparse.Namespace, options: "RunOpt
 def _print_logs(found: "Sequence[VerifiedMetric | Unchecked]", result: "Verification | None") -> None:
     from tabulate import tabulate
 
+    from bench.provenance import machine_name
     from bench.records.schema import WHOLE_SET, VerifiedMetric
     from bench.verify.golden import KNOWN_PYIQA, TOLERANCES
 
@@ -248,7 +250,7 @@ def _print_logs(found: "Sequence[VerifiedMetric | Unchecked]", result: "Verifica
         for (log, lines), metrics in unchecked.items():
             print(f"  {log} · {', '.join(metrics)}: " + "\n    ".join(lines))
     if result:
-        place = result.environment["accelerator"] or result.environment["processor"]
+        place = machine_name(result.environment)
         versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
         print(f"\n{result.date}, {place}; {versions}")
         if result.versions.get("pyiqa") not in KNOWN_PYIQA:

@@ -7,6 +7,7 @@ from bench.latency.records import LatencyPlan
 from bench.latency.summary import BUSY, Middle, SizeTable, TimedRow, summarize_latency
 from bench.methods.stages import COUNTED, STAGES
 from bench.paper.tables import TABLES, paper_figures
+from bench.provenance import machine_name
 from bench.report.csvs import csv_text
 from bench.report.document import DASH, Chapter, Document, Entry, Grid
 from bench.report.latex import to_latex
@@ -169,7 +170,7 @@ def _evidence(plan: LatencyPlan, tables: Sequence[SizeTable]) -> list[str]:
 
 
 def _machine(settings: dict[str, object]) -> str:
-    device = settings.get("accelerator") or settings.get("processor")
+    device = machine_name(settings)
     threads = "" if settings.get("accelerator") else f", {settings.get('threads')} thread(s)"
     power = f", power limit {settings['power.limit']}" if settings.get("power.limit") else ""
     compiled = ", compiled" if settings.get("compile") else ", not compiled"

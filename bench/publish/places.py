@@ -52,8 +52,12 @@ def find_run(place: str | Path, images: bool = False) -> RunPlace:
     check_repo_id(name, text)
     folder = _copy(name, revision or None, (*RECORDS, *IMAGES) if images else RECORDS)
     if not any((folder / "records").glob("*.json")):
-        raise UserError(f"{text} holds no records of a run; `bench publish RUN --to OWNER/NAME --by NAME` sends them")
+        raise _no_records(text)
     return RunPlace(folder, name)
+
+
+def _no_records(place: str) -> UserError:
+    return UserError(f"{place} holds no records of a run; `bench publish RUN --to OWNER/NAME --by NAME` sends them")
 
 
 def check_repo_id(name: str, shown: str) -> None:
@@ -99,9 +103,7 @@ def _copy(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
         raise UserError(f"hub:{name} is not in the hub's cache of this machine ({cache}), and {offline}") from None
     size = asked(name, lambda: _size_bytes(api, name, revision, patterns))
     if not size:
-        raise UserError(
-            f"hub:{name} holds no records of a run; `bench publish RUN --to OWNER/NAME --by NAME` sends them"
-        )
+        raise _no_records(f"{HUB_RUN}{name}")
     print(f"hub:{name}: {human_size(size)}, of which the hub's cache keeps a copy", file=sys.stderr)
     allowed = list(patterns)
     found = asked(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import bench
 from bench.methods import METHODS
+from bench.provenance import machine_name
 from bench.publish.places import check_repo_id
 from bench.records.records import Records
 from bench.records.schema import Plan, Publication
@@ -84,7 +85,7 @@ def publish(request: PublishRequest) -> str:
                 _log(f"  {path.relative_to(staged)}")
             _log("nothing was sent")
             return f"{HUB}/datasets/{request.to}"
-        address = _upload(request, staged)
+        address = _upload(request, staged, by)
     records.add_publication(note)
     return address
 
@@ -167,7 +168,7 @@ def _card(records: Records, plans: list[Plan], note: Publication, licence: str) 
     data = DatasetCardData(license=licence or None, tags=["super-resolution", "tsd-sr-bench"], pretty_name=note.to)
     restorations = [run for pair in records.measured() if (run := records.of(*pair).run()) is not None]
     contents = [content for run in restorations for content in run.environments.values()]
-    machines = dict.fromkeys(str(content.get("accelerator") or content.get("processor")) for content in contents)
+    machines = dict.fromkeys(str(machine_name(content)) for content in contents)
     names = dict.fromkeys(run.testset for run in restorations)
     methods = {method.name: method.display for plan in plans for method in plan.methods}
     licences = [f"- Test set {name}: {_licence_of(name)}" for name in names]
@@ -214,7 +215,7 @@ def _with_home(files: list[Path]) -> list[Path]:
     ]
 
 
-def _upload(request: PublishRequest, staged: Path) -> str:
+def _upload(request: PublishRequest, staged: Path, by: str) -> str:
     """Makes the data set where there is none, and uploads in one commit."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
@@ -235,7 +236,7 @@ def _upload(request: PublishRequest, staged: Path) -> str:
             repo_type="dataset",
             folder_path=staged,
             delete_patterns=list(OURS),
-            commit_message=f"Records of a run, measured by {' '.join(request.by.split())}",
+            commit_message=f"Records of a run, measured by {by}",
         )
     except HfHubHTTPError as error:
         raise UserError(f"the hub refused: {error}; the run is as it was") from error

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
 
 from bench.metrics import bounds_of
+from bench.provenance import machine_name
 from bench.records.records import Records
 from bench.records.schema import (
     Plan,
@@ -347,7 +348,7 @@ def _verified(verification: Verification | None, plan: Plan) -> tuple[str, ...]:
     if verification is None:
         return ()
     protocols = {metric.name: metric.protocol for metric in plan.metrics}
-    place = verification.environment.get("accelerator") or verification.environment.get("processor")
+    place = machine_name(verification.environment)
     groups: dict[tuple[str, str, bool], list[VerifiedMetric]] = {}
     for found in verification.metrics:
         if protocols.get(found.metric) == found.protocol:

@@ -8,12 +8,11 @@ of a metric's library, which its protocol states: they are in the row, and move 
 allows.
 """
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bench.provenance import machine_name
 from bench.records.differences import differences
 from bench.records.records import MethodRecords
 from bench.records.schema import (
@@ -25,6 +24,7 @@ from bench.records.schema import (
     valid_set_score,
     values_sha256,
 )
+from bench.report.csvs import csv_text
 from bench.report.document import DASH, evidence_of
 from bench.report.summarize import SECONDS, Cell, HeaderCell, Section, TableRow, ranked
 from bench.site.collection import Collection, Set, Shown, SiteTable
@@ -332,7 +332,7 @@ def _words(found: Mapping[str, Rescored], displays: Mapping[str, str]) -> str:
 
 
 def _machine(environment: Mapping[str, Any]) -> str:
-    return str(environment.get("accelerator") or environment.get("processor") or "a machine that is not recorded")
+    return machine_name(environment) or "a machine that is not recorded"
 
 
 def _marked(rows: Sequence[BoardRow], header: HeaderCell, found: Set) -> list[BoardRow]:
@@ -363,19 +363,15 @@ FACTS = ("by", "machine", "published", "harness")
 
 def to_csv(boards: Sequence[Board]) -> str:
     """All leaderboards as CSV: a line for each row, values with full precision and their intervals."""
-    columns = dict.fromkeys(column.name for board in boards for column in board.columns)
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    intervals = [f"{name}{ending}" for name in columns for ending in ("", "_ci95_low", "_ci95_high")]
-    writer.writerow(("testset", "method", "run", *FACTS, "rescored", "measured_otherwise", *intervals))
+    metrics = dict.fromkeys(column.name for board in boards for column in board.columns)
+    lines: list[dict[str, object]] = []
     for board in boards:
         for row in board.rows:
-            cells = [row.cells.get(name) for name in columns]
-            numbers = [
-                number for cell in cells for number in ((cell.value, cell.low, cell.high) if cell else ("",) * 3)
-            ]
-            facts = [getattr(row, fact) for fact in FACTS]
-            writer.writerow(
-                (board.heading, row.display, row.run, *facts, row.verified.text, "; ".join(row.apart), *numbers)
-            )
-    return stream.getvalue()
+            line: dict[str, object] = {"testset": board.heading, "method": row.display, "run": row.run}
+            line |= {fact: getattr(row, fact) for fact in FACTS}
+            line |= {"rescored": row.verified.text, "measured_otherwise": "; ".join(row.apart)}
+            for name in metrics:
+                cell = row.cells.get(name, Cell(None, 0))
+                line |= {name: cell.value, f"{name}_ci95_low": cell.low, f"{name}_ci95_high": cell.high}
+            lines.append(line)
+    return csv_text(lines)

@@ -83,7 +83,7 @@ def measure(options: RunOptions, folder: Path, limit: int | None = None) -> Drif
     hashes = {kind: {pair.name: sha256_file(pair.sr) for pair in images} for kind, images in pairs.items()}
     libraries = tuple(dict.fromkeys((*provenance.SCORE_LIBRARIES, *provenance.RESTORE_LIBRARIES)))
     place = provenance.environment(options.device, options.dtype)
-    return Drift(provenance.versions(libraries), place["accelerator"] or place["processor"], hashes, scores)
+    return Drift(provenance.versions(libraries), str(provenance.machine_name(place)), hashes, scores)
 
 
 def _enlarged(path: Path) -> bytes:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsd.app.html import VIEWER, result_list, status
 from tsd.app.workshop import Result, Workshop, write_zip
+from tsd.console.stages import DECODE, ENCODE, TILES, WRITE
 from tsd.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,10 +15,10 @@ if TYPE_CHECKING:
 TITLE = "Restore photographs"
 HERE = Path(__file__).parent
 STAGES = {
-    "encode": "reading it into the model",
-    "tiles": "restoring",
-    "decode": "making the picture",
-    "write": "writing",
+    ENCODE: "reading it into the model",
+    TILES: "restoring",
+    DECODE: "making the picture",
+    WRITE: "writing",
 }
 
 

@@ -62,9 +62,7 @@ def restore_to_file(
         f"{job.source}: {size[0]}x{size[1]} would take about {human_size(planned.needed_bytes)} in one piece, and "
         f"{human_size(planned.available_bytes)} may be used: restored in pieces of {pixels} pixels"
     )
-    notes = restore_file(
-        restorer, scan, job.target, job.name, window=planned.window, progress=progress, text=text
-    )  # fmt: skip
+    notes = restore_file(restorer, scan, job.target, job.name, window=planned.window, progress=progress, text=text)
     return Written(size, notes, {"piece_pixels": pixels})
 
 

@@ -1,14 +1,13 @@
 """The settings that the mixture understands, by the names of `TrainConfig` and `Phase`; standard library only."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from tsd.config import Residual, Weighting
-from tsd.errors import UserError
+from tsd.errors import UserError, nearest
 from tsd.files import OWN_FUNCTION, function_named
 
 
@@ -76,8 +75,8 @@ class MixtureSettings:
         hints = get_type_hints(MixtureSettings)
         for name in values:
             if name not in hints:
-                close = difflib.get_close_matches(name, hints, n=1)
-                meant = f"did you mean {close[0]}? " if close else ""
+                near = nearest(name, hints)
+                meant = f"did you mean {near}? " if near else ""
                 raise UserError(f"the domain mixture has no setting {name!r}; {meant}It knows {', '.join(hints)}")
         settings = MixtureSettings(**{name: _as_hinted(name, value, hints[name]) for name, value in values.items()})
         settings.function_file()

@@ -9,6 +9,7 @@ from bench.ablation.records import Row, SweepRecords
 from bench.ablation.report.prose import interval, sentences, signed, signs
 from bench.ablation.report.published import Published, column_title, row_name
 from bench.ablation.report.results import Findings, Result, label, reasons_untold
+from bench.provenance import machine_name
 from bench.report.document import DASH, PAPER_DISPLAY, PAPER_FACTS, Chapter, Document, Entry, Grid
 from bench.report.summarize import mean_ci95
 
@@ -233,7 +234,7 @@ def _evidence(experiment: Experiment, records: SweepRecords, findings: Findings)
     for key in dict.fromkeys(row.environment for row in records.rows):
         found = records.environments.get(key, {})
         versions = found.get("versions", {})
-        place = found.get("accelerator") or found.get("processor")
+        place = machine_name(found)
         yield f"Made on {place}, {found.get('threads')} thread(s) a process, torch {versions.get('torch')}."
     commits = sorted({row.commit[:10] + row.commit[40:] for row in records.rows if row.commit})
     code = sorted({row.code for row in records.rows})
