@@ -18,7 +18,7 @@ from typing import Any
 from bench.errors import without_paths
 from bench.latency.clock import counted_seconds
 from bench.records.lines import append_line, read_lines, read_object, rewrite_lines, set_aside, write_object
-from bench.records.schema import DESCRIPTIONS, RecordError, from_json, list_from_json
+from bench.records.schema import DESCRIPTIONS, RecordError, check_environments, from_json, list_from_json
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,11 @@ class RowRecords:
 
     def run(self) -> LatencyRun | None:
         path = self.folder / "run.json"
-        return from_json(LatencyRun, read_object(path), path) if path.exists() else None
+        if not path.exists():
+            return None
+        run = from_json(LatencyRun, read_object(path), path)
+        check_environments({"settings": run.settings}, path)
+        return run
 
     def write_run(self, run: LatencyRun) -> None:
         write_object(self.folder / "run.json", asdict(run))

@@ -16,6 +16,8 @@ WHOLE_SET = "*"
 """The name in the row of a set-level score."""
 EXTERNAL = "external"
 """Key in an environment: the environment of the method's own process, if it has one."""
+ENVIRONMENT_KEYS = {"accelerator", "dtype", "processor", "threads", "versions"}
+"""What tables read of an environment, see `bench.provenance.environment`."""
 DESCRIPTIONS = ("remarks", "patch_reasons")
 """Keys of a method's provenance that are for readers and change no number: editing them does not make records stale."""
 
@@ -316,6 +318,20 @@ def check_schema(raw: Any, where: object) -> dict[str, Any]:
             "bench that wrote it, or another --out"
         )
     return raw
+
+
+def check_environments(environments: Mapping[str, Any], where: object) -> None:
+    """Makes sure that every environment of a record says what tables print of it.
+
+    Raises:
+        RecordError: a key is missing, or the versions are no object.
+    """
+    for key, content in environments.items():
+        lacking = sorted(ENVIRONMENT_KEYS - set(content)) if _is_object(content) else sorted(ENVIRONMENT_KEYS)
+        if lacking:
+            raise RecordError(f"{where}: environment `{key}` lacks {', '.join(lacking)}; expected what `bench` wrote")
+        if not _is_object(content["versions"]):
+            raise RecordError(f"{where}: `versions` of environment `{key}` must be dict, found {content['versions']!r}")
 
 
 T = TypeVar("T")

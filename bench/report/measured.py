@@ -3,11 +3,15 @@
 from typing import Any
 
 from bench.records.records import Records
-from bench.records.schema import EXTERNAL, PlanMethod, PlanMetric, PlanSet, valid_scores
+from bench.records.schema import EXTERNAL, PlanMethod, PlanMetric, PlanSet, check_environments, valid_scores
 
 
 class Measured:
-    """All records of one method on one test set, read once."""
+    """All records of one method on one test set, read once.
+
+    Raises:
+        RecordError: a record cannot be read, or an environment behind an image lacks what tables print.
+    """
 
     def __init__(self, records: Records, testset: PlanSet, method: PlanMethod, metrics: list[PlanMetric]) -> None:
         self.testset = testset
@@ -19,6 +23,7 @@ class Measured:
         run = method_records.run()
         used = {row.environment for row in self.images.values()}
         self.environments = {key: run.environments[key] for key in run.environments if key in used} if run else {}
+        check_environments(self.environments, method_records.folder / "run.json")
         self.provenance = run.provenance if run else {}
         self.protocols = {metric.name: metric.protocol for metric in metrics}
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from tsd.errors import UserError
 IMAGES = 6
 DEFAULTS: dict[str, Any] = {
     "steps": 20,
+    "optimizer": "adamw",
     "lr": 0.1,
     "point_weights": (1.0, 0.3),
     "checkpoint_every": 5,
@@ -65,6 +67,7 @@ class LineDomain:
         import torch
 
         act, patience = cell.settings["act"], Patience()
+        (folder / "quantizer.txt").write_text("absent" if sys.modules.get("bitsandbytes", "") is None else "there")
         if act == "fail":
             raise ValueError(f"diverged in {folder}")
         if act == "die":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,17 @@ def test_two_arms_of_a_seed_draw_the_same_and_two_seeds_do_not(raw: dict[str, An
         a_worker().run(job)
         drawn[arm, seed] = (job.folder / "draws.json").read_text()
     assert drawn["full", 0] == drawn["slow", 0] != drawn["full", 1]
+
+
+@pytest.mark.parametrize(("optimizer", "quantizer"), [("adamw", "absent"), ("adamw8bit", "there")])
+def test_bitsandbytes_is_kept_out_unless_a_cell_trains_with_it(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, quantizer: str
+) -> None:
+    monkeypatch.delitem(sys.modules, "bitsandbytes", raising=False)
+    raw["settings"]["optimizer"] = optimizer
+    job = a_job(raw, tmp_path)
+    assert a_worker().run(job).status == "done"
+    assert (job.folder / "quantizer.txt").read_text() == quantizer
 
 
 @pytest.mark.parametrize(

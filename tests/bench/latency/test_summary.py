@@ -13,7 +13,10 @@ from bench.latency.summary import middle, summarize_latency
 from bench.latency.table import to_csv, write_latency_table
 from bench.records.schema import RecordError
 
-SETTINGS = {"device": "cpu", "processor": "a processor", "threads": 1, "dtype": "fp32", "versions": {"torch": "2"}}
+SETTINGS = {
+    "device": "cpu", "accelerator": None, "processor": "a processor", "threads": 1, "dtype": "fp32",
+    "versions": {"torch": "2"},
+}  # fmt: skip
 COUNTED = {
     "parameters": 2_000_000, "adapters": 0, "bytes": 8_000_000, "peak_flops_per_second": 10e9, "peak_of": "matmul",
     "operations": {"flops": {"denoise": 10**9, "colour": 7}, "macs": {"denoise": 4 * 10**8}, "uncounted": {"gelu": 3},

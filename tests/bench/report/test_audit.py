@@ -71,7 +71,8 @@ def write_records(out: Path, values: dict[str, list[float]], total: int = 4) -> 
     """Records of Real-ESRGAN on a RealSR of four images."""
     records = Records(out)
     method = records.of("realsr", "realesrgan")
-    method.write_run(Restoration("realesrgan", "realsr", "0", 42, {}, {"here": {"versions": {}}}))
+    here = {"accelerator": None, "dtype": "fp32", "processor": "a", "threads": 1, "versions": {}}
+    method.write_run(Restoration("realesrgan", "realsr", "0", 42, {}, {"here": here}))
     for name in NAMES:
         method.add_image(ImageRow(name, None, "l", "h", "s", 4, 4, None, "here", None))
     for metric, column in values.items():

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from bench.records.schema import (
     PlanMethod,
     PlanMetric,
     PlanSet,
+    RecordError,
     Restoration,
     ScoreRow,
     set_sha256,
@@ -333,6 +335,20 @@ def test_versions_and_machines_are_those_of_the_rows_that_count(records: Records
         replace(run, environments={"e": machine, "unused": machine | {"accelerator": "A100"}})
     )
     assert summarize(records, plan(["net"], [PSNR])).machines == ("H200, fp32",)
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [({"threads": 2}, "lacks accelerator, dtype, processor, versions"), ({"versions": None}, "found None")],
+)
+def test_an_environment_that_says_too_little_is_refused(records: Records, changed: dict[str, Any], found: str) -> None:
+    restored(records, "net")
+    run = records.of("mini", "net").run()
+    assert run is not None
+    whole = run.environments["e"] if "versions" in changed else {}
+    records.of("mini", "net").write_run(replace(run, environments={"e": whole | changed}))
+    with pytest.raises(RecordError, match=rf"run\.json: .*`e` .*{found}"):
+        summarize(records, plan(["net"], [PSNR]))
 
 
 def test_without_timing_no_trace_of_time_is_left(records: Records) -> None:

@@ -205,8 +205,17 @@ def test_the_page_has_the_leaderboard_first_and_its_rows_as_csv(run: Path, other
     assert to_csv(boards_of(collect([run, other]))).count("\n") == 5
 
 
-def test_records_of_another_program_are_refused_by_name(run: Path, other: Path) -> None:
-    edit_run(other, "my-net", lambda content: content["environments"]["key"].clear())
-    with pytest.raises(UserError, match="other: its records do not make the table table1"):
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("environments", {"key": {}}, r"other.*run\.json: environment `key` lacks accelerator"),
+        ("provenance", {"remarks": 5}, "other: its records do not make the table table1"),
+    ],
+)
+def test_records_of_another_program_are_refused_by_name(
+    run: Path, other: Path, key: str, value: object, message: str
+) -> None:
+    edit_run(other, "my-net", lambda content: content.update({key: value}))
+    with pytest.raises(UserError, match=message):
         collect([run, other])
     assert asdict(rescored(run, "psnr"))["n"] == 3
