@@ -19,8 +19,10 @@ from tsd.restore.pieces import BAND, smallest_window
 from tsd.restore.restorer import Restorer
 from tsd.writing import ROW_FORMATS, format_of
 
-WIDE_IMAGES = 6
-"""Images of the widest layer at full resolution that are in memory at once while a VAE decodes."""
+WIDE_IMAGES = 4
+"""Images of the widest layer at full resolution that are in memory at once while a VAE decodes; 3.5 were measured."""
+FIRST_WORK_BYTES = 150_000_000
+"""What the first image adds to a process for good, on a CPU: code that is paged in, and heaps."""
 COLOUR_BYTES = 13 * 12
 """Bytes for each pixel of the result while colours are aligned on the whole image."""
 SHARE = 0.7
@@ -94,7 +96,7 @@ def available_bytes(device: torch.device, memory_gb: float | None = None) -> int
         return int(SHARE * (free + unused)) if memory_gb is None else max(int(memory_gb * 1e9) - held + unused, 0)
     if memory_gb is None:
         return int(SHARE * _free_bytes())
-    return max(int(memory_gb * 1e9) - _resident_bytes(), 0)
+    return max(int(memory_gb * 1e9) - _resident_bytes() - FIRST_WORK_BYTES, 0)
 
 
 def _free_bytes() -> int:

@@ -103,9 +103,9 @@ class _PooledNorm:
     def _add(self, x: Tensor) -> None:
         """Joins the moments of (B, C, H, W) to those measured so far (Chan et al.), in float64."""
         groups = self.module.num_groups
-        x = x.float()
-        means = x.mean(dim=3).mean(dim=2).mean(dim=0)
-        variances = (x - means.view(1, -1, 1, 1)).square_().mean(dim=3).mean(dim=2).mean(dim=0)
+        x = x.float().permute(0, 2, 3, 1).flatten(0, 2)  # windows are channels-last: sums down a column are 3x as fast
+        means = x.mean(dim=0)
+        variances = (x - means).square_().mean(dim=0)
         means, variances = means.double().view(groups, -1), variances.double().view(groups, -1)
         mean = means.mean(dim=1)
         variance = (variances + (means - mean[:, None]).square()).mean(dim=1)
