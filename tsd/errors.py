@@ -22,10 +22,11 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that was probably meant; None if none is close."""
+    """The known name that was probably meant, whatever its case; None if none is close."""
     import difflib  # on the way to an error alone
 
-    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+    written = {one.lower(): one for one in known}
+    return next((written[close] for close in difflib.get_close_matches(name.lower(), written, n=1)), None)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -7,7 +7,6 @@ folder with a `MethodSpec`, one line in `METHODS` and one test.
 """
 
 import ast
-import difflib
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,7 +40,7 @@ from bench.methods.tsd_sr.rows import (
 from bench.methods.tsd_sr.weights import ModelFolders
 from bench.paper.tables import TABLES
 from tsd.config import EXPORT_FILE
-from tsd.errors import UserError
+from tsd.errors import UserError, nearest
 from tsd.files import OWN_FUNCTION, function_named
 
 __all__ = ["FORMS", "METHODS", "FolderMethod", "Method", "MethodSpec", "get_method"]
@@ -214,8 +213,8 @@ def _unknown(name: str, wrong: str) -> str:
     meant = _meant(name)
     if meant:
         return f"no method is called {name!r}. Did you mean {meant}?"
-    close = difflib.get_close_matches(wrong.lower(), [*METHODS, *FORMS], n=1, cutoff=0.6)
-    hint = f" Did you mean {FORMS[close[0]][0] if close[0] in FORMS else close[0]!r}?" if close else ""
+    near = nearest(wrong, [*METHODS, *FORMS])
+    hint = f" Did you mean {FORMS[near][0] if near in FORMS else near!r}?" if near else ""
     forms = ", ".join(["teacher-N", *(text for text, _ in FORMS.values())])
     return f"no method is called {name!r}.{hint} Methods: {', '.join(METHODS)}. Forms: {forms}."
 

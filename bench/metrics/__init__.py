@@ -3,7 +3,6 @@
 They stand in the paper's order. Importing this imports neither torch nor pyiqa.
 """
 
-import difflib
 import math
 
 from bench.metrics.base import (
@@ -31,7 +30,7 @@ from bench.metrics.per_image import (
     SSIM,
     VIF,
 )
-from tsd.errors import UserError
+from tsd.errors import UserError, nearest
 
 __all__ = [
     "EXTRA_METRICS",
@@ -68,6 +67,6 @@ def get_metric(name: str) -> MetricSpec:
     known = METRICS | EXTRA_METRICS
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name.lower(), known, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    near = nearest(name, known)
+    hint = f" Did you mean {near}?" if near else ""
     raise UserError(f"unknown metric {name!r}.{hint} Known: {', '.join(known)}")

@@ -12,7 +12,6 @@ or that folder itself, as such sets are published:
     <root>/realsrset/lq/    or    <root>/RealSRSet/
 """
 
-import difflib
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ from typing import Any
 
 from bench.store.missing import Missing, describe
 from tsd.console.progress import Progress
-from tsd.errors import UserError
+from tsd.errors import UserError, did_you_mean
 from tsd.files import find_images, is_plain_name, sha256_file
 
 TESTSETS = ("mini", "realsr", "drealsr", "div2k-val", "realsrset", "realset65")
@@ -169,9 +168,7 @@ def names_of(name: str) -> tuple[str, ...] | None:
 def read_manifest(name: str) -> tuple[dict[str, Any], str]:
     """Reads the manifest of the test set `name`; returns it and the sha256 of its file."""
     if name not in TESTSETS:
-        near = difflib.get_close_matches(name, TESTSETS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"unknown test set {name!r}; {hint}Known: {', '.join(TESTSETS)}")
+        raise UserError(f"unknown test set {name!r}{did_you_mean(name, TESTSETS)}; known: {', '.join(TESTSETS)}")
     path = DATASETS / name / "manifest.json"
     try:
         data = path.read_bytes()

@@ -261,7 +261,7 @@ def test_what_is_absent_of_a_set_without_ground_truth_is_named(unreferenced: Pat
 
 
 def test_unknown_names_get_a_suggestion_and_the_list():
-    with pytest.raises(UserError, match=r"did you mean 'drealsr'\? Known: mini, realsr, drealsr, div2k-val"):
+    with pytest.raises(UserError, match=r"\(did you mean 'drealsr'\?\); known: mini, realsr, drealsr, div2k-val"):
         load_testset("drealrs")
     assert TESTSETS == ("mini", "realsr", "drealsr", "div2k-val", "realsrset", "realset65")
 
