@@ -22,6 +22,7 @@ from tsd.files import (
     find_images,
     free_bytes,
     human_size,
+    real_path,
     require_room,
     require_writable,
 )
@@ -115,8 +116,8 @@ def plan_jobs(args: argparse.Namespace) -> list[Job]:
                 f"{' and '.join(map(str, sources[:3]))} would both be written to {target}; rename one, or restore them "
                 f"into different folders"
             )
-    resolved = {job.source.resolve() for job in jobs}
-    inputs = [job.target for job in jobs if job.target.resolve() in resolved]
+    resolved = {real_path(job.source) for job in jobs}
+    inputs = [job.target for job in jobs if real_path(job.target) in resolved]
     if inputs:
         raise UserError(
             f"{inputs[0]} is one of the inputs and would be replaced by a result; choose another output (-o)"
@@ -276,5 +277,5 @@ def _in_folder(args: argparse.Namespace) -> list[Job]:
             raise UserError(f"no such file or folder: {given}")
         for path, name in named:
             target = (out / name).with_name(name.name + suffix)
-            jobs.setdefault((path.resolve(), target), Job(path, name.as_posix(), target))
+            jobs.setdefault((real_path(path), target), Job(path, name.as_posix(), target))
     return list(jobs.values())

@@ -15,6 +15,7 @@ import platform
 import re
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import threading
@@ -155,12 +156,17 @@ class FoundImages:
         return ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.others.items()))
 
 
+def real_path(path: Path) -> Path:
+    """Where a path leads; of links that lead in circles, which `Path.resolve` does not endure, the path to them."""
+    return Path(os.path.realpath(path))
+
+
 def find_images(folder: Path, *, exclude: Path | None = None, recursive: bool = True) -> FoundImages:
     """The one rule for what counts as an image of a folder; every command that reads folders asks it.
 
     Suffixes decide, in capitals or not. Hidden and system files and folders (`._a.jpg`, `.DS_Store`, `Thumbs.db`,
     `@eaDir`, `__MACOSX`) are left out. Symbolic links to files count, even those that lead nowhere, which reading
-    refuses; links to folders are not followed.
+    refuses; links to folders are not followed, and pipes, whose reading would wait for ever, are no images.
 
     Args:
         exclude: a folder below `folder` whose content is left out: that of the results. If it is `folder` itself or
@@ -169,27 +175,38 @@ def find_images(folder: Path, *, exclude: Path | None = None, recursive: bool = 
     """
     images: list[Path] = []
     others: Counter[str] = Counter()
-    left_out = None if exclude is None else exclude.resolve()
-    if left_out is not None and left_out in (folder.resolve(), *folder.resolve().parents):
+    left_out = None if exclude is None else real_path(exclude)
+    if left_out is not None and left_out in (real_path(folder), *real_path(folder).parents):
         left_out = None
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, onerror=lambda _: others.update(["folder that cannot be read"])):
         here = Path(place)
         kept = [name for name in folders if not is_hidden(name)] if recursive else []
         others["linked folder, not followed"] += sum((here / name).is_symlink() for name in kept)
         folders[:] = [
             name
             for name in kept
-            if not (here / name).is_symlink() and (left_out is None or (here / name).resolve() != left_out)
+            if not (here / name).is_symlink() and (left_out is None or real_path(here / name) != left_out)
         ]
         for name in names:
             suffix = Path(name).suffix.lower()
             if is_hidden(name):
                 continue
-            if suffix in READABLE or suffix in UNREAD:
-                images.append(here / name)
-            else:
+            if suffix not in READABLE and suffix not in UNREAD:
                 others[suffix or "without suffix"] += 1
+            elif _is_special(here / name):
+                others[f"{suffix} that is no file"] += 1
+            else:
+                images.append(here / name)
     return FoundImages(sorted(images), +others)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether this is a pipe, a socket or a device, or leads to one."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def is_hidden(name: str) -> bool:
@@ -347,7 +364,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     leaves both, complete, under hidden names beside `path`; after any other the next process that writes there removes
     the unfinished folder, see `remove_unfinished`.
     """
-    path = path.resolve()  # replaces the target of a symbolic link, not the link
+    path = real_path(path)  # replaces the target of a symbolic link, not the link
     path.parent.mkdir(parents=True, exist_ok=True)
     old: Path | None = None
     try:

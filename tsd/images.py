@@ -307,7 +307,8 @@ def _faults_named(source: Source) -> Iterator[None]:
         raise ImageError(f"{where}not enough memory to read it") from error
     except Exception as error:  # decoders raise whatever they meet in a damaged file
         unknown = isinstance(error, Image.UnidentifiedImageError) or "cannot identify" in str(error)
-        reason = _why_unknown(path) if unknown else str(error) or type(error).__name__
+        said = getattr(error, "strerror", None) or str(error)  # of the system, without number and path
+        reason = _why_unknown(path) if unknown else said or type(error).__name__
         raise ImageError(f"{where}{reason}") from error
 
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,7 @@ def test_the_ground_and_the_settings_of_a_run_import_no_torch() -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
+from typing import Any
 from tsd.files import atomic_folder, atomic_path, write_text
 
 out = Path(sys.argv[1])
@@ -128,13 +130,33 @@ def test_one_rule_for_what_is_an_image(tmp_path: Path) -> None:
     touch(tmp_path, "._a.png", ".DS_Store", "Thumbs.db", "desktop.ini", "@eaDir/a.png", "#recycle/a.png", ".git/a.png")
     touch(tmp_path, "__MACOSX/a.png", "$RECYCLE.BIN/a.png", "System Volume Information/a.png")
     (tmp_path / "gone.png").symlink_to("nowhere")
+    (tmp_path / "round.png").symlink_to("round.png")
     (tmp_path / "link").symlink_to(tmp_path / "sub")
-    found = find_images(tmp_path)
-    assert sorted(path.relative_to(tmp_path).as_posix() for path in found.images) == sorted([*images, "gone.png"])
-    assert found.passed_over() == "2 .mp4, 1 .txt, 1 linked folder, not followed, 1 without suffix"
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "pipe too.jpg").symlink_to("pipe.png")
+    found = find_images(tmp_path, exclude=tmp_path / "round.png")
+    links = ["gone.png", "round.png"]
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in found.images) == sorted([*images, *links])
+    others = "1 .jpg that is no file, 2 .mp4, 1 .png that is no file, 1 .txt, 1 linked folder, not followed"
+    assert found.passed_over() == f"{others}, 1 without suffix"
     assert all(
         "/" not in path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path, recursive=False).images
     )
+
+
+def test_a_folder_that_cannot_be_read_does_not_vanish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.png", "locked/b.png")
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:
+        if path.endswith("locked"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    found = find_images(tmp_path)
+    assert [path.name for path in found.images] == ["a.png"]
+    assert found.passed_over() == "1 folder that cannot be read"
 
 
 def test_names_that_are_no_utf8(tmp_path: Path) -> None:

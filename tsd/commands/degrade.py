@@ -10,7 +10,7 @@ from typing import Any
 
 from tsd.batch import Job
 from tsd.errors import UserError
-from tsd.files import MEGAPIXELS_HELP, READABLE, find_images, require_writable
+from tsd.files import MEGAPIXELS_HELP, READABLE, find_images, real_path, require_writable
 
 DESCRIPTION = """\
 Makes low-resolution images the way the training of TSD-SR does: Real-ESRGAN's second-order
@@ -148,8 +148,8 @@ def _plan(args: argparse.Namespace) -> list[Job]:
         if job.name in by_name:
             raise UserError(f"{by_name[job.name]} and {job.source} would both become {job.target}; rename one")
         by_name[job.name] = job.source
-    sources = {job.source.resolve() for job in jobs}
-    if replaced := [job.target for job in jobs if job.target.resolve() in sources]:
+    sources = {real_path(job.source) for job in jobs}
+    if replaced := [job.target for job in jobs if real_path(job.target) in sources]:
         raise UserError(f"{replaced[0]} is one of the inputs and would be replaced; choose another output (-o)")
     existing = [job.target for job in jobs if os.path.exists(job.target)]
     if existing and not (args.overwrite or args.skip_existing):
