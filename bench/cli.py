@@ -29,6 +29,7 @@ from bench.commands import (
 )
 from bench.commands import list as list_
 from tsd.console.imports import QUANTIZERS, without
+from tsd.console.warned import plain_warnings
 from tsd.errors import DEVICE_ERRORS, UserError
 from tsd.files import Terminated, megapixels_allowed, print_any_name
 
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_any_name()
     args = build_parser().parse_args(argv)
     try:
-        with megapixels_allowed(getattr(args, "max_megapixels", None)), without(*QUANTIZERS):
+        with megapixels_allowed(getattr(args, "max_megapixels", None)), plain_warnings(), without(*QUANTIZERS):
             return args.func(args)
     except UserError as error:
         print(f"bench {args.verb}: {error}", file=sys.stderr)

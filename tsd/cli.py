@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tsd import __version__
 from tsd.commands import app, degrade, distill_decoder, export, prepare, prompts, restore, train
+from tsd.console.warned import plain_warnings
 from tsd.errors import DEVICE_ERRORS, UserError
 from tsd.files import Terminated, ended_by_sigterm, megapixels_allowed, print_any_name
 
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_any_name()
     args = build_parser().parse_args(argv)
     try:
-        with megapixels_allowed(getattr(args, "max_megapixels", None)), ended_by_sigterm():
+        with megapixels_allowed(getattr(args, "max_megapixels", None)), plain_warnings(), ended_by_sigterm():
             return args.func(args)
     except UserError as error:
         print(f"tsd {args.verb}: {error}", file=sys.stderr)
