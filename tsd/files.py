@@ -1,5 +1,4 @@
-"""Files: atomic writing, hashes, readable sizes, which files of a folder are images, the shipped mini models, and
-functions in files of the user's own.
+"""Files: atomic writing, hashes, readable sizes, which files of a folder are images, and the shipped mini models.
 
 Standard library only, so that `bench` may use it anywhere.
 """
@@ -8,7 +7,6 @@ import errno
 import functools
 import glob
 import hashlib
-import importlib.util
 import io
 import os
 import platform
@@ -21,11 +19,11 @@ import tempfile
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from tsd.errors import UserError, some
 
@@ -38,8 +36,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MiniModel = Literal["mini", "mini-sd2"]
-OWN_FUNCTION = "python:FILE.py:FUNCTION"
-"""The form in which a function in a file of the user's own is named."""
 UNITS = ("B", "kB", "MB", "GB", "TB")
 NAME_BYTES = 180
 """Longest beginning of a name, in bytes, that a temporary name takes over: file systems end at 255."""
@@ -483,45 +479,3 @@ def mini_model_dir(name: MiniModel = "mini") -> Path:
 def is_mini_model(model: str | Path) -> bool:
     """Whether this is the folder of a mini model shipped in the package."""
     return Path(model).expanduser().resolve().parent == mini_model_dir().parent.resolve()
-
-
-def function_named(text: str) -> tuple[Path, str] | None:
-    """The file and the function that a text of this form names; None for any other text."""
-    kind, _, argument = text.partition(":")
-    file, _, function = argument.rpartition(":")
-    if kind != "python" or not file or not function.isidentifier():
-        return None
-    return Path(file).expanduser(), function
-
-
-def load_function(path: Path, name: str) -> tuple[Callable[..., Any], str]:
-    """Runs the user's own file; returns the function `name` in it, and the file's SHA-256.
-
-    It is loaded alone, under a private module name; modules beside it are found only where PYTHONPATH or an installed
-    package provides them.
-
-    Raises:
-        UserError: no such file, the file does not run, or it has no function of that name.
-    """
-    try:
-        source = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} could not be read ({error}); expected {OWN_FUNCTION}") from error
-    sha256 = hashlib.sha256(source).hexdigest()
-    module_name = f"own_function_{sha256[:16]}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if path.suffix != ".py" or spec is None or spec.loader is None:
-        raise UserError(f"{path} is not a Python file; expected {OWN_FUNCTION}")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses and pickling inside the file look their module up by name.
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[module_name]
-        raise UserError(f"{path} failed while it was loaded: {type(error).__name__}: {error}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UserError(f"{path} has no function {name!r}; it defines {', '.join(sorted(names)) or 'none'}")
-    return function, sha256

@@ -13,6 +13,7 @@ from tsd.config import RunConfig, TeacherConfig, TrainConfig
 from tsd.console.imports import QUANTIZERS, without
 from tsd.errors import UserError
 from tsd.files import MEGAPIXELS_HELP, free_bytes, human_size, is_mini_model, mini_model_dir
+from tsd.own_function import require_function
 
 if TYPE_CHECKING:
     from tsd.train.settings import RunSettings
@@ -240,6 +241,8 @@ def run(args: argparse.Namespace) -> int:
         from tsd.train.paths import check_paths
 
         check_paths(settings, config)
+    if isinstance(config, TrainConfig) and config.own_regularisation is not None:
+        require_function(*config.own_regularisation, "point", "w", "config")
     if _is_main_process():
         _print_settings(args, config, settings)
     # peft, diffusers and accelerate import bitsandbytes wherever it is installed, and it prints about its kernels.

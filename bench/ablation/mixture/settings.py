@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from tsd.config import Residual, Weighting
 from tsd.errors import UserError, nearest
-from tsd.files import OWN_FUNCTION, function_named
+from tsd.own_function import OWN_FUNCTION, function_named, require_function
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +92,14 @@ class MixtureSettings:
         """File and function of a regularisation of one's own; None for the paper's.
 
         Raises:
-            UserError: the setting has another form, or the file does not exist.
+            UserError: the setting has another form, or the file has no such function.
         """
         if self.regularisation == "tsd":
             return None
         named = function_named(self.regularisation)
         if named is None:
             raise UserError(f"regularisation is {self.regularisation!r}; expected tsd or {OWN_FUNCTION}")
-        if not named[0].is_file():
-            raise UserError(f"regularisation is {self.regularisation!r}, but there is no file {named[0]}")
+        require_function(*named, "point", "w", "settings")
         return named
 
 

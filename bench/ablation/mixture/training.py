@@ -27,8 +27,8 @@ from tsd.algorithm.objective import (
     surrogate_loss,
 )
 from tsd.errors import UserError
-from tsd.files import load_function
 from tsd.model.process import FlowMatching
+from tsd.own_function import load_function, no_exit
 from tsd.seeds import generator_for
 
 PRIOR = Mixture(components=8, radius=4.0, sd=0.15)
@@ -210,7 +210,8 @@ def own_regularisation(settings: MixtureSettings) -> Regularise | None:
     function, _ = load_function(*own)
 
     def regularise(point: Point, w: Tensor) -> Tensor:
-        found, shape = function(point, w, settings), tuple(point.z_hat_t.shape)
+        with no_exit(settings.regularisation):
+            found, shape = function(point, w, settings), tuple(point.z_hat_t.shape)
         if not isinstance(found, Tensor) or tuple(found.shape) != shape or not bool(found.isfinite().all()):
             what = f"a tensor {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
             raise UserError(f"{settings.regularisation} returned {what}; expected a finite tensor {shape}")

@@ -293,7 +293,7 @@ def test_a_regularisation_of_ones_own(tmp_path: Path) -> None:
         ({"point_weights": 1.0}, "expected a list of one or more numbers"),
         ({"t_range": [50]}, "expected a list of 2 numbers"),
         ({"regularisation": "mine.py"}, "expected tsd or python:FILE.py:FUNCTION"),
-        ({"regularisation": "python:absent.py:f"}, "there is no file absent.py"),
+        ({"regularisation": "python:absent.py:f"}, "absent.py: No such file"),
     ],
 )
 def test_bad_settings(settings: dict, message: str) -> None:
