@@ -1,12 +1,15 @@
 """The statistics agree with scipy's, and with formulas worked by hand."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from bench.ablation.statistics import (
+    EXACT_UP_TO,
+    FLIPS,
     crossed_interval,
     holm,
     least_p,
@@ -65,7 +68,9 @@ def test_the_interval_is_students_and_d_z_the_standardized_mean() -> None:
 
 
 def test_a_single_seed_has_a_mean_and_nothing_else() -> None:
-    test = paired([0.5])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of numpy, which has no deviation of one value
+        test = paired([0.5])
     assert (test.mean, test.low, test.high, test.d_z, test.p) == (0.5, None, None, None, 1.0)
 
 
@@ -81,6 +86,11 @@ def test_how_many_seeds_can_decide() -> None:
     for family in (1, 5, 40):
         n = seeds_to_decide(family)
         assert family * least_p(n) < 0.05 <= family * least_p(n - 1)
+
+
+def test_beyond_the_exact_seeds_no_p_is_below_one_of_the_flips() -> None:
+    assert least_p(EXACT_UP_TO + 1) == 1 / (FLIPS + 1)
+    assert sign_flip(np.ones(40)) == (least_p(40), False)
 
 
 @pytest.mark.parametrize(("d_z", "expected"), [(0.5, 34), (1.0, 10), (0.2, 199), (-0.5, 34)])
@@ -108,7 +118,8 @@ def test_the_crossed_interval_covers_both_sources_of_spread() -> None:
         assert interval[1] - interval[0] == pytest.approx(2 * 1.96 * spread, rel=0.06)
     expected = 2 * 1.96 * math.hypot(seeds.std() / math.sqrt(12), images.std() / math.sqrt(40))
     assert both[1] - both[0] == pytest.approx(expected, rel=0.06)
-    assert crossed_interval(np.zeros((1, 40))) is None
+    assert crossed_interval(np.zeros((1, 40))) is crossed_interval(np.zeros((12, 1))) is None
+    assert crossed_interval(np.ones((2, 2))) == (1.0, 1.0)
     assert crossed_interval(seeds + images) == both
 
 

@@ -159,6 +159,15 @@ def test_a_value_that_is_not_a_number_cannot_be_written(records: Records) -> Non
         records.of("mini", "bicubic").add_score(score("a", value=float("nan")))
 
 
+@pytest.mark.parametrize("value", ["1e999", "-1e999"])
+def test_a_value_beyond_all_numbers_is_not_read(records: Records, value: str) -> None:
+    records.of("mini", "bicubic").add_score(score("a", value=25.5))
+    path = records.of("mini", "bicubic").folder / "scores.psnr.jsonl"
+    path.write_text(path.read_text().replace("25.5", value))
+    with pytest.raises(RecordError, match="`value` must be float"):
+        records.of("mini", "bicubic").scores("psnr")
+
+
 def test_a_damaged_plan_or_run_is_an_error(records: Records) -> None:
     records.write_plan(PLAN)
     path = records.root / "table1.json"

@@ -24,7 +24,7 @@ from bench.records.schema import (
 )
 from bench.report.document import lay_out
 from bench.report.markdown import to_markdown
-from bench.report.summarize import SECONDS, Cell, mean_ci95, summarize
+from bench.report.summarize import SECONDS, Cell, mean_ci95, ranked, summarize
 
 NAMES = ["a", "b", "c"]
 PSNR = PlanMetric("psnr", "PSNR", "image", True, True, 2, "luma", [])
@@ -220,6 +220,13 @@ def test_best_and_second_best_are_marked_on_unrounded_values_in_the_metrics_dire
     columns = [[value + step for value in values] for step in (0.0, 0.001, 0.002)]
     assert marks(records, PSNR, *columns) == ["", "2", "1"], "small against the spread, and sure"
     assert marks(records, LPIPS, *columns) == ["1", "2", ""]
+
+
+def test_two_rows_are_ranked_and_one_is_not() -> None:
+    values = {3: [1.0, 2.0, 3.0, 4.0], 5: [2.1, 3.0, 4.1, 5.0]}
+    assert ranked(values, higher_is_better=True) == {5: (1, False), 3: (2, False)}
+    assert ranked(values, higher_is_better=False) == {3: (1, False), 5: (2, False)}
+    assert ranked({3: values[3]}, higher_is_better=True) == {}
 
 
 def test_means_whose_paired_interval_includes_zero_are_tied_for_best_and_nobody_is_second(records: Records) -> None:

@@ -1,10 +1,13 @@
 """The trajectory of Algorithm 1: where its points lie and which prediction moves which sample."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from tsd.algorithm.dasm import trajectory, trajectory_gradient
+from tsd.algorithm.dasm import Point, trajectory, trajectory_gradient
+from tsd.algorithm.objective import tsd_gradient
 from tsd.model.process import FlowMatching
 
 PROCESS = FlowMatching(shift=3.0)
@@ -68,6 +71,21 @@ def test_points_beyond_the_end_are_left_out_not_squeezed() -> None:
     )
     assert gradient[0].abs().max() == 0
     assert gradient[1].abs().max() > 0
+    (_, point), _, _ = points_of(torch.tensor([50.0, 50.5]), points=2)
+    assert point.inside.tolist() == [False, True]  # at t = 0 there is no noise to predict
+
+
+def test_a_regularisation_of_ones_own_is_added_up_over_the_points() -> None:
+    path, _, _ = points_of(torch.tensor([900.0, 430.5]), points=3)
+    settings: Any = {"point_weights": (1.0, 0.3, 0.3), "lambda_tsd": 0.4, "residual": "epsilon", "weighting": "sigma2"}
+    built_in, _ = trajectory_gradient(PROCESS, iter(path), **settings)
+
+    def own(point: Point, w: Tensor) -> Tensor:
+        assert point.teacher_z is not None
+        assert point.critic_hat is not None
+        return tsd_gradient(point.teacher_hat, point.teacher_z, point.critic_hat, 0.4, w)
+
+    torch.testing.assert_close(trajectory_gradient(PROCESS, iter(path), **settings, regularise=own)[0], built_in)
 
 
 def test_stride_may_differ_per_sample_and_weights_add_up() -> None:

@@ -216,6 +216,8 @@ def test_equation_5_is_the_stated_mixture() -> None:
     w = torch.tensor([0.2, 0.9]).view(-1, 1, 1, 1)
     mixture = 0.3 * tsm_gradient(teacher_hat, teacher_z, w) + 0.7 * vsd_gradient(teacher_hat, critic_hat, w)
     torch.testing.assert_close(tsd_gradient(teacher_hat, teacher_z, critic_hat, 0.7, w), mixture)
+    unweighted = tsd_gradient(teacher_hat, teacher_z, critic_hat, 0.7)
+    torch.testing.assert_close(w * unweighted, mixture)
 
 
 def test_surrogate_loss_has_exactly_the_given_gradient() -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tsd.restore.tiling import blend_tiles, gaussian_weights, tile_starts
+from tsd.restore.tiling import blend_tiles, gaussian_weights, tile_grid, tile_starts
 
 
 @pytest.mark.parametrize("length", [*range(16, 40), 100, 257])
@@ -28,6 +28,18 @@ def test_starts_by_the_releases_loop() -> None:
         expected = [56 * index for index in range(count)]
         expected[-1] = length - 64
         assert tile_starts(length, 64, 8) == expected
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "overlap", "expected"),
+    [
+        (40, 30, 20, (24, [0, 4, 8, 12, 16], [0, 4, 6])),  # more than half overlaps, as asked
+        (40, 30, 24, (24, [0, 12, 16], [0, 6])),  # such tiles would not advance: half
+        (10, 30, 20, (10, [0], [0, 5, 10, 15, 20])),  # the latent is smaller than a tile
+    ],
+)
+def test_a_grid_of_tiles(height: int, width: int, overlap: int, expected: tuple[int, list[int], list[int]]) -> None:
+    assert tile_grid(height, width, 24, overlap) == expected
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(0, 0), (17, 0), (8, 8), (8, -1)])
