@@ -1,4 +1,4 @@
-"""`bench score`: scores any two folders of images, paired by file name."""
+"""`bench score`: scores any two folders of images, paired by file name, or two images."""
 
 import argparse
 from pathlib import Path
@@ -9,6 +9,7 @@ EPILOG = """\
 examples:
   bench score outputs --hr ground_truth
   bench score outputs --hr ground_truth --metrics psnr ssim niqe --json > scores.json
+  bench score result.png --hr truth.png --metrics psnr ssim
   bench score outputs --metrics niqe musiq            # no ground truth: no-reference metrics
   bench score outputs --lr inputs --metrics lr-psnr   # do the outputs agree with what they were made from?
 
@@ -26,13 +27,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "score",
         help="score a folder of images against a folder of ground truth",
-        description="Scores the images of SR_DIR with the paper's metrics, against HR_DIR if it is given.",
+        description="Scores the images of SR with the paper's metrics, against HR if it is given.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("sr_dir", metavar="SR_DIR", type=Path, help="folder of the images to score")
-    parser.add_argument("--hr", metavar="HR_DIR", type=Path, help="folder of the ground truth, with the same names")
-    parser.add_argument("--lr", metavar="LR_DIR", type=Path, help="folder of the inputs, for lr-psnr")
+    parser.add_argument("sr_dir", metavar="SR", type=Path, help="folder of the images to score, or one image")
+    parser.add_argument("--hr", metavar="HR", type=Path, help="the ground truth: a folder with the same names, or one image")
+    parser.add_argument("--lr", metavar="LR", type=Path, help="the inputs, for lr-psnr")
     parser.add_argument(
         "--metrics",
         nargs="+",
@@ -43,7 +44,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     parser.add_argument("--max-megapixels", type=float, metavar="N", help=MEGAPIXELS_HELP)
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of HR_DIR")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of HR")
     parser.set_defaults(func=run)
 
 

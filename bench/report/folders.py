@@ -1,4 +1,4 @@
-"""Scores one folder of images against another, by file name, for `bench score`.
+"""Scores one folder of images against another by file name, or one image against another, for `bench score`.
 
 Files are paired by stem: `a.png` with `a.jpg`, and with `a_x4.png` where all names of that folder end so. Two files
 with the same stem in a folder are an error, and so is a file without a partner. Names may be in either Unicode form, as
@@ -44,33 +44,23 @@ def find_pairs(
 ) -> list[FolderPair]:
     """The images of `sr_dir`, sorted by stem, each with its partners. Every file is read once as a check.
 
+    All may be files instead, which are then a pair whatever their names.
+
     Args:
         hr_dir, lr_dir: folders of the ground truth and of the inputs.
         limit: only the first `limit` names of the ground truth count, or of `sr_dir` where there is none.
 
     Raises:
-        FolderError: lists every fault: no such folder, no images, equal stems, missing partners, images that are
+        FolderError: lists every fault: no such folder, a file beside a folder, no images, equal stems, missing partners, images that are
             empty, truncated, unreadable, 16-bit or with alpha, and pairs of different size.
     """
     problems: list[str] = []
     folders = {"sr": sr_dir, "hr": hr_dir, "lr": lr_dir}
     given = {side: folder for side, folder in folders.items() if folder is not None}
-    found = {side: _images_by_stem(folder, problems) for side, folder in given.items()}
-    _take_suffixes_off(found, limit)
-    reference = found.get("hr") or found.get("lr") or found["sr"]
-    names = sorted(reference)[:limit] if limit is not None else sorted(set().union(*found.values()))
-    if all(found.values()):
-        for side, folder in given.items():
-            absent = [name for name in names if name not in found[side]]
-            there = [next(images[name] for images in found.values() if name in images) for name in absent]
-            if absent:
-                problems.append(f"{some(there)}: no partner in {folder}")
-    sr, hr, lr = (found.get(side, {}) for side in folders)
-    pairs = [
-        FolderPair(sr[name].name, sr[name], hr.get(name), lr.get(name))
-        for name in names
-        if all(name in images for images in found.values())
-    ]
+    if all(path.is_file() for path in given.values()):
+        pairs = [FolderPair(sr_dir.name, sr_dir, hr_dir, lr_dir)]
+    else:
+        pairs = _paired_by_stem(given, limit, problems)
     profiled: list[Path] = []
     for pair in _progress(pairs, "reading"):
         problems += _faults(pair, profiled)
@@ -85,6 +75,25 @@ def find_pairs(
     return pairs
 
 
+def _paired_by_stem(given: Mapping[str, Path], limit: int | None, problems: list[str]) -> list[FolderPair]:
+    found = {side: _images_by_stem(folder, problems) for side, folder in given.items()}
+    _take_suffixes_off(found, limit)
+    reference = found.get("hr") or found.get("lr") or found["sr"]
+    names = sorted(reference)[:limit] if limit is not None else sorted(set().union(*found.values()))
+    if all(found.values()):
+        for side, folder in given.items():
+            absent = [name for name in names if name not in found[side]]
+            there = [next(images[name] for images in found.values() if name in images) for name in absent]
+            if absent:
+                problems.append(f"{some(there)}: no partner in {folder}")
+    sr, hr, lr = (found.get(side, {}) for side in ("sr", "hr", "lr"))
+    return [
+        FolderPair(sr[name].name, sr[name], hr.get(name), lr.get(name))
+        for name in names
+        if all(name in images for images in found.values())
+    ]
+
+
 def _take_suffixes_off(found: dict[str, dict[str, Path]], limit: int | None) -> None:
     """Takes off the names of each folder what follows the names of another in all of them, and says so."""
     for side in found:
@@ -92,13 +101,15 @@ def _take_suffixes_off(found: dict[str, dict[str, Path]], limit: int | None) -> 
             images = found[side]
             suffix = common_suffix(images, sorted(other)[:limit])
             if suffix:
-                print(f"names are taken without {suffix}, as in {min(images)}", file=sys.stderr)
+                longer = min(stem for stem in images if stem.endswith(suffix))
+                print(f"names are taken without {suffix}, as in {longer}", file=sys.stderr)
                 found[side] = {stem.removesuffix(suffix): path for stem, path in images.items()}
 
 
 def _images_by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:
     if not folder.is_dir():
-        problems.append(f"{folder}: no such folder")
+        kind = "a file beside a folder; expected two folders or two files" if folder.is_file() else "no such folder"
+        problems.append(f"{folder}: {kind}")
         return {}
     files = find_images(folder, recursive=False)
     if not files.images:

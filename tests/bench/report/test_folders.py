@@ -129,15 +129,31 @@ def test_names_with_a_suffix_and_outputs_of_the_first_images_alone(
     assert [pair.name for pair in find_pairs(sr, hr, limit=2)] == ["a_x4.png", "b_x4.png"]
 
 
-@pytest.mark.parametrize("which", ["absent", "empty", "file"])
-def test_folders_that_are_none(which: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("which", "fault"), [("absent", "no such folder"), ("empty", "no images"), ("file", "empty file")]
+)
+def test_folders_that_are_none(which: str, fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / which
     if which == "empty":
         target.mkdir()
     if which == "file":
         target.touch()
     assert main(["score", str(target)]) == 2
-    assert ("no images" if which == "empty" else "no such folder") in capsys.readouterr().err
+    assert fault in capsys.readouterr().err
+
+
+def test_two_images_are_a_pair_whatever_their_names(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sr, hr = folders
+    (other,) = [pair for pair in find_pairs(sr, hr) if pair.name == "b.png"]
+    copy = tmp_path / "result.png"
+    copy.write_bytes(other.sr.read_bytes())
+    assert main(["score", str(copy), "--hr", str(other.hr), "--metrics", "psnr", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["metrics"]["psnr"]["per_image"]
+    assert found == {"result.png": score_pairs([other], [get_metric("psnr")])["metrics"]["psnr"]["mean"]}
+    assert main(["score", str(copy), "--hr", str(hr)]) == 2
+    assert f"{copy}: a file beside a folder; expected two folders or two files" in capsys.readouterr().err
 
 
 def test_without_ground_truth_reference_metrics_say_so(
