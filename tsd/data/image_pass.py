@@ -4,6 +4,7 @@ import gc
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from tsd.data.crops import Crop, CropMaker, CroppedImage, to_tensor
 from tsd.data.hf import image_features, shard_name, write_shard
 from tsd.data.prepare_config import PrepareConfig
 from tsd.data.prepared_record import IN_PROGRESS
-from tsd.data.sources import Source, SourceImage
+from tsd.data.sources import Source, SourceImage, Stamp
+from tsd.errors import UserError, some
 from tsd.files import write_text
 from tsd.precision import torch_dtype
 
@@ -53,9 +55,22 @@ class ImagePass:
         self.features = image_features(settings["latent_shape"])
 
     def run(self, workers: int) -> None:
-        """Processes all images that are in no finished shard."""
+        """Processes all images that are in no finished shard.
+
+        Raises:
+            UserError: an image in a finished shard has changed since.
+        """
+        changed: list[str] = []
         while (note := self.out / IN_PROGRESS / f"{self.finished:05d}.json").is_file():
-            self._add_finished(json.loads(note.read_text(encoding="utf-8")))
+            content = json.loads(note.read_text(encoding="utf-8"))
+            stamps = content.get("stamps", {}).items()
+            changed += [name for name, stamp in stamps if not self.source.is_unchanged(name, Stamp(*stamp))]
+            self._add_finished(content)
+        if changed:
+            raise UserError(
+                f"{some(changed)}: changed since {self.out} was begun, which holds crops of the earlier content; put "
+                f"that back, or give another --out"
+            )
         if self.exhausted or self.seen == self.source.length:
             return
         self._load_networks()
@@ -75,12 +90,14 @@ class ImagePass:
 
     def _write(self, number: int, images: Iterator[CroppedImage]) -> dict[str, Any]:
         """Writes one shard, then the note beside it; a shard without its note counts as unfinished."""
-        note: dict[str, Any] = {"images": 0, "skipped": [], "captions": [], "resume": None}
+        note: dict[str, Any] = {"images": 0, "skipped": [], "captions": [], "resume": None, "stamps": {}}
 
         def kept() -> Iterator[tuple[CroppedImage, Crop]]:
             for image in images:
                 note["images"] += 1
                 note["resume"] = image.source.stream_state
+                if (stamp := self.source.stamp(image.source.name)) is not None:
+                    note["stamps"][image.source.name] = astuple(stamp)
                 reason = image.reason or ("" if self._has_caption(image.source) else "no caption")
                 if reason:
                     note["skipped"].append([image.source.name, reason])

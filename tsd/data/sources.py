@@ -6,6 +6,7 @@ of its file, so that decoding happens in the worker processes and a damaged file
 
 import hashlib
 import itertools
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 from tsd.console.progress import Progress
 from tsd.data.hf import import_datasets
 from tsd.errors import UserError
-from tsd.files import READABLE, find_images, printable
+from tsd.files import READABLE, find_images, printable, sha256_file
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,22 @@ class Source(Protocol):
             state_every: size of the groups of images; the last image of each group has its `stream_state` set.
         """
         ...
+
+    def stamp(self, name: str) -> "Stamp | None":
+        """What an image's content is recognised by later; None if its files do not lie on this machine."""
+        ...
+
+    def is_unchanged(self, name: str, stamp: "Stamp") -> bool:
+        """Whether the image still has the content of which the stamp was made."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Sizes and times of change of an image's files, and a hash of their content, which decides where times differ."""
+
+    times: str
+    sha256: str
 
 
 class FolderSource:
@@ -109,6 +126,24 @@ class FolderSource:
     def images(self, start: int, stream_state: dict[str, Any] | None, state_every: int) -> Iterator[SourceImage]:
         for index, (name, path) in enumerate(itertools.islice(self.files.items(), start, None), start):
             yield SourceImage(index, name, path, _text(path.with_suffix(".txt")) if self.caption_files else "")
+
+    def stamp(self, name: str) -> Stamp:
+        return Stamp(self._times(name), self._content(name))
+
+    def is_unchanged(self, name: str, stamp: Stamp) -> bool:
+        return self._times(name) == stamp.times or self._content(name) == stamp.sha256
+
+    def _times(self, name: str) -> str:
+        return " ".join(f"{stat.st_size} {stat.st_mtime_ns}" for stat in map(os.stat, self._files_of(name)))
+
+    def _content(self, name: str) -> str:
+        return " ".join(map(sha256_file, self._files_of(name)))
+
+    def _files_of(self, name: str) -> list[Path]:
+        """The image and its caption, as far as they can be read."""
+        path = self.files[name]
+        wanted = [path, path.with_suffix(".txt")] if self.caption_files else [path]
+        return [file for file in wanted if os.access(file, os.R_OK)]
 
 
 class HubSource:
@@ -184,6 +219,12 @@ class HubSource:
                 " ".join(str(caption or "").split()),
                 self._data.state_dict() if keep_state else None,
             )
+
+    def stamp(self, name: str) -> None:
+        return None
+
+    def is_unchanged(self, name: str, stamp: Stamp) -> bool:
+        return True
 
 
 def _named_files(given: Path, exclude: Path | None) -> Iterator[tuple[str, Path]]:

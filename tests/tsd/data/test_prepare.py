@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -203,6 +204,38 @@ def test_an_interrupted_run_continues_and_ends_with_the_same_bytes(
     prepare(source, out, tiny_sd3_text_dir, FILES)
     # Only what is missing is made: a shard without its note counts as missing.
     assert made == (["data-00002.arrow", "data-00003.arrow"] if moment in ("images", "between") else [])
+    assert contents(out) == contents(uninterrupted)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".txt"])
+def test_what_changed_while_a_run_was_interrupted_is_refused_and_what_was_put_back_is_not(
+    suffix: str,
+    uninterrupted: Path,
+    photos: Path,
+    tiny_sd3_text_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """A replaced file may have the size of the one before."""
+    mine, out = tmp_path / photos.name, tmp_path / "out"
+    shutil.copytree(photos, mine)
+
+    def stop(path: Path, *args: Any) -> Any:
+        if path.name == "data-00002.arrow":
+            raise KeyboardInterrupt
+        return write_shard(path, *args)
+
+    monkeypatch.setattr("tsd.data.image_pass.write_shard", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(FolderSource([mine], caption_files=True), out, tiny_sd3_text_dir, FILES)
+    monkeypatch.undo()
+    first = sorted(mine.glob(f"*{suffix}"))[0]
+    before = first.read_bytes()
+    first.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    with pytest.raises(UserError, match=rf"^{mine.name}/{first.stem}\.png: changed since .* was begun"):
+        prepare(FolderSource([mine], caption_files=True), out, tiny_sd3_text_dir, FILES)
+    first.write_bytes(before)
+    prepare(FolderSource([mine], caption_files=True), out, tiny_sd3_text_dir, FILES)
     assert contents(out) == contents(uninterrupted)
 
 
