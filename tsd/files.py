@@ -17,6 +17,7 @@ import stat
 import sys
 import tempfile
 import threading
+import time
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 MiniModel = Literal["mini", "mini-sd2"]
 UNITS = ("B", "kB", "MB", "GB", "TB")
+PATIENCE_SECONDS = 8
+"""How long a process waits for a folder that another one has."""
 NAME_BYTES = 180
 """Longest beginning of a name, in bytes, that a temporary name takes over: file systems end at 255."""
 
@@ -434,6 +437,36 @@ def remove_unfinished(folder: Path, *, below: bool = False) -> None:
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)
+        os.close(handle)
+
+
+@contextmanager
+def alone_in(folder: Path, busy: str) -> Iterator[None]:
+    """Keeps a second process out of a folder while the block runs; the kernel unlocks it however this one ends.
+
+    On systems and file systems without locks it does nothing.
+
+    Raises:
+        UserError: `busy`, if another process has the folder and does not leave it within some seconds: the workers of
+            a killed one live that long.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle, patience = os.open(folder, os.O_RDONLY), time.monotonic() + PATIENCE_SECONDS
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > patience:
+                    raise UserError(busy) from None
+                time.sleep(0.1)
+            except OSError:
+                break
+        yield
+    finally:
         os.close(handle)
 
 

@@ -11,6 +11,7 @@ OpenCV read is used only where its upper 8 bits agree with Pillow's reading; whe
 premultiplied alpha) or OpenCV cannot read the file, the 8-bit reading stands and the picture carries a note.
 """
 
+import errno
 import functools
 import math
 import os
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin, features
@@ -36,6 +38,7 @@ NEUTRAL = 2.01 / 255
 ROWS = 256
 """Rows of a scan that are looked at together."""
 _ORIENTATION, _BITS, _PHOTOMETRIC = 0x0112, 258, 262
+_LOST_READS = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT})
 _TEXT_BYTES = 2**26
 """Largest text or colour profile that is unpacked from a PNG; Pillow's own limit of 1 MB refuses sound files."""
 _KEPT_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf", b"iCCP", b"acTL", b"fcTL", b"fdAT")
@@ -46,6 +49,7 @@ _LIMITS = threading.RLock()
 
 Source = str | Path | bytes
 """An image file, or its content."""
+Read, Value = ParamSpec("Read"), TypeVar("Value")
 
 # EXIF orientation -> the operation that sets the picture upright.
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -241,6 +245,22 @@ def require_finite(values: np.ndarray, what: str) -> None:
         raise ImageError(f"{what} holds {broken:,} of {values.size:,} values that are NaN or infinite")
 
 
+def _tried_twice(read: Callable[Read, Value]) -> Callable[Read, Value]:
+    """A reader that tries again when the device refused: disks and networks lose single reads, and a sound image would
+    count as damaged from then on."""
+
+    @functools.wraps(read)
+    def again(*args: Read.args, **options: Read.kwargs) -> Value:
+        try:
+            return read(*args, **options)
+        except ImageError as error:
+            if getattr(error.__cause__, "errno", None) not in _LOST_READS:
+                raise
+            return read(*args, **options)
+
+    return again
+
+
 def read_picture(source: Source) -> Picture:
     """`read_scan`, in floats."""
     scan = read_scan(source)
@@ -248,6 +268,7 @@ def read_picture(source: Source) -> Picture:
         return scan.picture()
 
 
+@_tried_twice
 def read_scan(source: Source) -> Scan:
     """Reads a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF file, or HEIC with pillow-heif, whatever its suffix.
 
@@ -262,8 +283,8 @@ def read_scan(source: Source) -> Scan:
             return _read(source)
         except (ImageError, FileNotFoundError, MemoryError):
             raise
-        except Exception:
-            lean = _lean_png(source)
+        except Exception as error:
+            lean = None if getattr(error, "errno", None) in _LOST_READS else _lean_png(source)
             if lean is None:
                 raise
             scan = _read(lean)
@@ -275,6 +296,7 @@ def read_srgb(source: Source) -> Picture:
     return read_picture(source).to_srgb()
 
 
+@_tried_twice
 def stored_size(path: Path) -> tuple[int, int]:
     """(width, height) by the file's header, before any orientation is applied.
 
@@ -285,6 +307,7 @@ def stored_size(path: Path) -> tuple[int, int]:
         return image.size
 
 
+@_tried_twice
 def picture_size(path: Path) -> tuple[int, int]:
     """(width, height) of the upright picture, see `read_picture`."""
     with _faults_named(path), _opened(path) as image:

@@ -35,8 +35,7 @@ from bench.ablation.records import SweepRecords, collect, read_records, refuse_o
 from bench.ablation.worker import Ended, start, work, worker_environment
 from bench.device import resolve_device
 from bench.ranks import ALONE, Rank, all_gather, check_shared, from_first
-from tsd.errors import UserError
-from tsd.files import remove_unfinished
+from tsd.files import alone_in, remove_unfinished
 
 KILLED = "its process was killed, perhaps for lack of memory"
 
@@ -290,16 +289,7 @@ def _lock(out: Path, rank: Rank) -> Iterator[None]:
     if not rank.first:
         yield
         return
-    from filelock import FileLock, Timeout
-
     out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"another `bench sweep` works in {out}; expected it to end first, or another --out") from None
-    try:
+    with alone_in(out, f"another `bench sweep` works in {out}; expected it to end first, or another --out"):
         remove_unfinished(out, below=True)
         yield
-    finally:
-        lock.release()

@@ -32,7 +32,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("sr_dir", metavar="SR", type=Path, help="folder of the images to score, or one image")
-    parser.add_argument("--hr", metavar="HR", type=Path, help="the ground truth: a folder with the same names, or one image")
+    parser.add_argument(
+        "--hr", metavar="HR", type=Path, help="the ground truth: a folder with the same names, or one image"
+    )
     parser.add_argument("--lr", metavar="LR", type=Path, help="the inputs, for lr-psnr")
     parser.add_argument(
         "--metrics",

@@ -51,8 +51,7 @@ from bench.records.schema import (
     list_from_json,
     to_json,
 )
-from tsd.errors import UserError
-from tsd.files import is_plain_name, remove_unfinished, sha256_file
+from tsd.files import alone_in, is_plain_name, remove_unfinished, sha256_file
 
 RowT = TypeVar("RowT", ImageRow, ScoreRow)
 
@@ -138,27 +137,17 @@ class Records:
         In a shared run the first process holds the lock for all.
 
         Raises:
-            UserError: another process holds the lock. Systems without `fcntl` (Windows) have no lock.
+            UserError: another process holds the lock.
         """
-        try:
-            import fcntl
-        except ImportError:
-            yield
-            return
         if self.rank:
             yield
             return
-        path = self.out / "images" / ".lock"  # beside the images, which git ignores
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another `bench` run is writing to {self.out}: wait for it, or choose another --out"
-                ) from None
+        images = self.out / "images"
+        images.mkdir(parents=True, exist_ok=True)
+        busy = f"another `bench` run is writing to {self.out}: wait for it, or choose another --out"
+        with alone_in(images, busy):
             remove_unfinished(self.out)
-            for folder in (self.root, path.parent):
+            for folder in (self.root, images):
                 remove_unfinished(folder, below=True)
             yield
 

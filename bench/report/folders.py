@@ -51,8 +51,8 @@ def find_pairs(
         limit: only the first `limit` names of the ground truth count, or of `sr_dir` where there is none.
 
     Raises:
-        FolderError: lists every fault: no such folder, a file beside a folder, no images, equal stems, missing partners, images that are
-            empty, truncated, unreadable, 16-bit or with alpha, and pairs of different size.
+        FolderError: lists every fault: no such folder, a file beside a folder, no images, equal stems, missing
+            partners, images that are empty, truncated, unreadable, 16-bit or with alpha, and pairs of different size.
     """
     problems: list[str] = []
     folders = {"sr": sr_dir, "hr": hr_dir, "lr": lr_dir}

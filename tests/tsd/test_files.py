@@ -12,6 +12,7 @@ import pytest
 
 from tsd.errors import UserError
 from tsd.files import (
+    alone_in,
     atomic_folder,
     atomic_path,
     common_suffix,
@@ -58,7 +59,6 @@ def test_the_ground_and_the_settings_of_a_run_import_no_torch() -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from typing import Any
 from tsd.files import atomic_folder, atomic_path, write_text
 
 out = Path(sys.argv[1])
@@ -157,6 +157,23 @@ def test_a_folder_that_cannot_be_read_does_not_vanish(tmp_path: Path, monkeypatc
     found = find_images(tmp_path)
     assert [path.name for path in found.images] == ["a.png"]
     assert found.passed_over() == "1 folder that cannot be read"
+
+
+def test_one_process_has_a_folder_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tsd.files.PATIENCE_SECONDS", 0.3)
+    hold = "import sys; from tsd.files import *; from pathlib import Path\n"
+    hold += "with alone_in(Path(sys.argv[1]), ''): print('in', flush=True); sys.stdin.read()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "in\n"
+    with pytest.raises(UserError, match=r"^taken$"), alone_in(tmp_path, "taken"):
+        pass
+    other.kill()
+    other.communicate()
+    with alone_in(tmp_path, "taken"):
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_names_that_are_no_utf8(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
+import errno
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -233,6 +236,25 @@ class TestUnreadable:
     def test_missing(self, tmp_path: Path) -> None:
         with pytest.raises(ImageError, match="no such file"):
             read_picture(tmp_path / "a.png")
+
+    @pytest.mark.parametrize("read", [read_picture, stored_size, picture_size])
+    def test_a_read_that_the_device_lost_is_tried_once_more(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], Any]
+    ) -> None:
+        Image.fromarray(np.full((9, 9, 3), 7, np.uint8)).save(tmp_path / "a.png")
+        sound, lost, opened = str(read(tmp_path / "a.png")), [errno.EIO], Image.open
+
+        def losing(*args: Any, **options: Any) -> Any:
+            if lost:
+                raise OSError(lost.pop(), "lost")
+            return opened(*args, **options)
+
+        monkeypatch.setattr(Image, "open", losing)
+        assert str(read(tmp_path / "a.png")) == sound
+        lost[:] = [errno.EIO, errno.EIO]
+        with pytest.raises(ImageError, match=r"a\.png: lost"):
+            read(tmp_path / "a.png")
+        assert not lost
 
     def test_floating_point_has_no_range(self, tmp_path: Path) -> None:
         Image.fromarray(np.ones((9, 9), np.float32)).save(tmp_path / "a.tif")

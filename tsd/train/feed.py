@@ -141,23 +141,23 @@ def prepared_folder(sources: Sequence[ImageInput]) -> Path | None:
     return prepared[0] if prepared else None
 
 
-def data_fingerprint(data: Dataset[dict[str, Any]], prepared: Path | None) -> str:
-    """A fingerprint by which the data are recognised on resumption.
+def data_record(data: Dataset[dict[str, Any]], prepared: Path | None) -> dict[str, str]:
+    """The fingerprints by which the data are recognised on resumption: `data`, and `contents` of image files.
 
     Args:
         prepared: the folder, if `tsd prepare` wrote the data.
     """
-    if prepared is None:
-        known: Any = data
-        if not isinstance(data, PairDataset):
-            return known.fingerprint
-        listed = data.listing()
-        readable = [image for name, image in zip(data.names, data.images, strict=True) if name not in listed]
-        return fingerprint.of_images(readable)
-    folder = prepared
-    files = ((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*.arrow"))
-    settings: Any = data.settings  # pyright: ignore[reportAttributeAccessIssue]
-    return f"{fingerprint.of_files(files)}-{fingerprint.of_text(json.dumps(settings, sort_keys=True, default=str))}"
+    if prepared is not None:
+        files = ((path.relative_to(prepared).as_posix(), path) for path in prepared.rglob("*.arrow"))
+        settings: Any = data.settings  # pyright: ignore[reportAttributeAccessIssue]
+        told = fingerprint.of_text(json.dumps(settings, sort_keys=True, default=str))
+        return {"data": f"{fingerprint.of_files(files)}-{told}"}
+    known: Any = data
+    if not isinstance(data, PairDataset):
+        return {"data": known.fingerprint}
+    listed = data.listing()
+    readable = [image for name, image in zip(data.names, data.images, strict=True) if name not in listed]
+    return {"data": fingerprint.of_images(readable), "contents": fingerprint.of_contents(readable)}
 
 
 def batches(

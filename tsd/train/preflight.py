@@ -24,7 +24,7 @@ from tsd.model.lora import VAE_FILE, check_lora, check_student, denoiser_file, d
 from tsd.model.prompt import PromptEmbeds, load_prompts
 from tsd.train import fingerprint
 from tsd.train.checkpoint import check_same_run, checkpoint_folder, latest, recorded_unreadable
-from tsd.train.feed import as_sources, data_fingerprint, degradation_of, open_data, prepared_folder
+from tsd.train.feed import as_sources, data_record, degradation_of, open_data, prepared_folder
 from tsd.train.optim import require_optimizer
 from tsd.train.parallel import check_launcher
 from tsd.train.paths import SCALE
@@ -126,7 +126,7 @@ def check_run(settings: RunSettings, config: RunConfig, processes: int) -> Check
         "global_batch": config.global_batch(processes),
         "model": fingerprint.of_folder(folder, (family.denoiser_folder, "vae", "scheduler")),
         "prompts": fingerprint.of_tensors([t for prompt in used for t in _tensors(prompt)]),
-        "data": data_fingerprint(data, prepared),
+        **data_record(data, prepared),
         "init_lora": None if init_lora is None else fingerprint.of_folder(Path(init_lora)),
         "teacher_lora": None if teacher_lora is None else fingerprint.of_folder(Path(teacher_lora)),
     }

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ from tsd.algorithm.turns import Batch
 from tsd.config import RunConfig
 from tsd.console.progress import Progress
 from tsd.errors import UserError
-from tsd.files import full_disk_explained, write_text
+from tsd.files import alone_in, full_disk_explained, write_text
 from tsd.model.backbone import Backbone, load_backbone
 from tsd.model.gradient_checkpointing import enable_gradient_checkpointing
 from tsd.precision import torch_dtype
 from tsd.train.checkpoint import TrainState, checkpoint_folder, latest, prune, remove_unfinished
 from tsd.train.ema import averaged
-from tsd.train.feed import batches, data_fingerprint
+from tsd.train.feed import batches, data_record
 from tsd.train.optim import DivergenceError
 from tsd.train.parallel import any_process, is_sharded, mean, new_accelerator, shard
 from tsd.train.paths import newest_checkpoint, require_cpu_precision
@@ -81,6 +81,7 @@ class Run:
         self.accelerator: Accelerator = new_accelerator(config, self.output, tracker=settings.tracker, cpu=settings.cpu)
         self.checked: Checked = check_run(settings, config, self.accelerator.num_processes)
         self.log = RunLog(self.output, self.accelerator)
+        self._held = ExitStack()
         self.end = min(config.total_steps, settings.stop_after or config.total_steps)
         self.stopped_by: str | None = None
         self._step_began = time.monotonic()
@@ -109,8 +110,18 @@ class Run:
         return backbone
 
     def begin(self, state: TrainState) -> Iterator[Batch]:
-        """Resumes `state` if there is a checkpoint, starts the trackers, and returns this process's batches."""
+        """Resumes `state` if there is a checkpoint, starts the trackers, and returns this process's batches.
+
+        Raises:
+            UserError: another process trains into the folder, or the checkpoint cannot be read.
+        """
         accelerator, config = self.accelerator, self.config
+        if accelerator.is_main_process:
+            self.output.mkdir(parents=True, exist_ok=True)
+            busy = f"another `tsd train` writes to {self.output}: wait for it, or choose another --output"
+            self._held.enter_context(alone_in(self.output, busy))
+            if newest_checkpoint(self.output, resume=self.settings.resume) != self.newest:
+                raise UserError(f"another `tsd train` has just written to {self.output}: the same command continues")
         if accelerator.scaler is not None:
             state.stateful["scaler"] = accelerator.scaler
         if self.newest is not None:
@@ -145,7 +156,7 @@ class Run:
         self._told |= new.keys()
         for reason in new.values():
             self._bar.write(f"warning: {reason}: replaced by the next image", file=sys.stderr)
-        self.checked.record["data"] = data_fingerprint(data, None)
+        self.checked.record.update(data_record(data, None))
         self.checked.record["unreadable"] = data.listing()
         self._write_unreadable()
 
@@ -261,6 +272,7 @@ class Run:
 
     def __exit__(self, kind: object, *error: object) -> None:
         self.stopper.__exit__()
+        self._held.close()
         if self._bar is not None:
             self._bar.close()
         if kind is None:

@@ -15,7 +15,7 @@ from tsd.data.pairs import PairDataset
 from tsd.errors import UserError
 from tsd.presets import MINI
 from tsd.seeds import seed_for
-from tsd.train.feed import batches, data_fingerprint
+from tsd.train.feed import batches, data_record
 
 
 def pattern(height: int, width: int, seed: int) -> np.ndarray:
@@ -255,7 +255,7 @@ def test_a_listed_file_may_be_there_or_not_or_repaired_on_resumption(folder: Pat
     after.rejoin(before.listing())
     assert after.names == before.names
     assert after.listing() == before.listing()
-    assert data_fingerprint(after, None) == data_fingerprint(before, None)
+    assert data_record(after, None) == data_record(before, None)
     same = [equal(items[index], after[index]) for index in range(6)]
     assert sum(same) == (4 if then == "repaired" else 6)
 
@@ -270,7 +270,7 @@ def test_a_file_left_out_at_the_start_stays_out_when_it_is_repaired(folder: Path
     after.rejoin(before.listing())
     assert after.names == before.names
     assert all(equal(before[index], after[index]) for index in range(4))
-    assert data_fingerprint(after, None) == data_fingerprint(before, None)
+    assert data_record(after, None) == data_record(before, None)
 
 
 def test_the_folder_of_the_run_holds_no_training_images(folder: Path):

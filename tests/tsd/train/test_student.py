@@ -23,6 +23,7 @@ from tsd.cli import main
 from tsd.config import Phase, RestoreConfig, TrainConfig
 from tsd.data.degrade import FULL
 from tsd.errors import UserError
+from tsd.files import alone_in
 from tsd.model.backbone import load_backbone
 from tsd.model.lora import adapter_parameters, attach, denoiser_targets, vae_targets
 from tsd.presets import MINI, PRESETS
@@ -488,6 +489,8 @@ def test_a_truncated_photograph_ends_no_run_and_hinders_no_resumption(
         (tmp_path / folder).mkdir()
         for number, photo in enumerate(photos):
             Image.fromarray(photo).save(tmp_path / folder / f"p{number}.png")
+        Image.fromarray(photos[2]).save(tmp_path / folder / "p2.bmp")
+        (tmp_path / folder / "p2.bmp").replace(tmp_path / folder / "p2.png")
     bad = tmp_path / "data" / "p1.png"
     bad.write_bytes(bad.read_bytes()[:1500])
     (tmp_path / "data_removed" / "p1.png").unlink()
@@ -504,9 +507,25 @@ def test_a_truncated_photograph_ends_no_run_and_hinders_no_resumption(
     assert str(bad) in (run / "unreadable.txt").read_text()
     step(then, resume=True)
     assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
-    Image.fromarray(photos[0][:40]).save(tmp_path / then / "p2.png")  # a file that was read is another one now
-    with pytest.raises(UserError, match="made with other settings, model or data"):
-        step(then, resume=True)
+    for said, other in (("data", photos[0][:40]), ("contents", photos[2][::-1])):  # another size, and the same
+        Image.fromarray(other).save(tmp_path / then / "p2.bmp")  # not compressed
+        (tmp_path / then / "p2.bmp").replace(tmp_path / then / "p2.png")
+        with pytest.raises(UserError, match=rf"made with other settings, model or data \(.*{said}: "):
+            step(then, resume=True)
+
+
+def test_two_trainings_do_not_share_a_folder(
+    tiny_sd3_dir: Path, photos: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tsd.files.PATIENCE_SECONDS", 0)
+    (tmp_path / "run").mkdir()
+    with (
+        alone_in(tmp_path / "run", "busy"),
+        pytest.raises(UserError, match="another `tsd train` writes to"),
+    ):
+        tiny_run(tiny_sd3_dir, photos, tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+    tiny_run(tiny_sd3_dir, photos, tmp_path / "run")
 
 
 def test_a_student_says_how_it_was_trained_and_is_restored_so(
