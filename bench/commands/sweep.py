@@ -248,7 +248,8 @@ def _listed() -> str:
     for path in shipped():
         experiment = read_experiment(path)
         cells = len(experiment.arms) * len(experiment.seeds)
-        cost = f"{len(experiment.arms)} arms × {len(experiment.seeds)} seeds = {cells} cells"
+        seeds = f"{len(experiment.seeds)} seed{'s' if len(experiment.seeds) != 1 else ''}"
+        cost = f"{len(experiment.arms)} arms × {seeds} = {cells} cells"
         if experiment.cpu_minutes is not None:
             cost += f", about {experiment.cpu_minutes:g} CPU minutes"
         if experiment.nightly:
