@@ -10,6 +10,7 @@ from scipy import stats
 from bench.ablation.statistics import (
     EXACT_UP_TO,
     FLIPS,
+    _power,
     crossed_interval,
     holm,
     least_p,
@@ -97,6 +98,16 @@ def test_beyond_the_exact_seeds_no_p_is_below_one_of_the_flips() -> None:
 def test_seeds_for_power_are_those_of_published_tables(d_z: float, expected: int) -> None:
     """Cohen's tables and G*Power give 34, 10 and 199 pairs for a two-sided paired t test."""
     assert seeds_for_power(d_z) == expected
+
+
+@pytest.mark.parametrize("d_z", [0.0, 0.1, 0.4, 0.9])
+def test_power_is_the_share_of_significant_t_tests(d_z: float) -> None:
+    """Without an effect it is the level itself, half of it in either tail; simulated otherwise."""
+    values = np.random.default_rng(7).normal(d_z, 1.0, (40_000, 8))
+    found = float((stats.ttest_1samp(values, 0.0, axis=1).pvalue < 0.05).mean())
+    assert _power(d_z, 8) == pytest.approx(found, abs=0.007)
+    assert _power(0.0, 8) == pytest.approx(0.05)
+    assert _power(30.0, 8) == 1.0
 
 
 def test_seeds_for_power_at_the_ends() -> None:

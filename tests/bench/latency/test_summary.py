@@ -55,6 +55,7 @@ def test_middle_is_the_median_with_its_interval() -> None:
     assert found.p90 == ordered[36]
     assert middle(values) == found
     assert middle([2.0]).low is None
+    assert (middle([1.0, 5.0]).low, middle([1.0, 5.0]).high) == (1.0, 5.0)  # every value may be drawn
 
 
 def test_ratios_are_of_calls_of_the_same_round(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from bench.records.schema import (
     RecordError,
     Restoration,
     ScoreRow,
+    Verification,
+    VerifiedMetric,
     set_sha256,
 )
 from bench.report.document import lay_out
@@ -356,6 +358,23 @@ def test_an_environment_that_says_too_little_is_refused(records: Records, change
     records.of("mini", "net").write_run(replace(run, environments={"e": whole | changed}))
     with pytest.raises(RecordError, match=rf"run\.json: .*`e` .*{found}"):
         summarize(records, plan(["net"], [PSNR]))
+
+
+def test_what_was_verified_stands_in_one_sentence_for_each_verdict(records: Records) -> None:
+    restored(records, "net")
+    scored(records, "net", PSNR, [1.0, 2.0, 3.0])
+    verdicts = [("psnr", "luma", 3, True), ("lpips", "alex", 3, True), ("fid", "inception", 9, False)]
+    verdicts.append(("psnr", "another protocol", 3, True))
+    found = [
+        VerifiedMetric(name, name.upper(), "log", "a log", protocol, 3, total, 2e-5, "a", 1e-6, agrees)
+        for name, protocol, total, agrees in verdicts
+    ]
+    records.write_verification(Verification("2026-01-02", {"processor": "a CPU"}, {}, found))
+    assert summarize(records, plan(["net"], [PSNR, LPIPS, FID])).verified == (
+        "Verified on 2026-01-02 on a CPU against a log, 3 images: PSNR (largest difference 2.0e-05), "
+        "LPIPS (largest difference 2.0e-05)",
+        "NOT verified on 2026-01-02 on a CPU against a log, the first 3 of 9 images: FID (largest difference 2.0e-05)",
+    )
 
 
 def test_without_timing_no_trace_of_time_is_left(records: Records) -> None:
