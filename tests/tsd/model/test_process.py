@@ -4,7 +4,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from tsd.model.process import DDPM, FlowMatching
+from tsd.errors import UserError
+from tsd.model.process import DDPM, FlowMatching, flow_from_config
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -16,6 +17,27 @@ def test_agrees_with_diffusers_on_every_entry(shift: float) -> None:
     torch.testing.assert_close(process.sigma(t), scheduler.sigmas[:1000], atol=1e-6, rtol=0)
     torch.testing.assert_close(process.timestep(t), scheduler.timesteps, atol=1e-3, rtol=0)
     torch.testing.assert_close(process.time_from_sigma(process.sigma(t)), t, atol=1e-3, rtol=0)
+
+
+def test_the_process_of_a_configuration_is_its_schedulers() -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, num_train_timesteps=500)
+    process = flow_from_config(scheduler.config)
+    assert (process.shift, process.num_train_timesteps) == (3.0, 500)
+    assert (flow_from_config({}).shift, flow_from_config({}).num_train_timesteps) == (1.0, 1000)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"use_dynamic_shifting": True}, "use_dynamic_shifting"),
+        ({"shift": 0}, "shift is 0 and"),
+        ({"shift": "3"}, "shift is '3'"),
+        ({"num_train_timesteps": 1e3}, "num_train_timesteps 1000.0; expected numbers"),
+    ],
+)
+def test_a_configuration_without_a_fixed_shift_is_refused(config: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        flow_from_config(config)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
