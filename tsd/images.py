@@ -49,7 +49,8 @@ _LIMITS = threading.RLock()
 
 Source = str | Path | bytes
 """An image file, or its content."""
-Read, Value = ParamSpec("Read"), TypeVar("Value")
+Read = ParamSpec("Read")
+Value = TypeVar("Value")
 
 # EXIF orientation -> the operation that sets the picture upright.
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
