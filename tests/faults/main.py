@@ -192,7 +192,10 @@ class Bench:
         folder, began = self.case(), time.monotonic()
         child = self.start(folder)
         time.sleep(share * self.seconds)
-        os.killpg(child, signal.SIGKILL)
+        try:
+            os.killpg(child, signal.SIGKILL)
+        except ProcessLookupError:  # it has no group of its own yet
+            os.kill(child, signal.SIGKILL)
         self.end(child, folder, None, began)
         return self.continued(folder)
 

@@ -32,7 +32,7 @@ from tsd.data.prepared import PROMPTS
 from tsd.data.prepared_record import IN_PROGRESS, RECORD, SCHEMA, read_record
 from tsd.data.sources import Source
 from tsd.errors import UserError
-from tsd.files import write_text
+from tsd.files import alone_in, write_text
 from tsd.model.loading import resolve_model
 from tsd.model.prompt import PromptEmbeds
 from tsd.precision import torch_dtype
@@ -57,12 +57,27 @@ def prepare(
         workers: number of processes that read, crop and degrade; with 0 this process does it.
 
     Raises:
-        UserError: before anything heavy loads, if the settings do not fit the model or the folder; at the end, if no
-            image gave a crop.
+        UserError: before anything heavy loads, if the settings do not fit the model or the folder, or another process
+            prepares into it; at the end, if no image gave a crop.
     """
     out = Path(out)
-    folder = resolve_model(model)
     settings = settings_of(source, model, config)
+    is_complete(out, settings)  # refuses what is no folder for this
+    out.mkdir(parents=True, exist_ok=True)
+    with alone_in(out, f"another `tsd prepare` writes to {out}: wait for it, or choose another --out"):
+        return _prepare(source, out, model, settings, config, workers, device)
+
+
+def _prepare(
+    source: Source,
+    out: Path,
+    model: str | Path,
+    settings: dict[str, Any],
+    config: PrepareConfig,
+    workers: int,
+    device: str | torch.device,
+) -> dict[str, Any]:
+    folder = resolve_model(model)
     if is_complete(out, settings):
         shutil.rmtree(out / IN_PROGRESS, ignore_errors=True)  # left if the last run was killed in its last line
         return read_record(out)

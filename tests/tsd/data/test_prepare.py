@@ -24,7 +24,7 @@ from tsd.data.prepared_record import is_prepared
 from tsd.data.sources import FolderSource, HubSource
 from tsd.data.storage import Storage, storage_of
 from tsd.errors import UserError
-from tsd.files import atomic_path, write_text
+from tsd.files import alone_in, atomic_path, write_text
 from tsd.prompts.encode import encode_texts
 
 CROPS = CropConfig(crop=32, mode="random", per_image=2, degradation=FULL, usm=False, scale=4, seed=3)
@@ -293,6 +293,15 @@ def test_a_finished_folder_is_left_alone_or_refused(
     more = write_photos(tmp_path / "photos", 6)
     with pytest.raises(UserError, match=r"source\.images 7 there, 8 here; source\.names_sha256"):
         prepare(FolderSource([more], caption_files=True), uninterrupted, tiny_sd3_text_dir, FILES)
+
+
+def test_two_processes_do_not_share_a_folder(
+    photos: Path, tiny_sd3_text_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tsd.files.PATIENCE_SECONDS", 0)
+    with alone_in(tmp_path, "busy"), pytest.raises(UserError, match="another `tsd prepare` writes to"):
+        prepare(FolderSource([photos], caption_files=True), tmp_path, tiny_sd3_text_dir, FILES)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_fixed_prompt_is_stored_once(photos: Path, tiny_sd3_text_dir: Path, tmp_path: Path):
