@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tsd.errors import UserError
-from tsd.own_function import function_named
+from tsd.files import function_named
 from tsd.precision import Precision
 
 Residual = Literal["velocity", "epsilon"]

@@ -26,8 +26,7 @@ from bench.ablation.domain import Cell, Domain, Measure
 from bench.ablation.experiment import Arm, Experiment, resolved_settings
 from bench.provenance import sha256_json
 from tsd.errors import UserError
-from tsd.files import sha256_file, write_text
-from tsd.own_function import function_named
+from tsd.files import function_named, sha256_file, write_text
 
 UNKEYED = ("checkpoint_every",)
 """Settings that change what is kept for resumption, never a result."""

@@ -25,7 +25,7 @@ from bench.ablation.records import read_scores
 from bench.errors import one_line, without_paths
 from bench.methods.external.command import LAUNCHER_VARIABLES
 from bench.provenance import environment
-from tsd.console.imports import QUANTIZERS, without
+from tsd.console.imports import quantizers_of
 
 ALLOCATOR = {
     # glibc gives every freed large tensor back to the system and asks for it again; kept, a training step takes a
@@ -127,7 +127,7 @@ class Worker:
         return _Costs(**spent) if spent else _Costs(0.0, 0.0, 0.0, 0)
 
     def _work(self, job: Job, stop: Callable[[], bool]) -> None:
-        with _imports(job):
+        with quantizers_of(job.origin.get("settings", {}).get("optimizer", "")):
             if job.cell is None:
                 self.domain.score_references(job.seed, job.folder)
             else:
@@ -211,12 +211,6 @@ def _peak_mib(device: str) -> float:
                 return int(line.split()[1]) / 2**10
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def _imports(job: Job) -> contextlib.AbstractContextManager[None]:
-    """Keeps bitsandbytes out, which prints about its kernels, unless the job trains with its optimiser."""
-    eight_bit = job.origin.get("settings", {}).get("optimizer") == "adamw8bit"
-    return contextlib.nullcontext() if eight_bit else without(*QUANTIZERS)
 
 
 def _dtype(job: Job) -> str:

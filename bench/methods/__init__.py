@@ -41,7 +41,7 @@ from bench.methods.tsd_sr.weights import ModelFolders
 from bench.paper.tables import TABLES
 from tsd.config import EXPORT_FILE
 from tsd.errors import UserError, nearest
-from tsd.own_function import OWN_FUNCTION, function_named
+from tsd.files import OWN_FUNCTION, function_named
 
 __all__ = ["FORMS", "METHODS", "FolderMethod", "Method", "MethodSpec", "get_method"]
 

@@ -3,7 +3,7 @@
     def restore(lr, seed):           # the contract of bench/methods/base.py
         return sr
 
-The file is run as `tsd.own_function.load_function` says.
+The file is run as `tsd.files.load_function` says.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from bench.methods.base import MethodSpec
 from bench.options import RunOptions
 from bench.store.missing import Missing
-from tsd.own_function import load_function, no_exit, require_function
+from tsd.files import load_function, no_exit, require_function
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ def load_method(path: Path, name: str) -> FunctionMethod:
     """The method of a function in a file.
 
     Raises:
-        UserError: see `tsd.own_function.load_function`.
+        UserError: see `tsd.files.load_function`.
     """
     function, sha256 = load_function(path, name)
     return FunctionMethod(function, name, path.name, sha256)

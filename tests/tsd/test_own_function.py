@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tsd.errors import UserError
-from tsd.own_function import function_named, load_function, no_exit, require_function
+from tsd.files import function_named, load_function, no_exit, require_function
 
 
 def file_of(folder: Path, text: str) -> Path:

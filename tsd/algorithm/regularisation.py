@@ -7,7 +7,7 @@ The function returns the gradient of L_reg on ẑ at one point of the trajectory
 predictions of the point are there, in the configured residual form, and `w` is the product of the point's weight, w(t)
 and whether the sample is inside. It is called without gradient, and must be a function of its arguments alone.
 
-The file is run as `tsd.own_function.load_function` says.
+The file is run as `tsd.files.load_function` says.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from torch import Tensor
 from tsd.algorithm.dasm import Point, Regularise
 from tsd.config import TrainConfig
 from tsd.errors import UserError
+from tsd.files import load_function, no_exit
 from tsd.model.process import NoiseProcess
-from tsd.own_function import load_function, no_exit
 
 
 @dataclass(frozen=True)

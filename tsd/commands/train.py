@@ -1,7 +1,6 @@
 """`tsd train`: distil a base model into a one-step student, or tune its teacher first."""
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
@@ -10,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from tsd.config import RunConfig, TeacherConfig, TrainConfig
-from tsd.console.imports import QUANTIZERS, without
+from tsd.console.imports import quantizers_of
 from tsd.errors import UserError
-from tsd.files import MEGAPIXELS_HELP, free_bytes, human_size, is_mini_model, mini_model_dir
-from tsd.own_function import require_function
+from tsd.files import MEGAPIXELS_HELP, free_bytes, human_size, is_mini_model, mini_model_dir, require_function
 
 if TYPE_CHECKING:
     from tsd.train.settings import RunSettings
@@ -245,8 +243,7 @@ def run(args: argparse.Namespace) -> int:
         require_function(*config.own_regularisation, "point", "w", "config")
     if _is_main_process():
         _print_settings(args, config, settings)
-    # peft, diffusers and accelerate import bitsandbytes wherever it is installed, and it prints about its kernels.
-    with contextlib.nullcontext() if config.optimizer == "adamw8bit" else without(*QUANTIZERS):
+    with quantizers_of(config.optimizer):
         return _work(args, settings, config)
 
 

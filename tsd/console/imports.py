@@ -7,7 +7,7 @@ most of the time until `tsd restore` works, and bitsandbytes prints about kernel
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -33,6 +33,14 @@ def without(*names: str) -> Iterator[None]:
         for name in absent:
             if sys.modules.get(name, False) is None:
                 del sys.modules[name]
+
+
+def quantizers_of(optimizer: str) -> AbstractContextManager[None]:
+    """Keeps bitsandbytes out of a training, unless that is its optimiser's (`TrainConfig.optimizer`).
+
+    peft, diffusers and accelerate import it wherever it is installed, and it prints about its kernels.
+    """
+    return nullcontext() if optimizer == "adamw8bit" else without(*QUANTIZERS)
 
 
 @contextmanager

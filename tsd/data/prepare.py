@@ -62,7 +62,7 @@ def prepare(
     """
     out = Path(out)
     settings = settings_of(source, model, config)
-    is_complete(out, settings)  # refuses what is no folder for this
+    is_complete(out, settings)  # refuses what is no folder for this, before it is locked
     out.mkdir(parents=True, exist_ok=True)
     with alone_in(out, f"another `tsd prepare` writes to {out}: wait for it, or choose another --out"):
         return _prepare(source, out, model, settings, config, workers, device)

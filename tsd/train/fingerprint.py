@@ -6,6 +6,7 @@ safetensors header. Retraining changes weights everywhere, so it changes every s
 run may be moved.
 """
 
+import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -68,10 +69,17 @@ def of_contents(images: Sequence[Path | np.ndarray]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for image in images:
         if not isinstance(image, np.ndarray):
-            with image.open("rb") as file:
-                file.seek(image.stat().st_size // 2)
-                digest.update(hashlib.blake2b(file.read(MIDDLE_BYTES)).digest())
+            stat = image.stat()
+            digest.update(_middle(image, stat.st_size, stat.st_mtime_ns))
     return digest.hexdigest()
+
+
+@functools.cache
+def _middle(path: Path, size: int, modified_ns: int) -> bytes:
+    """Read once for each state of a file: while it trains, a run asks again at every image that it cannot read."""
+    with path.open("rb") as file:
+        file.seek(size // 2)
+        return hashlib.blake2b(file.read(MIDDLE_BYTES)).digest()
 
 
 def of_text(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from tsd.config import Residual, Weighting
 from tsd.errors import UserError, nearest
-from tsd.own_function import OWN_FUNCTION, function_named, require_function
+from tsd.files import OWN_FUNCTION, function_named, require_function
 
 
 @dataclass(frozen=True, kw_only=True)

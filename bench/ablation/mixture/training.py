@@ -27,8 +27,8 @@ from tsd.algorithm.objective import (
     surrogate_loss,
 )
 from tsd.errors import UserError
+from tsd.files import load_function, no_exit
 from tsd.model.process import FlowMatching
-from tsd.own_function import load_function, no_exit
 from tsd.seeds import generator_for
 
 PRIOR = Mixture(components=8, radius=4.0, sd=0.15)

@@ -4,6 +4,8 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,21 @@ def uninterrupted(photos: Path, tiny_sd3_text_dir: Path, tmp_path_factory: pytes
     out = tmp_path_factory.mktemp("data") / "uninterrupted"
     prepare(FolderSource([photos], caption_files=True), out, tiny_sd3_text_dir, FILES)
     return out
+
+
+@contextmanager
+def interrupted_at(shard: str) -> Iterator[None]:
+    """Inside the block the run is interrupted before it writes this shard of images."""
+
+    def stop(path: Path, *args: Any) -> int:
+        if path.name == shard:
+            raise KeyboardInterrupt
+        return write_shard(path, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tsd.data.image_pass.write_shard", stop)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -214,21 +231,13 @@ def test_what_changed_while_a_run_was_interrupted_is_refused_and_what_was_put_ba
     photos: Path,
     tiny_sd3_text_dir: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ):
     """A replaced file may have the size of the one before."""
     mine, out = tmp_path / photos.name, tmp_path / "out"
     shutil.copytree(photos, mine)
 
-    def stop(path: Path, *args: Any) -> Any:
-        if path.name == "data-00002.arrow":
-            raise KeyboardInterrupt
-        return write_shard(path, *args)
-
-    monkeypatch.setattr("tsd.data.image_pass.write_shard", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at("data-00002.arrow"):
         prepare(FolderSource([mine], caption_files=True), out, tiny_sd3_text_dir, FILES)
-    monkeypatch.undo()
     first = sorted(mine.glob(f"*{suffix}"))[0]
     before = first.read_bytes()
     first.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
@@ -375,15 +384,8 @@ def test_a_data_set_of_the_library_is_prepared_and_continued(
 
     prepare(source(), tmp_path / "uninterrupted", tiny_sd3_dir, PLAIN)
 
-    def stop(path: Path, *args: Any) -> int:
-        if path.name == "data-00001.arrow":
-            raise KeyboardInterrupt
-        return write_shard(path, *args)
-
-    monkeypatch.setattr("tsd.data.image_pass.write_shard", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at("data-00001.arrow"):
         prepare(source(), tmp_path / "out", tiny_sd3_dir, PLAIN)
-    monkeypatch.setattr("tsd.data.image_pass.write_shard", write_shard)
     record = prepare(source(), tmp_path / "out", tiny_sd3_dir, PLAIN)
     assert contents(tmp_path / "out") == contents(tmp_path / "uninterrupted")
     assert record["counts"] == {"images": 7, "crops": 10, "captions": 0, "skipped": 2}
