@@ -427,6 +427,8 @@ class FastPath:
         mean: with the posterior `mode` the encoder computes the mean alone.
         attention: on a CPU without a matrix unit SD3's blocks compute the attention of bf16 in fp32. Needs `fold`; what
             other models and devices do stays as it is.
+        winograd: on a CPU 3x3 convolutions of many channels compute a quarter of their products, in fp32: those in fp32
+            and, without a matrix unit, those in bf16. Not together with `compile`.
         compile: `torch.compile` for each kind of block (`tsd.fast.compiling`). The first image takes minutes longer.
     """
 
@@ -438,6 +440,7 @@ class FastPath:
     pack: bool = True
     mean: bool = True
     attention: bool = True
+    winograd: bool = True
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -446,7 +449,15 @@ class FastPath:
 
 
 PLAIN = FastPath(
-    channels_last=False, fold=False, text=False, qkv=False, upsample=False, pack=False, mean=False, attention=False
+    channels_last=False,
+    fold=False,
+    text=False,
+    qkv=False,
+    upsample=False,
+    pack=False,
+    mean=False,
+    attention=False,
+    winograd=False,
 )
 """Every measure switched off: diffusers' own modules, as they were loaded."""
 

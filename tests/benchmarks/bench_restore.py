@@ -25,6 +25,7 @@ from tsd.fast.mean import encode_mean
 from tsd.fast.packing import pack_linears
 from tsd.fast.projections import use_fused_projections
 from tsd.fast.upsampling import use_fast_upsampling
+from tsd.fast.winograd import use_winograd
 from tsd.memory.public_configs import PUBLIC_CONFIGS
 from tsd.model.backbone import Backbone, build_backbone
 from tsd.model.groupnorm import use_two_pass_group_norm
@@ -152,7 +153,7 @@ def adapt(module: Any, targets: list[str], rank: int) -> None:
 def vae_forms(shape: Shape) -> dict[str, Backbone]:
     """The VAE by form."""
     weights, forms = Weights(), {}
-    for form in (RELEASED, MERGED, "channels_last", "qkv", "upsample", "mean", OURS):
+    for form in (RELEASED, MERGED, "channels_last", "qkv", "upsample", "mean", "winograd", OURS):
         with torch.device("meta"):
             vae: Any = AutoencoderKL.from_config(SD3["vae"] | shape.vae)
         weights.fill(vae, "vae")
@@ -164,6 +165,8 @@ def vae_forms(shape: Shape) -> dict[str, Backbone]:
             use_fused_projections(vae)
         if form in ("upsample", OURS):
             use_fast_upsampling(vae)
+        if form in ("winograd", OURS):
+            use_winograd(vae)
         if form != RELEASED:
             use_two_pass_group_norm(vae)
         forms[form] = Backbone(vae, None, FAMILIES["sd3"].process(SD3["scheduler"]), {}, FAMILIES["sd3"], "random")

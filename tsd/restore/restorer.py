@@ -30,6 +30,7 @@ from tsd.fast.packing import PackedLinear, pack_linears
 from tsd.fast.projections import use_fused_projections
 from tsd.fast.quantizing import Quantization, check_quantization, quantize
 from tsd.fast.upsampling import use_fast_upsampling
+from tsd.fast.winograd import use_winograd
 from tsd.files import sha256_file
 from tsd.images import Picture, enlarged, from_array, from_image, read_picture
 from tsd.model.backbone import Backbone, require_prompt
@@ -98,7 +99,9 @@ class Restorer:
         if fast.upsample:
             use_fast_upsampling(backbone.vae)
         self.sizes = Sizes(report) if fast.compile and compile_blocks(backbone, report) else None
-        self.fast = replace(fast, compile=self.sizes is not None)
+        winograd = fast.winograd and self.sizes is None
+        winograd = winograd and any([use_winograd(backbone.vae), use_winograd(backbone.denoiser)])
+        self.fast = replace(fast, winograd=winograd, compile=self.sizes is not None)
         if config.vae_tile:
             backbone.vae.enable_tiling()
             backbone.vae.tile_sample_min_size = VAE_TILE_PIXELS

@@ -1,17 +1,20 @@
 """Every measure computes the plain form's image: compared in fp32, where only the order of sums may differ."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.models.upsampling import Upsample2D
+from torch import nn
 
 from tsd.config import PLAIN, FastPath
 from tsd.errors import UserError
-from tsd.fast import attention, loading
+from tsd.fast import attention, loading, winograd
 from tsd.fast.loading import rewrite
 from tsd.fast.mean import encode_mean
 from tsd.fast.upsampling import FastUpsample2D, use_fast_upsampling
@@ -19,7 +22,7 @@ from tsd.model.backbone import load_backbone
 from tsd.model.lora import load_student
 from tsd.model.prompt import PromptEmbeds
 
-MEASURES = ("channels_last", "fold", "text", "qkv", "upsample", "pack", "mean", "attention")
+MEASURES = ("channels_last", "fold", "text", "qkv", "upsample", "pack", "mean", "attention", "winograd")
 # Sums in another order differ by a few units of the last place, which some forty layers of random weights magnify.
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 
@@ -33,7 +36,9 @@ def measures(*names: str) -> FastPath:
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_each_measure_alone_gives_the_plain_image(student: Any, name: str) -> None:
+def test_each_measure_alone_gives_the_plain_image(student: Any, name: str, request: pytest.FixtureRequest) -> None:
+    if name == "winograd":
+        request.getfixturevalue("few_channels_pay")
     fast = measures("fold", name) if name in ("text", "attention") else measures(name)
     lr = torch.rand(1, 3, 12, 16)
     plain, ours = student.load().restore_tensor(lr, 0), student.load(fast).restore_tensor(lr, 0)
@@ -43,7 +48,7 @@ def test_each_measure_alone_gives_the_plain_image(student: Any, name: str) -> No
 @pytest.mark.parametrize("batch", [1, 2])
 def test_all_together_give_the_plain_step(student: Any, batch: int) -> None:
     plain, ours = student.load(), student.load(FastPath())
-    assert ours.fast == FastPath(pack=False, attention=False)  # which are for bf16
+    assert ours.fast == FastPath(pack=False, attention=False, winograd=False)  # for bf16, and for many channels
     with torch.inference_mode():
         step, expected = ours.backbone.one_step(latent(batch)), plain.backbone.one_step(latent(batch))
     torch.testing.assert_close(step, expected, **CLOSE)
@@ -246,6 +251,76 @@ class TestUpsampling:
         module = torch.nn.Sequential(Upsample2D(4), Upsample2D(4, use_conv=True, kernel_size=1, padding=0))
         use_fast_upsampling(module)
         assert [type(child) for child in module] == [Upsample2D, Upsample2D]
+
+
+@pytest.fixture
+def few_channels_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny model's convolutions are computed like those of a large one."""
+    monkeypatch.setattr(winograd, "LEAST_CHANNELS", 2)
+    monkeypatch.setattr(winograd, "LEAST_PIXELS", 1)
+
+
+class TestWinograd:
+    @pytest.mark.parametrize("size", [(1, 1), (4, 8), (13, 6), (37, 50)])
+    def test_equals_the_convolution(self, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(winograd, "STRIP_VALUES", 64)  # several strips
+        draw = torch.Generator().manual_seed(7)
+        x = torch.randn(2, 5, *size, generator=draw)
+        weight, bias = torch.randn(3, 5, 3, 3, generator=draw), torch.randn(3, generator=draw)
+        for given in (bias, None):
+            truth = F.conv2d(x.double(), weight.double(), None if given is None else given.double(), padding=1)
+            ours = winograd.convolve(x, weight, given)
+            assert ours.is_contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(ours, truth.float(), rtol=1e-5, atol=1e-4)
+
+    def test_bf16_is_rounded_once(self) -> None:
+        draw = torch.Generator().manual_seed(7)
+        x, weight = torch.randn(1, 64, 9, 9, generator=draw), torch.randn(8, 64, 3, 3, generator=draw) / 24
+        x, weight = x.bfloat16(), weight.bfloat16()
+        truth = F.conv2d(x.double(), weight.double(), padding=1)
+        torch.testing.assert_close(winograd.convolve(x, weight, None), truth.bfloat16(), rtol=2**-7, atol=1e-4)
+
+    @pytest.mark.usefixtures("few_channels_pay")
+    def test_other_layers_devices_and_precisions_stay(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        layers = [
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.Conv2d(4, 4, 3, padding=1, stride=2),
+            nn.Conv2d(4, 4, 3, padding=1, groups=2),
+            nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+            nn.Conv2d(4, 4, 1),
+            nn.Conv2d(4, 1, 3, padding=1),
+        ]
+        module = nn.Sequential(*layers)
+        for there, dtype, device in ((True, torch.bfloat16, "cpu"), (False, torch.float16, "cpu")):
+            monkeypatch.setattr(attention, "has_matrix_unit", lambda there=there: there)
+            assert not winograd.use_winograd(copy.deepcopy(module).to(device, dtype))
+        assert not winograd.use_winograd(copy.deepcopy(module).to("meta"))
+        monkeypatch.setattr(attention, "has_matrix_unit", lambda: False)
+        assert winograd.use_winograd(copy.deepcopy(module).bfloat16())
+        assert winograd.use_winograd(module)
+        assert [type(child) is winograd.WinogradConv2d for child in module] == [True, *[False] * 5]
+        assert module[0].weight is layers[0].weight
+
+    @pytest.mark.usefixtures("few_channels_pay")
+    def test_training_takes_the_plain_way(self) -> None:
+        module, x = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1)), torch.randn(1, 4, 8, 8)
+        plain = module(x)
+        winograd.use_winograd(module)
+        assert torch.equal(module(x), plain)
+        module(x).sum().backward()
+        with torch.no_grad():
+            assert not torch.equal(module(x), plain)
+
+    def test_a_wide_vae_is_rewritten_and_gives_the_same(self) -> None:
+        torch.manual_seed(8)
+        vae: Any = AutoencoderKL(block_out_channels=(128,), norm_num_groups=32, latent_channels=4).eval()
+        x = torch.randn(1, 3, 40, 36)
+        with torch.inference_mode():
+            plain = vae(x).sample
+            assert winograd.use_winograd(vae)
+            ours = vae(x).sample
+        assert not torch.equal(ours, plain)
+        torch.testing.assert_close(ours, plain, **CLOSE)
 
 
 @pytest.mark.parametrize("quant_conv", [False, True])
