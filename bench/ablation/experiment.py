@@ -119,6 +119,18 @@ class Experiment:
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
 
+    def tests(self) -> int:
+        """How many tests the file asks for: comparisons times metrics, and those of `matched`.
+
+        An arm is not held against its own references, whose names begin with the arm's.
+        """
+        count = sum(len(comparison.metrics or self.metrics) for comparison in self.comparisons)
+        if self.matched is not None:
+            owner = self.matched.references.partition(":")[0]
+            arms = self.matched.arms or [arm.name for arm in self.arms if arm.name != owner]
+            count += len(arms) * len(self.matched.metrics)
+        return count
+
     def overrides(self, arm: Arm) -> dict[str, Any]:
         """What the file sets for an arm, common settings included."""
         return {**self.settings, **arm.overrides}

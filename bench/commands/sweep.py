@@ -132,6 +132,8 @@ def run(args: argparse.Namespace) -> int:
     from tsd.files import require_writable
 
     require_writable(out)
+    if (warning := _undecided(experiment, len(seeds or experiment.seeds))) is not None:
+        print(f"note: {warning}", file=sys.stderr)
     from bench.ablation.sweep import run_sweep
     from bench.ranks import barrier, on_all_ranks
 
@@ -230,6 +232,17 @@ def _of_paper(
     return require(opened_experiment, domain, args.arms, seeds or experiment.seeds, args.device), domain
 
 
+def _undecided(experiment: "Experiment", seeds: int) -> str | None:
+    """Why so many seeds cannot decide anything, and how many can; None if they can."""
+    from bench.ablation.statistics import seeds_to_decide
+
+    tests = experiment.tests()
+    if tests == 0 or seeds >= (enough := seeds_to_decide(tests)):
+        return None
+    count = f"{seeds} seed{'s' if seeds != 1 else ''}"
+    return f"{count} cannot reach p < .05 after Holm over {tests} tests; {enough} can"
+
+
 def _report(experiment: "Experiment", domain: "Domain", out: Path, *, some: bool = True) -> None:
     """Writes the report and prints its table. Without any finished cell that is an error if there should be `some`."""
     from bench.ablation.report.write import write_report
@@ -241,7 +254,7 @@ def _report(experiment: "Experiment", domain: "Domain", out: Path, *, some: bool
 
 
 def _listed() -> str:
-    """A line for each shipped experiment, with its question and its cost."""
+    """Each shipped experiment with its question, its cost, and whether its seeds are too few."""
     from bench.ablation.experiment import read_experiment, shipped
 
     lines = []
@@ -254,5 +267,7 @@ def _listed() -> str:
             cost += f", about {experiment.cpu_minutes:g} CPU minutes"
         if experiment.nightly:
             cost += ", nightly"
-        lines.append(f"{experiment.name}\n    {experiment.question}\n    {cost}\n")
+        undecided = _undecided(experiment, len(experiment.seeds))
+        remark = "" if undecided is None else f"    {undecided}\n"
+        lines.append(f"{experiment.name}\n    {experiment.question}\n    {cost}\n{remark}")
     return "".join(lines) or "no experiments come with this version\n"

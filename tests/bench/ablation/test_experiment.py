@@ -19,6 +19,7 @@ from bench.ablation.experiment import (
     shipped,
 )
 from bench.ablation.report.published import Published
+from bench.ablation.statistics import seeds_to_decide
 from tsd.errors import UserError
 
 
@@ -143,6 +144,23 @@ def test_a_file_is_found_by_path_or_by_name(tmp_path: Path) -> None:
 def test_every_shipped_experiment_is_named_like_its_file() -> None:
     for path in shipped():
         assert read_experiment(path).name == path.stem
+
+
+def test_tests_are_comparisons_times_metrics_and_what_is_matched(raw: dict[str, Any]) -> None:
+    assert experiment_from(raw).tests() == 2 + 1
+    raw["comparisons"][0]["metrics"] = ["slope"]
+    raw["sweep"]["matched"] = {"x": "slope", "references": "slow: shrunk", "metrics": ["error"]}
+    assert experiment_from(raw).tests() == 1 + 1  # `slow` is not held against its own references
+    del raw["comparisons"], raw["sweep"]["matched"]
+    assert experiment_from(raw).tests() == 0
+
+
+def test_every_shipped_experiment_has_seeds_enough_to_decide() -> None:
+    """But those of the paper's scale, for the sake of GPU hours, and CI, which asks whether numbers stand still."""
+    for path in shipped():
+        experiment = read_experiment(path)
+        if experiment.domain != "paper" and experiment.name != "mixture-ci":
+            assert len(experiment.seeds) >= seeds_to_decide(experiment.tests()), experiment.name
 
 
 def test_a_wrong_file_is_an_error_before_torch_is_imported(tmp_path: Path) -> None:
