@@ -231,11 +231,13 @@ def _evidence(experiment: Experiment, records: SweepRecords, findings: Findings)
         interrupted = sum(row.calls > 1 for row in cells)
         rest = f"; interrupted and continued: {interrupted} of the cells" if interrupted else ""
         yield f"Cost: {total * len(cells) / 60:.1f} CPU minutes in all{rest}."
-    for key in dict.fromkeys(row.environment for row in records.rows):
-        found = records.environments.get(key, {})
-        versions = found.get("versions", {})
-        place = machine_name(found)
-        yield f"Made on {place}, {found.get('threads')} thread(s) a process, torch {versions.get('torch')}."
+    made = [records.environments.get(key, {}) for key in dict.fromkeys(row.environment for row in records.rows)]
+    # Environments may differ in what is not printed.
+    yield from dict.fromkeys(
+        f"Made on {machine_name(found)}, {found.get('threads')} thread(s) a process, "
+        f"torch {found.get('versions', {}).get('torch')}."
+        for found in made
+    )
     commits = sorted({row.commit[:10] + row.commit[40:] for row in records.rows if row.commit})
     code = sorted({row.code for row in records.rows})
     yield f"Training code {', '.join(code) or DASH}, commit {', '.join(commits) or DASH}."
