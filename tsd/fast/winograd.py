@@ -95,6 +95,7 @@ def convolve(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     (outputs, channels), (height, width) = weight.shape[:2], images.shape[-2:]
     to_patch, from_products = _both_sides(_INPUT), _both_sides(_OUTPUT)
+    # At every call: kept, the kernels would take eight times the memory of the weights in bf16.
     kernel = _both_sides(_KERNEL) @ weight.permute(2, 3, 0, 1).reshape(9, -1).float()
     kernel = kernel.view(-1, outputs, channels).transpose(1, 2)
     offset = torch.zeros(outputs) if bias is None else bias.float()

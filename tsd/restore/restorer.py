@@ -98,10 +98,11 @@ class Restorer:
             use_fused_projections(backbone.vae)
         if fast.upsample:
             use_fast_upsampling(backbone.vae)
-        self.sizes = Sizes(report) if fast.compile and compile_blocks(backbone, report) else None
-        winograd = fast.winograd and self.sizes is None
-        winograd = winograd and any([use_winograd(backbone.vae), use_winograd(backbone.denoiser)])
-        self.fast = replace(fast, winograd=winograd, compile=self.sizes is not None)
+        compiled = fast.compile and compile_blocks(backbone, report)
+        self.sizes = Sizes(report) if compiled else None
+        networks = (backbone.vae, backbone.denoiser) if fast.winograd and not compiled else ()
+        rewritten = [use_winograd(network) for network in networks]
+        self.fast = replace(fast, winograd=any(rewritten), compile=compiled)
         if config.vae_tile:
             backbone.vae.enable_tiling()
             backbone.vae.tile_sample_min_size = VAE_TILE_PIXELS

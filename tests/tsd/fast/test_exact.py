@@ -291,9 +291,9 @@ class TestWinograd:
             nn.Conv2d(4, 1, 3, padding=1),
         ]
         module = nn.Sequential(*layers)
-        for there, dtype, device in ((True, torch.bfloat16, "cpu"), (False, torch.float16, "cpu")):
+        for there, dtype in ((True, torch.bfloat16), (False, torch.float16)):
             monkeypatch.setattr(attention, "has_matrix_unit", lambda there=there: there)
-            assert not winograd.use_winograd(copy.deepcopy(module).to(device, dtype))
+            assert not winograd.use_winograd(copy.deepcopy(module).to(dtype))
         assert not winograd.use_winograd(copy.deepcopy(module).to("meta"))
         monkeypatch.setattr(attention, "has_matrix_unit", lambda: False)
         assert winograd.use_winograd(copy.deepcopy(module).bfloat16())
