@@ -80,7 +80,7 @@ class Matched:
 
     Attributes:
         references: prefix of the names of the family.
-        arms: which arms; None for all.
+        arms: which arms; None for all but the references' own.
     """
 
     x: str
@@ -120,16 +120,21 @@ class Experiment:
         return next(arm for arm in self.arms if arm.name == name)
 
     def tests(self) -> int:
-        """How many tests the file asks for: comparisons times metrics, and those of `matched`.
-
-        An arm is not held against its own references, whose names begin with the arm's.
-        """
+        """How many tests the file asks for: comparisons times metrics, and those of `matched`."""
         count = sum(len(comparison.metrics or self.metrics) for comparison in self.comparisons)
         if self.matched is not None:
-            owner = self.matched.references.partition(":")[0]
-            arms = self.matched.arms or [arm.name for arm in self.arms if arm.name != owner]
-            count += len(arms) * len(self.matched.metrics)
+            count += len(self.matched_arms()) * len(self.matched.metrics)
         return count
+
+    def matched_arms(self) -> tuple[str, ...]:
+        """The arms that `matched` holds against its references.
+
+        Unless the file names them, these are all but the references' own arm, whose name theirs begin with.
+        """
+        if self.matched is None:
+            return ()
+        owner = self.matched.references.partition(":")[0]
+        return self.matched.arms or tuple(arm.name for arm in self.arms if arm.name != owner)
 
     def overrides(self, arm: Arm) -> dict[str, Any]:
         """What the file sets for an arm, common settings included."""

@@ -102,6 +102,19 @@ def seeds_to_decide(family: int) -> int:
     return next(n for n in range(1, 64) if family * 2 / 2**n < ALPHA)
 
 
+def too_few_seeds(n: int, family: int) -> str | None:
+    """Why `n` seeds cannot decide any of `family` tests, and how many seeds can; None if they can."""
+    enough = seeds_to_decide(family)
+    if n >= enough:
+        return None
+    count = f"{n} seed{'s' if n != 1 else ''}"
+    least = least_p(n)
+    if least >= ALPHA:
+        return f"{count} cannot reach p < .05 (2/2^{n} = {least:.2g}); {enough} seeds can"
+    after = f"after Holm over {family} tests ({family} · 2/2^{n} = {family * least:.2g})"
+    return f"{count} cannot reach p < .05 {after}; {enough} seeds can"
+
+
 def holm(ps: Sequence[float]) -> list[float]:
     """Holm's adjusted p of each test of a family, in the order given."""
     adjusted = [0.0] * len(ps)

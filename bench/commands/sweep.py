@@ -233,14 +233,11 @@ def _of_paper(
 
 
 def _undecided(experiment: "Experiment", seeds: int) -> str | None:
-    """Why so many seeds cannot decide anything, and how many can; None if they can."""
-    from bench.ablation.statistics import seeds_to_decide
+    """Why so many seeds cannot decide anything, and how many can; None if they can, or nothing is asked."""
+    from bench.ablation.statistics import too_few_seeds
 
     tests = experiment.tests()
-    if tests == 0 or seeds >= (enough := seeds_to_decide(tests)):
-        return None
-    count = f"{seeds} seed{'s' if seeds != 1 else ''}"
-    return f"{count} cannot reach p < .05 after Holm over {tests} tests; {enough} can"
+    return too_few_seeds(seeds, tests) if tests else None
 
 
 def _report(experiment: "Experiment", domain: "Domain", out: Path, *, some: bool = True) -> None:

@@ -15,11 +15,10 @@ from bench.ablation.statistics import (
     Paired,
     crossed_interval,
     holm,
-    least_p,
     on_curve,
     paired,
     seeds_for_power,
-    seeds_to_decide,
+    too_few_seeds,
 )
 
 Verdict = Literal["lower", "higher", "no significant difference", "cannot be told"]
@@ -77,15 +76,7 @@ class Result:
 
     def why_untold(self) -> str | None:
         """Why the difference cannot be told, and how many seeds can tell; None if it can."""
-        if self.verdict != "cannot be told":
-            return None
-        n = self.paired.n
-        count = f"{n} seed{'s' if n != 1 else ''}"
-        enough = f"{seeds_to_decide(self.family)} seeds can"
-        if 2 / 2**n >= ALPHA:
-            return f"{count} cannot reach p < .05 (2/2^{n} = {2 / 2**n:.2g}); {enough}"
-        least = f"{self.family} · 2/2^{n} = {self.family * 2 / 2**n:.2g}"
-        return f"{count} cannot reach p < .05 after Holm over {self.family} tests ({least}); {enough}"
+        return too_few_seeds(self.paired.n, self.family)
 
     def better(self) -> bool | None:
         """Whether `of` is significantly better (True) or worse (False); None if neither."""
@@ -156,7 +147,7 @@ def _at_equal_x(experiment: Experiment, domain: Domain, records: SweepRecords) -
     family = [name for name in records.references() if name.startswith(matched.references)]
     curves = [records.of_reference(name) for name in family]
     (x,) = measures_of([matched.x], domain)
-    for arm in matched.arms or [arm.name for arm in experiment.arms]:
+    for arm in experiment.matched_arms():
         cells = records.of_arm(arm)
         seeds = sorted(seed for seed in cells if any(seed in curve for curve in curves))
         for measure in measures_of(matched.metrics, domain):
@@ -191,7 +182,7 @@ def _over_images(pairs: Sequence[tuple[Row, Row]], measure: Measure) -> tuple[fl
 
 
 def _judge(difference: Difference, test: Paired, holm_p: float, family: int, published: Published) -> Result:
-    if least_p(test.n) * family >= ALPHA or test.n < seeds_to_decide(1):
+    if too_few_seeds(test.n, family) is not None:
         verdict: Verdict = "cannot be told"
     elif holm_p < ALPHA:
         verdict = "lower" if test.mean < 0 else "higher"

@@ -150,7 +150,8 @@ def test_tests_are_comparisons_times_metrics_and_what_is_matched(raw: dict[str, 
     assert experiment_from(raw).tests() == 2 + 1
     raw["comparisons"][0]["metrics"] = ["slope"]
     raw["sweep"]["matched"] = {"x": "slope", "references": "slow: shrunk", "metrics": ["error"]}
-    assert experiment_from(raw).tests() == 1 + 1  # `slow` is not held against its own references
+    assert experiment_from(raw).matched_arms() == ("full",)  # `slow` is not held against its own references
+    assert experiment_from(raw).tests() == 1 + 1
     del raw["comparisons"], raw["sweep"]["matched"]
     assert experiment_from(raw).tests() == 0
 

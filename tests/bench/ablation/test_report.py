@@ -152,6 +152,12 @@ def test_rows_that_an_arm_leaves_are_references_of_its_name(raw: dict[str, Any],
     matched = [result for result in report.findings.results if result.difference.matched_x]
     assert [result.paired.n for result in matched] == [2]
 
+    # Without `arms`, all are held against the family but the one that left it: nothing is said of that one.
+    del raw["sweep"]["matched"]["arms"]
+    again = write_report(experiment_from(raw), LineDomain(), records, tmp_path / "again")
+    assert [result.difference.of for result in again.findings.results if result.difference.matched_x] == ["full"]
+    assert not any("sharpened" in reason for reason in again.findings.unmeasured)
+
 
 def test_learning_curves_have_students_bands(raw: dict[str, Any], trained: Path) -> None:
     experiment = experiment_from(raw)

@@ -19,6 +19,7 @@ from bench.ablation.statistics import (
     seeds_for_power,
     seeds_to_decide,
     sign_flip,
+    too_few_seeds,
 )
 
 
@@ -87,6 +88,8 @@ def test_how_many_seeds_can_decide() -> None:
     for family in (1, 5, 40):
         n = seeds_to_decide(family)
         assert family * least_p(n) < 0.05 <= family * least_p(n - 1)
+        assert too_few_seeds(n, family) is None
+        assert f"; {n} seeds can" in (too_few_seeds(n - 1, family) or "")
 
 
 def test_beyond_the_exact_seeds_no_p_is_below_one_of_the_flips() -> None:

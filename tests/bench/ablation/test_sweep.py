@@ -118,7 +118,7 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert cli.main(["sweep", "mine.toml", "--device", "cpu", "--seeds", "0-3"]) == 0  # nothing to do: no workers
     again = capsys.readouterr()
     assert again.out == shown.out
-    assert "note: 4 seeds cannot reach p < .05 after Holm over 3 tests; 7 can" in again.err
+    assert "note: 4 seeds cannot reach p < .05 (2/2^4 = 0.12); 7 seeds can" in again.err
     Path("sweeps/line/table4.md").unlink()
     assert cli.main(["sweep", "mine.toml", "--report-only"]) == 0
     assert Path("sweeps/line/table4.md").read_text() == shown.out
