@@ -32,6 +32,11 @@ class Measure:
     per_image: bool
     digits: int
 
+    @property
+    def title(self) -> str:
+        """Such as "PSNR (dB)"."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
 
 @dataclass(frozen=True)
 class Cell:

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from bench.ablation.domain import Measure
 from bench.ablation.figures.points import are_points, window, xy
 from bench.ablation.figures.stage import Stage, Strategy, Subject
 from bench.ablation.figures.style import DEGRADED, INK, STUDENT, TRUTH, drawing, save, show_picture
@@ -35,7 +36,8 @@ def measure(
         for strategy in subject.strategies(STRATEGIES):
             progress(f"seed {seed}, {strategy.label}")
             (stage,) = subject.stages(strategy.overrides, seed, subject.moments([1.0]))
-            rows.append({"strategy": strategy.label, "seed": seed, "step": stage.step, **stage.scores})
+            scores = {measure.title: value for measure, value in stage.scores.items()}
+            rows.append({"strategy": strategy.label, "seed": seed, "step": stage.step, **scores})
             if seed == seeds[0]:
                 shown.append((strategy, stage))
     return pd.DataFrame(rows), shown
@@ -56,11 +58,16 @@ def draw(measured: tuple[pd.DataFrame, list[tuple[Strategy, Stage]]], folder: Pa
             for row in range(count):
                 _draw_one(axes[row, column], latents, stage, row, column)
             if 0 < column < len(columns) - 1:
-                scores = "\n".join(f"{name} {value}" for name, value in stage.scores.items())
+                scores = "\n".join(_written(measure, value) for measure, value in stage.scores.items())
                 axes[-1, column].annotate(
                     scores, (0.5, -0.02), xycoords="axes fraction", ha="center", va="top", fontsize=7.5, color=INK
                 )
         return save(figure, numbers, folder, "figure4")
+
+
+def _written(measure: Measure, value: float) -> str:
+    """Such as "PSNR 19.435 dB"."""
+    return f"{measure.label} {value:.{measure.digits}f} {measure.unit}".rstrip()
 
 
 def _draw_one(axis: Axes, latents: Tensor, stage: Stage, row: int, column: int) -> None:

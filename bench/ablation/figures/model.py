@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.ablation.domain import Measure
 from bench.ablation.figures.stage import Stage, Strategy
 from tsd.algorithm.turns import predictor
 from tsd.config import TrainConfig
@@ -26,6 +27,7 @@ from tsd.train.checkpoint import CONFIG_FILE, STATE_FILE, checkpoint_folder, che
 from tsd.train.validate import ValidationPair, load_validation, luma_psnr
 
 MOST_IMAGES = 8
+PSNR_Y = Measure("psnr_y", "PSNR-Y", "dB", True, True, 2)
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class ModelSubject:
             z_hat=z_hat,
             z=z,
             images=images,
-            scores={"PSNR-Y": f"{psnr:.2f} dB"},
+            scores={PSNR_Y: psnr},
         )
 
 

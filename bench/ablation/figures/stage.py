@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from bench.ablation.domain import Measure
 from tsd.algorithm.dasm import Predict
 from tsd.model.process import NoiseProcess
 from tsd.seeds import generator_for
@@ -25,7 +26,7 @@ class Stage:
         z_L, z_hat, z: the degraded latents, the student's and the true ones, (B, C, h, w) in fp32. Latents with two
             values are drawn as points of the plane.
         images: latents → (B, 1 or 3, H, W) in [0, 1]; None where latents are points.
-        scores: numbers to write below the outputs, by label, e.g. {"PSNR": "20.1 dB"}.
+        scores: of the outputs, unrounded; figures write them below.
     """
 
     step: int
@@ -37,7 +38,7 @@ class Stage:
     z_hat: Tensor
     z: Tensor
     images: Callable[[Tensor], Tensor] | None = None
-    scores: Mapping[str, str] = field(default_factory=dict)
+    scores: Mapping[Measure, float] = field(default_factory=dict)
 
     @property
     def rows(self) -> Tensor:

@@ -6,10 +6,12 @@ from typing import Any
 import torch
 
 from bench.ablation.figures.stage import Stage, Strategy
-from bench.ablation.mixture.domain import held_out
+from bench.ablation.mixture.domain import MixtureDomain, held_out
 from bench.ablation.mixture.scores import set_scores
 from bench.ablation.mixture.settings import MixtureSettings
 from bench.ablation.mixture.training import PRIOR, PROCESS, Distillation, as_latents, teacher
+
+SCORES = ("mse", "distance", "sliced_w2")
 
 
 def open_subject() -> "MixtureSubject":
@@ -38,7 +40,6 @@ class MixtureSubject:
             with torch.no_grad():
                 z_hat = distillation.student(z_L)
             found = set_scores(PRIOR, z_hat, z, fresh)
-            labels = {"mse": "MSE", "distance": "distance to mode", "sliced_w2": "sliced W2"}
             yield Stage(
                 distillation.step,
                 seed,
@@ -48,5 +49,5 @@ class MixtureSubject:
                 z_L=as_latents(z_L),
                 z_hat=as_latents(z_hat),
                 z=as_latents(z),
-                scores={label: f"{found[name]:.3f}" for name, label in labels.items()},
+                scores={measure: found[measure.name] for measure in MixtureDomain.measures if measure.name in SCORES},
             )

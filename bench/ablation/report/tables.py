@@ -117,7 +117,7 @@ def _means_of(
 def heading(measure: Measure) -> str:
     """ "PSNR (dB) ↑"; no arrow where neither direction is better."""
     arrow = {True: " ↑", False: " ↓", None: ""}[measure.higher_is_better]
-    return f"{measure.label}{f' ({measure.unit})' if measure.unit else ''}{arrow}"
+    return f"{measure.title}{arrow}"
 
 
 def _mean_text(values: Sequence[float], measure: Measure) -> str:

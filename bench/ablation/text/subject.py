@@ -24,6 +24,7 @@ from tsd.train.student import train
 
 SHOWN = 64
 """So many test lines are looked at."""
+SCORES = ("psnr", "lp", "sharpness")
 
 
 def open_subject() -> "TextSubject":
@@ -92,5 +93,5 @@ class TextSubject:
             z_hat,
             z,
             images,
-            {"PSNR": f"{found['psnr']:.2f} dB", "LP": f"{found['lp']:.3f}", "sharpness": f"{found['sharpness']:.2f}"},
+            {measure: found[measure.name] for measure in self.domain.measures if measure.name in SCORES},
         )

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bench.ablation.domain import Measure
 from bench.ablation.figures import figure3, figure4, figure5, figure6
 from bench.ablation.figures.stage import Stage, Strategy
 from bench.ablation.figures.subjects import open_subject
@@ -127,7 +128,7 @@ class Pictures:
                 z_hat=z_hat,
                 z=z,
                 images=lambda latents: torch.nn.functional.pixel_shuffle(latents, 4).clamp(0, 1),
-                scores={"PSNR": "20.1 dB"},
+                scores={Measure("psnr", "PSNR", "dB", True, True, 1): 20.14},
             )
 
 
@@ -146,6 +147,12 @@ def test_points_and_images_are_drawn(figure, subject, tmp_path: Path, monkeypatc
     assert width > height > 300
     assert svg.read_text().rstrip().endswith("</svg>")
     assert set(pd.read_csv(csv).seed) == {0, 1}
+
+
+def test_scores_are_numbers_in_the_csv_and_have_units_in_the_picture(tmp_path: Path) -> None:
+    _, svg, csv = figure4.draw(figure4.measure(Pictures(), [0], quiet), tmp_path)
+    assert set(pd.read_csv(csv)["PSNR (dB)"]) == {20.14}
+    assert "PSNR 20.1 dB" in svg.read_text()
 
 
 def test_figure_6_is_the_same_files_again(tmp_path: Path) -> None:
