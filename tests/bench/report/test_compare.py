@@ -1,6 +1,9 @@
 """`bench compare`: a moved number fails, and the list says which."""
 
+import io
 import shutil
+import subprocess
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -75,12 +78,21 @@ def test_images_are_compared_by_their_hashes(bench: Callable, tmp_path: Path) ->
 
 
 def test_a_table_that_is_not_what_its_records_give_is_a_failure(tmp_path: Path) -> None:
-    """The committed tables are; one with another digit is found."""
-    shutil.copytree(Path(__file__).parents[3] / "reports" / "mini", tmp_path / "mini")
-    records = Records(tmp_path / "mini")
+    """The committed tables are; one with another digit is found.
+
+    As committed: what the README's first command measures into the folder moves last digits on another processor, and
+    it renders one of the tables that share these records.
+    """
+    root = Path(__file__).parents[3]
+    archive = ["git", "-C", str(root), "archive", "HEAD", "reports/mini"]
+    if shutil.which("git") is None or (packed := subprocess.run(archive, capture_output=True)).returncode:
+        pytest.skip("no git repository: the tables may have been measured anew")
+    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as tar:
+        tar.extractall(tmp_path, filter="data")
+    records = Records(tmp_path / "reports" / "mini")
     assert compare(records, records, {}).failures == ()
     for name in ("table1.md", "table2.csv", "table5.tex"):
-        path = tmp_path / "mini" / name
+        path = records.out / name
         before = path.read_text()
         path.write_text(before.replace("2", "3", 1))
         found = {failure.name for failure in compare(records, records, {}).failures}
