@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from bench.metrics import EXTRA_METRICS, METRICS
 from bench.records.records import Records
 from bench.records.schema import ScoreRow
-from bench.report.render import ENDINGS, rendered
+from bench.report.render import stale
 from tsd.errors import UserError
 
 # Two to ten times the differences observed between processors with the same code (one 8-bit level at single pixels).
@@ -156,14 +156,10 @@ def _same_files(old: ScoreRow, new: ScoreRow) -> bool:
 
 
 def _tables(records: Records) -> list[Difference]:
-    """One failure for each rendered table beside the records that is not what they give, with or without seconds."""
-    failures = []
-    for plan in records.plans():
-        left = [path for ending in ENDINGS if (path := records.out / f"{plan.table}.{ending}").is_file()]
-        for timing in (True, False):
-            texts = rendered(records, plan, timing=timing) if left else {}
-            left = [path for path in left if path.read_text(encoding="utf-8") != texts[path.name]]
-        for path in left:
-            text = f"{path} is not what its records give; `bench table` renders it anew"
-            failures.append(Difference("*", "*", "table", path.name, None, text))
-    return failures
+    """One failure for each file of a table beside the records that is stale."""
+    text = "is not what its records give; `bench table` renders it anew"
+    return [
+        Difference("*", "*", "table", path.name, None, f"{path} {text}")
+        for plan in records.plans()
+        for path in stale(records, plan)
+    ]

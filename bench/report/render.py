@@ -8,6 +8,7 @@ A table of one's own rows, or on one's own images, has a neutral title and none 
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from bench.paper.tables import is_of_the_paper, pairs_of, paper_figures
 from bench.records.records import Records
@@ -48,6 +49,15 @@ def write_table(records: Records, plan: Plan, *, timing: bool = True, reference:
     for name, text in texts.items():
         write_atomic(records.out / name, text.encode())
     return next(iter(texts.values()))
+
+
+def stale(records: Records, plan: Plan) -> list[Path]:
+    """The files of a table beside the records that are not what they give, with or without seconds."""
+    left = [path for ending in ENDINGS if (path := records.out / f"{plan.table}.{ending}").is_file()]
+    for timing in (True, False):
+        texts = rendered(records, plan, timing=timing) if left else {}
+        left = [path for path in left if path.read_text(encoding="utf-8") != texts[path.name]]
+    return left
 
 
 def table_of(records: Records, plan: Plan, *, timing: bool = True) -> tuple[Table, list[dict[str, str]]]:

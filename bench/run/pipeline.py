@@ -6,6 +6,7 @@ Missing files are found before anything heavy is imported. A method that cannot 
 A missing test set or metric leaves out cells with `allow_missing`, and otherwise ends the run.
 """
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -266,7 +267,7 @@ class Stages:
 
     def render(self) -> tuple[str, tuple[Path, ...]]:
         """Stages 3 and 4: writes the table and its picture; returns the Markdown and the files written."""
-        from bench.report.render import ENDINGS, write_table
+        from bench.report.render import ENDINGS, stale, write_table
 
         markdown = write_table(self.records, self.plan, timing=self.request.timing)
         written = [self.records.out / f"{self.plan.table}.{ending}" for ending in ENDINGS]
@@ -279,6 +280,10 @@ class Stages:
             if draw_figure(self.records, self.plan, testset, path, self.request.images):
                 written.append(path)
         _log(f"written: {', '.join(str(path) for path in written)}")
+        for plan in self.records.plans():  # other tables of this folder have rows of the same records
+            if plan.table != self.plan.table and stale(self.records, plan):
+                command = f"bench table --table {plan.table} --out {shlex.quote(str(self.records.out))}"
+                _log(f"{plan.table} there is not what its records give now: `{command}` renders it anew")
         return markdown, tuple(written)
 
     def _pictured(self) -> list["TestSet"]:

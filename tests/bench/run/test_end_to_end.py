@@ -70,6 +70,20 @@ def test_methods_metrics_and_images_are_added_to_what_is_there(bench: Bench) -> 
     assert without_versions(table) == (GOLDEN / "table1.md").read_text()
 
 
+def test_a_table_that_the_new_records_left_behind_is_named(bench: Bench) -> None:
+    options = ("--methods", "bicubic", "--metrics", "psnr", "--out", "out", "--no-figure")
+    bench("run", "--table", "table2", *options)
+    table = Path("out/table2.md")
+    table.write_text(table.read_text().replace("2", "3", 1))
+    _, _, err = bench("run", *options)
+    assert (
+        "table2 there is not what its records give now: `bench table --table table2 --out out` renders it anew" in err
+    )
+    bench("table", "--table", "table2", "--out", "out")
+    _, _, err = bench("run", *options)
+    assert "is not what its records give" not in err
+
+
 def test_a_test_set_is_added_to_what_is_there(bench: Bench, datasets: Path) -> None:
     shutil.copytree(datasets / "mini", datasets / "realsr")
     manifest = datasets / "realsr" / "manifest.json"
