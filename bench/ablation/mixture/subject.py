@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from bench.ablation.experiment import measures_of
 from bench.ablation.figures.stage import Stage, Strategy
 from bench.ablation.mixture.domain import MixtureDomain, held_out
 from bench.ablation.mixture.scores import set_scores
@@ -49,5 +50,5 @@ class MixtureSubject:
                 z_L=as_latents(z_L),
                 z_hat=as_latents(z_hat),
                 z=as_latents(z),
-                scores={measure: found[measure.name] for measure in MixtureDomain.measures if measure.name in SCORES},
+                scores={measure: found[measure.name] for measure in measures_of(SCORES, MixtureDomain())},
             )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.ablation.experiment import measures_of
 from bench.ablation.figures.model import latents_of, load_checkpoint
 from bench.ablation.figures.stage import Stage, Strategy
 from bench.ablation.text.data import TextPairs
@@ -24,7 +25,7 @@ from tsd.train.student import train
 
 SHOWN = 64
 """So many test lines are looked at."""
-SCORES = ("psnr", "lp", "sharpness")
+SCORES = ("lp", "psnr", "sharpness")
 
 
 def open_subject() -> "TextSubject":
@@ -93,5 +94,5 @@ class TextSubject:
             z_hat,
             z,
             images,
-            {measure: found[measure.name] for measure in self.domain.measures if measure.name in SCORES},
+            {measure: found[measure.name] for measure in measures_of(SCORES, self.domain)},
         )
