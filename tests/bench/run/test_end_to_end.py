@@ -84,6 +84,16 @@ def test_a_table_that_the_new_records_left_behind_is_named(bench: Bench) -> None
     assert "is not what its records give" not in err
 
 
+def test_trouble_of_another_table_does_not_end_a_run(bench: Bench) -> None:
+    options = ("--metrics", "psnr", "--out", "out", "--no-figure")
+    bench("run", "--table", "table2", "--methods", "lanczos", *options)
+    Path("out/records/mini/lanczos/run.json").write_text("[]")
+    status, out, err = bench("run", "--methods", "bicubic", *options)
+    assert status == 0
+    assert "| Bicubic" in out
+    assert "table2 there cannot be checked against its records: " in err
+
+
 def test_a_test_set_is_added_to_what_is_there(bench: Bench, datasets: Path) -> None:
     shutil.copytree(datasets / "mini", datasets / "realsr")
     manifest = datasets / "realsr" / "manifest.json"
