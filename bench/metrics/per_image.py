@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 SSIM_WINDOW = 11
 SSIM_STRIP = 16
+YIQ_LUMA = (0.299, 0.587, 0.114)
 
 
 def pyiqa_scorer(spec: MetricSpec, device: str) -> ImageScorer:
@@ -43,12 +44,16 @@ def pyiqa_scorer(spec: MetricSpec, device: str) -> ImageScorer:
         CannotScoreError: the image is too small for the metric, or the metric has no finite value for it.
         UserError: an image cannot be used, or the two differ in size.
     """
+    return scorer_of(spec, pyiqa_network(spec, device))
+
+
+def pyiqa_network(spec: MetricSpec, device: str) -> Callable[..., "Tensor"]:
+    """The pyiqa metric itself, with the settings of `spec`."""
     with guarded_pyiqa():
         import pyiqa
         import torch
 
-        network = pyiqa.create_metric(spec.pyiqa_name, device=torch.device(device), **spec.settings)
-    return scorer_of(spec, network)
+        return pyiqa.create_metric(spec.pyiqa_name, device=torch.device(device), **spec.settings)
 
 
 def scorer_of(spec: MetricSpec, network: Callable[..., "Tensor"]) -> ImageScorer:
@@ -89,11 +94,9 @@ def ssim_scorer(spec: MetricSpec, device: str) -> ImageScorer:
     so the mean of pyiqa's values, weighted by rows of positions, is the same mean (to 1e-15). With the full image every
     float64 convolution unfolds into 240 MB, and most of the time is spent mapping that memory.
     """
-    with guarded_pyiqa():
-        import pyiqa
-        import torch
+    import torch
 
-        network = pyiqa.create_metric(spec.pyiqa_name, device=torch.device(device), **spec.settings)
+    network = pyiqa_network(spec, device)
 
     def in_strips(sr: "Tensor", hr: "Tensor") -> "Tensor":
         positions = sr.shape[-2] - (SSIM_WINDOW - 1)
@@ -108,13 +111,41 @@ def ssim_scorer(spec: MetricSpec, device: str) -> ImageScorer:
 
 
 def niqe_scorer(spec: MetricSpec, device: str) -> ImageScorer:
-    """Loads NIQE with the model that lies beside this module. pyiqa reads it as a MATLAB file, here from memory."""
+    """Loads NIQE with the model that lies beside this module. pyiqa reads it as a MATLAB file, here from memory.
+
+    pyiqa is given the luma, which it takes as it is, so that an image has one value on every processor and GPU.
+    """
     from scipy.io import savemat
 
     model = io.BytesIO()
     with np.load(NIQE_MODEL.path()) as arrays:
         savemat(model, {"mu_prisparam": arrays["mu_pris_param"], "cov_prisparam": arrays["cov_pris_param"]})
-    return pyiqa_scorer(replace(spec, settings={**spec.settings, "pretrained_model_path": model}), device)
+    network = pyiqa_network(replace(spec, settings={**spec.settings, "pretrained_model_path": model}), device)
+    return scorer_of(spec, lambda sr: network(rounded_luma(sr)))
+
+
+def rounded_luma(image: "Tensor") -> "Tensor":
+    """The luma of YIQ, rounded to 8-bit levels, of an 8-bit image; the same on every machine.
+
+    0.299 R + 0.587 G + 0.114 B of 8-bit values is halfway between two levels at one pixel in a thousand. pyiqa takes a
+    matrix product in float32, and how that falls there is up to the order in which a processor's library adds: of a
+    smooth 256x256 image NIQE moves by up to 0.06. Here the order is fixed, as one of those libraries has it: red first,
+    each product added unrounded (a fused multiply-add) and the sum rounded to float32.
+
+    Args:
+        image: (1, 3, H, W), float32, the levels divided by 255.
+
+    Returns:
+        (1, 1, H, W), float32, whole levels divided by 255.
+    """
+    import torch
+
+    luma = torch.zeros_like(image[:, :1])
+    for channel, weight in enumerate(YIQ_LUMA):
+        # A product of two float32 numbers is exact in float64.
+        exact = image[:, channel : channel + 1].double() * torch.tensor(weight, dtype=image.dtype).double()
+        luma = (luma.double() + exact).to(image.dtype)
+    return (luma * 255).round() / 255
 
 
 def maniqa_scorer(spec: MetricSpec, device: str) -> ImageScorer:

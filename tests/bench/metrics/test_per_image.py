@@ -16,6 +16,7 @@ from PIL import Image
 from skimage import data
 from skimage.metrics import structural_similarity
 
+from bench import cli
 from bench.metrics import (
     METRICS,
     CannotScoreError,
@@ -26,10 +27,11 @@ from bench.metrics import (
     weight_hashes,
 )
 from bench.metrics.images import UnusableImageError, plain_copy, read_rgb8
-from bench.metrics.per_image import untrained_timm
+from bench.metrics.per_image import rounded_luma, untrained_timm
 from bench.metrics.quiet import guarded_pyiqa
 from bench.metrics.weights import ALEXNET, LPIPS_HEADS, MUSIQ, hub_dir
 from bench.provenance import cached_sha256
+from bench.records.records import Records
 from tsd.errors import UserError
 
 RUNNABLE_WITHOUT_WEIGHTS = ("psnr", "ssim", "niqe")
@@ -300,6 +302,55 @@ def test_niqe_prefers_the_photograph(torch_home: Path, tmp_path: Path) -> None:
     grainy = score(save(tmp_path / "noise.png", noisy(photo(384), 40)), None)
     assert sharp < blurred
     assert sharp < grainy
+
+
+def test_luma_halfway_between_two_levels_is_rounded_as_a_fused_multiply_add_does() -> None:
+    """All colours of which 0.299 R + 0.587 G + 0.114 B ends in .5; processors differ in them and in no other."""
+    r, g, b = np.meshgrid(*[np.arange(256)] * 3, indexing="ij")
+    thousandths = 299 * r + 587 * g + 114 * b
+    halfway = thousandths % 1000 == 500
+    colours = np.stack([r, g, b], -1)[halfway]
+    scaled = colours.astype(np.float32) / np.float32(255)
+    luma = np.zeros(len(colours), np.float32)
+    for channel, weight in enumerate(np.array([0.299, 0.587, 0.114], np.float32)):
+        luma = (luma.astype(np.longdouble) + scaled[:, channel].astype(np.longdouble) * weight).astype(np.float32)
+    levels = rounded_luma(torch.from_numpy(scaled.T.copy())[None, :, None]).squeeze().numpy() * 255
+    np.testing.assert_array_equal(levels.round(), (luma * np.float32(255)).round())
+    up = levels.round() - thousandths[halfway] // 1000
+    assert set(up) == {0, 1}
+
+    others = np.stack([r, g, b], -1)[~halfway][::997]
+    scaled = torch.from_numpy(others.T.astype(np.float32))[None, :, None] / 255
+    np.testing.assert_array_equal(
+        (rounded_luma(scaled).squeeze().numpy() * 255).round(), (thousandths[~halfway][::997] + 500) // 1000
+    )
+
+
+def test_niqe_is_pyiqas_where_no_pixel_is_halfway(torch_home: Path, tmp_path: Path, shared_dir: Path) -> None:
+    image = photo(256)
+    while (halfway := (image.astype(int) @ (299, 587, 114)) % 1000 == 500).any():
+        image[halfway, 0] ^= 1
+    path = save(tmp_path / "image.png", image)
+    with guarded_pyiqa():
+        import pyiqa
+
+        model = shared_dir / "weights" / "pyiqa" / "niqe_modelparameters.mat"
+        whole = pyiqa.create_metric("niqe", device="cpu", pretrained_model_path=str(model))
+    assert METRICS["niqe"].load("cpu")(path, None) == pytest.approx(float(whole(str(path))), abs=1e-9)
+
+
+def test_niqe_is_the_recorded_one_on_this_processor_too(tmp_path: Path) -> None:
+    """The committed images of bicubic, which have the same bytes everywhere, were scored on another machine."""
+    out = tmp_path / "run"
+    run = ("run", "--methods", "bicubic", "--metrics", "niqe", "--limit", "4", "--no-figure", "--no-timing")
+    assert cli.main([*run, "--out", str(out)]) == 0
+    here, recorded = (
+        Records(folder).of("mini", "bicubic") for folder in (out, Path(__file__).parents[3] / "reports" / "mini")
+    )
+    for name, score in here.scores("niqe").items():
+        assert score.sr_sha256 == recorded.images()[name].sr_sha256
+        assert score.value == pytest.approx(recorded.scores("niqe")[name].value, abs=1e-9)
+    assert len(here.scores("niqe")) == 4
 
 
 @pytest.mark.filterwarnings("ignore:cov")
