@@ -104,7 +104,7 @@ class Domain(Protocol):
         It returns early, with a checkpoint in `folder`, when `stop()` is true, or raises `Stopped`. Otherwise it leaves
         in `folder`:
 
-            curve.jsonl    {"step": 40, "fd": 51.2, …}     the learning curve, at some steps; may be missing
+            curve.jsonl    {"step": 40, "fd": 51.2, …}     the learning curve, by steps of the student; may be missing
             log.jsonl      the training log by step: losses, critic_gain, …; may be missing
             scores.jsonl   {"image": "0007", "psnr": 20.1, …} for each image, then {"image": null, "fd": 52.1,
                            "psnr": 20.3, …} for the set, with every measure; written last

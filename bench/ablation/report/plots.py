@@ -63,10 +63,10 @@ def draw_forest(experiment: Experiment, domain: Domain, results: Sequence[Result
 
 
 def draw_curves(experiment: Experiment, domain: Domain, records: SweepRecords, out: Path) -> list[Path]:
-    """Writes curves.png and curves.svg, a column for each measure that the curves have. Returns the files.
+    """Writes curves.png and curves.svg, a row for each measure that the curves have. Returns the files.
 
-    Above, every arm, with bands that leave out what all arms of a seed share; below, where there are comparisons, the
-    paired differences.
+    On the left every arm, with bands that leave out what all arms of a seed share; on the right, where there are
+    comparisons, the paired differences.
     """
     cells = [(arm.label, records.of_arm(arm.name)) for arm in experiment.arms]
     arms = [
@@ -88,25 +88,28 @@ def draw_curves(experiment: Experiment, domain: Domain, records: SweepRecords, o
     pairs = [(title, rows) for title, rows in pairs if rows]
     plt = pyplot()
     with plt.rc_context(STYLE):
-        levels = 2 if pairs else 1
-        size = (2.4 + 3.0 * len(measures), 2.8 * levels)
-        figure, axes = plt.subplots(levels, len(measures), figsize=size, squeeze=False, layout="constrained")
-        for column, measure in enumerate(measures):
+        columns = 2 if pairs else 1
+        size = (4.6 * columns, 1.9 * len(measures) + 0.15 * max(len(arms), len(pairs)) + 0.6)
+        figure, axes = plt.subplots(
+            len(measures), columns, figsize=size, squeeze=False, sharex=True, layout="constrained"
+        )
+        for row, measure in zip(axes, measures, strict=True):
             bands = within_seeds([curves for _, curves in arms], measure.name)
             for number, ((title, _), band) in enumerate(zip(arms, bands, strict=True)):
-                _band(axes[0][column], number, title, band)
+                _band(row[0], number, title, band)
             for number, (title, rows) in enumerate(pairs):
-                _band(axes[1][column], number, title, curve_band(rows, measure.name))
-            axes[0][column].set_title(heading(measure), fontsize=9)
-            axes[-1][column].set_xlabel("step")
-        axes[0][0].set_ylabel("mean over seeds")
-        if pairs:
-            axes[1][0].set_ylabel("paired difference")
-            for axis in axes[1]:
-                axis.axhline(0, color="black", linewidth=0.8)
-        for level, title in zip(axes, ("95 %, without what all\narms of a seed share", "95 %"), strict=False):
-            legend = {"title": f"bands: {title}", "title_fontsize": 7, "alignment": "left"}
-            level[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=7, **legend)
+                _band(row[1], number, title, curve_band(rows, measure.name))
+                row[1].axhline(0, color="black", linewidth=0.8)
+            row[0].set_ylabel(heading(measure), fontsize=9)
+        figure.align_ylabels()
+        titles = ("mean over seeds", "paired difference")
+        bands_of = ("95 %, without what all arms of a seed share", "95 %")
+        for column, (title, bands_title) in enumerate(zip(titles[:columns], bands_of[:columns], strict=True)):
+            axes[0][column].set_title(title, fontsize=9)
+            bottom = axes[-1][column]
+            bottom.set_xlabel("step of the student")
+            legend = {"title": f"bands: {bands_title}", "title_fontsize": 7, "alignment": "left"}
+            bottom.legend(loc="upper left", bbox_to_anchor=(0, -0.32), frameon=False, fontsize=7, **legend)
         paths = save(figure, out / "curves")
         plt.close(figure)
     return paths
@@ -121,26 +124,24 @@ def within_seeds(arms: Sequence[Mapping[int, Curve]], name: str) -> list[Band]:
     """The band of each arm, given its curves by seed, as wide as the seeds leave it open which arm is ahead.
 
     From every value the mean of its seed over all arms is taken away before the intervals are computed, and these are
-    widened by √(J / (J − 1)) for J arms (Cousineau 2005, Morey 2008). Without two seeds that every arm has, or with a
-    single arm, they are those of `curve_band`.
+    widened by √(J / (J − 1)) for J arms (Cousineau 2005, Morey 2008). Between steps that all arms have, the width is
+    interpolated. Without two seeds or a step that every arm has, or with a single arm, they are those of `curve_band`.
     """
     bands = [curve_band(list(curves.values()), name) for curves in arms]
     seeds = sorted(set(arms[0]).intersection(*arms[1:]))
     steps = [step for step in bands[0][0] if all(step in band[0] for band in bands)]
-    if len(arms) < 2 or len(seeds) < 2:
+    if len(arms) < 2 or len(seeds) < 2 or not steps:
         return bands
     by_step = [[{point["step"]: point[name] for point in curves[seed]} for seed in seeds] for curves in arms]
     values = np.array([[[curve[step] for step in steps] for curve in curves] for curves in by_step])
     own = values - values.mean(axis=0)
     widened = math.sqrt(len(arms) / (len(arms) - 1))
     found: list[Band] = []
-    for band, rest in zip(bands, own, strict=True):
-        means = dict(zip(band[0], band[1], strict=True))
+    for (own_steps, means, _, _), rest in zip(bands, own, strict=True):
         intervals = [mean_ci95([float(value) for value in column]) for column in rest.T]
         halves = [0.0 if high is None else widened * (high - average) for average, _, high in intervals]
-        centres = [means[step] for step in steps]
-        pairs = list(zip(centres, halves, strict=True))
-        found.append((steps, centres, [mean - half for mean, half in pairs], [mean + half for mean, half in pairs]))
+        pairs = list(zip(means, np.interp(own_steps, steps, halves).tolist(), strict=True))
+        found.append((own_steps, means, [mean - half for mean, half in pairs], [mean + half for mean, half in pairs]))
     return found
 
 

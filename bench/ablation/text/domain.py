@@ -30,6 +30,7 @@ SHARPENED = (0.15, 0.3, 0.45, 0.6, 0.8)
 """Amounts of the unsharp masks that every distilled arm is held against."""
 
 CURVE_POINTS = 3
+"""The start, half of the student's steps, and the end."""
 PHASE_SETTINGS = ("latent_mse", "gamma2", "point_weights", "steps")
 RUN_SETTINGS = ("seed", "checkpoint_every", "validate_every", "crop", "usm", "degradation", "degrade_anew", "phases")
 """Fields of `TrainConfig` that no experiment sets: the sweep sets them, or this domain has no use for them."""
@@ -91,6 +92,11 @@ class TextDomain:
     )
 
     @property
+    def start(self) -> Path:
+        """The student that all arms start from."""
+        return self.model / "lora" / "start"
+
+    @property
     def references(self) -> tuple[str, ...]:
         return ("bicubic", "start", *(f"start unsharp {amount:g}" for amount in SHARPENED))
 
@@ -147,17 +153,22 @@ class TextDomain:
             shutil.rmtree(folder / "run", ignore_errors=True)
             curve.unlink(missing_ok=True)
         rows = {row["step"]: row for row in read_lines(curve)}
-        ends = sorted({round(config.total_steps * part / CURVE_POINTS) for part in range(1, CURVE_POINTS + 1)})
+        # Counted without the critic's warm-up, which not every arm has: equal steps are equally trained students.
+        ends = sorted({round(config.student_steps * part / (CURVE_POINTS - 1)) for part in range(CURVE_POINTS)})
         scores = None
         for end in ends:
             if end in rows and end != ends[-1]:
                 continue
             if stop():
                 return
+            if end == 0:
+                rows[end] = {"step": end, **scorer(self.model)(self.restore(self.start, device)).of_set}
+                write_lines(curve, list(rows.values()))
+                continue
             run = train(
                 RunSettings(
                     model=self.model, data=data, output=folder / "run", resume=(folder / "run").exists(),
-                    init_lora=self.model / "lora" / "start", stop_after=end, keep=1, tracker="none",
+                    init_lora=self.start, stop_after=config.critic_warmup_steps + end, keep=1, tracker="none",
                     cpu=device == "cpu",
                 ),
                 config,
@@ -180,7 +191,7 @@ class TextDomain:
         """Scores the enlarged input, the common start, and the start sharpened; none depends on the seed."""
         from bench.ablation.text.measures import gray_of, unsharp
 
-        start = self.restore(self.model / "lora" / "start", "cpu")
+        start = self.restore(self.start, "cpu")
         sharpened = [unsharp(start, amount) for amount in SHARPENED]
         for name, images in zip(self.references, [gray_of(enlarged_inputs()), start, *sharpened], strict=True):
             write_scores(scorer(self.model)(images), folder / name)

@@ -52,14 +52,14 @@ class TextSubject:
         config = self.domain.config(settings, seed)
         data = TextPairs(seed, config.total_steps * config.batch_size, captions=self.domain.captions)
         with tempfile.TemporaryDirectory() as scratch:
-            output, start = Path(scratch) / "run", self.domain.model / "lora" / "start"
+            output = Path(scratch) / "run"
             for moment in moments:
                 end = config.critic_warmup_steps + round(moment * config.student_steps)
                 if end:
                     train(
                         RunSettings(
                             model=self.domain.model, data=data, output=output, resume=output.exists(), keep=1,
-                            init_lora=start, stop_after=end, tracker="none", cpu=True,
+                            init_lora=self.domain.start, stop_after=end, tracker="none", cpu=True,
                         ),
                         config,
                     )  # fmt: skip
@@ -71,7 +71,7 @@ class TextSubject:
         if checkpoint is not None:
             load_checkpoint(backbone, checkpoint)
         else:
-            attach_roles(backbone, config, self.domain.model / "lora" / "start")
+            attach_roles(backbone, config, self.domain.start)
         data = TextPairs(0, SHOWN, split="test")
         items = [data[number] for number in range(SHOWN)]
         x_L, x_H = (torch.stack([item[name] for item in items]) for name in ("lr_up", "hr"))  # pyright: ignore

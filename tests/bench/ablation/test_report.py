@@ -205,3 +205,19 @@ def test_bands_within_seeds_leave_out_what_the_arms_of_a_seed_share() -> None:
     assert difference.low is not None
     assert pair[0][3][0] - pair[0][2][0] == pytest.approx((difference.high - difference.low) / 2**0.5)
     assert within_seeds(curves(luck)[:1], "error") == [plain]
+
+
+def test_an_arm_is_drawn_at_all_of_its_own_steps() -> None:
+    """Also where the arms share few of them, or none."""
+    noise = np.random.default_rng(0).normal(size=(2, 8, 21))
+
+    def arm(number: int, steps: list[int]) -> dict[int, list[dict[str, float]]]:
+        return {seed: [{"step": step, "error": noise[number, seed, step]} for step in steps] for seed in range(8)}
+
+    first, second = within_seeds([arm(0, [0, 10, 20]), arm(1, [0, 5, 20])], "error")
+    assert (first[0], second[0]) == ([0, 10, 20], [0, 5, 20])
+    widths = [np.subtract(high, low) for _, _, low, high in (first, second)]
+    assert widths[0] == pytest.approx([widths[0][0], (widths[0][0] + widths[0][2]) / 2, widths[0][2]])
+    assert widths[1][1] == pytest.approx(0.75 * widths[1][0] + 0.25 * widths[1][2])
+    apart = [arm(0, [5]), arm(1, [10])]
+    assert within_seeds(apart, "error") == [curve_band(list(curves.values()), "error") for curves in apart]

@@ -67,7 +67,10 @@ def test_a_cell_leaves_scores_curve_and_log_and_resumes_to_the_same(tmp_path: Pa
     assert set(whole[-1]) == {"image", *(measure.name for measure in domain.measures)}
     assert len(whole) == LINES + 1
     curve = [json.loads(line) for line in (tmp_path / "whole" / "curve.jsonl").read_text().splitlines()]
-    assert curve[-1]["step"] == 6
+    assert [point["step"] for point in curve] == [0, 2, 4]  # of the student: the critic's warm-up is none of them
+    assert {name: curve[-1][name] for name in whole[-1] if name != "image"} == {
+        name: value for name, value in whole[-1].items() if name != "image"
+    }
     log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert len(log) == 6
     assert any("critic_gain" in row for row in log)
@@ -98,6 +101,14 @@ def test_a_data_only_cell_leaves_its_sharpened_outputs_as_references(tmp_path: P
     sharpness = [scores["sharpness"], *(found[amount]["sharpness"] for amount in SHARPENED)]
     assert sharpness == sorted(sharpness)
     assert not (tmp_path / "references" / "start").exists()
+    # Its curve has the steps of arms whose critic is warmed up, and begins where all begin.
+    curve = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert [point["step"] for point in curve] == [0, 2, 4]
+    domain.score_references(0, tmp_path / "untrained")
+    start = json.loads((tmp_path / "untrained" / "start" / "scores.jsonl").read_text().splitlines()[-1])
+    assert {name: curve[0][name] for name in start if name != "image"} == {
+        name: value for name, value in start.items() if name != "image"
+    }
 
 
 def test_references_need_no_training(tmp_path: Path) -> None:
